@@ -1,0 +1,1 @@
+"""Configurations that come with motab: the demo's, and examples to copy."""

@@ -1,0 +1,149 @@
+"""The routes."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from proxy import __version__
+from proxy.api.errors import on_http_error, on_motab_error
+from proxy.api.middleware import RequestMiddleware
+from proxy.api.schema import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    MotabRequest,
+    ScoreRequest,
+)
+from proxy.api.service import Service
+from proxy.api.shapes import Kind
+from proxy.api.sse import EventStream, until_disconnected
+from proxy.engine.limits import Upstream
+from proxy.engine.runner import first_error
+from proxy.errors import ModelNotFound, MotabError, UpstreamError
+
+T = TypeVar("T")
+
+_READY_TIMEOUT_S = 5.0
+# nginx's code for a client that left; only the metrics see it.
+_CLIENT_GONE = 499
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI app that serves `service`."""
+    app = FastAPI(title="motab", version=__version__)
+    app.add_middleware(RequestMiddleware, config=service.config, metrics=service.metrics)
+    for error in (MotabError, RequestValidationError, Exception):
+        app.add_exception_handler(error, on_motab_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    _add_generation_routes(app, service)
+    _add_information_routes(app, service)
+    return app
+
+
+def _add_generation_routes(app: FastAPI, service: Service) -> None:
+    async def generate(
+        request: Request, body: GenerationRequest, kind: Kind, *, always_full: bool = False
+    ) -> Response:
+        state = request.state
+        job = service.job(body, kind, state.request_id, state.clock, always_full=always_full)
+        if body.stream:
+            return EventStream(lambda put: service.stream(job, put))
+        return _json(await _unless_disconnected(request, service.complete(job)))
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        return await generate(request, body, "chat")
+
+    @app.post("/v1/completions")
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        return await generate(request, body, "text")
+
+    @app.post("/v1/motab/chat/completions")
+    async def motab_chat(request: Request, body: ChatRequest) -> Response:
+        return await generate(request, body, "chat", always_full=True)
+
+    @app.post("/v1/motab/completions")
+    async def motab_completions(request: Request, body: MotabRequest) -> Response:
+        return await generate(request, body, "text", always_full=True)
+
+    @app.post("/v1/motab/score")
+    async def score(request: Request, body: ScoreRequest) -> Response:
+        state = request.state
+        work = service.score(body, state.request_id, state.clock)
+        return _json(await _unless_disconnected(request, work))
+
+
+def _add_information_routes(app: FastAPI, service: Service) -> None:
+    started = int(service.started_at)
+
+    def described(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": started, "owned_by": "motab"}
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return _json({"object": "list", "data": [described(name) for name in service.models]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        if name not in service.models:
+            raise ModelNotFound(f"there is no model '{name}'", param="model")
+        return _json(described(name))
+
+    @app.get("/health")
+    async def health() -> Response:
+        return _json({"status": "alive"})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        states = await asyncio.gather(*(_state(upstream) for upstream in service.upstreams()))
+        upstreams = dict(zip((u.name for u in service.upstreams()), states, strict=True))
+        draining = service.admission.draining
+        is_ready = not draining and all(state == "ok" for state in states)
+        status = "draining" if draining else "ready" if is_ready else "unready"
+        return _json({"status": status, "upstreams": upstreams}, 200 if is_ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _state(upstream: Upstream) -> str:
+    try:
+        async with asyncio.timeout(_READY_TIMEOUT_S):
+            await upstream.backend.check()
+    except UpstreamError as error:
+        return str(error)
+    except TimeoutError:
+        return f"no answer within {_READY_TIMEOUT_S:g} s"
+    return "ok"
+
+
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`, or None when the client left first, which cancels the work.
+
+    Starlette goes on with a handler whose client has left.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work)
+            leaving = group.create_task(until_disconnected(request.receive))
+            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            result = task.result() if task.done() else None
+            task.cancel()
+            leaving.cancel()
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+    return result
+
+
+def _json(body: object | None, status: int = 200) -> Response:
+    if body is None:
+        return Response(status_code=_CLIENT_GONE)
+    return Response(orjson.dumps(body), status_code=status, media_type="application/json")

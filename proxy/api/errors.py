@@ -1,0 +1,72 @@
+"""Errors as OpenAI's clients expect them."""
+
+import logging
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from proxy.api.schema import request_error
+from proxy.errors import MotabError, OverCapacity
+
+_log = logging.getLogger(__name__)
+
+
+def error_body(error: MotabError) -> dict[str, Any]:
+    """The `error` object."""
+    found = {
+        "message": str(error),
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    return {"error": found}
+
+
+def error_response(error: MotabError) -> Response:
+    """The whole answer to a request that failed before anything of it was sent."""
+    headers = {}
+    if isinstance(error, OverCapacity):
+        headers["retry-after"] = str(error.retry_after_s)
+    return Response(
+        orjson.dumps(error_body(error)),
+        status_code=error.status,
+        headers=headers,
+        media_type="application/json",
+    )
+
+
+def as_motab_error(error: Exception) -> MotabError:
+    """Our own errors as they are; anything else is a bug of ours, logged and told as such."""
+    if isinstance(error, MotabError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return request_error(error.errors())
+    _log.error("unexpected error", exc_info=error)
+    return MotabError("an internal error; the proxy's log has the details")
+
+
+async def on_motab_error(_: Request, error: Exception) -> Response:
+    """FastAPI's handler for everything that a route raises."""
+    return error_response(as_motab_error(error))
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in the same shape."""
+    if not isinstance(error, HTTPException):
+        raise error
+    body = {
+        "message": f"{request.method} {request.url.path}: {error.detail}",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "unknown_url",
+    }
+    return Response(
+        orjson.dumps({"error": body}),
+        status_code=error.status_code,
+        headers=dict(error.headers or {}),
+        media_type="application/json",
+    )

@@ -1,0 +1,88 @@
+"""What Prometheus sees. One registry per app, so that apps in one process stay apart."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from proxy.engine.runner import Outcome, Usage
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_TOKEN_KINDS = (
+    "student_tokens",
+    "student_tokens_discarded",
+    "teacher_scored_tokens",
+    "teacher_cached_tokens",
+    "teacher_tokens",
+)
+_CALL_KINDS = ("student_calls", "score_calls", "correction_calls")
+
+
+class Metrics:
+    """Counts requests, trajectories, tokens and calls; times requests and upstream requests."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "motab_requests", "Requests answered", ["route", "status"], registry=self.registry
+        )
+        self._request_seconds = Histogram(
+            "motab_request_seconds",
+            "Seconds from a request to the end of its answer",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._trajectories = Counter(
+            "motab_trajectories",
+            "Trajectories finished, by whether the student strayed",
+            ["model", "method", "outcome"],
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "motab_tokens",
+            "Tokens by what they were for",
+            ["model", "kind"],
+            registry=self.registry,
+        )
+        self._calls = Counter(
+            "motab_calls", "Calls of models by what for", ["model", "kind"], registry=self.registry
+        )
+        self.active = Gauge(
+            "motab_active_trajectories", "Trajectories under way", registry=self.registry
+        )
+        self._upstream_seconds = Histogram(
+            "motab_upstream_request_seconds",
+            "Seconds of one request to an upstream, streams to their end",
+            ["upstream", "path", "outcome"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        self._requests.labels(route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def upstream_request(self, upstream: str, path: str, seconds: float, outcome: str) -> None:
+        """A request to an upstream ended: `ok`, `cancelled` or an error's code."""
+        self._upstream_seconds.labels(upstream, path, outcome).observe(seconds)
+
+    def trajectory(self, model: str, method: str, outcome: Outcome) -> None:
+        """A trajectory is complete."""
+        strayed = "safe" if outcome.trajectory.breach is None else "breach"
+        self._trajectories.labels(model, method, strayed).inc()
+        self.usage(model, outcome.usage)
+
+    def usage(self, model: str, usage: Usage) -> None:
+        """Tokens and calls were spent."""
+        for kind in _TOKEN_KINDS:
+            label = kind.replace("_tokens", "", 1)
+            self._tokens.labels(model, label).inc(getattr(usage, kind) or 0)
+        for kind in _CALL_KINDS:
+            self._calls.labels(model, kind.removesuffix("_calls")).inc(getattr(usage, kind))
+
+    def failed(self, model: str, method: str) -> None:
+        """A trajectory ended in an error or was abandoned."""
+        self._trajectories.labels(model, method, "failed").inc()
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self.registry)

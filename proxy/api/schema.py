@@ -1,0 +1,184 @@
+"""Requests as OpenAI's clients send them. What is not supported is refused by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from proxy.backends.base import Message, Question
+from proxy.errors import RequestError, UnsupportedField
+from proxy.options import describe
+
+# OpenAI fields that motab does not have, with the value that asks for nothing. Some clients always
+# send them; any other value is refused.
+_NO_OPS: Mapping[str, object] = {
+    "best_of": 1,
+    "echo": False,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "logprobs": False,
+    "metadata": {},
+    "presence_penalty": 0,
+    "response_format": {"type": "text"},
+    "store": False,
+    "suffix": "",
+    "tools": [],
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextPart(_Strict):
+    """A text part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Strict):
+    """A chat message; its content is text, whole or in parts."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    def to_message(self) -> Message:
+        """`developer` is OpenAI's newer name for `system`, which chat templates know."""
+        role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str):
+            return Message(role, self.content)
+        return Message(role, "".join(part.text for part in self.content))
+
+
+class StreamOptions(_Strict):
+    """What streams carry besides text."""
+
+    include_usage: bool = False
+
+
+class _ModelRequest(_Strict):
+    model: str
+    user: str | None = None
+    """Whom the request is for; it goes into the log."""
+    motab: dict[str, Any] = {}
+    """See docs/parameters.md."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_no_ops(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        return {
+            key: value
+            for key, value in data.items()
+            if value is not None and (key not in _NO_OPS or value != _NO_OPS[key])
+        }
+
+
+class GenerationRequest(_ModelRequest):
+    """What chat and text completions have in common."""
+
+    temperature: float = Field(1.0, ge=0, le=2)
+    """The student's; the teacher has `motab.teacher_temperature`."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    n: int = Field(1, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | Annotated[list[str], Field(max_length=16)] = []
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    def question(self) -> Question:
+        """q, from messages or from the prompt."""
+        raise NotImplementedError
+
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(stops):
+            raise RequestError("a stop string must not be empty", param="stop")
+        return stops
+
+
+class ChatRequest(GenerationRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage]
+
+    def question(self) -> Question:
+        return _question(self.messages, None)
+
+
+class CompletionRequest(GenerationRequest):
+    """`POST /v1/completions`: the prompt goes to the models as it is, without a chat template."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+
+    def question(self) -> Question:
+        return _question(None, self.prompt)
+
+
+class MotabRequest(GenerationRequest):
+    """`POST /v1/motab/completions`: messages or a prompt."""
+
+    messages: list[ChatMessage] | None = None
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] | None = None
+
+    def question(self) -> Question:
+        return _question(self.messages, self.prompt)
+
+
+class ScoreRequest(_ModelRequest):
+    """`POST /v1/motab/score`: a question and the text that answers it."""
+
+    messages: list[ChatMessage] | None = None
+    prompt: str | None = None
+    text: str
+
+    def question(self) -> Question:
+        """q, from messages or from the prompt."""
+        return _question(self.messages, self.prompt)
+
+
+def _question(messages: list[ChatMessage] | None, prompt: str | list[str] | None) -> Question:
+    if (messages is None) == (prompt is None):
+        raise RequestError("give either messages or prompt", param="messages")
+    if prompt is not None:
+        text = prompt if isinstance(prompt, str) else prompt[0]
+        if not text:
+            raise RequestError("prompt is empty", param="prompt")
+        return Question(prompt=text)
+    if not messages:
+        raise RequestError("messages is empty", param="messages")
+    if messages[-1].role == "assistant":
+        message = "the last message must not be the assistant's: its answer is to be written"
+        raise RequestError(message, param=f"messages[{len(messages) - 1}].role")
+    return Question(messages=tuple(message.to_message() for message in messages))
+
+
+def request_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
+    """The first of FastAPI's complaints about a body, naming the field."""
+    # Of a union's complaints (text, or a list of parts), the deepest is about what was sent.
+    first = max(errors, key=lambda error: len(error["loc"]))
+    kind, loc = first["type"], first["loc"][1:]  # without FastAPI's "body"
+    if kind == "json_invalid":
+        return RequestError(f"the body is not valid JSON: {first['ctx']['error']}")
+    if not loc:
+        return RequestError("the body must be a JSON object, sent as application/json")
+    param = _path(loc)
+    if kind == "extra_forbidden":
+        return UnsupportedField(f"{param} is not supported", param=param)
+    return RequestError(describe(param, kind, first["msg"]), param=param)
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """`messages[0].content` from pydantic's location, without its names of union members."""
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and part not in {"str", "TextPart"}:
+            path += f".{part}" if path else part
+    return path

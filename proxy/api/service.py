@@ -1,0 +1,268 @@
+"""What the routes do: find the model, resolve the options, run the trajectories, tell the story."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from proxy.api.metrics import Metrics
+from proxy.api.schema import GenerationRequest, ScoreRequest
+from proxy.api.shapes import Head, Kind, completion, scored_text, trace, usage
+from proxy.api.sse import DONE, ChunkWriter, named_event
+from proxy.backends.base import Call, Sampling, UpstreamClock
+from proxy.config import ServerConfig
+from proxy.core.types import Breached, Judged
+from proxy.engine.limits import Admission, Upstream
+from proxy.engine.runner import Outcome, Pair, TrajectoryRun, Usage, first_error
+from proxy.engine.score import score_text
+from proxy.errors import DeadlineExceeded, ModelNotFound, RequestError
+from proxy.options import Options, OptionsError, parse_options
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A name that clients may use, and what stands behind it."""
+
+    pair: Pair
+    defaults: Mapping[str, Any]
+    labels: dict[str, str | None]
+    """The models' own names: `student` and `teacher`."""
+
+    def check_method(self, options: Options) -> None:
+        """A plain upstream can only write alone."""
+        lacks_student = options.method != "teacher" and self.pair.student is None
+        if lacks_student or (options.method != "student" and self.pair.teacher is None):
+            alone = "teacher" if self.pair.student is None else "student"
+            message = f"this model is a {alone} alone, it has no method '{options.method}'"
+            raise RequestError(message, param="motab.method")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request, resolved."""
+
+    model: ServedModel
+    request: GenerationRequest
+    options: Options
+    head: Head
+    request_id: str
+    clock: UpstreamClock
+
+    def run(self, index: int, observer: "TextObserver") -> TrajectoryRun:
+        """The trajectory of choice `index`. Each has a seed of its own."""
+        request = self.request
+        seed = None if request.seed is None else request.seed + index
+        return TrajectoryRun(
+            pair=self.model.pair,
+            question=request.question(),
+            params=self.options,
+            sampling=Sampling(request.temperature, request.top_p, seed, request.stops()),
+            call=Call(f"{self.request_id}-{index}", self.clock),
+            observer=observer,
+        )
+
+
+class TextObserver:
+    """For answers that are sent whole: nothing is told on the way."""
+
+    def text(self, text: str) -> None:
+        """Not sent yet."""
+
+    def notice(self, notice: Judged | Breached) -> None:
+        """Not sent at all."""
+
+
+@dataclass(slots=True)
+class StreamObserver(TextObserver):
+    """Writes one choice's text, and its decisions where they were asked for."""
+
+    index: int
+    writer: ChunkWriter
+    put: Callable[[bytes], None]
+    events: bool
+    _begun: bool = False
+
+    def begin(self) -> None:
+        """Open the choice. Not before there is something to say, so that a request which fails
+        at once is answered with a status and not with a broken stream.
+        """
+        if not self._begun:
+            self._begun = True
+            if role := self.writer.role(self.index):
+                self.put(role)
+
+    def text(self, text: str) -> None:
+        self.begin()
+        self.put(self.writer.text(self.index, text))
+
+    def notice(self, notice: Judged | Breached) -> None:
+        if not self.events:
+            return
+        if isinstance(notice, Judged):
+            step = asdict(notice.step)
+            # Its place in the text may not be certain yet; the trace at the end has it.
+            del step["start"], step["end"]
+            self.put(named_event("motab.step", {"index": self.index, "step": notice.index, **step}))
+        else:
+            cut = {"breach": notice.breach, "bifurcation": notice.bifurcation}
+            self.put(named_event("motab.breach", {"index": self.index, **cut}))
+
+
+@dataclass(slots=True)
+class Service:
+    """Everything that outlives a request."""
+
+    config: ServerConfig
+    models: Mapping[str, ServedModel]
+    metrics: Metrics
+    admission: Admission = field(init=False)
+    started_at: float = field(init=False, default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.config.max_concurrent)
+        self.metrics.active.set_function(lambda: self.admission.num_active)
+
+    def upstreams(self) -> list[Upstream]:
+        """Every upstream that a model uses, once."""
+        pairs = [model.pair for model in self.models.values()]
+        used = [u for pair in pairs for u in (pair.student, pair.teacher) if u is not None]
+        return list({upstream.name: upstream for upstream in used}.values())
+
+    def job(
+        self,
+        request: GenerationRequest,
+        kind: Kind,
+        request_id: str,
+        clock: UpstreamClock,
+        *,
+        always_full: bool,
+    ) -> Job:
+        """Resolve a request. Raises `RequestError` or `ModelNotFound`."""
+        model = self._model(request.model)
+        forced = {"trace": "full"} if always_full else {}
+        options = self._options(model, {**request.motab, **forced}, _length_limit(request))
+        model.check_method(options)
+        if request.n > self.config.max_n:
+            raise RequestError(f"n must be at most {self.config.max_n} here", param="n")
+        if options.events and not request.stream:
+            raise RequestError("events need stream: true", param="motab.events")
+        # Refused before anything starts, not by the first trajectory.
+        request.question()
+        request.stops()
+        prefix = "chatcmpl" if kind == "chat" else "cmpl"
+        head = Head(kind, f"{prefix}-{request_id}", int(time.time()), request.model)
+        return Job(model, request, options, head, request_id, clock)
+
+    def _model(self, name: str) -> ServedModel:
+        if name not in self.models:
+            message = f"there is no model '{name}'; there are {', '.join(self.models)}"
+            raise ModelNotFound(message, param="model")
+        return self.models[name]
+
+    def _options(self, model: ServedModel, asked: Mapping[str, Any], limit: int | None) -> Options:
+        try:
+            options = parse_options(model.defaults, asked)
+            if limit is not None and limit < options.max_total_tokens:
+                options = parse_options(model.defaults, asked, {"max_total_tokens": limit})
+        except OptionsError as error:
+            raise RequestError(str(error), param=f"motab.{error.field}") from error
+        if options.max_total_tokens > self.config.max_total_tokens:
+            message = f"max_total_tokens must be at most {self.config.max_total_tokens} here"
+            raise RequestError(message, param="motab.max_total_tokens")
+        return options
+
+    async def complete(self, job: Job) -> dict[str, Any]:
+        """All trajectories of a request, and the whole answer."""
+        with self.admission.admit(job.request.n):
+            observers = [TextObserver() for _ in range(job.request.n)]
+            outcomes = await self._within_deadline(self._run_all(job, observers))
+        return completion(job.head, outcomes, job.options, job.model.labels)
+
+    async def stream(self, job: Job, put: Callable[[bytes], None]) -> None:
+        """The same as chunks, as they become certain."""
+        request, options = job.request, job.options
+        writer = ChunkWriter(job.head, include_usage=request.stream_options.include_usage)
+        observers = [
+            StreamObserver(index, writer, put, options.events) for index in range(request.n)
+        ]
+
+        def finished(index: int, outcome: Outcome) -> None:
+            told = None
+            if options.trace != "none":
+                told = trace(outcome, options, job.model.labels)
+            observers[index].begin()
+            put(writer.finish(index, outcome.trajectory.finish_reason, told))
+
+        with self.admission.admit(request.n):
+            outcomes = await self._within_deadline(self._run_all(job, observers, finished))
+        if request.stream_options.include_usage:
+            put(writer.usage(usage([outcome.usage for outcome in outcomes], options)))
+        put(DONE)
+
+    async def _run_all(
+        self,
+        job: Job,
+        observers: list[TextObserver] | list[StreamObserver],
+        finished: Callable[[int, Outcome], None] = lambda _index, _outcome: None,
+    ) -> list[Outcome]:
+        """N trajectories at once; the first error ends them all."""
+
+        async def one(index: int, observer: TextObserver) -> Outcome:
+            try:
+                outcome = await job.run(index, observer).run()
+            except BaseException:
+                self.metrics.failed(job.head.model, job.options.method)
+                raise
+            self.metrics.trajectory(job.head.model, job.options.method, outcome)
+            finished(index, outcome)
+            return outcome
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(one(index, observer))
+                    for index, observer in enumerate(observers)
+                ]
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        return [task.result() for task in tasks]
+
+    async def score(
+        self, request: ScoreRequest, request_id: str, clock: UpstreamClock
+    ) -> dict[str, Any]:
+        """Judge a given text."""
+        model = self._model(request.model)
+        options = self._options(model, {**request.motab, "trace": "full"}, None)
+        if model.pair.teacher is None:
+            message = f"'{request.model}' has no teacher to score with"
+            raise RequestError(message, param="model")
+        call = Call(request_id, clock)
+        teacher = model.pair.teacher
+        with self.admission.admit(1):
+            work = score_text(teacher, request.question(), request.text, options, call)
+            scored = await self._within_deadline(work)
+        spent = Usage(
+            teacher_scored_tokens=scored.scored_tokens,
+            teacher_cached_tokens=scored.cached_tokens,
+            score_calls=1,
+        )
+        self.metrics.usage(request.model, spent)
+        head = Head("text", request_id, int(time.time()), request.model)
+        return scored_text(head, scored, options, teacher.backend.scoring)
+
+    async def _within_deadline(self, work: Coroutine[Any, Any, T]) -> T:
+        limit = self.config.request_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                return await work
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the request took longer than {limit:g} s") from error
+
+
+def _length_limit(request: GenerationRequest) -> int | None:
+    """The smaller of OpenAI's two names for the same thing."""
+    limits = [x for x in (request.max_tokens, request.max_completion_tokens) if x is not None]
+    return min(limits, default=None)

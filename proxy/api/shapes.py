@@ -1,0 +1,126 @@
+"""Answers in OpenAI's shapes, with motab's additions each in one object."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from proxy.core.types import StepTrace
+from proxy.engine.runner import Outcome, Usage
+from proxy.engine.score import ScoredText
+from proxy.options import Options
+
+Kind = Literal["chat", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every answer and chunk of a request repeats. `created` is in seconds since 1970."""
+
+    kind: Kind
+    id: str
+    created: int
+    model: str
+
+
+def completion(
+    head: Head, outcomes: list[Outcome], options: Options, models: dict[str, str | None]
+) -> dict[str, Any]:
+    """A whole answer: one choice per trajectory."""
+    choices: list[dict[str, Any]] = []
+    for index, outcome in enumerate(outcomes):
+        text = outcome.trajectory.text
+        choice: dict[str, Any] = {"index": index, "logprobs": None}
+        if head.kind == "chat":
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        choice["finish_reason"] = outcome.trajectory.finish_reason
+        if options.trace != "none":
+            choice["motab"] = trace(outcome, options, models)
+        choices.append(choice)
+    return {
+        "id": head.id,
+        "object": "chat.completion" if head.kind == "chat" else "text_completion",
+        "created": head.created,
+        "model": head.model,
+        "choices": choices,
+        "usage": usage([outcome.usage for outcome in outcomes], options),
+    }
+
+
+def trace(outcome: Outcome, options: Options, models: dict[str, str | None]) -> dict[str, Any]:
+    """The `motab` object of a choice."""
+    trajectory = outcome.trajectory
+    found: dict[str, Any] = {
+        "method": options.method,
+        "breach": trajectory.breach,
+        "bifurcation": trajectory.bifurcation,
+        "scoring": outcome.scoring,
+        "spans": [asdict(span) for span in trajectory.spans],
+    }
+    if options.trace == "full":
+        found["steps"] = [step_trace(step) for step in trajectory.steps]
+        found["params"] = asdict(options)
+        found["models"] = models
+    return found
+
+
+def step_trace(step: StepTrace) -> dict[str, Any]:
+    """One step; its text only where it is not part of the output."""
+    fields = asdict(step)
+    text = fields.pop("text")
+    return fields if step.start is not None else {**fields, "text": text}
+
+
+def usage(usages: list[Usage], options: Options) -> dict[str, Any]:
+    """OpenAI's counts are of what the client sees; `motab` tells the real cost.
+
+    The prompt is counted once, as OpenAI does for n > 1.
+    """
+    prompt = usages[0].prompt_tokens
+    completion_tokens = sum(one.completion_tokens for one in usages)
+    found: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt + completion_tokens,
+    }
+    if options.trace != "none":
+        found["motab"] = {name: _sum(getattr(one, name) for one in usages) for name in _COSTS}
+    return found
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """None where one of them is not known."""
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
+
+
+_COSTS = tuple(
+    name
+    for name in Usage.__dataclass_fields__
+    if name not in {"prompt_tokens", "completion_tokens"}
+)
+
+
+def scored_text(head: Head, scored: ScoredText, options: Options, scoring: str) -> dict[str, Any]:
+    """The answer of `/v1/motab/score`."""
+    return {
+        "object": "motab.score",
+        "model": head.model,
+        "created": head.created,
+        "scoring": scoring,
+        "breach": scored.breach,
+        "bifurcation": scored.bifurcation,
+        "steps": [step_trace(step) for step in scored.steps],
+        "params": asdict(options),
+        "usage": {
+            "prompt_tokens": scored.prompt_tokens,
+            "completion_tokens": 0,
+            "total_tokens": scored.prompt_tokens,
+            "motab": {
+                "teacher_scored_tokens": scored.scored_tokens,
+                "teacher_cached_tokens": scored.cached_tokens,
+                "score_calls": 1,
+            },
+        },
+    }

@@ -1,0 +1,1 @@
+"""Wire formats, one server kind a file. Only frozen dataclasses travel inward from here."""

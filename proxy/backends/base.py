@@ -1,0 +1,194 @@
+"""What the engine asks of a server, in the slices that it uses, and the data that travels."""
+
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy.core.types import FinishReason, StepScore
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """q: chat messages for the model's template, or a raw prompt that stands as it is."""
+
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Text and the one model's token ids that stand for exactly it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Context:
+    """s_t as one model reads it: its rendered prompt, then one segment per step.
+
+    Each step is tokenised on its own and its ids are appended, so that the ids of a step do not
+    depend on what follows it (or on which steps share a scoring call), and the server's prefix
+    cache is kept.
+    """
+
+    prompt: Segment
+    steps: list[Segment] = field(default_factory=list)
+    token_ids: list[int] = field(init=False)
+    """The prompt's ids, then all steps' ids."""
+    bounds: list[int] = field(init=False)
+    """`bounds[k]` is the offset in `token_ids` at which step k begins; one more entry ends them."""
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.prompt.token_ids)
+        self.bounds = [len(self.token_ids)]
+        steps, self.steps = self.steps, []
+        for step in steps:
+            self.append(step)
+
+    def append(self, step: Segment) -> None:
+        """Add the next step."""
+        self.steps.append(step)
+        self.token_ids.extend(step.token_ids)
+        self.bounds.append(len(self.token_ids))
+
+    def truncate(self, num_steps: int) -> None:
+        """Forget all steps but the first `num_steps`."""
+        del self.steps[num_steps:]
+        del self.bounds[num_steps + 1 :]
+        del self.token_ids[self.bounds[-1] :]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a model writes. Everything that is not here is switched off at the server."""
+
+    temperature: float
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Text as it arrives: one piece per token (see `core.types.Wrote`), the end when it came.
+
+    `num_cached_tokens` is how much of the prompt the server took from its cache; it comes with the
+    last draft, and None where the server does not tell.
+    """
+
+    pieces: tuple[str, ...]
+    end: FinishReason | None = None
+    num_cached_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One score per new step; `next_entropy` is H of the state after them, where the call gave it.
+
+    `num_tokens` teacher tokens were scored, `num_cached_tokens` of the context came from the
+    server's cache (None where the server does not tell).
+    """
+
+    steps: tuple[StepScore, ...]
+    next_entropy: float | None
+    num_tokens: int
+    num_cached_tokens: int | None
+
+
+class UpstreamClock:
+    """How long a client's request waited for servers."""
+
+    def __init__(self) -> None:
+        self._num_open = 0
+        self._opened_at = 0.0
+        self._upstream_s = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Mark a request to a server as open."""
+        if self._num_open == 0:
+            self._opened_at = time.perf_counter()
+        self._num_open += 1
+        try:
+            yield
+        finally:
+            self._num_open -= 1
+            if self._num_open == 0:
+                self._upstream_s += time.perf_counter() - self._opened_at
+
+    def seconds(self) -> float:
+        """Seconds in which at least one request to a server was open."""
+        running = time.perf_counter() - self._opened_at if self._num_open else 0.0
+        return self._upstream_s + running
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Which trajectory a request to a server belongs to.
+
+    `session_id` keeps the trajectory on one replica (and one slot), whose cache then serves it.
+    """
+
+    session_id: str
+    clock: UpstreamClock = field(default_factory=UpstreamClock)
+
+
+class Reader(Protocol):
+    """Turns text into a model's tokens."""
+
+    async def render(self, question: Question, call: Call) -> Segment:
+        """The question in the model's own chat template, up to where its answer begins."""
+        ...
+
+    async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
+        """Each text on its own, without special tokens; ids that stand for exactly that text."""
+        ...
+
+
+class Drafter(Protocol):
+    """Continues a context: the student's draft, or the teacher's correction."""
+
+    def write(
+        self, context: Context, sampling: Sampling, max_tokens: int, call: Call
+    ) -> AsyncGenerator[Draft]:
+        """Stream the continuation; the last draft has `end` set.
+
+        Closing the iterator cancels the request at the server.
+        """
+        ...
+
+
+class Scorer(Protocol):
+    """Gives the teacher's probabilities of given text."""
+
+    scoring: str
+    """Which rung of the fallback ladder this is, for the trace."""
+
+    async def score(
+        self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
+    ) -> Scores:
+        """V and H of the last `num_new` steps of `context`.
+
+        With `entropy_known` the first of them may come without H. Raises `UpstreamMalformed`
+        where a log-probability is missing or impossible.
+        """
+        ...
+
+
+class Backend(Reader, Drafter, Scorer, Protocol):
+    """A server that can serve as student and as teacher."""
+
+    async def check(self) -> None:
+        """Raise an `UpstreamError` unless the server answers and has the model."""
+        ...

@@ -1,0 +1,173 @@
+"""One pooled HTTP client per upstream; foreign errors become ours here."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self
+
+import aiohttp
+import httpx
+import orjson
+from httpx_aiohttp import AiohttpTransport
+
+from proxy.backends.base import Call
+from proxy.errors import (
+    ContextExceeded,
+    MotabError,
+    UpstreamFailed,
+    UpstreamRefused,
+    UpstreamUnreachable,
+)
+
+# Shorter than the 5 s after which uvicorn, and so vLLM and SGLang, closes an idle connection: a
+# request never goes out on a connection that the server is just closing.
+_KEEPALIVE_S = 4.0
+_CONNECT_TIMEOUT_S = 10.0
+_ERROR_EXCERPT = 500
+
+
+RequestObserver = Callable[[str, str, float, str], None]
+"""Told of every request that ended: upstream, path, seconds, and `ok`, `cancelled` or an error's
+code."""
+
+
+class UpstreamClient:
+    """Speaks JSON and server-sent events with one server.
+
+    Use as an async context manager. Reads have no timeout of their own: the request's deadline
+    cancels them.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        base_url: str,
+        api_key: str | None,
+        max_connections: int,
+        observe: RequestObserver,
+    ) -> None:
+        self._observe = observe
+        self.upstream = upstream
+        self.base_url = base_url
+
+        def open_session() -> aiohttp.ClientSession:
+            connector = aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_KEEPALIVE_S)
+            return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+        # httpx's own pool is quadratic in waiting requests; aiohttp's is not.
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            transport=AiohttpTransport(client=open_session),
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def get(self, path: str) -> Any:  # noqa: ANN401
+        """The JSON that GET `path` answers."""
+        return await self._json("GET", path, None, {})
+
+    async def post(self, path: str, body: dict[str, Any], call: Call) -> Any:  # noqa: ANN401
+        """The JSON that POST `path` answers."""
+        with call.clock.running(), self._observed(path):
+            return await self._json("POST", path, orjson.dumps(body), _headers(call))
+
+    async def _json(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str]
+    ) -> Any:  # noqa: ANN401
+        with self._translated():
+            response = await self._http.request(method, path, content=content, headers=headers)
+        if response.is_error:
+            raise self._refusal(response)
+        try:
+            return orjson.loads(response.content)
+        except orjson.JSONDecodeError as error:
+            message = f"{path} answered no JSON: {response.text[:_ERROR_EXCERPT]!r}"
+            raise UpstreamFailed(self.upstream, message) from error
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, body: dict[str, Any], call: Call
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """POST and read the answer's server-sent events: the payload of each `data:` line.
+
+        Leaving the context closes the connection, which cancels the request at the server.
+        """
+        request = self._http.build_request(
+            "POST", path, content=orjson.dumps(body), headers=_headers(call)
+        )
+        with call.clock.running(), self._observed(path):
+            with self._translated():
+                response = await self._http.send(request, stream=True)
+            try:
+                if response.is_error:
+                    with self._translated():
+                        await response.aread()
+                    raise self._refusal(response)
+                yield self._events(response)
+            finally:
+                await response.aclose()
+
+    async def _events(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        rest = b""
+        with self._translated():
+            async for chunk in response.aiter_raw():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    # Comments (": ping"), event names and the blank line after each event carry
+                    # nothing for us; no server that we speak splits one event over data lines.
+                    if line.startswith(b"data:"):
+                        yield line[5:].strip()
+
+    @contextmanager
+    def _observed(self, path: str) -> Iterator[None]:
+        started = time.perf_counter()
+        code = "cancelled"
+        try:
+            yield
+            code = "ok"
+        except MotabError as error:
+            code = error.code
+            raise
+        finally:
+            self._observe(self.upstream, path, time.perf_counter() - started, code)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.TransportError, aiohttp.ClientError, OSError) as error:
+            reason = str(error) or type(error).__name__
+            message = f"no connection to {self.base_url}: {reason}"
+            raise UpstreamUnreachable(self.upstream, message) from error
+
+    def _refusal(self, response: httpx.Response) -> Exception:
+        status, text = response.status_code, response.text
+        message = f"{response.request.url.path} answered {status}: {text[:_ERROR_EXCERPT]}"
+        if status == httpx.codes.BAD_REQUEST and _is_context_overflow(text):
+            return ContextExceeded(f"upstream '{self.upstream}': {message}")
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
+            return UpstreamFailed(self.upstream, message)
+        return UpstreamRefused(self.upstream, message)
+
+
+def _is_context_overflow(text: str) -> bool:
+    # llama.cpp: type "exceed_context_size_error"; vLLM: "maximum context length", as OpenAI.
+    return "exceed_context_size" in text or "maximum context length" in text
+
+
+def _headers(call: Call) -> dict[str, str]:
+    """JSON, and the affinity headers of the known routers, so that a fleet keeps one trajectory
+    on one replica's cache.
+    """
+    return {
+        "content-type": "application/json",
+        "x-session-id": call.session_id,
+        "x-session-affinity": call.session_id,
+        "X-SMG-Routing-Key": call.session_id,
+    }

@@ -1,0 +1,72 @@
+"""The command `motab`."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from proxy import __version__
+from proxy.config import Config, load_config
+from proxy.errors import MotabError
+from proxy.serve import run, serve
+
+app = typer.Typer(
+    help="Distil reasoning without exposure bias: MOTAB decoding in front of any LLM servers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_errors = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command. Exit code 0, 1 failed, 2 usage."""
+    try:
+        app()
+    except MotabError as error:
+        _errors.print(f"motab: {error}", style="red", markup=False, highlight=False)
+        raise SystemExit(1) from error
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001
+    if wanted:
+        typer.echo(f"motab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log everything, the embedded servers' output too.")
+    ] = False,
+) -> None:
+    level = logging.DEBUG if verbose else logging.INFO
+    handler = RichHandler(console=_errors, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("proxy").setLevel(level)
+
+
+@app.command("serve")
+def serve_command(
+    config: Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")],
+    host: Annotated[str | None, typer.Option(help="In place of server.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="In place of server.port.")] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for upstreams that are still starting.")
+    ] = 0.0,
+) -> None:
+    """Serve the configured models behind an OpenAI-compatible API."""
+    run(serve(_with_address(load_config(config), host, port), wait))
+
+
+def _with_address(config: Config, host: str | None, port: int | None) -> Config:
+    """The configuration with the command line's address, checked like the file's."""
+    asked = {"host": host, "port": port}
+    changes = {key: value for key, value in asked.items() if value is not None}
+    return config.with_server(changes)

@@ -1,0 +1,211 @@
+"""The configuration file: YAML, checked, with `${ENV}` expanded. Unknown keys are errors."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from proxy.errors import ConfigError
+from proxy.options import OptionsError, describe, parse_options
+
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ServerConfig(_Section):
+    """The proxy itself."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8800, ge=0, le=65535)
+    """0 takes any free port."""
+    api_keys: tuple[str, ...] = ()
+    """Keys that clients may use. None: no authentication, and loopback addresses only."""
+    max_concurrent: int = Field(256, ge=1)
+    """Trajectories under way at once; one more is answered with 429."""
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1)
+    max_n: int = Field(64, ge=1)
+    """The largest `n` of a request."""
+    max_total_tokens: int = Field(131072, ge=1)
+    """The largest `max_total_tokens` of a request."""
+    request_timeout_s: float = Field(3600, gt=0)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_are_not_empty(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(keys):
+            raise ValueError("an API key must not be empty")
+        return keys
+
+    @model_validator(mode="after")
+    def _open_only_on_loopback(self) -> Self:
+        if not self.api_keys and self.host not in _LOOPBACK:
+            message = f"without api_keys the server listens on loopback only, not on '{self.host}'"
+            raise ValueError(message)
+        return self
+
+
+class _Upstream(_Section):
+    chat_template: str | None = None
+    """A Jinja template, in place of the model's own."""
+    max_concurrent: int = Field(64, ge=1)
+    """Requests under way at once, for writing and for scoring each."""
+
+
+class _RemoteUpstream(_Upstream):
+    base_url: str
+    """The server's root, without `/v1`."""
+    model: str
+    api_key: str | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_a_server_root(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.netloc:
+            raise ValueError(f"must be a URL such as http://127.0.0.1:30011, not '{url}'")
+        if parts.path.rstrip("/").endswith("/v1"):
+            raise ValueError(f"is the server's root: leave '/v1' out of '{url}'")
+        return url.rstrip("/")
+
+
+class LlamaCppConfig(_RemoteUpstream):
+    """A llama.cpp server that someone else runs."""
+
+    kind: Literal["llamacpp"]
+
+
+class VllmConfig(_RemoteUpstream):
+    """A vLLM server."""
+
+    kind: Literal["vllm"]
+    tokenizer: Literal["server"] = "server"
+    """Where token ids come from: the server's own `/tokenize`."""
+
+
+class EmbeddedConfig(_Upstream):
+    """A llama.cpp server that motab starts itself."""
+
+    kind: Literal["embedded"]
+    model: str
+    """A GGUF file's path, or `package:NAME` for one inside an installed package."""
+    slots: int = Field(4, ge=1)
+    """Requests decoded at once, each with a context of its own."""
+    context_tokens: int = Field(4096, ge=16)
+    """Tokens a slot's context holds."""
+
+
+UpstreamConfig = Annotated[
+    LlamaCppConfig | VllmConfig | EmbeddedConfig, Field(discriminator="kind")
+]
+
+
+class ModelConfig(_Section):
+    """A pair that clients can name."""
+
+    student: str
+    teacher: str
+    params: dict[str, Any] = {}
+    """Defaults of the `motab` object for this pair."""
+
+    @field_validator("params")
+    @classmethod
+    def _params_are_options(cls, params: dict[str, Any]) -> dict[str, Any]:
+        try:
+            parse_options(params)
+        except OptionsError as error:
+            raise ValueError(str(error)) from error
+        return params
+
+
+class Config(_Section):
+    """A whole configuration file."""
+
+    server: ServerConfig = ServerConfig()
+    upstreams: dict[str, UpstreamConfig] = Field(min_length=1)
+    models: dict[str, ModelConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _models_name_upstreams(self) -> Self:
+        for name, model in self.models.items():
+            for role, upstream in (("student", model.student), ("teacher", model.teacher)):
+                if upstream not in self.upstreams:
+                    known = ", ".join(self.upstreams)
+                    message = f"models.{name}.{role}: no upstream '{upstream}'; there are {known}"
+                    raise ValueError(message)
+        return self
+
+    def with_server(self, changes: dict[str, Any]) -> Self:
+        """A copy with other values under `server`, checked as in a file."""
+        try:
+            server = ServerConfig.model_validate({**self.server.model_dump(), **changes})
+        except ValidationError as error:
+            raise ConfigError(_sentence(error)) from error
+        return self.model_copy(update={"server": server})
+
+
+def load_config(path: Path) -> Config:
+    """Read a file. Raises `ConfigError` with one line that names the file, the key and the cure."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must hold the keys server, upstreams and models")
+    try:
+        return Config.model_validate(_expanded(raw, ""))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(error)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _expanded(value: Any, where: str) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {key: _expanded(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if found is None:
+            raise ConfigError(f"{where}: the environment variable {match[1]} is not set")
+        return found
+
+    return _VARIABLE.sub(variable, value)
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first complaint, with the path of its key."""
+    first = error.errors()[0]
+    # A discriminated union adds the kind to the path, right after the upstream's name.
+    loc = [str(part) for part in first["loc"]]
+    if loc[:1] == ["upstreams"] and len(loc) > 3:
+        del loc[2]
+    others = error.error_count() - 1
+    more = f" (and {others} more)" if others else ""
+    if first["type"] == "value_error":
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return f"{'.'.join(loc)}: {message}{more}" if loc else message + more
+    where = ".".join(loc)
+    if first["type"] == "union_tag_invalid":
+        context = first["ctx"]
+        return f"{where}.kind: must be {context['expected_tags']}, not '{context['tag']}'{more}"
+    if first["type"] == "union_tag_not_found":
+        return f"{where}.kind is missing{more}"
+    return describe(where, first["type"], first["msg"]) + more

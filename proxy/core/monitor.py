@@ -1,0 +1,240 @@
+"""The state machine of a trajectory: events in, commands out, no I/O.
+
+Whoever drives it obeys each command and reports what happened as events. However the student's
+text is chunked, however late a score arrives and however many steps one scoring call covers, the
+trajectory is the same: decisions depend on the step texts and their scores alone, in step order.
+"""
+
+from typing import Protocol
+
+from proxy.core.params import Params
+from proxy.core.segmenter import Segmenter
+from proxy.core.solo import SoloMonitor
+from proxy.core.stitch import blank_line_after, blank_line_before, cover, stitch
+from proxy.core.types import (
+    Breached,
+    Command,
+    Emit,
+    Event,
+    Finish,
+    FinishReason,
+    Halt,
+    Judged,
+    Score,
+    Scored,
+    Step,
+    StepScore,
+    StepTrace,
+    Trajectory,
+    Write,
+    WriteEnded,
+    Wrote,
+)
+from proxy.core.verdict import bifurcation_of, judge, placed
+
+
+class Monitor(Protocol):
+    """What every method of making a trajectory is."""
+
+    def start(self) -> list[Command]:
+        """The commands that begin the trajectory."""
+        ...
+
+    def handle(self, event: Event) -> list[Command]:
+        """The commands that follow from an event; raises ValueError for an impossible score."""
+        ...
+
+
+def monitor_for(params: Params) -> Monitor:
+    """The state machine of `params.method`."""
+    if params.method == "motab":
+        return MotabMonitor(params)
+    return SoloMonitor(params, author=params.method)
+
+
+class MotabMonitor:
+    """The student writes, the teacher scores beside it; at the breach the teacher corrects."""
+
+    _DRAFT = 0
+    _CORRECTION = 1
+
+    def __init__(self, params: Params) -> None:
+        self._params = params
+        self._segmenter = Segmenter(
+            params.delimiter, params.max_step_tokens, params.max_total_tokens
+        )
+        self._steps: list[Step] = []
+        self._judged: list[StepTrace] = []
+        self._num_in_flight = 0
+        self._next_entropy: float | None = None
+        self._draft_end: FinishReason | None = None
+        self._bifurcation: int | None = None
+        self._correction: list[str] = []
+        self._correction_tokens = 0
+        self._correction_started = False
+        # What was emitted: all steps before this one, and so many characters of it.
+        self._emitted_steps = 0
+        self._emitted_chars = 0
+
+    def start(self) -> list[Command]:
+        return [Write(self._DRAFT, "student", (), self._params.max_total_tokens)]
+
+    def handle(self, event: Event) -> list[Command]:  # noqa: PLR0911 - one for each event
+        match event:
+            case Wrote(self._DRAFT, pieces) if self._draft_end is None:
+                return self._drafted(pieces)
+            case WriteEnded(self._DRAFT, reason) if self._draft_end is None:
+                self._steps.extend(self._segmenter.close())
+                self._draft_end = reason
+                return self._advance()
+            case Scored():
+                return self._scored(event)
+            case Wrote(self._CORRECTION, pieces):
+                self._correction_tokens += len(pieces)
+                return self._corrected("".join(pieces))
+            case WriteEnded(self._CORRECTION, reason):
+                return self._finish(reason)
+            case Wrote():  # more than it was asked for, or what a halted draft still brings
+                return [Halt(event.write_id)]
+            case _:
+                return []
+
+    def _drafted(self, pieces: tuple[str, ...]) -> list[Command]:
+        for piece in pieces:
+            self._steps.extend(self._segmenter.feed(piece))
+            if self._segmenter.exhausted:
+                self._draft_end = "length"
+                # At the total cap the server stops by itself: it was asked for no more.
+                halt = [Halt(self._DRAFT)] if self._segmenter.step_was_cut else []
+                return [*halt, *self._advance()]
+        return self._advance()
+
+    def _advance(self) -> list[Command]:
+        """What the student's text and the verdicts so far allow."""
+        commands = self._emit_draft()
+        if len(self._judged) == len(self._steps) and self._draft_end is not None:
+            return commands + self._finish(self._draft_end)
+        num_waiting = len(self._steps) - len(self._judged)
+        if num_waiting and not self._num_in_flight:
+            self._num_in_flight = num_waiting
+            texts = tuple(step.text for step in self._steps)
+            commands.append(Score(texts, num_waiting, self._next_entropy is not None))
+        return commands
+
+    def _scored(self, event: Scored) -> list[Command]:
+        if len(event.scores) != self._num_in_flight:
+            raise ValueError(
+                f"{self._num_in_flight} steps were to be scored, {len(event.scores)} scores came"
+            )
+        self._num_in_flight = 0
+        commands: list[Command] = []
+        for score in event.scores:
+            entropy = score.entropy if score.entropy is not None else self._next_entropy
+            self._next_entropy = None
+            index = len(self._judged)
+            step = judge(
+                self._steps[index],
+                StepScore(score.value, entropy, score.num_tokens),
+                self._judged[-1] if self._judged else None,
+                self._params,
+            )
+            self._judged.append(step)
+            commands.append(Judged(index, step))
+            if not step.safe:
+                return commands + self._breach()
+        self._next_entropy = event.next_entropy
+        return commands + self._advance()
+
+    def _breach(self) -> list[Command]:
+        """The last judged step is unsafe: stop the student, go back to t*, ask the teacher."""
+        commands: list[Command] = []
+        if self._draft_end is None:
+            self._draft_end = "stop"  # its own text is over, whatever it still brings
+            commands.append(Halt(self._DRAFT))
+        breach = len(self._judged) - 1
+        self._bifurcation = bifurcation_of(self._judged, self._params)
+        safe = self._steps[: self._bifurcation]
+        budget = self._params.max_total_tokens - sum(step.num_tokens for step in safe)
+        texts = tuple(step.text for step in safe)
+        commands += [
+            Breached(breach, self._bifurcation),
+            Write(self._CORRECTION, "teacher", texts, budget),
+        ]
+        del self._steps[breach + 1 :]
+        return commands + self._emit_draft()
+
+    def _corrected(self, text: str) -> list[Command]:
+        self._correction.append(text)
+        if self._params.stitch == "clean":
+            return [Emit(text)] if text else []
+        return self._emit_correction()
+
+    def _emit_correction(self, *, ended: bool = False) -> list[Command]:
+        """Release correction text; its leading newlines wait, for they are part of the blank line
+        between it and the revise token.
+        """
+        if self._correction_started:
+            return [Emit(self._correction[-1])] if self._correction[-1] and not ended else []
+        so_far = "".join(self._correction)
+        if not so_far.strip("\n") and not ended:
+            return []
+        self._correction_started = True
+        return [Emit(blank_line_before(so_far) + so_far)]
+
+    def _emit_draft(self) -> list[Command]:
+        """Release the student's text as far as no later verdict can take it back."""
+        num_final, open_is_final = self._final_steps()
+        texts = [step.text for step in self._steps[self._emitted_steps : num_final]]
+        if open_is_final:
+            texts.append(self._segmenter.open_text)
+        text = "".join(texts)[self._emitted_chars :]
+        if num_final > self._emitted_steps:
+            self._emitted_steps = num_final
+            self._emitted_chars = 0
+        if open_is_final:
+            self._emitted_chars = len(self._segmenter.open_text)
+        if self._bifurcation is not None and self._params.stitch == "flawed":
+            written = "".join(step.text for step in self._steps)
+            text += blank_line_after(written) + self._params.revise
+        return [Emit(text)] if text else []
+
+    def _final_steps(self) -> tuple[int, bool]:
+        """How many steps are sure to be in the output, and whether the open text is, too."""
+        num_judged = len(self._judged)
+        if self._params.stitch == "flawed":
+            # A step is in the output when all before it are safe, even if it is the breach.
+            if self._bifurcation is not None:
+                return num_judged, False
+            return min(num_judged + 1, len(self._steps)), num_judged == len(self._steps)
+        if self._bifurcation is not None:
+            return self._bifurcation, False
+        if self._draft_end is not None and num_judged == len(self._steps):
+            return num_judged, False
+        if self._params.backtrack == "none" or num_judged < 2:
+            return num_judged, False
+        # t* can only be the steepest fall so far or a step still to come.
+        return bifurcation_of(self._judged, self._params), False
+
+    def _finish(self, reason: FinishReason) -> list[Command]:
+        params, cut = self._params, self._bifurcation
+        texts = [step.text for step in self._steps]
+        if cut is None:
+            output = cover(("student", "".join(texts)))
+        else:
+            correction = "".join(self._correction)
+            output = stitch("".join(texts[:cut]), "".join(texts[cut:]), correction, params)
+        num_kept = len(texts) if cut is None or params.stitch == "flawed" else cut
+        trajectory = Trajectory(
+            text=output.text,
+            spans=output.spans,
+            steps=placed(self._judged, num_kept),
+            breach=None if cut is None else len(self._judged) - 1,
+            bifurcation=cut,
+            finish_reason=reason,
+            student_tokens=sum(step.num_tokens for step in self._steps[:num_kept]),
+            teacher_tokens=self._correction_tokens,
+        )
+        commands: list[Command] = []
+        if cut is not None and params.stitch == "flawed":
+            commands += self._emit_correction(ended=True)
+        return [*commands, Finish(trajectory)]

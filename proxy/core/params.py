@@ -1,0 +1,68 @@
+"""The parameters of a trajectory, with the paper's symbols and the bounds each must keep."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Method = Literal["motab", "teacher", "student"]
+
+
+class ParameterError(ValueError):
+    """A parameter is out of its bounds. `field` is its name."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field} {message}")
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """How trajectories are made. The defaults are the paper's.
+
+    Raises `ParameterError` where a value is out of bounds.
+    """
+
+    method: Method = "motab"
+    """Who writes: `motab` as in the paper, or the `teacher` or the `student` alone."""
+    base_threshold: float = 0.2
+    """eps_0 of Eq. 6, in [0, 1]: the boundary where the teacher is certain."""
+    entropy_scale: float = 1.0
+    """theta of Eq. 6, at least 0: how fast the boundary loosens with the teacher's entropy."""
+    entropy_top_k: int = 20
+    """K: over how many of the teacher's most probable next tokens the entropy is taken."""
+    delimiter: str = ".\n\n"
+    """What ends a step; it belongs to the step it ends."""
+    max_step_tokens: int = 8192
+    """Student tokens after which a step, and with it the trajectory, is cut."""
+    max_total_tokens: int = 32768
+    """Tokens of the trajectory: the student's, or the safe prefix plus the correction."""
+    revise: str = "However,"
+    """The revise token of Eq. 10, set as a paragraph of its own."""
+    boundary: Literal["adaptive", "static"] = "adaptive"
+    """`static`: eps_t = eps_0 (the paper's ablation "w/o adapt")."""
+    backtrack: Literal["td_error", "none"] = "td_error"
+    """`none`: the teacher takes over at the breach itself (ablation "w/o back")."""
+    stitch: Literal["flawed", "clean"] = "flawed"
+    """`clean`: safe prefix and correction only (ablation "w/o stitch")."""
+    teacher_temperature: float = 0.6
+    """Sampling temperature of whatever the teacher writes."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ParameterError(field.name, f"must be a finite number, not {value}")
+        self._require("in [0, 1]", 0.0 <= self.base_threshold <= 1.0, "base_threshold")
+        self._require("at least 0", self.entropy_scale >= 0.0, "entropy_scale")
+        self._require("at least 0", self.teacher_temperature >= 0.0, "teacher_temperature")
+        self._require("at least 1", self.max_step_tokens >= 1, "max_step_tokens")
+        self._require("at least 1", self.max_total_tokens >= 1, "max_total_tokens")
+        # The entropy of one renormalised entry is always 0: the boundary would be static
+        # without saying so.
+        self._require("at least 2", self.entropy_top_k >= 2, "entropy_top_k")
+        self._require("some text", bool(self.delimiter), "delimiter")
+        self._require("some text", bool(self.revise), "revise")
+
+    def _require(self, bound: str, holds: bool, field: str) -> None:  # noqa: FBT001
+        if not holds:
+            raise ParameterError(field, f"must be {bound}, not {getattr(self, field)!r}")

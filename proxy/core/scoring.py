@@ -1,0 +1,47 @@
+"""From the teacher's log-probabilities to a value and an entropy. Missing is never zero."""
+
+import math
+from collections.abc import Sequence
+
+# Servers compute log-probabilities in float32, so a certain token may come out a little above 0.
+_LOGPROB_SLACK = 1e-3
+
+
+def _checked(logprob: float | None, what: str) -> float:
+    if logprob is None:
+        raise ValueError(f"{what} is missing")
+    if math.isnan(logprob) or logprob > _LOGPROB_SLACK:
+        raise ValueError(f"{what} is {logprob}, which is no log-probability")
+    return min(logprob, 0.0)
+
+
+def oracle_value(logprobs: Sequence[float | None]) -> float:
+    """V_t of Eq. 5: the geometric mean probability of the step's L_t teacher tokens, in [0, 1].
+
+    `logprobs` are natural logarithms, one per token. -inf is legal and gives 0. Raises ValueError
+    for an empty sequence and for a missing, NaN or positive entry.
+    """
+    if not logprobs:
+        raise ValueError("the step has no log-probabilities")
+    checked = (_checked(x, f"log-probability {i} of the step") for i, x in enumerate(logprobs))
+    return math.exp(math.fsum(checked) / len(logprobs))
+
+
+def entropy(top_logprobs: Sequence[float | None], top_k: int) -> float:
+    """H_t of Eq. 6 in nats: the entropy of the `top_k` largest entries, renormalised.
+
+    `top_logprobs` are natural logarithms in any order; a server may add the prompt's own token
+    as entry K+1. Raises ValueError where fewer than 2 entries are given, where one is missing or
+    NaN, and where none has any probability.
+    """
+    checked = [_checked(x, f"top log-probability {i}") for i, x in enumerate(top_logprobs)]
+    largest = sorted(checked, reverse=True)[:top_k]
+    if len(largest) < 2:
+        raise ValueError(f"an entropy needs at least 2 top log-probabilities, got {len(largest)}")
+    if largest[0] == -math.inf:
+        raise ValueError("every top log-probability is -inf")
+    weights = [math.exp(x - largest[0]) for x in largest]
+    total = math.fsum(weights)
+    # H = log Z - sum(q log w), with w = q Z; entries without probability add nothing.
+    mean_log = math.fsum(w * math.log(w) for w in weights if w > 0.0) / total
+    return max(0.0, math.log(total) - mean_log)

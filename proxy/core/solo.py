@@ -1,0 +1,90 @@
+"""The state machine of the methods in which one author writes everything."""
+
+from proxy.core.params import Params
+from proxy.core.segmenter import Segmenter
+from proxy.core.stitch import cover
+from proxy.core.types import (
+    Author,
+    Command,
+    Emit,
+    Event,
+    Finish,
+    FinishReason,
+    Halt,
+    Scored,
+    Step,
+    StepTrace,
+    Trajectory,
+    Write,
+    WriteEnded,
+    Wrote,
+)
+from proxy.core.verdict import placed
+
+
+class SoloMonitor:
+    """The author's text as it is: SFT data by the teacher, RFT data by the student."""
+
+    _WRITE = 0
+
+    def __init__(self, params: Params, author: Author) -> None:
+        self._params = params
+        self._author: Author = author
+        # A step cap bounds what stays unscored; here nothing is scored.
+        self._segmenter = Segmenter(
+            params.delimiter, params.max_total_tokens, params.max_total_tokens
+        )
+        self._steps: list[Step] = []
+        self._ended = False
+
+    def start(self) -> list[Command]:
+        return [Write(self._WRITE, self._author, (), self._params.max_total_tokens)]
+
+    def handle(self, event: Event) -> list[Command]:
+        match event:
+            case Wrote(self._WRITE, pieces) if not self._ended:
+                return self._wrote(pieces)
+            case WriteEnded(self._WRITE, reason) if not self._ended:
+                self._steps.extend(self._segmenter.close())
+                return [self._finish(reason)]
+            case Scored():
+                raise ValueError(f"method {self._params.method} asks for no scores")
+            case Wrote():  # more than it was asked for
+                return [Halt(event.write_id)]
+            case _:
+                return []
+
+    def _wrote(self, pieces: tuple[str, ...]) -> list[Command]:
+        for index, piece in enumerate(pieces):
+            self._steps.extend(self._segmenter.feed(piece))
+            if self._segmenter.exhausted:
+                text = "".join(pieces[: index + 1])
+                return [*([Emit(text)] if text else []), self._finish("length")]
+        text = "".join(pieces)
+        return [Emit(text)] if text else []
+
+    def _finish(self, reason: FinishReason) -> Finish:
+        self._ended = True
+        by_student = self._author == "student"
+        traces = [
+            StepTrace(
+                text=step.text,
+                author=self._author,
+                student_tokens=step.num_tokens if by_student else 0,
+                teacher_tokens=0 if by_student else step.num_tokens,
+            )
+            for step in self._steps
+        ]
+        output = cover((self._author, "".join(step.text for step in self._steps)))
+        return Finish(
+            Trajectory(
+                text=output.text,
+                spans=output.spans,
+                steps=placed(traces, len(traces)),
+                breach=None,
+                bifurcation=None,
+                finish_reason=reason,
+                student_tokens=sum(trace.student_tokens for trace in traces),
+                teacher_tokens=sum(trace.teacher_tokens for trace in traces),
+            )
+        )

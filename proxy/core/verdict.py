@@ -1,0 +1,56 @@
+"""What is decided about steps, once their scores are known."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from proxy.core.boundary import boundary
+from proxy.core.credit import bifurcation
+from proxy.core.params import Params
+from proxy.core.types import Step, StepScore, StepTrace
+
+
+def judge(step: Step, score: StepScore, previous: StepTrace | None, params: Params) -> StepTrace:
+    """Decide on one step of the student: safe when V_t >= eps_t.
+
+    Raises ValueError where the score is impossible: an outage must never look like a verdict.
+    """
+    if not 0.0 <= score.value <= 1.0:
+        raise ValueError(f"a value must be in [0, 1], not {score.value}")
+    if score.entropy is None or not 0.0 <= score.entropy < math.inf:
+        raise ValueError(f"an entropy must be a finite number of nats, not {score.entropy}")
+    limit = boundary(score.entropy, params)
+    before = None if previous is None else previous.value
+    return StepTrace(
+        text=step.text,
+        author="student",
+        student_tokens=step.num_tokens,
+        teacher_tokens=score.num_tokens,
+        value=score.value,
+        entropy=score.entropy,
+        boundary=limit,
+        td_error=None if before is None else score.value - before,
+        safe=score.value >= limit,
+    )
+
+
+def bifurcation_of(steps: Sequence[StepTrace], params: Params) -> int:
+    """t* of a trajectory whose last judged step is the breach; the breach itself if `none`."""
+    if params.backtrack == "none":
+        return len(steps) - 1
+    values = [step.value for step in steps if step.value is not None]
+    boundaries = [step.boundary for step in steps if step.boundary is not None]
+    return bifurcation(values, boundaries)
+
+
+def placed(steps: Sequence[StepTrace], num_kept: int) -> tuple[StepTrace, ...]:
+    """Give the steps that are part of the text, the first `num_kept`, their character offsets."""
+    placed: list[StepTrace] = []
+    end = 0
+    for index, step in enumerate(steps):
+        if index >= num_kept:
+            placed.append(step)
+            continue
+        start, end = end, end + len(step.text)
+        placed.append(replace(step, start=start, end=end))
+    return tuple(placed)

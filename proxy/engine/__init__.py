@@ -1,0 +1,1 @@
+"""Drives trajectories: obeys the core's commands by way of the backends."""

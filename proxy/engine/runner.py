@@ -1,0 +1,262 @@
+"""One trajectory, from the rendered question to the stitched text.
+
+The student writes one streaming completion from start to end; scoring runs beside it. All
+decisions are the monitor's: this file only does what it says and tells it what happened.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy.backends.base import Call, Context, Question, Sampling
+from proxy.core.monitor import Monitor, monitor_for
+from proxy.core.params import Params
+from proxy.core.types import (
+    Author,
+    Breached,
+    Command,
+    Emit,
+    Event,
+    Finish,
+    Halt,
+    Judged,
+    Score,
+    Scored,
+    Trajectory,
+    Write,
+    WriteEnded,
+    Wrote,
+)
+from proxy.engine.limits import Upstream
+from proxy.errors import MotabError, UpstreamMalformed
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Who writes and who scores; a plain model has only one of them."""
+
+    student: Upstream | None
+    teacher: Upstream | None
+
+    def of(self, author: Author) -> Upstream:
+        """The upstream of `author`; the method never asks for one that is not there."""
+        upstream = self.student if author == "student" else self.teacher
+        if upstream is None:
+            raise MotabError(f"this model has no {author}")
+        return upstream
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a trajectory cost, in tokens of the model named and in calls."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    student_tokens: int = 0
+    student_tokens_discarded: int = 0
+    teacher_scored_tokens: int = 0
+    teacher_cached_tokens: int | None = 0
+    """None where the teacher's server does not tell."""
+    teacher_tokens: int = 0
+    student_calls: int = 0
+    score_calls: int = 0
+    correction_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished trajectory and its cost. `scoring` names the way the teacher scored, if it did."""
+
+    trajectory: Trajectory
+    usage: Usage
+    scoring: str | None
+
+
+class Observer(Protocol):
+    """Told what happens while it happens; must not block."""
+
+    def text(self, text: str) -> None:
+        """More of the output; it will not be taken back."""
+        ...
+
+    def notice(self, notice: Judged | Breached) -> None:
+        """A decision."""
+        ...
+
+
+@dataclass(slots=True)
+class TrajectoryRun:
+    """One trajectory in the making; `run` it once."""
+
+    pair: Pair
+    question: Question
+    params: Params
+    sampling: Sampling
+    """The student's; the teacher writes with `params.teacher_temperature` and the same seed."""
+    call: Call
+    observer: Observer
+    _monitor: Monitor = field(init=False)
+    _group: asyncio.TaskGroup = field(init=False)
+    _usage: Usage = field(init=False, default_factory=Usage)
+    _contexts: dict[Author, Context] = field(init=False, default_factory=dict)
+    _writes: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
+    _halted: set[int] = field(init=False, default_factory=set)
+    _revise_tokens: int = field(init=False, default=0)
+    _trajectory: Trajectory | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._monitor = monitor_for(self.params)
+
+    async def run(self) -> Outcome:
+        """Run to the end. Cancelling this cancels every request upstream.
+
+        Raises the first error of any of them as it is, never in a group.
+        """
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                self._obey(self._monitor.start())
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        if self._trajectory is None:
+            raise MotabError("the trajectory ended without a result; please report this")
+        return self._outcome(self._trajectory)
+
+    def _obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Write():
+                    write = self._group.create_task(self._write(command))
+                    self._writes[command.write_id] = write
+                case Halt(write_id):
+                    self._halt(write_id)
+                case Score():
+                    self._group.create_task(self._score(command))
+                case Emit(text):
+                    self.observer.text(text)
+                case Breached():
+                    self.observer.notice(command)
+                    if self.params.stitch == "flawed":
+                        self._group.create_task(self._count_revise())
+                case Judged():
+                    self.observer.notice(command)
+                case Finish(trajectory):
+                    self._trajectory = trajectory
+
+    def _tell(self, event: Event) -> None:
+        try:
+            commands = self._monitor.handle(event)
+        except ValueError as error:
+            raise UpstreamMalformed(self.pair.of("teacher").name, str(error)) from error
+        self._obey(commands)
+
+    def _halt(self, write_id: int) -> None:
+        self._halted.add(write_id)
+        task = self._writes[write_id]
+        # A write that halts itself, at a token cap, ends by returning.
+        if task is not asyncio.current_task():
+            task.cancel()
+
+    async def _write(self, command: Write) -> None:
+        upstream = self.pair.of(command.author)
+        is_student = command.author == "student"
+        sampling = self.sampling if is_student else self._teacher_sampling()
+        async with upstream.writing:
+            context = await self._context(command.author, command.steps)
+            self._count_call(context, is_student=is_student)
+            drafts = upstream.backend.write(context, sampling, command.max_tokens, self.call)
+            async with aclosing(drafts):
+                async for draft in drafts:
+                    if draft.pieces:
+                        self._count_tokens(len(draft.pieces), is_student=is_student)
+                        self._tell(Wrote(command.write_id, draft.pieces))
+                    if draft.end is not None:
+                        if not is_student:
+                            self._count_cached(draft.num_cached_tokens)
+                        self._tell(WriteEnded(command.write_id, draft.end))
+                    if command.write_id in self._halted:
+                        return
+
+    async def _score(self, command: Score) -> None:
+        teacher = self.pair.of("teacher")
+        async with teacher.scoring:
+            context = await self._context("teacher", command.steps)
+            scores = await teacher.backend.score(
+                context,
+                command.num_new,
+                self.params.entropy_top_k,
+                self.call,
+                entropy_known=command.entropy_known,
+            )
+        self._usage.score_calls += 1
+        self._usage.teacher_scored_tokens += scores.num_tokens
+        self._count_cached(scores.num_cached_tokens)
+        self._tell(Scored(scores.steps, scores.next_entropy))
+
+    async def _context(self, author: Author, steps: Sequence[str]) -> Context:
+        """The author's context brought to exactly `steps`; only what is new is tokenised."""
+        backend = self.pair.of(author).backend
+        context = self._contexts.get(author)
+        if context is None:
+            context = Context(await backend.render(self.question, self.call))
+            self._contexts[author] = context
+        num_common = 0
+        for own, wanted in zip(context.steps, steps, strict=False):
+            if own.text != wanted:
+                break
+            num_common += 1
+        context.truncate(num_common)
+        for segment in await backend.encode(steps[num_common:], self.call):
+            context.append(segment)
+        return context
+
+    def _teacher_sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self.params.teacher_temperature,
+            seed=self.sampling.seed,
+            stop=self.sampling.stop,
+        )
+
+    def _count_call(self, context: Context, *, is_student: bool) -> None:
+        if is_student:
+            self._usage.student_calls += 1
+        else:
+            self._usage.correction_calls += 1
+        if not self._usage.prompt_tokens:  # the first to write writes after the bare prompt
+            self._usage.prompt_tokens = len(context.token_ids)
+
+    def _count_tokens(self, num_tokens: int, *, is_student: bool) -> None:
+        if is_student:
+            self._usage.student_tokens += num_tokens
+        else:
+            self._usage.teacher_tokens += num_tokens
+
+    def _count_cached(self, num_tokens: int | None) -> None:
+        so_far = self._usage.teacher_cached_tokens
+        if so_far is not None:
+            self._usage.teacher_cached_tokens = None if num_tokens is None else so_far + num_tokens
+
+    async def _count_revise(self) -> None:
+        student = self.pair.of("student").backend
+        (segment,) = await student.encode([self.params.revise + "\n\n"], self.call)
+        self._revise_tokens = len(segment.token_ids)
+
+    def _outcome(self, trajectory: Trajectory) -> Outcome:
+        usage = self._usage
+        usage.student_tokens_discarded = usage.student_tokens - trajectory.student_tokens
+        usage.completion_tokens = (
+            trajectory.student_tokens + self._revise_tokens + trajectory.teacher_tokens
+        )
+        scored = self.params.method == "motab"
+        return Outcome(
+            trajectory, usage, self.pair.of("teacher").backend.scoring if scored else None
+        )
+
+
+def first_error(errors: BaseExceptionGroup) -> BaseException:
+    """The first single error in a group of groups."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,59 @@
+"""Values, entropies and boundaries of a given text, in one scoring call."""
+
+from dataclasses import dataclass
+
+from proxy.backends.base import Call, Context, Question
+from proxy.core.params import Params
+from proxy.core.segmenter import split_steps
+from proxy.core.types import Step, StepTrace
+from proxy.core.verdict import bifurcation_of, judge, placed
+from proxy.engine.limits import Upstream
+from proxy.errors import RequestError, UpstreamMalformed
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    """Every step judged; `breach` and `bifurcation` as if the student had written the text."""
+
+    steps: tuple[StepTrace, ...]
+    breach: int | None
+    bifurcation: int | None
+    prompt_tokens: int
+    scored_tokens: int
+    cached_tokens: int | None
+
+
+async def score_text(
+    teacher: Upstream, question: Question, text: str, params: Params, call: Call
+) -> ScoredText:
+    """Cut `text` into steps and let `teacher` score all of them.
+
+    Raises `RequestError` for an empty text.
+    """
+    texts = split_steps(text, params.delimiter)
+    if not texts:
+        raise RequestError("text is empty: there is no step to score", param="text")
+    async with teacher.scoring:
+        context = Context(await teacher.backend.render(question, call))
+        prompt_tokens = len(context.token_ids)
+        for segment in await teacher.backend.encode(texts, call):
+            context.append(segment)
+        scores = await teacher.backend.score(
+            context, len(texts), params.entropy_top_k, call, entropy_known=False
+        )
+    steps: list[StepTrace] = []
+    for step_text, score in zip(texts, scores.steps, strict=True):
+        previous = steps[-1] if steps else None
+        try:
+            steps.append(judge(Step(step_text, 0), score, previous, params))
+        except ValueError as error:
+            raise UpstreamMalformed(teacher.name, str(error)) from error
+    breach = next((index for index, step in enumerate(steps) if not step.safe), None)
+    return ScoredText(
+        steps=placed(steps, len(steps)),
+        breach=breach,
+        bifurcation=None if breach is None else bifurcation_of(steps[: breach + 1], params),
+        prompt_tokens=prompt_tokens,
+        scored_tokens=scores.num_tokens,
+        cached_tokens=scores.num_cached_tokens,
+    )

@@ -1,0 +1,137 @@
+"""Every way in which motab fails, each class saying whose fault it is and whether a retry can help.
+
+Foreign errors (HTTP, JSON, operating system) are translated into these at the boundary where they
+arise, with `raise ... from`.
+"""
+
+from typing import ClassVar
+
+
+class MotabError(Exception):
+    """Root of the tree. `status`, `type` and `code` are what an HTTP client is told."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+    """Whether the same call may succeed if it is made again."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ConfigError(MotabError):
+    """The configuration cannot be used; the message names the key and what would be right."""
+
+
+class StartError(MotabError):
+    """A server could not be started, or one that motab needs does not answer."""
+
+
+class RequestError(MotabError):
+    """The client's request cannot be served as it is; `param` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class UnsupportedField(RequestError):
+    """The request asks for something that motab does not do."""
+
+    code = "unsupported_field"
+
+
+class ContextExceeded(RequestError):
+    """A model's context window cannot hold the request."""
+
+    code = "context_length_exceeded"
+
+
+class Unauthorized(MotabError):
+    """No API key, or a wrong one."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class ModelNotFound(MotabError):
+    """The configuration has no model of that name."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class BodyTooLarge(MotabError):
+    """The request body is larger than `server.max_body_bytes`."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class OverCapacity(MotabError):
+    """`server.max_concurrent` trajectories are under way."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "over_capacity"
+    retryable = True
+    retry_after_s: ClassVar[int] = 1
+
+
+class Draining(MotabError):
+    """The server is shutting down and takes no new requests."""
+
+    status = 503
+    code = "draining"
+    retryable = True
+
+
+class DeadlineExceeded(MotabError):
+    """The request took longer than `server.request_timeout_s`."""
+
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class UpstreamError(MotabError):
+    """An upstream server failed us. `upstream` is its name in the configuration."""
+
+    status = 502
+    type = "upstream_error"
+    code = "upstream_failed"
+
+    def __init__(self, upstream: str, message: str) -> None:
+        super().__init__(f"upstream '{upstream}': {message}")
+        self.upstream = upstream
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection, or the connection broke."""
+
+    code = "upstream_unreachable"
+    retryable = True
+
+
+class UpstreamFailed(UpstreamError):
+    """The server answered with a 5xx, or with 429 although it was asked within its limit."""
+
+    retryable = True
+
+
+class UpstreamRefused(UpstreamError):
+    """The server answered with another 4xx: it will not do what the configuration supposes."""
+
+    code = "upstream_refused"
+
+
+class UpstreamMalformed(UpstreamError):
+    """The answer lacks what was asked for: missing, NaN or too few log-probabilities included."""
+
+    code = "upstream_malformed"

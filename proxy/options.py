@@ -1,0 +1,64 @@
+"""The `motab` object of requests and of the configuration: the algorithm's parameters and how much
+of the trace is wanted. A request's beat the model's, which beat the defaults.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import orjson
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from proxy.core.params import ParameterError, Params
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(Params):
+    """`Params`, and what is told about the trajectory."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    trace: Literal["none", "summary", "full"] = "summary"
+    """What answers carry of it: nothing, the decisions and spans, or every step as well."""
+    events: bool = False
+    """Whether streams carry named events (`motab.step`, `motab.breach`) as things are decided."""
+
+
+_ADAPTER = TypeAdapter(Options)
+
+
+class OptionsError(ValueError):
+    """An option is unknown, of the wrong type, or out of bounds. `field` names it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def parse_options(*layers: Mapping[str, Any]) -> Options:
+    """The options that the layers give, later ones beating earlier ones.
+
+    Raises `OptionsError` for the first value that cannot be used.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer)
+    try:
+        # Strict validation takes a dataclass from JSON, but not from a dict.
+        return _ADAPTER.validate_json(orjson.dumps(merged))
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, ParameterError):
+            raise OptionsError(cause.field, str(cause)) from error
+        field = str(first["loc"][0])
+        raise OptionsError(field, describe(field, first["type"], first["msg"])) from error
+
+
+def describe(field: str, kind: str, message: str) -> str:
+    """One sentence on a field that pydantic refused."""
+    if kind in {"unexpected_keyword_argument", "extra_forbidden"}:
+        return f"{field} is not a known field"
+    if kind in {"missing", "missing_argument"}:
+        return f"{field} is missing"
+    return f"{field}: {message[:1].lower()}{message[1:]}"

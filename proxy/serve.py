@@ -1,0 +1,113 @@
+"""Runs the proxy: one socket, one event loop, a clean end."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import uvicorn
+
+from proxy.api.app import create_app
+from proxy.api.service import Service
+from proxy.config import Config
+from proxy.errors import StartError
+from proxy.wiring import open_service
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Longer than the idle time of any client's pool that we know of, so that it is the client that
+# closes idle connections and no request meets a closing one.
+_KEEP_ALIVE_S = 75
+
+
+class _Server(uvicorn.Server):
+    """Takes no more requests after the first signal and ends when those under way are done."""
+
+    def __init__(self, service: Service, *, on_signals: bool) -> None:
+        config = uvicorn.Config(
+            create_app(service),
+            http="httptools",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            server_header=False,
+        )
+        super().__init__(config)
+        self._service = service
+        self._on_signals = on_signals
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Uvicorn's own raises the signal again at the end, which would skip our clean-up."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM) if self._on_signals else ()
+        for number in signals:
+            loop.add_signal_handler(number, self._drain)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _drain(self) -> None:
+        admission = self._service.admission
+        if admission.draining:
+            self.force_exit = True
+            return
+        _log.info(
+            "draining: %d trajectories under way; signal again to stop at once",
+            admission.num_active,
+        )
+        admission.draining = True
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `StartError` where the address cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+async def serve(config: Config, wait_s: float) -> None:
+    """Open everything that the configuration names and serve until a signal."""
+    with listen(config.server.host, config.server.port) as listener:
+        async with open_service(config, wait_s) as service:
+            _log.info("serving %s on %s", ", ".join(config.models), _base_url(listener))
+            await _Server(service, on_signals=True).serve(sockets=[listener])
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[str]:
+    """The proxy inside this event loop, as the demo uses it; gives its base URL."""
+    with listen(config.server.host, config.server.port) as listener:
+        async with open_service(config) as service:
+            server = _Server(service, on_signals=False)
+            task = asyncio.create_task(server.serve(sockets=[listener]))
+            try:
+                yield _base_url(listener)
+            finally:
+                server.should_exit = True
+                await task
+
+
+def _base_url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop where there is one."""
+    if sys.platform == "win32":
+        return asyncio.run(main)
+    import uvloop  # noqa: PLC0415 - not on every platform
+
+    return uvloop.run(main)

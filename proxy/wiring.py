@@ -1,0 +1,102 @@
+"""The composition root: from a configuration to running upstreams, models and the service."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from proxy.api.metrics import Metrics
+from proxy.api.service import ServedModel, Service
+from proxy.backends.base import Backend
+from proxy.backends.embedded import embedded_server
+from proxy.backends.http import UpstreamClient
+from proxy.backends.llamacpp import LlamaCpp
+from proxy.backends.template import ChatTemplate
+from proxy.backends.vllm import Vllm
+from proxy.config import Config, EmbeddedConfig, UpstreamConfig, VllmConfig
+from proxy.engine.limits import Upstream
+from proxy.engine.runner import Pair
+from proxy.errors import UpstreamError
+
+_POLL_S = 1.0
+
+
+@asynccontextmanager
+async def open_service(config: Config, wait_s: float = 0.0) -> AsyncIterator[Service]:
+    """Everything that `config` names, running; stopped and closed at the end.
+
+    An upstream that does not answer is an `UpstreamError`, after `wait_s` seconds of trying.
+    """
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        upstreams: dict[str, Upstream] = {}
+        for name, upstream in config.upstreams.items():
+            backend = await _open_backend(name, upstream, metrics, stack, wait_s)
+            upstreams[name] = Upstream(name, backend, upstream.max_concurrent)
+        yield Service(config.server, _models(config, upstreams), metrics)
+
+
+async def _open_backend(
+    name: str, config: UpstreamConfig, metrics: Metrics, stack: AsyncExitStack, wait_s: float
+) -> Backend:
+    template = None if config.chat_template is None else ChatTemplate(config.chat_template)
+    if isinstance(config, EmbeddedConfig):
+        server = await stack.enter_async_context(
+            embedded_server(name, config.model, config.slots, config.context_tokens)
+        )
+        base_url, api_key = server.base_url, None
+    else:
+        base_url, api_key = config.base_url, config.api_key
+    client = await stack.enter_async_context(
+        UpstreamClient(
+            name,
+            base_url,
+            api_key,
+            # Writing, scoring, and the short calls (tokens, health) beside them.
+            max_connections=4 * config.max_concurrent,
+            observe=metrics.upstream_request,
+        )
+    )
+    deadline = asyncio.get_running_loop().time() + wait_s
+    while True:
+        try:
+            backend = await _connect(client, config, template)
+            await backend.check()
+        except UpstreamError:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise
+            await asyncio.sleep(_POLL_S)
+        else:
+            return backend
+
+
+async def _connect(
+    client: UpstreamClient, config: UpstreamConfig, template: ChatTemplate | None
+) -> Backend:
+    if isinstance(config, VllmConfig):
+        return await Vllm.connect(client, config.model, template)
+    return await LlamaCpp.connect(client, template)
+
+
+def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedModel]:
+    """The configured pairs, then each upstream alone under the roles that it has."""
+    models: dict[str, ServedModel] = {}
+    for name, model in config.models.items():
+        pair = Pair(upstreams[model.student], upstreams[model.teacher])
+        labels = {
+            "student": config.upstreams[model.student].model,
+            "teacher": config.upstreams[model.teacher].model,
+        }
+        models[name] = ServedModel(pair, model.params, dict(labels))
+    for model in config.models.values():
+        student, teacher = model.student, model.teacher
+        models[f"student/{student}"] = ServedModel(
+            Pair(upstreams[student], None),
+            {"method": "student"},
+            {"student": config.upstreams[student].model, "teacher": None},
+        )
+        models[f"teacher/{teacher}"] = ServedModel(
+            Pair(None, upstreams[teacher]),
+            {"method": "teacher"},
+            {"student": None, "teacher": config.upstreams[teacher].model},
+        )
+    return models

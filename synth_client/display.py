@@ -1,0 +1,136 @@
+"""Shows a trajectory in the terminal: who wrote what, and what the teacher thought of each step."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from synth_client.record import ROLE_LABELS, Record, Role
+
+ROLE_STYLES: Final[Mapping[Role, str]] = {
+    "student": "green",
+    "flawed": "red",
+    "revise": "bold yellow",
+    "teacher": "cyan",
+}
+_BREACH_STYLE = "bold red"
+_BIFURCATION_STYLE = "bold yellow"
+
+# What a model writes must not drive the terminal: control characters become visible signs.
+_VISIBLE: Final[dict[int, str]] = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: "\u2421",
+    **dict.fromkeys(range(0x80, 0xA0), "\ufffd"),
+}
+
+
+def render_trajectory(record: Record, question: str) -> RenderableType:
+    """The question, the output coloured by role, a table of the steps, and the verdict.
+
+    For 80 columns or more; trailing blank lines of the output are not shown.
+    """
+    return Group(
+        Panel(_literal(question), title=_literal(record.id), title_align="left"),
+        _output(record),
+        _step_table(record),
+        _verdict_line(record),
+    )
+
+
+def legend() -> RenderableType:
+    """What the colours and the columns of `render_trajectory` mean."""
+    roles = Text(" | ").join(Text(ROLE_LABELS[role], style) for role, style in ROLE_STYLES.items())
+    columns = Text.assemble(
+        "V value, eps boundary, H entropy (nats), td change of the value.\n",
+        ("breach", _BREACH_STYLE),
+        ": V below eps. ",
+        ("t*", _BIFURCATION_STYLE),
+        ": the teacher goes back to this step. Steps count from 0.",
+        style="dim",
+    )
+    return Group(roles, columns)
+
+
+def _output(record: Record) -> Text:
+    output = Text()
+    for piece in record.pieces():
+        output.append_text(_literal(piece.text, ROLE_STYLES[piece.role]))
+    output.rstrip()
+    return output
+
+
+def _step_table(record: Record) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1, 0, 0))
+    for header in ("step", "V", "eps", "H", "td"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
+    for index, step in enumerate(record.steps):
+        table.add_row(
+            Text(str(index)),
+            _number(step.value),
+            _number(step.boundary),
+            _number(step.entropy),
+            _number(step.td_error, signed=True),
+            _mark(record, index),
+            _snippet(record, index),
+        )
+    return table
+
+
+def _snippet(record: Record, index: int) -> Text:
+    words = (record.step_text(index) or "").split()
+    if record.steps[index].start is None:
+        words.insert(0, "(left out)")
+    return _literal(" ".join(words), ROLE_STYLES[record.step_role(index)])
+
+
+def _mark(record: Record, index: int) -> Text:
+    verdict = record.step_verdict(index)
+    styles = {"safe": "green", "unsafe": "red", "breach": _BREACH_STYLE, "unscored": "dim"}
+    mark = Text(verdict, styles[verdict])
+    if index == record.bifurcation:
+        mark.append(" t*", _BIFURCATION_STYLE)
+    return mark
+
+
+def _number(number: float | None, *, signed: bool = False) -> Text:
+    if number is None:
+        return Text("-", "dim")
+    return Text(f"{number:+.3f}" if signed else f"{number:.3f}")
+
+
+def _verdict_line(record: Record) -> Text:
+    line = Text()
+    if record.breach is None:
+        line.append("No breach.")
+    else:
+        line.append(f"Breach at step {record.breach}", _BREACH_STYLE)
+        line.append(", ")
+        line.append(f"went back to step {record.bifurcation}", _BIFURCATION_STYLE)
+        line.append(".")
+    if record.finish_reason == "length":
+        line.append(" Cut at the token limit.")
+    line.append(" ")
+    return line.append_text(_answer(record))
+
+
+def _answer(record: Record) -> Text:
+    line = _literal("No answer" if record.predicted is None else f"Answer {record.predicted}")
+    if record.correct is None:
+        return line.append(": unknown.")
+    if record.correct:
+        return line.append(": ").append("right", "bold green").append(".")
+    line.append(": ").append("wrong", _BREACH_STYLE)
+    if record.answer is not None:
+        line.append(", expected ").append_text(_literal(record.answer))
+    return line.append(".")
+
+
+def _literal(text: str, style: str = "") -> Text:
+    """`text` as it is: a Text knows no markup."""
+    return Text(text.translate(_VISIBLE), style)

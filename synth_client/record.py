@@ -1,0 +1,282 @@
+"""A record: one trajectory with its question, its trace and its outcome; one JSON object a line.
+
+Records are the interchange between synthesis, report, rescoring, export and training, so a line
+that breaks one of the format's promises is refused, never repaired.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+Author = Literal["student", "teacher"]
+Role = Literal["student", "flawed", "revise", "teacher"]
+FinishReason = Literal["stop", "length"]
+Verdict = Literal["safe", "unsafe", "breach", "unscored"]
+
+ROLE_LABELS: Final[Mapping[Role, str]] = {
+    "student": "student, safe",
+    "flawed": "student, flawed",
+    "revise": "revise token",
+    "teacher": "teacher",
+}
+
+Count = Annotated[int, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+_NUM_FAULTS_SHOWN = 3
+
+
+class RecordError(ValueError):
+    """A line is no record. `path` and `line` (counted from 1) are None outside a file."""
+
+    def __init__(self, fault: str, *, path: Path | None = None, line: int | None = None) -> None:
+        super().__init__(fault if path is None else f"{path}, line {line}: {fault}")
+        self.fault = fault
+        self.path = path
+        self.line = line
+
+
+class Part(BaseModel):
+    """What all parts of a record have in common: nothing changes, is coerced or is unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Message(Part):
+    """One message of the conversation the trajectory answers."""
+
+    role: str
+    content: str
+
+
+class Span(Part):
+    """Characters `start` to `end` (exclusive) of the output, and who they belong to."""
+
+    role: Role
+    start: Count
+    end: Count
+
+
+class StepRecord(Part):
+    """One step and what decided about it.
+
+    `start` and `end` are character offsets into the output. They are None for a flawed step that
+    `stitch: clean` left out, whose `text` may stand here instead. The teacher's numbers are None
+    where nothing was scored; `entropy` is in nats.
+    """
+
+    start: Count | None
+    end: Count | None
+    value: Probability | None
+    entropy: Annotated[float, Field(ge=0.0)] | None
+    boundary: Probability | None
+    td_error: Annotated[float, Field(ge=-1.0, le=1.0)] | None
+    safe: bool | None
+    student_tokens: Count
+    teacher_tokens: Count
+    author: Author
+    text: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty_text(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if self.text is None:
+            del fields["text"]
+        return fields
+
+
+class Models(Part):
+    """The names of the two models, None for the one that a plain upstream does not have."""
+
+    student: str | None
+    teacher: str | None
+
+
+class MotabUsage(Part):
+    """What the trajectory cost, in tokens of either model and in calls.
+
+    `teacher_cached_tokens` is None where the teacher's server does not report its cache.
+    """
+
+    student_tokens: Count
+    student_tokens_discarded: Count
+    teacher_scored_tokens: Count
+    teacher_cached_tokens: Count | None
+    teacher_tokens: Count
+    student_calls: Count
+    score_calls: Count
+    correction_calls: Count
+
+
+class Usage(Part):
+    """The tokens the client sees, and under `motab` those behind them."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    motab: MotabUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of the output in one role."""
+
+    role: Role
+    text: str
+
+
+class Record(Part):
+    """One trajectory. `spans` are contiguous and cover `output`; indices count from 0.
+
+    `sample` numbers the trajectories of one question. `breach` (t) and `bifurcation` (t*) are
+    indices into `steps`, None without a breach. `predicted` is the answer read from the output
+    and `correct` whether it is the reference `answer`, None where there is nothing to compare.
+    `seconds` is the wall-clock time of the attempt that succeeded.
+    """
+
+    id: str
+    sample: Count
+    messages: Annotated[tuple[Message, ...], Field(min_length=1)]
+    output: str
+    spans: tuple[Span, ...]
+    method: str
+    params: dict[str, JsonValue]
+    models: Models
+    breach: Count | None
+    bifurcation: Count | None
+    steps: tuple[StepRecord, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    answer: str | None
+    predicted: str | None
+    correct: bool | None
+    attempts: Annotated[int, Field(ge=1)]
+    seconds: Annotated[float, Field(ge=0.0)]
+    motab_version: str
+
+    @model_validator(mode="after")
+    def _keeps_its_promises(self) -> "Record":
+        self._check_spans()
+        self._check_steps()
+        self._check_breach()
+        return self
+
+    def _check_spans(self) -> None:
+        end = 0
+        for index, span in enumerate(self.spans):
+            if span.start != end:
+                raise ValueError(f"span {index} starts at {span.start}, not at {end}")
+            if span.end <= span.start:
+                raise ValueError(f"span {index} ends at {span.end}, not after its start")
+            end = span.end
+        if end != len(self.output):
+            raise ValueError(f"the spans end at {end}, the output at {len(self.output)}")
+
+    def _check_steps(self) -> None:
+        for index, step in enumerate(self.steps):
+            if step.start is None or step.end is None:
+                if step.start != step.end:
+                    raise ValueError(f"step {index} has only one of start and end")
+                continue
+            if not step.start < step.end <= len(self.output):
+                raise ValueError(f"step {index} ({step.start} to {step.end}) is not in the output")
+            if step.text not in {None, self.output[step.start : step.end]}:
+                raise ValueError(f"the text of step {index} is not what the output has there")
+
+    def _check_breach(self) -> None:
+        if self.breach is None or self.bifurcation is None:
+            if self.breach != self.bifurcation:
+                raise ValueError("only one of breach and bifurcation is given")
+            return
+        if not self.bifurcation <= self.breach < len(self.steps):
+            raise ValueError(
+                f"bifurcation {self.bifurcation} and breach {self.breach} do not fit"
+                f" {len(self.steps)} steps"
+            )
+        if self.steps[self.breach].safe is not False:
+            raise ValueError(f"step {self.breach} is said to be the breach, but is not unsafe")
+
+    @property
+    def question(self) -> str:
+        """What the user asked last; the last message where no user asked anything."""
+        asked = [message.content for message in self.messages if message.role == "user"]
+        return asked[-1] if asked else self.messages[-1].content
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """The output cut at the spans: joined, their texts are the output."""
+        return tuple(Piece(span.role, self.output[span.start : span.end]) for span in self.spans)
+
+    def step_text(self, index: int) -> str | None:
+        """The text of a step, None where it was left out of the output and not kept."""
+        step = self.steps[index]
+        if step.start is None or step.end is None:
+            return step.text
+        return self.output[step.start : step.end]
+
+    def step_role(self, index: int) -> Role:
+        """The role of a step; a step left out of the output is flawed, too."""
+        if self.steps[index].author == "teacher":
+            return "teacher"
+        is_flawed = self.bifurcation is not None and index >= self.bifurcation
+        return "flawed" if is_flawed else "student"
+
+    def step_verdict(self, index: int) -> Verdict:
+        """What was decided on a step, in one word."""
+        safe = self.steps[index].safe
+        if safe is None:
+            return "unscored"
+        if safe:
+            return "safe"
+        return "breach" if index == self.breach else "unsafe"
+
+    def to_json_line(self) -> bytes:
+        """One line of JSON in UTF-8, newline included."""
+        return orjson.dumps(self.model_dump(), option=orjson.OPT_APPEND_NEWLINE)
+
+    @classmethod
+    def from_json_line(cls, line: bytes) -> "Record":
+        """Read back what `to_json_line` wrote; raises `RecordError` for anything else."""
+        try:
+            return cls.model_validate_json(line)
+        except ValidationError as error:
+            raise RecordError(faults_of(error)) from error
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Read a file of records one at a time; blank lines are skipped.
+
+    Raises `RecordError`, naming file and line, at the first line that is no record.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield Record.from_json_line(line)
+            except RecordError as error:
+                raise RecordError(error.fault, path=path, line=number) from error
+
+
+def faults_of(error: ValidationError) -> str:
+    """The first few faults in one line, each with the path of its field, without the input."""
+    faults = []
+    for detail in error.errors(include_url=False, include_context=False, include_input=False):
+        field = ".".join(str(key) for key in detail["loc"])
+        fault = detail["msg"].removeprefix("Value error, ")
+        faults.append(f"{field}: {fault}" if field else fault)
+    num_hidden = len(faults) - _NUM_FAULTS_SHOWN
+    shown = "; ".join(faults[:_NUM_FAULTS_SHOWN])
+    return f"{shown}; and {num_hidden} more" if num_hidden > 0 else shown
