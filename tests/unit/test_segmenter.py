@@ -1,0 +1,83 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.segmenter import Segmenter, split_steps
+from proxy.core.types import Step
+
+PIECES = st.lists(st.sampled_from(["a", ".", "\n", ".\n", "\n\n", ".\n\n", "é", "", "x.\n\ny"]))
+
+
+def feed_all(segmenter: Segmenter, pieces: list[str]) -> list[Step]:
+    return [step for piece in pieces for step in segmenter.feed(piece)]
+
+
+def unlimited(delimiter: str = ".\n\n") -> Segmenter:
+    return Segmenter(delimiter, 10_000, 10_000)
+
+
+def test_a_delimiter_split_over_tokens_ends_the_step_that_it_belongs_to() -> None:
+    segmenter = unlimited()
+    assert feed_all(segmenter, ["One", ".", "\n", "\n", "Two"]) == [Step("One.\n\n", 4)]
+    assert segmenter.close() == [Step("Two", 1)]
+
+
+def test_a_token_that_straddles_two_steps_counts_for_the_one_it_ends_in() -> None:
+    segmenter = unlimited()
+    assert feed_all(segmenter, ["One", ".\n\nTwo", "."]) == [Step("One.\n\n", 1)]
+    assert segmenter.close() == [Step("Two.", 2)]
+
+
+def test_one_token_may_end_several_steps() -> None:
+    assert unlimited().feed("a.\n\nb.\n\n") == [Step("a.\n\n", 0), Step("b.\n\n", 1)]
+
+
+def test_delimiters_do_not_overlap() -> None:
+    segmenter = unlimited("aa")
+    assert feed_all(segmenter, ["a"] * 5) == [Step("aa", 2), Step("aa", 2)]
+    assert segmenter.close() == [Step("a", 1)]
+
+
+def test_an_empty_step_does_not_exist() -> None:
+    segmenter = unlimited()
+    assert feed_all(segmenter, ["x.\n\n"]) == [Step("x.\n\n", 1)]
+    assert segmenter.close() == []
+
+
+def test_a_step_is_cut_at_its_token_cap_and_its_author_does_not_know() -> None:
+    segmenter = Segmenter(".\n\n", 3, 100)
+    assert feed_all(segmenter, ["a", "b", "c"]) == [Step("abc", 3)]
+    assert segmenter.exhausted
+    assert segmenter.step_was_cut
+
+
+def test_a_delimiter_at_the_cap_ends_the_step_without_cutting_it() -> None:
+    segmenter = Segmenter(".\n\n", 2, 100)
+    assert feed_all(segmenter, ["a", ".\n\n"]) == [Step("a.\n\n", 2)]
+    assert not segmenter.exhausted
+
+
+def test_the_trajectory_is_cut_at_the_total_cap() -> None:
+    segmenter = Segmenter(".\n\n", 100, 3)
+    assert feed_all(segmenter, ["a.\n\n", "b", "c"]) == [Step("a.\n\n", 1), Step("bc", 2)]
+    assert segmenter.exhausted
+    assert not segmenter.step_was_cut
+
+
+def test_tokens_of_half_a_character_are_counted() -> None:
+    segmenter = unlimited()
+    assert feed_all(segmenter, ["", "", "\U0001f680", ".\n\n"]) == [Step("\U0001f680.\n\n", 4)]
+
+
+@given(PIECES)
+def test_the_steps_joined_are_the_text(pieces: list[str]) -> None:
+    segmenter = unlimited()
+    steps = feed_all(segmenter, pieces) + segmenter.close()
+    assert "".join(step.text for step in steps) == "".join(pieces)
+    assert all(step.text for step in steps)
+
+
+@given(PIECES)
+def test_a_whole_text_is_split_as_its_tokens_are(pieces: list[str]) -> None:
+    segmenter = unlimited()
+    steps = feed_all(segmenter, pieces) + segmenter.close()
+    assert split_steps("".join(pieces), ".\n\n") == [step.text for step in steps]
