@@ -70,3 +70,20 @@ def _with_address(config: Config, host: str | None, port: int | None) -> Config:
     asked = {"host": host, "port": port}
     changes = {key: value for key, value in asked.items() if value is not None}
     return config.with_server(changes)
+
+
+@app.command("demo")
+def demo_command(
+    output: Annotated[Path, typer.Option(help="The folder for records and report.")] = Path(
+        "runs/demo"
+    ),
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many of the bundled questions.")
+    ] = None,
+) -> None:
+    """Synthesise the bundled questions with two small real models and show the trajectories."""
+    # Only the demo needs the synthesis client.
+    from proxy.demo import demo  # noqa: PLC0415
+
+    output.mkdir(parents=True, exist_ok=True)
+    run(demo(output, limit, Console()))

@@ -100,6 +100,10 @@ class EmbeddedConfig(_Upstream):
     """Requests decoded at once, each with a context of its own."""
     context_tokens: int = Field(4096, ge=16)
     """Tokens a slot's context holds."""
+    dequantize: bool = False
+    """Serve the weights as 16-bit floats, for exact scoring."""
+    threads: int | None = Field(None, ge=1)
+    """Processor threads; None shares the machine's out over the embedded servers."""
 
 
 UpstreamConfig = Annotated[

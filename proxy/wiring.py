@@ -1,13 +1,16 @@
 """The composition root: from a configuration to running upstreams, models and the service."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from proxy.api.metrics import Metrics
 from proxy.api.service import ServedModel, Service
 from proxy.backends.base import Backend
 from proxy.backends.embedded import embedded_server
+from proxy.backends.gguf_files import dequantized, gguf_path
 from proxy.backends.http import UpstreamClient
 from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.template import ChatTemplate
@@ -27,21 +30,35 @@ async def open_service(config: Config, wait_s: float = 0.0) -> AsyncIterator[Ser
     An upstream that does not answer is an `UpstreamError`, after `wait_s` seconds of trying.
     """
     metrics = Metrics()
+    num_embedded = sum(isinstance(u, EmbeddedConfig) for u in config.upstreams.values())
+    # Servers that decode at once on the same cores slow each other down many times over.
+    threads = max(1, (os.cpu_count() or 1) // max(1, num_embedded))
     async with AsyncExitStack() as stack:
         upstreams: dict[str, Upstream] = {}
         for name, upstream in config.upstreams.items():
-            backend = await _open_backend(name, upstream, metrics, stack, wait_s)
+            backend = await _open_backend(name, upstream, threads, metrics, stack, wait_s)
             upstreams[name] = Upstream(name, backend, upstream.max_concurrent)
         yield Service(config.server, _models(config, upstreams), metrics)
 
 
 async def _open_backend(
-    name: str, config: UpstreamConfig, metrics: Metrics, stack: AsyncExitStack, wait_s: float
+    name: str,
+    config: UpstreamConfig,
+    threads: int,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    wait_s: float,
 ) -> Backend:
     template = None if config.chat_template is None else ChatTemplate(config.chat_template)
     if isinstance(config, EmbeddedConfig):
         server = await stack.enter_async_context(
-            embedded_server(name, config.model, config.slots, config.context_tokens)
+            embedded_server(
+                name,
+                await asyncio.to_thread(_model_file, config),
+                config.slots,
+                config.context_tokens,
+                config.threads or threads,
+            )
         )
         base_url, api_key = server.base_url, None
     else:
@@ -67,6 +84,11 @@ async def _open_backend(
             await asyncio.sleep(_POLL_S)
         else:
             return backend
+
+
+def _model_file(config: EmbeddedConfig) -> Path:
+    path = gguf_path(config.model)
+    return dequantized(path) if config.dequantize else path
 
 
 async def _connect(

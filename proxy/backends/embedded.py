@@ -3,68 +3,20 @@
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module, metadata
 from pathlib import Path
 
-from proxy.errors import ConfigError, StartError
+from proxy.errors import StartError
 
 _log = logging.getLogger(__name__)
 
-_PACKAGE_PREFIX = "package:"
 _START_TIMEOUT_S = 120.0
 _RESTART_PAUSE_S = 1.0
 _STOP_TIMEOUT_S = 5.0
 _LOG_TAIL = 20
-
-
-def cache_dir() -> Path:
-    """Where files that motab makes for itself are kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "motab"
-
-
-def gguf_path(model: str) -> Path:
-    """The GGUF file that `model` names: a path, or `package:NAME` for one inside a package.
-
-    A package that carries its file in parts (and an `assemble` function) is put together once,
-    in the cache. Raises `ConfigError` where there is no such file or package.
-    """
-    if not model.startswith(_PACKAGE_PREFIX):
-        path = Path(model).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"no GGUF file at '{path}'; name a file, or package:NAME")
-        return path
-    name = model.removeprefix(_PACKAGE_PREFIX)
-    try:
-        distribution = metadata.distribution(name)
-    except metadata.PackageNotFoundError as error:
-        message = f"the package '{name}' is not installed (`make demo` installs the demo's models)"
-        raise ConfigError(message) from error
-    for file in distribution.files or ():
-        if file.suffix == ".gguf":
-            return Path(str(distribution.locate_file(file)))
-    return _assembled(name)
-
-
-def _assembled(package: str) -> Path:
-    module = import_module(package.replace("-", "_"))
-    if not hasattr(module, "assemble"):
-        raise ConfigError(f"the package '{package}' carries no GGUF file")
-    target = cache_dir() / "models" / f"{package}.gguf"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that a killed run leaves no half file behind.
-        aside = target.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            module.assemble(aside)
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
-    return target
 
 
 class EmbeddedServer:
@@ -73,11 +25,12 @@ class EmbeddedServer:
     `base_url` is known once the server is up and stays the same over restarts.
     """
 
-    def __init__(self, name: str, model: str, num_slots: int, context_tokens: int) -> None:
+    def __init__(
+        self, name: str, path: Path, num_slots: int, context_tokens: int, num_threads: int
+    ) -> None:
         self._name = name
-        self._path = gguf_path(model)
-        self._num_slots = num_slots
-        self._context_tokens = context_tokens
+        self._path = path
+        self._settings = (str(num_slots), str(context_tokens), str(num_threads))
         self._log_tail: deque[str] = deque(maxlen=_LOG_TAIL)
         self.base_url = ""
 
@@ -91,8 +44,7 @@ class EmbeddedServer:
             str(self._path),
             "127.0.0.1",
             port,
-            str(self._num_slots),
-            str(self._context_tokens),
+            *self._settings,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -135,10 +87,10 @@ class EmbeddedServer:
 
 @asynccontextmanager
 async def embedded_server(
-    name: str, model: str, num_slots: int, context_tokens: int
+    name: str, path: Path, num_slots: int, context_tokens: int, num_threads: int
 ) -> AsyncIterator[EmbeddedServer]:
     """A running server for the time of the context."""
-    server = EmbeddedServer(name, model, num_slots, context_tokens)
+    server = EmbeddedServer(name, path, num_slots, context_tokens, num_threads)
     process = await server.start()
     watcher = asyncio.create_task(server.serve(process))
     try:

@@ -9,17 +9,17 @@ import sys
 
 
 def main() -> None:
-    """Arguments: model path, host, port (0: any free one), slots, context tokens a slot."""
+    """Arguments: model path, host, port (0: any), slots, context tokens a slot, threads."""
     import xllamacpp  # noqa: PLC0415 - the package of an extra, present where this module runs
 
-    path, host, port, num_slots, context_tokens = sys.argv[1:]
+    path, host, port, num_slots, context_tokens, num_threads = sys.argv[1:]
     params = xllamacpp.CommonParams()
     params.model.path = path
     params.hostnames = [host]
     params.port = int(port)
     params.n_parallel = int(num_slots)
     params.n_ctx = int(num_slots) * int(context_tokens)
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count() or 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(num_threads)
     params.endpoint_slots = params.endpoint_metrics = True
     # Without it a sliding-window model (Gemma) forgets what lies before its window, and going
     # back to an earlier step would compute the whole context anew.

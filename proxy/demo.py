@@ -1,0 +1,143 @@
+"""`motab demo`: the proxy with two small real models, asked the bundled questions over HTTP."""
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from proxy.config import Config, load_config
+from proxy.errors import MotabError
+from proxy.serve import running
+from synth_client.client import Question, SynthClient, Synthesis, SynthesisError
+from synth_client.display import legend, render_trajectory
+from synth_client.record import Message, Record
+from synth_client.report import write_report
+
+MODEL = "motab/demo"
+_TEMPERATURE = 0.6
+# Two trajectories keep both cores busy; more would only share them.
+_CONCURRENCY = 2
+
+
+def demo_config() -> Config:
+    """The demo's configuration, on any free port."""
+    with as_file(files("configs") / "demo.yaml") as path:
+        return load_config(path).with_server({"port": 0})
+
+
+def demo_questions() -> list[Question]:
+    """The bundled word problems, with their answers."""
+    lines = (files("configs") / "demo_questions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        Question(
+            id=row["id"],
+            messages=(Message(role="user", content=row["question"]),),
+            answer=row["answer"],
+        )
+        for row in map(json.loads, lines)
+    ]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What came of the questions so far."""
+
+    records: list[Record]
+    errors: list[str]
+
+
+async def demo(output: Path, limit: int | None, console: Console) -> None:
+    """Synthesise the questions into `output`: `records.jsonl` and `report.html`.
+
+    Raises `MotabError` where a question failed; the others' records are kept.
+    """
+    questions = demo_questions()[:limit]
+    console.print("Starting the student and the teacher ...", style="dim")
+    async with running(demo_config()) as base_url:
+        console.print(f"The proxy serves {MODEL} at {base_url}", style="dim")
+        console.print(legend())
+        with _progress(len(questions), console) as step:
+            tally = await _synthesise(base_url, questions, output, console, step)
+    _finish(tally, output, console)
+
+
+async def _synthesise(
+    base_url: str,
+    questions: Sequence[Question],
+    output: Path,
+    console: Console,
+    step: "_Step",
+) -> _Tally:
+    tally = _Tally([], [])
+    waiting = iter(enumerate(questions))
+    # Written aside, so that a demo that is stopped leaves the last complete one as it was.
+    aside = output / "records.jsonl.partial"
+    async with SynthClient(base_url, Synthesis(model=MODEL, temperature=_TEMPERATURE)) as client:
+        with aside.open("wb") as file:
+
+            async def worker() -> None:
+                for index, question in waiting:
+                    try:
+                        record = await client.synthesise(question, seed=index)
+                    except SynthesisError as error:
+                        tally.errors.append(f"{question.id}: {error}")
+                        console.print(tally.errors[-1], style="red", markup=False)
+                    else:
+                        file.write(record.to_json_line())
+                        tally.records.append(record)
+                        console.print(render_trajectory(record, record.question))
+                    step.done(tally)
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_CONCURRENCY):
+                    group.create_task(worker())
+    aside.replace(output / "records.jsonl")
+    return tally
+
+
+@dataclass(slots=True)
+class _Step:
+    progress: Progress
+    task: int
+
+    def done(self, tally: _Tally) -> None:
+        """One more question has come to an end."""
+        strayed = sum(record.breach is not None for record in tally.records)
+        self.progress.update(self.task, advance=1, strayed=strayed)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _progress(total: int, console: Console) -> Iterator[_Step]:
+    columns = (
+        TextColumn("[bold]trajectories"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[strayed]} strayed"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield _Step(progress, progress.add_task("", total=total, strayed=0))
+
+
+def _finish(tally: _Tally, output: Path, console: Console) -> None:
+    records = sorted(tally.records, key=lambda record: record.id)
+    write_report(records, output / "report.html")
+    strayed = sum(record.breach is not None for record in records)
+    went_back = sum(
+        record.breach is not None and record.bifurcation != record.breach for record in records
+    )
+    correct = sum(record.correct is True for record in records)
+    console.print(
+        f"\n{len(records)} trajectories: {strayed} strayed and were corrected "
+        f"({went_back} from a step before the breach), {correct} end in the right answer.\n"
+        f"Records: {output / 'records.jsonl'}\nReport:  {output / 'report.html'}",
+        highlight=False,
+    )
+    if tally.errors:
+        raise MotabError(f"{len(tally.errors)} questions failed: {'; '.join(tally.errors)}")

@@ -1,0 +1,102 @@
+"""Real models behind real llama.cpp servers, and the proxy as a user starts it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from proxy.backends.gguf_files import gguf_path
+from proxy.config import EmbeddedConfig
+from proxy.demo import demo_config
+
+API_KEY = "test-key"
+_BIN = Path(sys.executable).parent
+_STOP_TIMEOUT_S = 15
+
+
+@contextmanager
+def llama_server(upstream: str) -> Iterator[str]:
+    """The demo's model of that name in a llama.cpp server of our own; gives its URL."""
+    config = demo_config().upstreams[upstream]
+    assert isinstance(config, EmbeddedConfig)
+    path = gguf_path(config.model)
+    arguments = [str(path), "127.0.0.1", "0", str(config.slots), str(config.context_tokens), "1"]
+    command = [sys.executable, "-m", "proxy.backends.embedded_server", *arguments]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http://"), url
+        try:
+            yield url
+        finally:
+            process.stdin.close()
+            process.wait(_STOP_TIMEOUT_S)
+
+
+@contextmanager
+def proxy(config: Path) -> Iterator[str]:
+    """`motab serve` with that configuration on a free port; gives its base URL."""
+    command = [str(_BIN / "motab"), "serve", "--config", str(config), "--port", "0"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "400"}
+    ) as process:
+        assert process.stderr is not None
+        try:
+            yield _base_url(process.stderr.readline())
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(_STOP_TIMEOUT_S) == 0
+
+
+def _base_url(line: str) -> str:
+    found = re.search(r"http://\S+/v1", line)
+    assert found, line
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def student_url() -> Iterator[str]:
+    with llama_server("student") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def teacher_url() -> Iterator[str]:
+    with llama_server("teacher") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def base_url(
+    student_url: str, teacher_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The proxy in front of both, asking for a key."""
+    demo = demo_config()
+    model = demo.models["motab/demo"]
+    config = {
+        "server": {"api_keys": [API_KEY]},
+        "upstreams": {
+            name: {
+                "kind": "llamacpp",
+                "base_url": url,
+                "model": name,
+                "chat_template": demo.upstreams[name].chat_template,
+            }
+            for name, url in (("student", student_url), ("teacher", teacher_url))
+        },
+        "models": {"motab/demo": model.model_dump()},
+    }
+    path = tmp_path_factory.mktemp("e2e") / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    with proxy(path) as url:
+        yield url

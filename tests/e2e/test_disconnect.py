@@ -1,0 +1,74 @@
+"""A client that leaves costs nothing more: both models are idle within a second."""
+
+import time
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import API_KEY
+
+HEADERS = {"authorization": f"Bearer {API_KEY}"}
+PATIENCE_S = 30.0
+
+
+def num_busy(url: str) -> int:
+    return sum(slot["is_processing"] for slot in httpx.get(f"{url}/slots", timeout=10).json())
+
+
+def processing_metric(url: str) -> float:
+    for line in httpx.get(f"{url}/metrics", timeout=10).text.splitlines():
+        if line.startswith("llamacpp:requests_processing "):
+            return float(line.split()[1])
+    raise AssertionError("the server has no metric requests_processing")
+
+
+def wait_until_busy(url: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not num_busy(url):
+        assert time.monotonic() < deadline, "the model never became busy"
+        time.sleep(0.02)
+
+
+def assert_idle_within_a_second(*urls: str) -> None:
+    deadline = time.monotonic() + 1.0
+    while any(num_busy(url) for url in urls):
+        assert time.monotonic() < deadline, "a model is still busy"
+        time.sleep(0.02)
+    # And it stays so: nothing more is sent to either.
+    time.sleep(0.3)
+    assert not any(num_busy(url) for url in urls)
+    assert all(processing_metric(url) == 0 for url in urls)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("busy", ["student", "teacher"])
+def test_killing_the_client_leaves_both_models_idle(
+    stream: bool, busy: str, base_url: str, student_url: str, teacher_url: str
+) -> None:
+    # The teacher is made to write by a boundary that nothing passes.
+    threshold = 1.0 if busy == "teacher" else 0.0
+    body = {
+        "model": "motab/demo",
+        "messages": [{"role": "user", "content": "Tell a very long story, step by step."}],
+        "max_tokens": 3000,
+        "stream": stream,
+        # A delimiter that never comes keeps the student writing.
+        "motab": {
+            "base_threshold": threshold,
+            "entropy_scale": 0.0,
+            "delimiter": " " if busy == "teacher" else "\u2603",
+        },
+    }
+    client = httpx.Client(headers=HEADERS, timeout=60)
+    request = client.build_request("POST", f"{base_url}/chat/completions", json=body)
+    if stream:
+        response = client.send(request, stream=True)
+        assert response.status_code == 200
+        wait_until_busy(student_url if busy == "student" else teacher_url)
+        response.close()
+    else:
+        request.extensions["timeout"] = {"connect": 5, "read": 1.5, "write": 5, "pool": 5}
+        with pytest.raises(httpx.ReadTimeout):
+            client.send(request)
+    client.close()
+    assert_idle_within_a_second(student_url, teacher_url)

@@ -1,0 +1,87 @@
+"""Real trajectories of the demo's pair: V and H against transformers in float32, same weights.
+
+Both read the same weights; what is left is rounding (16-bit weights and cache in llama.cpp).
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.backends.base import Message
+from proxy.backends.gguf_files import gguf_path
+from proxy.backends.template import ChatTemplate
+from proxy.config import Config
+from proxy.demo import demo_config, demo_questions
+from proxy.serve import running
+from synth_client.client import SynthClient, Synthesis
+from synth_client.record import Record
+
+pytestmark = pytest.mark.timeout(600)
+
+REFERENCE_PYTHON = Path(__file__).parents[2] / ".venv-reference" / "bin" / "python"
+NUM_QUESTIONS = 6
+VALUE_TOLERANCE = 0.02  # relative, a step
+ENTROPY_TOLERANCE = 0.05  # nats
+
+
+def both_ways() -> Config:
+    """The demo's pair, and the same two models with their roles exchanged."""
+    config = demo_config()
+    pair = config.models["motab/demo"]
+    swapped = pair.model_copy(update={"student": pair.teacher, "teacher": pair.student})
+    exact = {
+        name: upstream.model_copy(update={"dequantize": True})
+        for name, upstream in config.upstreams.items()
+    }
+    models = {"motab/demo": pair, "motab/swapped": swapped}
+    return config.model_copy(update={"models": models, "upstreams": exact})
+
+
+async def trajectories(model: str) -> list[Record]:
+    synthesis = Synthesis(model=model, temperature=0.6, params={"max_total_tokens": 160})
+    questions = demo_questions()[:NUM_QUESTIONS]
+    async with running(both_ways()) as base_url, SynthClient(base_url, synthesis) as client:
+        return [await client.synthesise(q, seed=i) for i, q in enumerate(questions)]
+
+
+def reference(teacher: str, records: list[Record]) -> list[list[dict[str, Any]]]:
+    config = demo_config().upstreams[teacher]
+    assert config.chat_template is not None
+    template = ChatTemplate(config.chat_template)
+    cases = [
+        {
+            "prompt": template.render(tuple(Message(m.role, m.content) for m in record.messages)),
+            "steps": [record.step_text(index) for index in range(len(record.steps))],
+        }
+        for record in records
+    ]
+    done = subprocess.run(
+        [REFERENCE_PYTHON, Path(__file__).with_name("forward_pass.py"), gguf_path(config.model)],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results: list[list[dict[str, Any]]] = json.loads(done.stdout)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("model", "teacher"), [("motab/demo", "teacher"), ("motab/swapped", "student")]
+)
+async def test_values_and_entropies_agree_with_a_float32_forward_pass(
+    model: str, teacher: str
+) -> None:
+    records = await trajectories(model)
+    num_steps = 0
+    for record, expected in zip(records, reference(teacher, records), strict=True):
+        for step, truth in zip(record.steps, expected, strict=True):
+            num_steps += 1
+            assert step.teacher_tokens == len(truth["token_ids"])
+            assert step.value == pytest.approx(truth["value"], rel=VALUE_TOLERANCE)
+            assert step.entropy == pytest.approx(truth["entropy"], abs=ENTROPY_TOLERANCE)
+    assert num_steps > NUM_QUESTIONS, "trajectories of one step show too little"
