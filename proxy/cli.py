@@ -26,7 +26,7 @@ def main() -> None:
     try:
         app()
     except MotabError as error:
-        _errors.print(f"motab: {error}", style="red", markup=False, highlight=False)
+        _errors.print(f"motab: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
 
 

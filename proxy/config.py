@@ -65,11 +65,22 @@ class _RemoteUpstream(_Upstream):
     model: str
     api_key: str | None = None
 
+    @field_validator("api_key")
+    @classmethod
+    def _fits_into_a_header(cls, key: str | None) -> str | None:
+        if key is not None and not (key.isascii() and key.isprintable() and key):
+            raise ValueError("must be printable ASCII, as it is sent in a header")
+        return key
+
     @field_validator("base_url")
     @classmethod
     def _is_a_server_root(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.netloc:
+        try:
+            has_port = parts.port != 0
+        except ValueError:  # no number, or beyond 65535
+            has_port = False
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not has_port:
             raise ValueError(f"must be a URL such as http://127.0.0.1:30011, not '{url}'")
         if parts.path.rstrip("/").endswith("/v1"):
             raise ValueError(f"is the server's root: leave '/v1' out of '{url}'")
@@ -139,6 +150,8 @@ class Config(_Section):
     @model_validator(mode="after")
     def _models_name_upstreams(self) -> Self:
         for name, model in self.models.items():
+            if name.startswith(("student/", "teacher/")):
+                raise ValueError(f"models.{name}: that name stands for the upstream alone")
             for role, upstream in (("student", model.student), ("teacher", model.teacher)):
                 if upstream not in self.upstreams:
                     known = ", ".join(self.upstreams)
@@ -151,7 +164,7 @@ class Config(_Section):
         try:
             server = ServerConfig.model_validate({**self.server.model_dump(), **changes})
         except ValidationError as error:
-            raise ConfigError(_sentence(error)) from error
+            raise ConfigError(_sentence(error, "server")) from error
         return self.model_copy(update={"server": server})
 
 
@@ -194,11 +207,11 @@ def _expanded(value: Any, where: str) -> Any:  # noqa: ANN401
     return _VARIABLE.sub(variable, value)
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first complaint, with the path of its key."""
+def _sentence(error: ValidationError, *above: str) -> str:
+    """The first complaint, with the path of its key, which lies under `above`."""
     first = error.errors()[0]
     # A discriminated union adds the kind to the path, right after the upstream's name.
-    loc = [str(part) for part in first["loc"]]
+    loc = [*above, *(str(part) for part in first["loc"])]
     if loc[:1] == ["upstreams"] and len(loc) > 3:
         del loc[2]
     others = error.error_count() - 1

@@ -43,6 +43,11 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged.update(layer)
+    for field, value in merged.items():
+        try:
+            orjson.dumps({field: value})
+        except TypeError as error:
+            raise OptionsError(str(field), f"{field}: {error}") from error
     try:
         # Strict validation takes a dataclass from JSON, but not from a dict.
         return _ADAPTER.validate_json(orjson.dumps(merged))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -55,6 +56,14 @@ class _Server(uvicorn.Server):
             for number in signals:
                 loop.remove_signal_handler(number)
 
+    async def abandon_requests(self) -> None:
+        """End what a second signal left running, before its upstreams are closed under it."""
+        tasks = set(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
     def _drain(self) -> None:
         admission = self._service.admission
         if admission.draining:
@@ -74,7 +83,9 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        # Python adds the address to strerror once more.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StartError(f"cannot listen on {host}:{port}: {reason}") from error
 
 
 async def serve(config: Config, wait_s: float) -> None:
@@ -82,7 +93,9 @@ async def serve(config: Config, wait_s: float) -> None:
     with listen(config.server.host, config.server.port) as listener:
         async with open_service(config, wait_s) as service:
             _log.info("serving %s on %s", ", ".join(config.models), _base_url(listener))
-            await _Server(service, on_signals=True).serve(sockets=[listener])
+            server = _Server(service, on_signals=True)
+            await server.serve(sockets=[listener])
+            await server.abandon_requests()
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from proxy.backends.vllm import Vllm
 from proxy.config import Config, EmbeddedConfig, UpstreamConfig, VllmConfig
 from proxy.engine.limits import Upstream
 from proxy.engine.runner import Pair
-from proxy.errors import UpstreamError
+from proxy.errors import ConfigError, UpstreamError
 
 _POLL_S = 1.0
 
@@ -49,7 +49,10 @@ async def _open_backend(
     stack: AsyncExitStack,
     wait_s: float,
 ) -> Backend:
-    template = None if config.chat_template is None else ChatTemplate(config.chat_template)
+    try:
+        template = None if config.chat_template is None else ChatTemplate(config.chat_template)
+    except ConfigError as error:
+        raise ConfigError(f"upstreams.{name}.{error}") from error
     if isinstance(config, EmbeddedConfig):
         server = await stack.enter_async_context(
             embedded_server(
@@ -78,8 +81,8 @@ async def _open_backend(
         try:
             backend = await _connect(client, config, template)
             await backend.check()
-        except UpstreamError:
-            if asyncio.get_running_loop().time() >= deadline:
+        except UpstreamError as error:
+            if not error.retryable or asyncio.get_running_loop().time() >= deadline:
                 raise
             await asyncio.sleep(_POLL_S)
         else:

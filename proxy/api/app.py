@@ -39,7 +39,7 @@ def create_app(service: Service) -> FastAPI:
     """The ASGI app that serves `service`."""
     app = FastAPI(title="motab", version=__version__)
     app.add_middleware(RequestMiddleware, config=service.config, metrics=service.metrics)
-    for error in (MotabError, RequestValidationError, Exception):
+    for error in (MotabError, RequestValidationError):
         app.add_exception_handler(error, on_motab_error)
     app.add_exception_handler(HTTPException, on_http_error)
     _add_generation_routes(app, service)

@@ -1,6 +1,7 @@
 """Errors as OpenAI's clients expect them."""
 
 import logging
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -62,7 +63,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         "message": f"{request.method} {request.url.path}: {error.detail}",
         "type": "invalid_request_error",
         "param": None,
-        "code": "unknown_url",
+        "code": "invalid_value" if error.status_code == HTTPStatus.BAD_REQUEST else "unknown_url",
     }
     return Response(
         orjson.dumps({"error": body}),

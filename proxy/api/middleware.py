@@ -7,7 +7,7 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.api.errors import error_response
+from proxy.api.errors import as_motab_error, error_response
 from proxy.api.metrics import Metrics
 from proxy.backends.base import UpstreamClock
 from proxy.config import ServerConfig
@@ -38,7 +38,8 @@ class RequestMiddleware:
         request_id = _request_id(headers.get(b"x-request-id", b""))
         clock = UpstreamClock()
         scope.setdefault("state", {}).update(request_id=request_id, clock=clock)
-        status = 500
+        status = 0
+        body = _Body(receive, self._max_body_bytes)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -54,40 +55,63 @@ class RequestMiddleware:
 
         try:
             refusal = self._refusal(scope["path"], headers)
+            if refusal is None:
+                await self._app(scope, body.receive, body.unless_too_large(send_with_headers))
+                refusal = body.refusal
             if refusal is not None:
                 await error_response(refusal)(scope, receive, send_with_headers)
-            else:
-                await self._app(scope, self._limited(receive), send_with_headers)
+        except Exception as error:
+            # Starlette's own net for this is outside, where the answer gets no headers of ours.
+            if status:
+                raise
+            await error_response(as_motab_error(error))(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
             self._metrics.request(route, status, time.perf_counter() - started)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> MotabError | None:
         if self._keys and path not in _OPEN_PATHS:
-            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-            if not any(hmac.compare_digest(given, key) for key in self._keys):
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            is_known = any(hmac.compare_digest(given, key) for key in self._keys)
+            if scheme.lower() != b"bearer" or not is_known:
                 return Unauthorized("send one of this server's API keys as a Bearer token")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:
-            return self._too_large()
+            return _too_large(self._max_body_bytes)
         return None
 
-    def _limited(self, receive: Receive) -> Receive:
-        """Counts what arrives, for a body may come without a content-length."""
-        num_bytes = 0
 
-        async def limited() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
-                raise self._too_large()
-            return message
+class _Body:
+    """Counts a body as it arrives, for it may come without a content-length.
 
-        return limited
+    FastAPI answers every error while it reads a body with a 400 of its own. That answer is held
+    back, and `refusal` is what to send in its place.
+    """
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the body is larger than {self._max_body_bytes} bytes")
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self.refusal: BodyTooLarge | None = None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > self._max_bytes:
+            self.refusal = _too_large(self._max_bytes)
+            raise self.refusal
+        return message
+
+    def unless_too_large(self, send: Send) -> Send:
+        async def sending(message: Message) -> None:
+            if self.refusal is None:
+                await send(message)
+
+        return sending
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {max_bytes} bytes")
 
 
 def _request_id(given: bytes) -> str:

@@ -1,8 +1,9 @@
 """Requests as OpenAI's clients send them. What is not supported is refused by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from proxy.backends.base import Message, Question
@@ -26,6 +27,11 @@ _NO_OPS: Mapping[str, object] = {
 }
 
 
+def _is_same(value: object, no_op: object) -> bool:
+    """Equal, and 0 is not False: `logprobs: 0` asks for something."""
+    return value == no_op and isinstance(value, bool) == isinstance(no_op, bool)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -38,7 +44,17 @@ class TextPart(_Strict):
 
 
 class ChatMessage(_Strict):
-    """A chat message; its content is text, whole or in parts."""
+    """A chat message; its content is text, whole or in parts.
+
+    Clients send answers of ours back as they came, with fields that are null.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None}
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -60,7 +76,7 @@ class StreamOptions(_Strict):
 class _ModelRequest(_Strict):
     model: str
     user: str | None = None
-    """Whom the request is for; it goes into the log."""
+    """Whom the request is for; `--verbose` logs it."""
     motab: dict[str, Any] = {}
     """See docs/parameters.md."""
 
@@ -69,10 +85,14 @@ class _ModelRequest(_Strict):
     def _without_no_ops(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
+        try:
+            orjson.dumps(data)
+        except TypeError as error:
+            raise _Untransportable(_untransportable(data), str(error)) from error
         return {
             key: value
             for key, value in data.items()
-            if value is not None and (key not in _NO_OPS or value != _NO_OPS[key])
+            if value is not None and not (key in _NO_OPS and _is_same(value, _NO_OPS[key]))
         }
 
 
@@ -88,7 +108,7 @@ class GenerationRequest(_ModelRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | Annotated[list[str], Field(max_length=16)] = []
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    stream_options: StreamOptions | None = None
 
     def question(self) -> Question:
         """q, from messages or from the prompt."""
@@ -114,7 +134,7 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`: the prompt goes to the models as it is, without a chat template."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: str | list[str]
 
     def question(self) -> Question:
         return _question(None, self.prompt)
@@ -124,7 +144,7 @@ class MotabRequest(GenerationRequest):
     """`POST /v1/motab/completions`: messages or a prompt."""
 
     messages: list[ChatMessage] | None = None
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] | None = None
+    prompt: str | list[str] | None = None
 
     def question(self) -> Question:
         return _question(self.messages, self.prompt)
@@ -146,6 +166,8 @@ def _question(messages: list[ChatMessage] | None, prompt: str | list[str] | None
     if (messages is None) == (prompt is None):
         raise RequestError("give either messages or prompt", param="messages")
     if prompt is not None:
+        if isinstance(prompt, list) and len(prompt) != 1:
+            raise RequestError("send one prompt a request", param="prompt")
         text = prompt if isinstance(prompt, str) else prompt[0]
         if not text:
             raise RequestError("prompt is empty", param="prompt")
@@ -165,12 +187,39 @@ def request_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     kind, loc = first["type"], first["loc"][1:]  # without FastAPI's "body"
     if kind == "json_invalid":
         return RequestError(f"the body is not valid JSON: {first['ctx']['error']}")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, _Untransportable):
+        return RequestError(str(cause), param=_path(cause.loc))
     if not loc:
         return RequestError("the body must be a JSON object, sent as application/json")
-    param = _path(loc)
     if kind == "extra_forbidden":
+        param = ".".join([*filter(None, [_path(loc[:-1])]), str(loc[-1])])
         return UnsupportedField(f"{param} is not supported", param=param)
+    param = _path(loc)
     return RequestError(describe(param, kind, first["msg"]), param=param)
+
+
+class _Untransportable(ValueError):
+    """Half a surrogate pair, or an integer beyond 64 bits: no server could be told of it."""
+
+    def __init__(self, loc: tuple[int | str, ...], reason: str) -> None:
+        super().__init__(f"{_path(loc)} cannot be passed on: {reason}")
+        self.loc = loc
+
+
+def _untransportable(value: object) -> tuple[int | str, ...]:
+    """Where in `value` stands what JSON for servers cannot hold."""
+    items: Iterable[tuple[int | str, object]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, item in items:
+        try:
+            orjson.dumps(item)
+        except TypeError:
+            return (key, *_untransportable(item))
+    return ()  # this value itself, or one of its keys
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

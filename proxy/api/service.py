@@ -1,6 +1,7 @@
 """What the routes do: find the model, resolve the options, run the trajectories, tell the story."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,10 +17,22 @@ from proxy.core.types import Breached, Judged
 from proxy.engine.limits import Admission, Upstream
 from proxy.engine.runner import Outcome, Pair, TrajectoryRun, Usage, first_error
 from proxy.engine.score import score_text
-from proxy.errors import DeadlineExceeded, ModelNotFound, RequestError
+from proxy.errors import DeadlineExceeded, ModelNotFound, RequestError, UnsupportedField
 from proxy.options import Options, OptionsError, parse_options
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+_DEFAULTS = Options()
+# What decides on a given text.
+_SCORE_OPTIONS = {
+    "backtrack",
+    "base_threshold",
+    "boundary",
+    "delimiter",
+    "entropy_scale",
+    "entropy_top_k",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,7 @@ class Job:
     def run(self, index: int, observer: "TextObserver") -> TrajectoryRun:
         """The trajectory of choice `index`. Each has a seed of its own."""
         request = self.request
-        seed = None if request.seed is None else request.seed + index
+        seed = None if request.seed is None else _seed(request.seed, index)
         return TrajectoryRun(
             pair=self.model.pair,
             question=request.question(),
@@ -147,11 +160,21 @@ class Service:
         model.check_method(options)
         if request.n > self.config.max_n:
             raise RequestError(f"n must be at most {self.config.max_n} here", param="n")
+        if request.stream_options is not None and not request.stream:
+            raise RequestError("stream_options needs stream: true", param="stream_options")
         if options.events and not request.stream:
             raise RequestError("events need stream: true", param="motab.events")
         # Refused before anything starts, not by the first trajectory.
         request.question()
         request.stops()
+        _log.debug(
+            "%s: %s %s n=%d user=%s",
+            request_id,
+            request.model,
+            options.method,
+            request.n,
+            request.user,
+        )
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         head = Head(kind, f"{prefix}-{request_id}", int(time.time()), request.model)
         return Job(model, request, options, head, request_id, clock)
@@ -163,8 +186,9 @@ class Service:
         return self.models[name]
 
     def _options(self, model: ServedModel, asked: Mapping[str, Any], limit: int | None) -> Options:
+        cap = {"max_total_tokens": min(_DEFAULTS.max_total_tokens, self.config.max_total_tokens)}
         try:
-            options = parse_options(model.defaults, asked)
+            options = parse_options(cap, model.defaults, asked)
             if limit is not None and limit < options.max_total_tokens:
                 options = parse_options(model.defaults, asked, {"max_total_tokens": limit})
         except OptionsError as error:
@@ -184,7 +208,8 @@ class Service:
     async def stream(self, job: Job, put: Callable[[bytes], None]) -> None:
         """The same as chunks, as they become certain."""
         request, options = job.request, job.options
-        writer = ChunkWriter(job.head, include_usage=request.stream_options.include_usage)
+        include_usage = request.stream_options is not None and request.stream_options.include_usage
+        writer = ChunkWriter(job.head, include_usage=include_usage)
         observers = [
             StreamObserver(index, writer, put, options.events) for index in range(request.n)
         ]
@@ -198,7 +223,7 @@ class Service:
 
         with self.admission.admit(request.n):
             outcomes = await self._within_deadline(self._run_all(job, observers, finished))
-        if request.stream_options.include_usage:
+        if include_usage:
             put(writer.usage(usage([outcome.usage for outcome in outcomes], options)))
         put(DONE)
 
@@ -235,7 +260,10 @@ class Service:
     ) -> dict[str, Any]:
         """Judge a given text."""
         model = self._model(request.model)
-        options = self._options(model, {**request.motab, "trace": "full"}, None)
+        for name in request.motab:
+            if name not in _SCORE_OPTIONS:
+                raise UnsupportedField(f"{name} has no part in scoring", param=f"motab.{name}")
+        options = self._options(model, request.motab, None)
         if model.pair.teacher is None:
             message = f"'{request.model}' has no teacher to score with"
             raise RequestError(message, param="model")
@@ -260,6 +288,11 @@ class Service:
                 return await work
         except TimeoutError as error:
             raise DeadlineExceeded(f"the request took longer than {limit:g} s") from error
+
+
+def _seed(seed: int, index: int) -> int:
+    """The seed of choice `index`, in 64 bits like the first."""
+    return (seed + index + 2**63) % 2**64 - 2**63
 
 
 def _length_limit(request: GenerationRequest) -> int | None:

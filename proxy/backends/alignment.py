@@ -1,25 +1,45 @@
 """Which tokens stand for a step, so that every token counts once and none shifts at a seam."""
 
+import re
+
 # Stands for "more text follows" while a step is tokenised.
 FOLLOWED_BY = "a"
+
+_CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?s>|(?:bos|eos|pad|unk|(?:start|end)_of_turn)>)")
 
 
 def as_in_running_text(text: str) -> str:
     r"""What to tokenise so that a step gets the ids it has when more text follows.
 
-    Tokenizers of the GPT-2 kind cut trailing white space differently at the end of a text: alone,
+    Tokenizers of the GPT-2 kind cut trailing newlines differently at the end of a text: alone,
     `".\n\n"` is `[".", "\n\n"]`, but before a word it is `[".", "\n", "\n"]`, which is what
-    the models write. A step that ends in white space is therefore tokenised with a letter after
-    it, and `without_follower` takes the letter's token away again.
+    the models write. A step that ends in a newline is therefore tokenised with a letter after it,
+    and `without_follower` takes the letter's token away again.
     """
-    return text + FOLLOWED_BY if text[-1:].isspace() else text
+    return text + FOLLOWED_BY if text.endswith("\n") else text
 
 
-def without_follower(text: str, ids: list[int], follower: int) -> tuple[int, ...] | None:
+def without_follower(text: str, ids: list[int], follower: int) -> tuple[int, ...]:
     """The ids of `text` from those of `as_in_running_text(text)`; `follower` is the letter's id.
 
-    None where the letter did not come out as a token of its own.
+    Raises ValueError where the letter did not come out as a token of its own.
     """
-    if not text[-1:].isspace():
+    if not text.endswith("\n"):
         return tuple(ids)
-    return tuple(ids[:-1]) if ids and ids[-1] == follower else None
+    if ids[-1:] != [follower]:
+        raise ValueError(f"the tokens of {text[-40:]!r} do not end where it ends")
+    return tuple(ids[:-1])
+
+
+def split_control(text: str) -> list[str]:
+    """Parts that spell `text`, none of which holds a control token such as `<|im_end|>`.
+
+    For servers whose tokenizer reads such text as the token itself: what a student writes is text,
+    whatever it looks like.
+    """
+    parts: list[str] = []
+    start = 0
+    for match in _CONTROL.finditer(text):
+        parts.append(text[start : match.end()])
+        start = match.end()
+    return [*parts, text[start:]] if start < len(text) else parts

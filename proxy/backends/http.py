@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Self
 
 import aiohttp
@@ -15,6 +16,7 @@ from proxy.errors import (
     ContextExceeded,
     MotabError,
     UpstreamFailed,
+    UpstreamMalformed,
     UpstreamRefused,
     UpstreamUnreachable,
 )
@@ -58,7 +60,13 @@ class UpstreamClient:
         self._http = httpx.AsyncClient(
             base_url=base_url,
             transport=AiohttpTransport(client=open_session),
-            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+            headers={
+                # A stream is read as it arrives, so nothing is to be compressed.
+                "accept-encoding": "identity",
+                **({"authorization": f"Bearer {api_key}"} if api_key else {}),
+            },
+            # A router's sticky cookie would bind every trajectory to one replica.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
         )
 
@@ -116,7 +124,7 @@ class UpstreamClient:
     async def _events(self, response: httpx.Response) -> AsyncIterator[bytes]:
         rest = b""
         with self._translated():
-            async for chunk in response.aiter_raw():
+            async for chunk in response.aiter_bytes():
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     # Comments (": ping"), event names and the blank line after each event carry
@@ -141,12 +149,30 @@ class UpstreamClient:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (httpx.TransportError, aiohttp.ClientError, OSError) as error:
+        except (httpx.RequestError, aiohttp.ClientError, OSError) as error:
             reason = str(error) or type(error).__name__
             message = f"no connection to {self.base_url}: {reason}"
             raise UpstreamUnreachable(self.upstream, message) from error
 
-    def _refusal(self, response: httpx.Response) -> Exception:
+    @contextmanager
+    def expecting(self, what: str) -> Iterator[None]:
+        """Take an answer apart inside of this; where its shape is wrong, it is malformed."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            fault = f"no {error}" if isinstance(error, KeyError) else str(error)
+            message = f"{what} is not what was asked for: {fault}"
+            raise UpstreamMalformed(self.upstream, message) from error
+
+    def stream_failure(self, error: object) -> MotabError:
+        """What an error object inside a stream means."""
+        text = str(error)
+        message = f"the stream failed: {text[:_ERROR_EXCERPT]}"
+        if _is_context_overflow(text):
+            return ContextExceeded(f"upstream '{self.upstream}': {message}")
+        return UpstreamFailed(self.upstream, message)
+
+    def _refusal(self, response: httpx.Response) -> MotabError:
         status, text = response.status_code, response.text
         message = f"{response.request.url.path} answered {status}: {text[:_ERROR_EXCERPT]}"
         if status == httpx.codes.BAD_REQUEST and _is_context_overflow(text):
@@ -156,9 +182,17 @@ class UpstreamClient:
         return UpstreamRefused(self.upstream, message)
 
 
+# llama.cpp before and inside a stream; vLLM (as OpenAI); vLLM where the prompt just fills it.
+_CONTEXT_OVERFLOWS = (
+    "exceed_context_size",
+    "Context size has been exceeded",
+    "maximum context length",
+    "max_tokens must be at least 1, got 0",
+)
+
+
 def _is_context_overflow(text: str) -> bool:
-    # llama.cpp: type "exceed_context_size_error"; vLLM: "maximum context length", as OpenAI.
-    return "exceed_context_size" in text or "maximum context length" in text
+    return any(sentence in text for sentence in _CONTEXT_OVERFLOWS)
 
 
 def _headers(call: Call) -> dict[str, str]:

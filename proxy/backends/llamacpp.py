@@ -8,8 +8,9 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
@@ -19,14 +20,15 @@ from proxy.backends.http import UpstreamClient
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, StepScore
-from proxy.errors import UpstreamFailed, UpstreamMalformed, UpstreamUnreachable
-
-T = TypeVar("T")
+from proxy.errors import UpstreamUnreachable
 
 # Added to the logit of the one token that may come; the log-probabilities are taken before it.
 _FORCE = 1000
 # llama.cpp writes the logarithm of 0 as the lowest float32, for JSON has no -inf.
 _LOWEST = -1e30
+# How many candidates to ask for to find a token that cannot be forced: most of the probability,
+# then every token of any vocabulary.
+_SEARCH_DEPTHS = (1_000, 1_000_000)
 _END_REASONS: dict[str, FinishReason] = {"eos": "stop", "word": "stop", "limit": "length"}
 
 
@@ -55,6 +57,15 @@ class SlotPool:
                 self._idle[slot] = session_id
 
 
+@dataclass(frozen=True, slots=True)
+class _Forced:
+    """What one forced token told: its log-probability, and the most probable candidates'."""
+
+    logprob: float
+    top: list[float]
+    num_cached_tokens: int
+
+
 class LlamaCpp:
     """Student or teacher on a llama.cpp server."""
 
@@ -78,14 +89,11 @@ class LlamaCpp:
     ) -> "LlamaCpp":
         """Ask the server what it has."""
         props = await client.get("/props")
-        try:
-            num_slots = int(props["total_slots"])
-        except (KeyError, TypeError, ValueError) as error:
-            message = "/props names no total_slots; is this llama.cpp's own server?"
-            raise UpstreamMalformed(client.upstream, message) from error
         body = {"content": as_in_running_text("\n"), "add_special": False}
         reply = await client.post("/tokenize", body, Call("connect"))
-        return cls(client, chat_template, num_slots, int(reply["tokens"][-1]))
+        with client.expecting("/props or /tokenize, if this is llama.cpp's own server,"):
+            num_slots, follower = int(props["total_slots"]), int(reply["tokens"][-1])
+        return cls(client, chat_template, num_slots, follower)
 
     async def check(self) -> None:
         await self._client.get("/health")
@@ -98,10 +106,12 @@ class LlamaCpp:
         else:
             messages = [{"role": m.role, "content": m.content} for m in question.messages]
             reply = await self._client.post("/apply-template", {"messages": messages}, call)
-            text = self._field(reply, "prompt", str)
+            with self._client.expecting("/apply-template"):
+                text = str(reply["prompt"])
         body = {"content": text, "add_special": True, "parse_special": True}
         reply = await self._client.post("/tokenize", body, call)
-        return Segment(text, tuple(self._field(reply, "tokens", list)))
+        with self._client.expecting("/tokenize"):
+            return Segment(text, tuple(map(int, reply["tokens"])))
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         async with asyncio.TaskGroup() as group:
@@ -115,12 +125,13 @@ class LlamaCpp:
             "parse_special": False,  # what the student writes is text, whatever it looks like
             "with_pieces": True,
         }
-        rows = self._field(await self._client.post("/tokenize", body, call), "tokens", list)
-        ids = without_follower(text, [row["id"] for row in rows], self._follower)
-        pieces = b"".join(_piece_bytes(row["piece"]) for row in rows[: len(ids or ())])
-        if ids is None or pieces != text.encode():
-            message = f"its tokens of {text[-40:]!r} do not spell that text"
-            raise UpstreamMalformed(self._client.upstream, message)
+        reply = await self._client.post("/tokenize", body, call)
+        with self._client.expecting("/tokenize"):
+            rows = reply["tokens"]
+            ids = without_follower(text, [int(row["id"]) for row in rows], self._follower)
+            spelt = b"".join(_piece_bytes(row["piece"]) for row in rows[: len(ids)])
+            if spelt != text.encode():
+                raise ValueError(f"its tokens of {text[-40:]!r} spell another text")
         return Segment(text, ids)
 
     async def write(
@@ -139,42 +150,46 @@ class LlamaCpp:
         }
         if sampling.seed is not None:
             body["seed"] = sampling.seed & 0x7FFFFFFF
+        last: Draft | None = None
+        num_tokens = 0
         async with self._slots.lease(call.session_id) as slot:
             body["id_slot"] = slot
-            num_tokens = 0
             async with self._client.stream("/completion", body, call) as events:
+                # To the very end, also after the last draft, so that the connection is kept.
                 async for payload in events:
-                    row = self._event(payload)
-                    draft = self._draft(row, row["tokens_predicted"] - num_tokens)
-                    num_tokens = row["tokens_predicted"]
-                    yield draft
-                    if draft.end is not None:
-                        return
-        raise UpstreamUnreachable(self._client.upstream, "its stream broke off before the end")
+                    draft, count = self._draft(payload, num_tokens)
+                    if draft is None:
+                        continue
+                    num_tokens = count
+                    if draft.end is None:
+                        yield draft
+                    else:
+                        last = draft
+                if last is None:
+                    message = "its stream broke off before the end"
+                    raise UpstreamUnreachable(self._client.upstream, message)
+        yield last
 
-    def _event(self, payload: bytes) -> dict[str, Any]:
-        row = self._decoded(payload)
-        if "error" in row:
-            raise UpstreamFailed(self._client.upstream, f"the stream failed: {row['error']}")
-        if not isinstance(row.get("content"), str) or "tokens_predicted" not in row:
-            message = f"a stream event without content and tokens_predicted: {payload[:200]!r}"
-            raise UpstreamMalformed(self._client.upstream, message)
-        return row
+    def _draft(self, payload: bytes, num_before: int) -> tuple[Draft | None, int]:
+        """An event's text and the count of tokens up to it.
 
-    def _draft(self, row: dict[str, Any], num_new: int) -> Draft:
-        """Text that waited (half a character, a stop string in the making) comes with the last of
-        its tokens; the count says how many came before it.
+        Text that waited (half a character, a stop string in the making) comes with the last of its
+        tokens; the count says how many came before it. An event without text says nothing yet: it
+        may be the end token, which is no text.
         """
-        text = row["content"]
-        if not row.get("stop"):
-            return Draft(_pieces(text, num_new))
-        end = _END_REASONS.get(row.get("stop_type", ""))
-        if end is None:
-            message = f"unknown stop_type {row.get('stop_type')!r}"
-            raise UpstreamMalformed(self._client.upstream, message)
-        if row["stop_type"] == "eos":
-            num_new -= 1  # the end token is counted, but it is no text
-        return Draft(_pieces(text, num_new), end, int(row["timings"]["cache_n"]))
+        with self._client.expecting("a stream event"):
+            row = orjson.loads(payload)
+            if "error" in row:
+                raise self._client.stream_failure(row["error"])
+            text, count = str(row["content"]), int(row["tokens_predicted"])
+            if not row["stop"]:
+                return (Draft(_pieces(text, count - num_before)) if text else None), count
+            if row["stop_type"] not in _END_REASONS:
+                raise ValueError(f"unknown stop_type {row['stop_type']!r}")
+            end = _END_REASONS[row["stop_type"]]
+            # The end token is counted, but it is no text.
+            num_new = count - num_before - (row["stop_type"] == "eos")
+            return Draft(_pieces(text, num_new), end, int(row["timings"]["cache_n"])), count
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
@@ -183,75 +198,64 @@ class LlamaCpp:
         del entropy_known
         ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
         scores: list[StepScore] = []
-        num_cached = -1
+        num_cached: int | None = None
         async with self._slots.lease(call.session_id) as slot:
             for start, end in pairwise(bounds):
-                logprobs: list[float] = []
-                top: list[float] = []
-                for position in range(start, end):
-                    num_top = top_k if position == start else 1
-                    row = await self._forced(ids, position, num_top, slot, call)
-                    if num_cached < 0:
-                        num_cached = row["timings"]["cache_n"]
-                    logprob, candidates = self._logprobs(row, ids[position], num_top)
-                    logprobs.append(logprob)
-                    top = candidates if position == start else top
-                scores.append(self._score(logprobs, top, top_k))
-        num_tokens = bounds[-1] - bounds[0]
-        return Scores(tuple(scores), None, num_tokens, max(0, num_cached))
+                forced = [
+                    await self._force(ids, i, top_k if i == start else 1, slot, call)
+                    for i in range(start, end)
+                ]
+                if num_cached is None:
+                    num_cached = forced[0].num_cached_tokens
+                with self._client.expecting("a forced token"):
+                    value = oracle_value([token.logprob for token in forced])
+                    scores.append(StepScore(value, entropy(forced[0].top, top_k), len(forced)))
+        return Scores(tuple(scores), None, bounds[-1] - bounds[0], num_cached)
 
-    async def _forced(
+    async def _force(
         self, ids: list[int], position: int, num_top: int, slot: int, call: Call
-    ) -> dict[str, Any]:
+    ) -> _Forced:
         """Let the server decode exactly the token at `position` after the ids before it."""
+        target = ids[position]
+        reply = await self._decode_one(ids[:position], target, num_top, slot, call)
+        with self._client.expecting("a forced token"):
+            if "completion_probabilities" in reply:
+                entry = reply["completion_probabilities"][0]
+                if entry["id"] != target:
+                    raise ValueError(f"token {target} was forced, {entry['id']} came")
+                return _told(reply, entry["logprob"], num_top)
+        # A token that ends inside a character comes without its probability. So another token is
+        # forced, and the target looked up among the candidates.
+        for depth in _SEARCH_DEPTHS:
+            reply = await self._decode_one(ids[:position], self._follower, depth, slot, call)
+            with self._client.expecting("a forced token"):
+                for candidate in reply["completion_probabilities"][0]["top_logprobs"]:
+                    if candidate["id"] == target:
+                        return _told(reply, candidate["logprob"], num_top)
+        with self._client.expecting("a forced token"):
+            raise ValueError(f"token {target} is not in the vocabulary")
+
+    async def _decode_one(
+        self, prompt: list[int], token: int, num_top: int, slot: int, call: Call
+    ) -> Any:  # noqa: ANN401
         body = {
-            "prompt": ids[:position],
+            "prompt": prompt,
             "n_predict": 1,
             "n_probs": num_top,
             "temperature": 0,
-            "logit_bias": [[ids[position], _FORCE]],
+            "logit_bias": [[token, _FORCE]],
             "cache_prompt": True,
             "id_slot": slot,
         }
-        row: dict[str, Any] = await self._client.post("/completion", body, call)
-        return row
+        return await self._client.post("/completion", body, call)
 
-    def _logprobs(
-        self, row: dict[str, Any], target: int, num_top: int
-    ) -> tuple[float, list[float]]:
-        try:
-            entry = row["completion_probabilities"][0]
-            token, logprob = entry["id"], entry["logprob"]
-            top = [candidate["logprob"] for candidate in entry["top_logprobs"]]
-        except (KeyError, IndexError, TypeError) as error:
-            message = "/completion gave no completion_probabilities"
-            raise UpstreamMalformed(self._client.upstream, message) from error
-        if token != target or len(top) < num_top:
-            message = (
-                f"asked for token {target} and {num_top} candidates, got {token} and {len(top)}"
-            )
-            raise UpstreamMalformed(self._client.upstream, message)
-        return _finite(logprob), [_finite(x) for x in top]
 
-    def _score(self, logprobs: list[float], top: list[float], top_k: int) -> StepScore:
-        try:
-            return StepScore(oracle_value(logprobs), entropy(top, top_k), len(logprobs))
-        except (ValueError, TypeError) as error:
-            raise UpstreamMalformed(self._client.upstream, str(error)) from error
-
-    def _decoded(self, payload: bytes) -> dict[str, Any]:
-        try:
-            row: dict[str, Any] = orjson.loads(payload)
-        except orjson.JSONDecodeError as error:
-            message = f"a stream event is no JSON: {payload[:200]!r}"
-            raise UpstreamMalformed(self._client.upstream, message) from error
-        return row
-
-    def _field(self, reply: Any, name: str, kind: type[T]) -> T:  # noqa: ANN401
-        value = reply.get(name) if isinstance(reply, dict) else None
-        if not isinstance(value, kind):
-            raise UpstreamMalformed(self._client.upstream, f"the answer has no {name}")
-        return value
+def _told(reply: dict[str, Any], logprob: float | None, num_top: int) -> _Forced:
+    top = [row["logprob"] for row in reply["completion_probabilities"][0]["top_logprobs"]]
+    if len(top) < num_top:
+        raise ValueError(f"{num_top} candidates were asked for, {len(top)} came")
+    cached = int(reply["timings"]["cache_n"])
+    return _Forced(_finite(logprob), [_finite(x) for x in top[:num_top]], cached)
 
 
 def _pieces(text: str, num_tokens: int) -> tuple[str, ...]:

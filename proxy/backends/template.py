@@ -5,10 +5,23 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from proxy.backends.base import Message
 from proxy.errors import ConfigError, RequestError
+
+
+class _Generation(Extension):
+    """transformers' `{% generation %}`, which marks the assistant's text and changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own protocol
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class ChatTemplate:
@@ -16,21 +29,29 @@ class ChatTemplate:
 
     The result is tokenised with the tokenizer's own special tokens added, so the template must not
     write the beginning-of-sequence token itself: `bos_token` is the empty string. Raises
-    `ConfigError` for a template that does not parse.
+    `ConfigError` for a template that does not parse, or cannot render one user message.
     """
 
     def __init__(self, source: str) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
+        # Not known here; a template that writes it must name the token itself.
+        environment.globals["eos_token"] = jinja2.StrictUndefined(name="eos_token")
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             message = f"chat_template does not parse: line {error.lineno}: {error.message}"
             raise ConfigError(message) from error
+        try:
+            self.render((Message("user", "?"),))
+        except RequestError as error:
+            raise ConfigError(f"chat_template cannot render a user's message: {error}") from error
 
     def render(self, messages: tuple[Message, ...]) -> str:
         """The prompt, up to where the assistant's answer begins."""
@@ -42,14 +63,27 @@ class ChatTemplate:
                 tools=None,
                 documents=None,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:
+            # A template is a program of the user's: whatever it raises is about these messages.
             message = f"the chat template cannot render these messages: {error}"
             raise RequestError(message, param="messages") from error
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:  # noqa: ANN401
+def _to_json(
+    value: Any,  # noqa: ANN401
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - transformers' signature
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002
+) -> str:
     # Jinja's own filter escapes <, > and &, which a prompt must keep.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> NoReturn:

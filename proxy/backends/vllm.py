@@ -6,23 +6,42 @@ was asked for is checked in every answer.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import orjson
 
-from proxy.backends.alignment import FOLLOWED_BY, as_in_running_text, without_follower
+from proxy.backends.alignment import (
+    FOLLOWED_BY,
+    as_in_running_text,
+    split_control,
+    without_follower,
+)
 from proxy.backends.base import Call, Context, Draft, Question, Sampling, Scores, Segment
 from proxy.backends.http import UpstreamClient
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, StepScore
-from proxy.errors import UpstreamFailed, UpstreamMalformed, UpstreamRefused, UpstreamUnreachable
+from proxy.errors import UpstreamRefused, UpstreamUnreachable
 
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 # What SentencePiece-like tokenizers write for a space.
 _METASPACE = "\u2581"
+# vLLM writes -inf so, for JSON has none.
+_LOWEST = -9999.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """One event of a stream; `num_cached_tokens` comes with the usage, which is the last."""
+
+    pieces: tuple[str, ...]
+    end: FinishReason | None
+    is_usage: bool
+    num_cached_tokens: int | None
 
 
 class Vllm:
@@ -52,17 +71,20 @@ class Vllm:
         }
         reply = await client.post("/tokenize", body, call)
         alone = await client.post("/tokenize", {**body, "prompt": FOLLOWED_BY}, call)
-        if str(alone["token_strs"][0]).startswith(_METASPACE):
+        with client.expecting("/tokenize"):
+            follower, first = int(reply["tokens"][-1]), str(alone["token_strs"][0])
+        if first.startswith(_METASPACE):
             message = (
                 "its tokenizer puts a space before every text that it is given, so steps cannot "
                 "be tokenised one by one through this server"
             )
             raise UpstreamRefused(client.upstream, message)
-        return cls(client, model, chat_template, int(reply["tokens"][-1]))
+        return cls(client, model, chat_template, follower)
 
     async def check(self) -> None:
         reply = await self._client.get("/v1/models")
-        served = [entry["id"] for entry in reply["data"]]
+        with self._client.expecting("/v1/models"):
+            served = [str(entry["id"]) for entry in reply["data"]]
         if self._model not in served:
             message = f"it serves {', '.join(served)}, not the configured model '{self._model}'"
             raise UpstreamRefused(self._client.upstream, message)
@@ -75,9 +97,9 @@ class Vllm:
         else:
             messages = [{"role": m.role, "content": m.content} for m in question.messages]
             ids = await self._tokenize({"messages": messages, "add_generation_prompt": True}, call)
-            return Segment("", ids)
+            return Segment("", tuple(ids))
         ids = await self._tokenize({"prompt": text, "add_special_tokens": True}, call)
-        return Segment(text, ids)
+        return Segment(text, tuple(ids))
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         async with asyncio.TaskGroup() as group:
@@ -85,19 +107,17 @@ class Vllm:
         return [task.result() for task in tasks]
 
     async def _encode(self, text: str, call: Call) -> Segment:
-        body = {"prompt": as_in_running_text(text), "add_special_tokens": False}
-        ids = without_follower(text, list(await self._tokenize(body, call)), self._follower)
-        if ids is None:
-            message = f"its tokens of {text[-40:]!r} do not end where that text ends"
-            raise UpstreamMalformed(self._client.upstream, message)
-        return Segment(text, ids)
+        ids: list[int] = []
+        # /tokenize reads control tokens out of any text, and has no switch for it.
+        for part in split_control(as_in_running_text(text)):
+            ids += await self._tokenize({"prompt": part, "add_special_tokens": False}, call)
+        with self._client.expecting("/tokenize"):
+            return Segment(text, without_follower(text, ids, self._follower))
 
-    async def _tokenize(self, body: dict[str, Any], call: Call) -> tuple[int, ...]:
+    async def _tokenize(self, body: dict[str, Any], call: Call) -> list[int]:
         reply = await self._client.post("/tokenize", {"model": self._model, **body}, call)
-        tokens = reply.get("tokens") if isinstance(reply, dict) else None
-        if not isinstance(tokens, list):
-            raise UpstreamMalformed(self._client.upstream, "/tokenize gave no tokens")
-        return tuple(tokens)
+        with self._client.expecting("/tokenize"):
+            return [int(token) for token in reply["tokens"]]
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -114,19 +134,23 @@ class Vllm:
         if sampling.seed is not None:
             body["seed"] = sampling.seed
         end: FinishReason | None = None
+        num_cached: int | None = None
+        has_usage = False
         async with self._client.stream("/v1/completions", body, call) as events:
+            # To the very end, so that the connection is kept.
             async for payload in events:
                 if payload == b"[DONE]":
-                    break
-                row = self._event(payload)
-                if not row["choices"]:
-                    yield Draft((), end, _cached_tokens(row))
-                    return
-                choice = row["choices"][0]
-                yield Draft(self._pieces(choice))
-                if choice["finish_reason"] is not None:
-                    end = self._end(choice["finish_reason"])
-        raise UpstreamUnreachable(self._client.upstream, "its stream broke off before the end")
+                    continue
+                event = self._event(payload)
+                has_usage |= event.is_usage
+                num_cached = event.num_cached_tokens
+                end = event.end or end
+                if event.pieces:
+                    yield Draft(event.pieces)
+            if end is None or not has_usage:
+                message = "its stream broke off before the end"
+                raise UpstreamUnreachable(self._client.upstream, message)
+        yield Draft((), end, num_cached)
 
     def _completion(self, context: Context, temperature: float, top_p: float) -> dict[str, Any]:
         """The fields of every completion. An omitted sampling field would be filled from the
@@ -144,40 +168,19 @@ class Vllm:
             "frequency_penalty": 0.0,
         }
 
-    def _event(self, payload: bytes) -> dict[str, Any]:
-        try:
-            row: dict[str, Any] = orjson.loads(payload)
-        except orjson.JSONDecodeError as error:
-            message = f"a stream event is no JSON: {payload[:200]!r}"
-            raise UpstreamMalformed(self._client.upstream, message) from error
-        if "error" in row:
-            raise UpstreamFailed(self._client.upstream, f"the stream failed: {row['error']}")
-        return row
-
-    def _pieces(self, choice: dict[str, Any]) -> tuple[str, ...]:
-        """The chunk's text, token by token.
-
-        The token strings spell the text except where text is held back (a stop string in the
-        making) and for special tokens, which have a string but no text; there all of the chunk's
-        text comes with its last token.
-        """
-        text: str = choice["text"]
-        ids, logprobs = choice.get("token_ids"), choice.get("logprobs")
-        if ids is None or logprobs is None:
-            message = "return_token_ids and logprobs were asked for, but did not come"
-            raise UpstreamMalformed(self._client.upstream, message)
-        tokens = tuple(logprobs["tokens"])
-        if choice["finish_reason"] == "stop" and choice["stop_reason"] is None and tokens:
-            tokens = tokens[:-1]  # the end token is counted, but it is no text
-        if "".join(tokens) == text:
-            return tokens
-        return ("",) * (len(tokens) - 1) + (text,)
-
-    def _end(self, finish_reason: str) -> FinishReason:
-        if finish_reason not in _END_REASONS:
-            message = f"unknown finish_reason {finish_reason!r}"
-            raise UpstreamMalformed(self._client.upstream, message)
-        return _END_REASONS[finish_reason]
+    def _event(self, payload: bytes) -> _Event:
+        with self._client.expecting("a stream event"):
+            row = orjson.loads(payload)
+            if "error" in row:
+                raise self._client.stream_failure(row["error"])
+            if not row["choices"]:
+                return _Event((), None, bool(row["usage"]), _cached_tokens(row))
+            choice = row["choices"][0]
+            reason = choice["finish_reason"]
+            if reason is not None and reason not in _END_REASONS:
+                raise ValueError(f"unknown finish_reason {reason!r}")
+            end = None if reason is None else _END_REASONS[reason]
+            return _Event(_pieces(choice), end, is_usage=False, num_cached_tokens=None)
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
@@ -194,19 +197,35 @@ class Vllm:
             "return_tokens_as_token_ids": True,
         }
         reply = await self._client.post("/v1/completions", body, call)
-        try:
+        with self._client.expecting("the scoring answer"):
             choice = reply["choices"][0]
             rows: list[dict[str, dict[str, Any]] | None] = choice["prompt_logprobs"]
-            next_top = list(choice["logprobs"]["top_logprobs"][0].values())
+            next_top = [_finite(x) for x in choice["logprobs"]["top_logprobs"][0].values()]
             return Scores(
                 steps=_step_scores(context, num_new, rows, None if values_only else top_k),
                 next_entropy=entropy(_complete(next_top, top_k), top_k),
                 num_tokens=len(context.token_ids) - context.bounds[-num_new - 1],
                 num_cached_tokens=_cached_tokens(reply),
             )
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            message = f"the scoring answer is not what was asked for: {error!r}"
-            raise UpstreamMalformed(self._client.upstream, message) from error
+
+
+def _pieces(choice: dict[str, Any]) -> tuple[str, ...]:
+    """The chunk's text, token by token.
+
+    The token strings spell the text except where text is held back (a stop string in the making)
+    and for special tokens, which have a string but no text; there all of the chunk's text comes
+    with its last token.
+    """
+    text: str = choice["text"]
+    tokens = tuple(map(str, choice["logprobs"]["tokens"]))
+    if len(choice["token_ids"]) != len(tokens):
+        raise ValueError(f"{len(choice['token_ids'])} token_ids, but {len(tokens)} tokens")
+    # Where no stop string ended it, an end token did: it is counted, but it is no text.
+    if choice["finish_reason"] == "stop" and not isinstance(choice["stop_reason"], str):
+        tokens = tokens[:-1]
+    if "".join(tokens) == text:
+        return tokens
+    return ("",) * (len(tokens) - 1) + (text,)
 
 
 def _step_scores(
@@ -230,19 +249,23 @@ def _step_scores(
 def _of_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> float | None:
     """The log-probability of the prompt's own token; None, which core refuses, where missing."""
     entry = None if row is None else row.get(str(token_id))
-    return None if entry is None else entry["logprob"]
+    return None if entry is None else _finite(entry["logprob"])
 
 
-def _top_of(row: dict[str, dict[str, Any]] | None, top_k: int) -> list[float]:
+def _top_of(row: dict[str, dict[str, Any]] | None, top_k: int) -> list[float | None]:
     """The top-k of a prompt position, without the prompt's own token where that ranks below."""
-    top = [] if row is None else [e["logprob"] for e in row.values() if e["rank"] <= top_k]
-    return _complete(top, top_k)
+    entries = [] if row is None else row.values()
+    return _complete([_finite(e["logprob"]) for e in entries if e["rank"] <= top_k], top_k)
 
 
-def _complete(top: list[float], top_k: int) -> list[float]:
+def _complete(top: list[float | None], top_k: int) -> list[float | None]:
     if len(top) < top_k:
         raise ValueError(f"{top_k} top log-probabilities were asked for, {len(top)} came")
     return top
+
+
+def _finite(logprob: float | None) -> float | None:
+    return -math.inf if logprob is not None and logprob <= _LOWEST else logprob
 
 
 def _cached_tokens(reply: dict[str, Any]) -> int | None:

@@ -68,6 +68,9 @@ class MotabMonitor:
         self._num_in_flight = 0
         self._next_entropy: float | None = None
         self._draft_end: FinishReason | None = None
+        """Why the student's text is over; what still comes of it is ignored."""
+        self._draft_is_open = True
+        """Its server has not said the end and was not told to stop."""
         self._bifurcation: int | None = None
         self._correction: list[str] = []
         self._correction_tokens = 0
@@ -84,6 +87,7 @@ class MotabMonitor:
             case Wrote(self._DRAFT, pieces) if self._draft_end is None:
                 return self._drafted(pieces)
             case WriteEnded(self._DRAFT, reason) if self._draft_end is None:
+                self._draft_is_open = False
                 self._steps.extend(self._segmenter.close())
                 self._draft_end = reason
                 return self._advance()
@@ -94,10 +98,11 @@ class MotabMonitor:
                 return self._corrected("".join(pieces))
             case WriteEnded(self._CORRECTION, reason):
                 return self._finish(reason)
-            case Wrote():  # more than it was asked for, or what a halted draft still brings
-                return [Halt(event.write_id)]
-            case _:
+            case WriteEnded():
+                self._draft_is_open = False
                 return []
+            case Wrote():  # more than it was asked for, or what a halted draft still brings
+                return self._halt_draft()
 
     def _drafted(self, pieces: tuple[str, ...]) -> list[Command]:
         for piece in pieces:
@@ -105,9 +110,15 @@ class MotabMonitor:
             if self._segmenter.exhausted:
                 self._draft_end = "length"
                 # At the total cap the server stops by itself: it was asked for no more.
-                halt = [Halt(self._DRAFT)] if self._segmenter.step_was_cut else []
-                return [*halt, *self._advance()]
+                halt = self._halt_draft() if self._segmenter.step_was_cut else []
+                return halt + self._advance()
         return self._advance()
+
+    def _halt_draft(self) -> list[Command]:
+        if not self._draft_is_open:
+            return []
+        self._draft_is_open = False
+        return [Halt(self._DRAFT)]
 
     def _advance(self) -> list[Command]:
         """What the student's text and the verdicts so far allow."""
@@ -147,10 +158,8 @@ class MotabMonitor:
 
     def _breach(self) -> list[Command]:
         """The last judged step is unsafe: stop the student, go back to t*, ask the teacher."""
-        commands: list[Command] = []
-        if self._draft_end is None:
-            self._draft_end = "stop"  # its own text is over, whatever it still brings
-            commands.append(Halt(self._DRAFT))
+        commands = self._halt_draft()
+        self._draft_end = self._draft_end or "stop"
         breach = len(self._judged) - 1
         self._bifurcation = bifurcation_of(self._judged, self._params)
         safe = self._steps[: self._bifurcation]

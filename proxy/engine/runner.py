@@ -175,8 +175,9 @@ class TrajectoryRun:
                         if not is_student:
                             self._count_cached(draft.num_cached_tokens)
                         self._tell(WriteEnded(command.write_id, draft.end))
-                    if command.write_id in self._halted:
+                    if draft.end is not None or command.write_id in self._halted:
                         return
+        raise UpstreamMalformed(upstream.name, "its text ended without a reason")
 
     async def _score(self, command: Score) -> None:
         teacher = self.pair.of("teacher")

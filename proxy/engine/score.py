@@ -42,12 +42,12 @@ async def score_text(
             context, len(texts), params.entropy_top_k, call, entropy_known=False
         )
     steps: list[StepTrace] = []
-    for step_text, score in zip(texts, scores.steps, strict=True):
-        previous = steps[-1] if steps else None
-        try:
+    try:
+        for step_text, score in zip(texts, scores.steps, strict=True):
+            previous = steps[-1] if steps else None
             steps.append(judge(Step(step_text, 0), score, previous, params))
-        except ValueError as error:
-            raise UpstreamMalformed(teacher.name, str(error)) from error
+    except ValueError as error:
+        raise UpstreamMalformed(teacher.name, str(error)) from error
     breach = next((index for index, step in enumerate(steps) if not step.safe), None)
     return ScoredText(
         steps=placed(steps, len(steps)),

@@ -86,7 +86,7 @@ def test_a_breach_halts_the_student_and_hands_over_at_the_bifurcation() -> None:
     assert Write(1, "teacher", ("a.\n\n",), 99) in commands
     # What the student wrote after the breach is thrown away.
     assert commands[-1] == Emit("b.\n\nc.\n\nd.\n\nHowever,")
-    assert monitor.handle(Wrote(0, ("late",))) == [Halt(0)]
+    assert monitor.handle(Wrote(0, ("late",))) == []
     assert monitor.handle(WriteEnded(0, "stop")) == []
     assert monitor.handle(Wrote(1, ("\n", "x"))) == [Emit("\n\nx")]
     finish = monitor.handle(WriteEnded(1, "length"))[-1]

@@ -1,0 +1,149 @@
+"""A scripted upstream: a real HTTP server on a free port that plays back recorded bytes."""
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from proxy.backends.http import UpstreamClient
+
+_GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What one version of a server was asked and answered, from tests/golden."""
+
+    version: str
+
+    def body(self, name: str) -> bytes:
+        (path,) = (_GOLDEN / self.version).glob(f"{name}.body.*")
+        return path.read_bytes()
+
+    def json(self, name: str) -> Any:
+        return orjson.loads(self.body(name))
+
+    def events(self, name: str) -> list[Any]:
+        """The stream's events, without [DONE]."""
+        lines = self.body(name).splitlines()
+        return [orjson.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
+
+    def request(self, name: str) -> Any:
+        return orjson.loads((_GOLDEN / self.version / f"{name}.request.json").read_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """After `drop_after` chunks the connection is cut; `hold` keeps it open for ever."""
+
+    chunks: tuple[bytes, ...] = ()
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    delay_s: float = 0.0
+    drop_after: int | None = None
+    hold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    path: str
+    headers: Mapping[str, str]
+    body: Any
+
+
+Answer = Callable[[Seen], Reply]
+
+
+class Replay:
+    """A server that answers each (method, path) with its replies, one a request; the last one
+    serves all more. With a client of it, and what that client's observer was told.
+
+    `came` is set once a request is there, `left` once a client went away before its answer ended.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None) -> None:
+        self.observed: list[tuple[str, str, float, str]] = []
+        self.client = UpstreamClient(
+            "up", base_url, api_key, 8, lambda *event: self.observed.append(event)
+        )
+        self.seen: list[Seen] = []
+        self.came, self.left = asyncio.Event(), asyncio.Event()
+        self._script: dict[tuple[str, str], list[Answer]] = {}
+
+    def on(self, method: str, path: str, *replies: Reply | Answer) -> None:
+        answers = (r if callable(r) else (lambda _, reply=r: reply) for r in replies)
+        self._script[method, path] = list(answers)
+
+    def bodies(self, path: str) -> list[Any]:
+        return [seen.body for seen in self.seen if seen.path == path]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        content = await request.read()
+        seen = Seen(request.path, request.headers, orjson.loads(content) if content else None)
+        self.seen.append(seen)
+        answers = self._script.get((request.method, request.path))
+        if not answers:
+            return web.Response(status=404, text=f"nothing is scripted for {request.path}")
+        reply = (answers.pop(0) if len(answers) > 1 else answers[0])(seen)
+        self.came.set()
+        try:
+            return await _play(reply, request)
+        except (asyncio.CancelledError, ConnectionError):
+            self.left.set()
+            raise
+
+
+async def _play(reply: Reply, request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(status=reply.status, headers=reply.headers)
+    for index, chunk in enumerate((*reply.chunks, b"")):
+        if reply.drop_after == index and request.transport is not None:
+            request.transport.abort()
+            return response
+        if index == 0:
+            await response.prepare(request)
+        await response.write(chunk)
+        for _ in range(4):  # turns of the event loop, in which the other end reads the chunk
+            await asyncio.sleep(reply.delay_s / 4)
+    if reply.hold:
+        await asyncio.Event().wait()
+    return response
+
+
+@asynccontextmanager
+async def replay(api_key: str | None = None) -> AsyncIterator[Replay]:
+    app = web.Application(client_max_size=2**24)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        replaying = Replay(url, api_key)
+        app.router.add_route("*", "/{path:.*}", replaying.handle)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener).start()
+            async with replaying.client:
+                yield replaying
+        finally:
+            await runner.cleanup()
+
+
+def json_reply(value: Any, status: int = 200) -> Reply:
+    content = value if isinstance(value, bytes) else orjson.dumps(value)
+    return Reply((content,), status, {"content-type": "application/json"})
+
+
+def stream_reply(*chunks: bytes, drop_after: int | None = None, hold: bool = False) -> Reply:
+    headers = {"content-type": "text/event-stream; charset=utf-8"}
+    return Reply(chunks, 200, headers, drop_after=drop_after, hold=hold)
+
+
+def cut(content: bytes, seed: int) -> list[bytes]:
+    draw = random.Random(seed)
+    cuts = sorted(draw.sample(range(1, len(content)), draw.randint(1, 40)))
+    return [content[a:b] for a, b in zip([0, *cuts], [*cuts, len(content)], strict=True)]

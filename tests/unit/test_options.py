@@ -1,0 +1,162 @@
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from proxy.core.params import ParameterError, Params
+from proxy.options import Options, OptionsError, describe, parse_options
+
+PAPER = {
+    "method": "motab",
+    "base_threshold": 0.2,
+    "entropy_scale": 1.0,
+    "entropy_top_k": 20,
+    "delimiter": ".\n\n",
+    "max_step_tokens": 8192,
+    "max_total_tokens": 32768,
+    "revise": "However,",
+    "boundary": "adaptive",
+    "backtrack": "td_error",
+    "stitch": "flawed",
+    "teacher_temperature": 0.6,
+    "trace": "summary",
+    "events": False,
+}
+
+
+def refusal_of(*layers: dict[str, Any]) -> OptionsError:
+    with pytest.raises(OptionsError) as caught:
+        parse_options(*layers)
+    return caught.value
+
+
+def test_the_defaults_are_the_papers() -> None:
+    assert PAPER.items() <= dataclasses.asdict(parse_options()).items()
+
+
+def test_a_later_layer_beats_an_earlier_one_field_by_field() -> None:
+    options = parse_options(
+        {"base_threshold": 0.3, "entropy_scale": 2.0, "revise": "Hm,"},
+        {"base_threshold": 0.4, "entropy_scale": 0.5},
+        {"base_threshold": 0.1},
+    )
+    assert (options.base_threshold, options.entropy_scale) == (0.1, 0.5)
+    assert options.revise == "Hm,"
+    assert options.max_step_tokens == 8192
+
+
+def test_the_layers_stay_as_they_were() -> None:
+    layers = ({"base_threshold": 0.3}, {"base_threshold": 0.4})
+    parse_options(*layers)
+    assert layers == ({"base_threshold": 0.3}, {"base_threshold": 0.4})
+
+
+def test_a_bad_value_in_an_earlier_layer_does_no_harm_where_it_is_beaten() -> None:
+    assert parse_options({"base_threshold": 7}, {"base_threshold": 0.4}).base_threshold == 0.4
+    assert refusal_of({"base_threshold": 0.4}, {"base_threshold": 7}).field == "base_threshold"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"base_threshold": 0.0},
+        {"base_threshold": 1.0},
+        {"base_threshold": 1},  # JSON has one kind of number
+        {"entropy_scale": 0},
+        {"entropy_scale": 100.0},
+        {"entropy_top_k": 2},
+        {"delimiter": "\n"},
+        {"max_step_tokens": 1},
+        {"max_total_tokens": 1},
+        {"revise": "x"},
+        {"teacher_temperature": 0},
+        {"events": True},
+    ]
+    + [{"method": name} for name in ("motab", "teacher", "student")]
+    + [{"boundary": name} for name in ("adaptive", "static")]
+    + [{"backtrack": name} for name in ("td_error", "none")]
+    + [{"stitch": name} for name in ("flawed", "clean")]
+    + [{"trace": name} for name in ("none", "summary", "full")],
+    ids=str,
+)
+def test_a_value_at_its_bound_is_taken(asked: dict[str, Any]) -> None:
+    options = dataclasses.asdict(parse_options(asked))
+    assert options == dataclasses.asdict(parse_options()) | asked
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("base_threshold", -0.001, "base_threshold must be in [0, 1], not -0.001"),
+        ("base_threshold", 1.001, "base_threshold must be in [0, 1], not 1.001"),
+        ("entropy_scale", -0.001, "entropy_scale must be at least 0, not -0.001"),
+        ("entropy_top_k", 1, "entropy_top_k must be at least 2, not 1"),
+        ("delimiter", "", "delimiter must be some text, not ''"),
+        ("max_step_tokens", 0, "max_step_tokens must be at least 1, not 0"),
+        ("max_total_tokens", 0, "max_total_tokens must be at least 1, not 0"),
+        ("revise", "", "revise must be some text, not ''"),
+        ("teacher_temperature", -0.1, "teacher_temperature must be at least 0, not -0.1"),
+        ("boundary", "none", "boundary: input should be 'adaptive' or 'static'"),
+        ("backtrack", "all", "backtrack: input should be 'td_error' or 'none'"),
+        ("stitch", "none", "stitch: input should be 'flawed' or 'clean'"),
+        ("trace", True, "trace: input should be 'none', 'summary' or 'full'"),
+        ("events", 1, "events: input should be a valid boolean"),
+        ("events", "yes", "events: input should be a valid boolean"),
+        ("base_threshold", "0.2", "base_threshold: input should be a valid number"),
+        ("base_threshold", True, "base_threshold: input should be a valid number"),
+        ("base_threshold", None, "base_threshold: input should be a valid number"),
+        ("base_threshold", math.nan, "base_threshold: input should be a valid number"),
+        ("entropy_scale", math.inf, "entropy_scale: input should be a valid number"),
+        ("max_step_tokens", 1.5, "max_step_tokens: input should be a valid integer"),
+        ("max_step_tokens", "1", "max_step_tokens: input should be a valid integer"),
+        ("entropy_top_k", True, "entropy_top_k: input should be a valid integer"),
+        ("delimiter", 3, "delimiter: input should be a valid string"),
+        ("gama", 1, "gama is not a known field"),
+        ("__pydantic_config__", {}, "__pydantic_config__ is not a known field"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_in_a_sentence(
+    field: str, value: object, message: str
+) -> None:
+    error = refusal_of({field: value})
+    assert (error.field, str(error)) == (field, message)
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, "\ud800"], ids=["large", "low", "half"])
+def test_a_value_that_json_cannot_carry_is_refused_by_its_field(value: object) -> None:
+    field = "delimiter" if isinstance(value, str) else "max_total_tokens"
+    assert refusal_of({field: value}).field == field
+
+
+def test_an_unknown_method_is_refused_with_those_there_are() -> None:
+    error = refusal_of({"method": "guess"})
+    assert error.field == "method"
+    assert str(error).startswith("method: input should be 'motab', ")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", ["base_threshold", "entropy_scale", "teacher_temperature"])
+def test_params_made_in_code_refuse_what_is_not_finite(field: str, value: float) -> None:
+    with pytest.raises(ParameterError, match="must be a finite number") as caught:
+        Params(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_options_are_checked_when_made_in_code_too() -> None:
+    with pytest.raises(ParameterError, match="entropy_top_k must be at least 2, not 1"):
+        Options(entropy_top_k=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("extra_forbidden", "x.y is not a known field"),
+        ("unexpected_keyword_argument", "x.y is not a known field"),
+        ("missing", "x.y is missing"),
+        ("missing_argument", "x.y is missing"),
+        ("int_type", "x.y: input should be a valid integer"),
+    ],
+)
+def test_a_complaint_becomes_one_sentence_that_names_the_field(kind: str, sentence: str) -> None:
+    assert describe("x.y", kind, "Input should be a valid integer") == sentence

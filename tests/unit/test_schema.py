@@ -1,0 +1,303 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from proxy.api.schema import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    MotabRequest,
+    ScoreRequest,
+    request_error,
+)
+from proxy.backends.base import Message, Question
+from proxy.errors import RequestError, UnsupportedField
+
+ASKED = {"role": "user", "content": "Q"}
+CHAT = {"model": "m", "messages": [ASKED]}
+TEXT = {"model": "m", "prompt": "Q"}
+
+
+def refused(kind: type[GenerationRequest] | type[ScoreRequest], body: object) -> RequestError:
+    """The error that FastAPI's complaint about this body becomes."""
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    return request_error(
+        [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
+    )
+
+
+def test_a_request_needs_only_a_model_and_a_question() -> None:
+    request = ChatRequest.model_validate(CHAT)
+    assert (request.temperature, request.top_p, request.n, request.stream) == (1.0, 1.0, 1, False)
+    assert (request.seed, request.max_tokens, request.max_completion_tokens) == (None, None, None)
+    assert request.motab == {}
+    assert request.stops() == ()
+    assert request.stream_options is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0},
+        {"temperature": 2},
+        {"top_p": 1},
+        {"top_p": 0.001},
+        {"seed": -(2**63)},
+        {"seed": 2**63 - 1},
+        {"n": 1},
+        {"max_tokens": 1},
+        {"max_completion_tokens": 1},
+        {"stop": "x"},
+        {"stop": ["x"] * 16},
+        {"stream_options": {"include_usage": True}},
+    ],
+    ids=str,
+)
+def test_a_value_at_its_bound_is_taken(fields: dict[str, Any]) -> None:
+    request = ChatRequest.model_validate({**CHAT, **fields})
+    assert request.model_dump(include=set(fields)) == fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": 3}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": "Q"}, "messages"),
+        ({"messages": ["Q"]}, "messages[0]"),
+        ({"messages": [ASKED, {"role": "tool", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [3]}]}, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0].text",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "audio", "text": "x"}]}]},
+            "messages[0].content[0].type",
+        ),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
+        ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"stop": 3}, "stop"),
+        ({"stop": [3]}, "stop[0]"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": True}, "stream_options"),
+        ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
+        ({"user": 3}, "user"),
+        ({"motab": "full"}, "motab"),
+    ],
+    ids=str,
+)
+def test_a_bad_value_is_refused_by_its_path(fields: dict[str, Any], param: str) -> None:
+    error = refused(ChatRequest, {**CHAT, **fields})
+    assert error.param == param
+    assert str(error).startswith((f"{param}: ", f"{param} is missing", f"{param} cannot be"))
+    assert not isinstance(error, UnsupportedField)
+
+
+def test_the_message_says_what_would_be_right() -> None:
+    error = refused(ChatRequest, {**CHAT, "temperature": 3})
+    assert str(error) == "temperature: input should be less than or equal to 2"
+    assert str(refused(ChatRequest, {"model": "m"})) == "messages is missing"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({**CHAT, "top_k": 40}, "top_k"),
+        ({**CHAT, "prompt": "x"}, "prompt"),
+        ({**CHAT, "text": "x"}, "text"),
+        ({**CHAT, "stream_options": {"include_obfuscation": True}}, None),
+        ({**CHAT, "messages": [{**ASKED, "name": "bob"}]}, "messages[0].name"),
+    ],
+    ids=str,
+)
+def test_a_field_that_there_is_not_is_refused_as_unsupported(
+    body: dict[str, Any], param: str | None
+) -> None:
+    error = refused(ChatRequest, body)
+    wanted = param or "stream_options.include_obfuscation"
+    assert isinstance(error, UnsupportedField)
+    assert (error.param, str(error)) == (wanted, f"{wanted} is not supported")
+
+
+@pytest.mark.parametrize("name", ["x-unknown", "with space", "str", "TextPart", "ü.b"])
+def test_an_unsupported_field_is_named_whatever_its_name(name: str) -> None:
+    error = refused(ChatRequest, {**CHAT, name: 1})
+    assert (error.param, str(error)) == (name, f"{name} is not supported")
+
+
+def test_null_fields_of_an_assistants_message_ask_for_nothing() -> None:
+    # As OpenAI's package sends the message of an earlier answer.
+    earlier = {"role": "assistant", "content": "A", "refusal": None, "tool_calls": None}
+    request = ChatRequest.model_validate({**CHAT, "messages": [ASKED, earlier, ASKED]})
+    assert [message.content for message in request.messages] == ["Q", "A", "Q"]
+
+
+def test_of_several_complaints_one_is_told() -> None:
+    error = refused(ChatRequest, {"messages": [{"role": "x", "content": "y"}], "n": 0})
+    assert error.param == "messages[0].role"
+
+
+def test_invalid_json_is_told_with_the_parsers_words() -> None:
+    complaint = {
+        "type": "json_invalid",
+        "loc": ("body", 10),
+        "msg": "JSON decode error",
+        "ctx": {"error": "Expecting value"},
+    }
+    error = request_error([complaint])
+    assert str(error) == "the body is not valid JSON: Expecting value"
+    assert error.param is None
+
+
+@pytest.mark.parametrize("body", [[], "text", 3, None])
+def test_a_body_that_is_no_object_is_told_so(body: object) -> None:
+    error = refused(ChatRequest, body)
+    assert str(error) == "the body must be a JSON object, sent as application/json"
+
+
+@pytest.mark.parametrize(
+    "no_op",
+    [
+        {"best_of": 1},
+        {"echo": False},
+        {"frequency_penalty": 0.0},
+        {"logit_bias": {}},
+        {"logprobs": False},
+        {"metadata": {}},
+        {"presence_penalty": 0},
+        {"response_format": {"type": "text"}},
+        {"store": False},
+        {"suffix": ""},
+        {"tools": []},
+        {"anything": None},
+    ],
+    ids=str,
+)
+def test_a_value_that_asks_for_nothing_is_dropped(no_op: dict[str, Any]) -> None:
+    assert ChatRequest.model_validate({**CHAT, **no_op}) == ChatRequest.model_validate(CHAT)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("best_of", 2),
+        ("echo", True),
+        ("frequency_penalty", 0.1),
+        ("logit_bias", {"5": -100}),
+        ("logprobs", True),
+        ("logprobs", 0),
+        ("metadata", {"a": "b"}),
+        ("presence_penalty", -0.1),
+        ("response_format", {"type": "json_object"}),
+        ("store", True),
+        ("suffix", "x"),
+        ("tools", [{}]),
+    ],
+)
+def test_the_same_field_with_another_value_is_refused(name: str, value: object) -> None:
+    error = refused(CompletionRequest, {**TEXT, name: value})
+    assert isinstance(error, UnsupportedField)
+    assert error.param == name
+
+
+# Questions
+
+
+def test_messages_become_a_question_with_parts_joined_and_developer_as_system() -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    messages = [{"role": "developer", "content": "D"}, {"role": "user", "content": parts}]
+    request = ChatRequest.model_validate({"model": "m", "messages": messages})
+    assert request.question() == Question(messages=(Message("system", "D"), Message("user", "a b")))
+
+
+@pytest.mark.parametrize("prompt", ["Q", ["Q"]])
+def test_a_prompt_stands_as_it_is_whether_in_a_list_or_not(prompt: object) -> None:
+    for kind in (CompletionRequest, MotabRequest):
+        request = kind.model_validate({"model": "m", "prompt": prompt})
+        assert request.question() == Question(prompt="Q")
+
+
+@pytest.mark.parametrize("prompt", [[1, 2], [[1]], 3])
+def test_a_prompt_of_tokens_is_refused(prompt: object) -> None:
+    error = refused(CompletionRequest, {"model": "m", "prompt": prompt})
+    assert error.param in {"prompt", "prompt[0]"}
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], []])
+def test_a_request_has_one_prompt(prompt: list[str]) -> None:
+    request = CompletionRequest.model_validate({"model": "m", "prompt": prompt})
+    with pytest.raises(RequestError, match="send one prompt a request") as caught:
+        request.question()
+    assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "param", "message"),
+    [
+        (ChatRequest, {"messages": []}, "messages", "messages is empty"),
+        (CompletionRequest, {"prompt": ""}, "prompt", "prompt is empty"),
+        (CompletionRequest, {"prompt": [""]}, "prompt", "prompt is empty"),
+        (MotabRequest, {}, "messages", "give either messages or prompt"),
+        (
+            MotabRequest,
+            {"messages": [ASKED], "prompt": "Q"},
+            "messages",
+            "give either messages or prompt",
+        ),
+        (
+            ChatRequest,
+            {"messages": [ASKED, {"role": "assistant", "content": "A"}]},
+            "messages[1].role",
+            "the last message must not be the assistant's: its answer is to be written",
+        ),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_refused(
+    kind: type[GenerationRequest], body: dict[str, Any], param: str, message: str
+) -> None:
+    request = kind.model_validate({"model": "m", **body})
+    with pytest.raises(RequestError) as caught:
+        request.question()
+    assert (caught.value.param, str(caught.value)) == (param, message)
+
+
+def test_a_score_request_takes_messages_or_a_prompt_and_needs_its_text() -> None:
+    with_messages = ScoreRequest.model_validate({**CHAT, "text": ""})
+    assert with_messages.question() == Question(messages=(Message("user", "Q"),))
+    with_prompt = ScoreRequest.model_validate({**TEXT, "text": "x"})
+    assert with_prompt.question() == Question(prompt="Q")
+    assert refused(ScoreRequest, TEXT).param == "text"
+    assert refused(ScoreRequest, {**TEXT, "text": "x", "n": 2}).param == "n"
+
+
+# Stop strings
+
+
+@pytest.mark.parametrize(("given", "stops"), [("x", ("x",)), (["x", "y"], ("x", "y")), ([], ())])
+def test_stop_strings_come_alone_or_in_a_list(given: object, stops: tuple[str, ...]) -> None:
+    assert ChatRequest.model_validate({**CHAT, "stop": given}).stops() == stops
+
+
+@pytest.mark.parametrize("given", ["", ["x", ""]])
+def test_an_empty_stop_string_is_refused(given: object) -> None:
+    with pytest.raises(RequestError, match="a stop string must not be empty") as caught:
+        ChatRequest.model_validate({**CHAT, "stop": given}).stops()
+    assert caught.value.param == "stop"
