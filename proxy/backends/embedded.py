@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from proxy.backends.embedded_server import LISTENING
 from proxy.errors import StartError
 
 _log = logging.getLogger(__name__)
@@ -52,18 +53,24 @@ class EmbeddedServer:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 self.base_url = await self._address(process)
+        except TimeoutError as error:
+            await _stop(process)
+            raise self._not_started(f"nothing after {_START_TIMEOUT_S:g} s") from error
         except BaseException:
             await _stop(process)
             raise
         return process
 
+    def _not_started(self, why: str) -> StartError:
+        tail = "\n  ".join(self._log_tail)
+        return StartError(f"the embedded server '{self._name}' did not start: {why}\n  {tail}")
+
     async def _address(self, process: asyncio.subprocess.Process) -> str:
         async for line in _lines(process):
-            if line.startswith("http://"):
-                return line
+            if line.startswith(LISTENING):
+                return line.removeprefix(LISTENING)
             self._log_tail.append(line)
-        tail = "\n  ".join(self._log_tail)
-        raise StartError(f"the embedded server '{self._name}' did not start:\n  {tail}")
+        raise self._not_started("it ended")
 
     async def serve(self, process: asyncio.subprocess.Process) -> None:
         """Watch the process and start it again whenever it dies, until cancelled."""

@@ -1,11 +1,14 @@
 """The process that serves one GGUF file: llama.cpp's own server, started with the given settings.
 
-Run by `proxy.backends.embedded`; not for use by hand. It prints the address it listens on as one
-line and serves until its standard input closes, so that it cannot outlive whoever started it.
+Run by `proxy.backends.embedded`; not for use by hand. It prints the address it listens on, after
+`LISTENING`, and serves until its standard input closes, so that it cannot outlive its starter.
 """
 
 import os
 import sys
+
+# Before the address; llama.cpp's log goes to the same pipe and may have an unfinished line there.
+LISTENING = "motab embedded server at "
 
 
 def main() -> None:
@@ -27,7 +30,7 @@ def main() -> None:
     # The slots' own caches are all we use; the server's second one (8 GiB) only costs memory.
     params.cache_ram_mib = 0
     server = xllamacpp.Server(params)
-    sys.stdout.write(f"{server.listening_address}\n")
+    sys.stdout.write(f"\n{LISTENING}{server.listening_address}\n")
     sys.stdout.flush()
     sys.stdin.read()
     # llama.cpp's threads do not end on their own while a request is running.

