@@ -34,7 +34,7 @@ _USAGE_LABELS: Final = {
     "student_tokens": "written by the student",
     "student_tokens_discarded": "of the student, discarded",
     "teacher_scored_tokens": "scored by the teacher",
-    "teacher_cached_tokens": "of those, cached",
+    "teacher_cached_tokens": "context from its cache",
     "teacher_tokens": "written by the teacher",
     "student_calls": "calls to the student",
     "score_calls": "calls to score",
