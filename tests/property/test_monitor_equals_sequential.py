@@ -2,7 +2,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.core.monitor import monitor_for
@@ -186,7 +187,8 @@ class World:
             self.obey(self.monitor.handle(WriteEnded(move, reason)))  # type: ignore[arg-type]
 
 
-@settings(max_examples=10_000, deadline=None)
+@pytest.mark.timeout(600)
+@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(), timing=st.randoms(use_true_random=False))
 def test_any_timing_and_chunking_gives_the_sequential_result(case: Case, timing: object) -> None:
     choices = timing.randrange  # type: ignore[attr-defined]

@@ -251,7 +251,7 @@ def test_the_summary_adds_up_the_tokens_of_either_model() -> None:
     assert facts["written by the student"] == "1,200"
     assert facts["of the student, discarded"] == "120"
     assert facts["scored by the teacher"] == "960"
-    assert facts["of those, cached"] == "480"
+    assert facts["context from its cache"] == "480"
     assert facts["written by the teacher"] == "600"
     assert facts["calls to score"] == "120"
 
@@ -259,8 +259,8 @@ def test_the_summary_adds_up_the_tokens_of_either_model() -> None:
 def test_a_cache_that_was_not_reported_is_not_an_empty_cache() -> None:
     silent = unbroken()
     silent["usage"]["motab"]["teacher_cached_tokens"] = None
-    assert facts_of(silent)["of those, cached"] == "not reported"
-    assert facts_of(silent, breached())["of those, cached"] == "at least 16"
+    assert facts_of(silent)["context from its cache"] == "not reported"
+    assert facts_of(silent, breached())["context from its cache"] == "at least 16"
 
 
 def test_the_summary_names_models_methods_and_thresholds_that_occur() -> None:
