@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install
-REFERENCE := .venv-reference
+SERVERS := .venv-servers
 
 .DEFAULT_GOAL := help
 
@@ -16,7 +16,7 @@ demo: $(VENV)/.demo  ## synthesise the bundled questions with two small real mod
 	$(BIN)/motab demo
 
 .PHONY: test
-test: $(VENV)/.dev check  ## lint, types and all tests but the slow reference ones
+test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers
 	$(BIN)/pytest
 
 .PHONY: check
@@ -30,9 +30,9 @@ format: $(VENV)/.dev  ## format the code and mend what lint can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.PHONY: test-reference
-test-reference: $(VENV)/.dev $(REFERENCE)/.installed  ## values against transformers in float32
-	$(BIN)/pytest tests/reference
+.PHONY: test-servers
+test-servers: $(VENV)/.dev $(SERVERS)/.installed  ## against a real vLLM, and values against transformers
+	$(BIN)/pytest tests/servers
 
 .PHONY: hooks
 hooks: $(VENV)/.dev  ## run the checks at every commit
@@ -40,9 +40,11 @@ hooks: $(VENV)/.dev  ## run the checks at every commit
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf $(VENV) $(REFERENCE) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# The lock files hold every hash; `make lock` renews them.
+# The lock files hold every hash; `make lock` renews them. TORCH tells uv where PyTorch's CPU build is,
+# such as TORCH="--extra-index-url https://download.pytorch.org/whl/cpu".
+TORCH ?=
 .PHONY: lock
 lock: $(VENV)/.dev
 	$(PIP) uv
@@ -52,7 +54,9 @@ lock: $(VENV)/.dev
 	$$compile pyproject.toml requirements/build.in --extra embedded --extra dev \
 		-c requirements/demo.lock -o requirements/dev.lock && \
 	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
-	$$compile requirements/reference.in -o requirements/reference.lock
+	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.11 \
+		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
+		$(TORCH) requirements/servers.in -o requirements/servers.lock
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -67,8 +71,8 @@ $(VENV)/.dev: $(VENV)/.demo requirements/dev.lock
 	$(PIP) --require-hashes -r requirements/dev.lock
 	touch $@
 
-$(REFERENCE)/.installed: requirements/reference.lock
-	$(PYTHON) -m venv $(REFERENCE)
-	$(REFERENCE)/bin/pip --disable-pip-version-check --quiet install \
-		--require-hashes -r requirements/reference.lock
+$(SERVERS)/.installed: requirements/servers.lock
+	$(PYTHON) -m venv $(SERVERS)
+	$(SERVERS)/bin/pip --disable-pip-version-check --quiet install \
+		--require-hashes --no-deps -r requirements/servers.lock
 	touch $@

@@ -14,7 +14,6 @@ import yaml
 
 from proxy.backends.embedded_server import LISTENING
 from proxy.backends.gguf_files import gguf_path
-from proxy.config import EmbeddedConfig
 from proxy.demo import demo_config
 
 API_KEY = "test-key"
@@ -23,12 +22,10 @@ _STOP_TIMEOUT_S = 15
 
 
 @contextmanager
-def llama_server(upstream: str) -> Iterator[str]:
-    """The demo's model of that name in a llama.cpp server of our own; gives its URL."""
-    config = demo_config().upstreams[upstream]
-    assert isinstance(config, EmbeddedConfig)
-    path = gguf_path(config.model)
-    arguments = [str(path), "127.0.0.1", "0", str(config.slots), str(config.context_tokens), "1"]
+def llama_server(path: Path) -> Iterator[str]:
+    """A llama.cpp server of our own for that GGUF file; gives its URL."""
+    # Slots, context tokens of each, threads: the demo's.
+    arguments = [str(path), "127.0.0.1", "0", "2", "2048", "1"]
     command = [sys.executable, "-m", "proxy.backends.embedded_server", *arguments]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -87,13 +84,13 @@ def write_config(path: Path, student_url: str, teacher_url: str) -> None:
 
 @pytest.fixture(scope="session")
 def student_url() -> Iterator[str]:
-    with llama_server("student") as url:
+    with llama_server(gguf_path(demo_config().upstreams["student"].model)) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def teacher_url() -> Iterator[str]:
-    with llama_server("teacher") as url:
+    with llama_server(gguf_path(demo_config().upstreams["teacher"].model)) as url:
         yield url
 
 

@@ -3,9 +3,6 @@
 Both read the same weights; what is left is rounding (16-bit weights and cache in llama.cpp).
 """
 
-import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +15,11 @@ from proxy.demo import demo_config, demo_questions
 from proxy.serve import running
 from synth_client.client import SynthClient, Synthesis
 from synth_client.record import Record
+from tests.servers.reference import Case, forward_pass
 
 pytestmark = pytest.mark.timeout(600)
 
-REFERENCE_PYTHON = Path(__file__).parents[2] / ".venv-reference" / "bin" / "python"
-NUM_QUESTIONS = 6
+NUM_QUESTIONS = 4
 VALUE_TOLERANCE = 0.02  # relative, a step
 ENTROPY_TOLERANCE = 0.05  # nats
 
@@ -52,22 +49,13 @@ def reference(teacher: str, records: list[Record]) -> list[list[dict[str, Any]]]
     assert config.chat_template is not None
     template = ChatTemplate(config.chat_template)
     cases = [
-        {
-            "prompt": template.render(tuple(Message(m.role, m.content) for m in record.messages)),
-            "steps": [record.step_text(index) for index in range(len(record.steps))],
-        }
+        Case(
+            template.render(tuple(Message(m.role, m.content) for m in record.messages)),
+            [record.step_text(index) or "" for index in range(len(record.steps))],
+        )
         for record in records
     ]
-    done = subprocess.run(
-        [REFERENCE_PYTHON, Path(__file__).with_name("forward_pass.py"), gguf_path(config.model)],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    results: list[list[dict[str, Any]]] = json.loads(done.stdout)
-    return results
+    return forward_pass(gguf_path(config.model), cases)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,29 @@
+"""Runs `forward_pass.py` in the servers' environment."""
+
+import json
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.servers.conftest import SERVERS_PYTHON
+
+
+@dataclass(frozen=True)
+class Case:
+    prompt: str
+    steps: list[str]
+
+
+def forward_pass(gguf: Path, cases: list[Case]) -> list[list[dict[str, Any]]]:
+    """For every step of every case: value, entropy (nats) and token_ids."""
+    done = subprocess.run(
+        [SERVERS_PYTHON, Path(__file__).with_name("forward_pass.py"), gguf],
+        input=json.dumps([asdict(case) for case in cases]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results: list[list[dict[str, Any]]] = json.loads(done.stdout)
+    return results

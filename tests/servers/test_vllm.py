@@ -1,0 +1,161 @@
+"""Whole trajectories on a real vLLM, and its numbers against llama.cpp and transformers."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from proxy.backends.base import Message
+from proxy.backends.template import ChatTemplate
+from proxy.demo import demo_config
+from tests.e2e.conftest import proxy
+from tests.servers.conftest import VLLM_MODEL, smollm2_gguf
+from tests.servers.reference import Case, forward_pass
+
+pytestmark = pytest.mark.timeout(600)
+
+QUESTION = "A box has 7 pens and 5 pencils. How many things is that? \u270f\ufe0f"
+MESSAGES = [{"role": "user", "content": QUESTION}]
+STEPS = [
+    "Let us solve this step by step.\n\n",
+    "There are 7 pens and 5 pencils \U0001f58a in the box.\n\n",
+    "7 + 5 = 13, so there are 13 things; no, wait: 12.\n\n",
+    "The answer is 12.",
+]
+
+
+@pytest.fixture(scope="module")
+def base_url(
+    vllm_url: str, llama_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    template = demo_config().upstreams["student"].chat_template
+    vllm = {"kind": "vllm", "base_url": vllm_url, "model": VLLM_MODEL}
+    llama = {"kind": "llamacpp", "base_url": llama_url, "model": "smollm2"}
+    config = {
+        "upstreams": {
+            "vllm": vllm,
+            "llama": llama,
+            "vllm-templated": {**vllm, "chat_template": template},
+            "llama-templated": {**llama, "chat_template": template},
+        },
+        "models": {
+            "vllm+vllm": {"student": "vllm-templated", "teacher": "vllm-templated"},
+            "llama+vllm": {"student": "llama-templated", "teacher": "vllm-templated"},
+            "vllm+llama": {"student": "vllm-templated", "teacher": "llama-templated"},
+            "own-vllm": {"student": "vllm", "teacher": "vllm"},
+            "own-llama": {"student": "llama", "teacher": "llama"},
+        },
+    }
+    path: Path = tmp_path_factory.mktemp("vllm") / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    with proxy(path) as url:
+        yield url
+
+
+def post(base_url: str, path: str, body: dict[str, Any]) -> Any:
+    # The first request with prompt log-probabilities warms vLLM up, for a quarter of a minute.
+    reply = httpx.post(f"{base_url}/{path}", json=body, timeout=120)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+@pytest.mark.parametrize("model", ["vllm+vllm", "llama+vllm", "vllm+llama"])
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_whole_trajectories_come_out_right(base_url: str, model: str, threshold: float) -> None:
+    body = {
+        "model": model,
+        "messages": MESSAGES,
+        "temperature": 0.6,
+        "seed": 1,
+        "max_tokens": 100,
+        "motab": {"base_threshold": threshold, "entropy_scale": 0.0},
+    }
+    answer = post(base_url, "motab/chat/completions", body)
+    (choice,) = answer["choices"]
+    text, trace = choice["message"]["content"], choice["motab"]
+    assert "".join(text[span["start"] : span["end"]] for span in trace["spans"]) == text
+    assert trace["scoring"] == ("forced_decode" if model == "vllm+llama" else "prompt_logprobs")
+    roles = [span["role"] for span in trace["spans"]]
+    usage = answer["usage"]["motab"]
+    if threshold:
+        assert (trace["breach"], roles) == (0, ["flawed", "revise", "teacher"])
+        assert usage["correction_calls"] == 1
+    else:
+        assert (trace["breach"], roles) == (None, ["student"])
+        assert trace["steps"]
+        assert usage["student_tokens"] == usage["student_tokens_discarded"] + sum(
+            step["student_tokens"] for step in trace["steps"]
+        )
+    assert usage["score_calls"] <= len(trace["steps"])
+    assert usage["teacher_cached_tokens"] is not None
+
+
+def scores(base_url: str, model: str) -> list[dict[str, Any]]:
+    body = {"model": model, "messages": MESSAGES, "text": "".join(STEPS)}
+    steps: list[dict[str, Any]] = post(base_url, "motab/score", body)["steps"]
+    return steps
+
+
+def test_the_servers_agree_with_transformers_on_a_given_text(base_url: str) -> None:
+    source = demo_config().upstreams["student"].chat_template
+    assert source is not None
+    prompt = ChatTemplate(source).render((Message("user", QUESTION),))
+    (truth,) = forward_pass(smollm2_gguf(), [Case(prompt, STEPS)])
+    vllm, llama = scores(base_url, "vllm+vllm"), scores(base_url, "llama+vllm")
+    assert vllm == llama, "both are scored by the same teacher"
+    llama = scores(base_url, "vllm+llama")
+    for expected, exact, forced in zip(truth, vllm, llama, strict=True):
+        assert exact["teacher_tokens"] == forced["teacher_tokens"] == len(expected["token_ids"])
+        assert exact["value"] == pytest.approx(expected["value"], abs=1e-3)
+        assert exact["entropy"] == pytest.approx(expected["entropy"], abs=1e-3)
+        assert forced["value"] == pytest.approx(expected["value"], rel=0.02)
+        assert forced["entropy"] == pytest.approx(expected["entropy"], abs=0.05)
+
+
+def test_one_call_or_many_give_the_same_scores(base_url: str) -> None:
+    whole = scores(base_url, "vllm+vllm")
+    for num_steps in range(1, len(STEPS)):
+        body = {"model": "vllm+vllm", "messages": MESSAGES, "text": "".join(STEPS[:num_steps])}
+        for step, same in zip(post(base_url, "motab/score", body)["steps"], whole, strict=False):
+            assert step["value"] == pytest.approx(same["value"], abs=1e-4)
+            assert step["entropy"] == pytest.approx(same["entropy"], abs=1e-4)
+
+
+def test_the_models_own_template_is_the_same_on_both_servers(base_url: str) -> None:
+    counts = {
+        post(base_url, "motab/score", {"model": model, "messages": MESSAGES, "text": "Yes."})[
+            "usage"
+        ]["prompt_tokens"]
+        for model in ("own-vllm", "own-llama")
+    }
+    assert len(counts) == 1
+
+
+def test_a_client_that_leaves_leaves_vllm_idle(base_url: str, vllm_url: str) -> None:
+    body = {
+        "model": "vllm+vllm",
+        "messages": MESSAGES,
+        "max_tokens": 1500,
+        "stream": True,
+        "motab": {"delimiter": "\u2603"},
+    }
+    with httpx.stream("POST", f"{base_url}/chat/completions", json=body, timeout=60) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: "):
+                break
+        assert num_running(vllm_url) == 1
+    deadline = time.monotonic() + 1.0
+    while num_running(vllm_url):
+        assert time.monotonic() < deadline, "vLLM is still writing"
+        time.sleep(0.05)
+
+
+def num_running(vllm_url: str) -> float:
+    lines = httpx.get(f"{vllm_url}/metrics", timeout=10).text.splitlines()
+    running = [line for line in lines if line.startswith("vllm:num_requests_running")]
+    assert running
+    return sum(float(line.rsplit(" ", 1)[1]) for line in running)
