@@ -52,11 +52,21 @@ class ServerConfig(_Section):
         return self
 
 
+class RetriesConfig(_Section):
+    """How often a call that an upstream failed is made again."""
+
+    attempts: int = Field(4, ge=1)
+    """Attempts in all; 1 switches retries off."""
+    total_s: float = Field(60, gt=0)
+    """No new attempt begins later than this after the first."""
+
+
 class _Upstream(_Section):
     chat_template: str | None = None
     """A Jinja template, in place of the model's own."""
     max_concurrent: int = Field(64, ge=1)
     """Requests under way at once, for writing and for scoring each."""
+    retries: RetriesConfig = RetriesConfig()
 
 
 class _RemoteUpstream(_Upstream):
@@ -101,6 +111,12 @@ class VllmConfig(_RemoteUpstream):
     """Where token ids come from: the server's own `/tokenize`."""
 
 
+class SGLangConfig(_RemoteUpstream):
+    """An SGLang server."""
+
+    kind: Literal["sglang"]
+
+
 class EmbeddedConfig(_Upstream):
     """A llama.cpp server that motab starts itself."""
 
@@ -118,7 +134,7 @@ class EmbeddedConfig(_Upstream):
 
 
 UpstreamConfig = Annotated[
-    LlamaCppConfig | VllmConfig | EmbeddedConfig, Field(discriminator="kind")
+    LlamaCppConfig | VllmConfig | SGLangConfig | EmbeddedConfig, Field(discriminator="kind")
 ]
 
 

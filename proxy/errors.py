@@ -101,7 +101,11 @@ class DeadlineExceeded(MotabError):
 
 
 class UpstreamError(MotabError):
-    """An upstream server failed us. `upstream` is its name in the configuration."""
+    """An upstream server failed us. `upstream` is its name in the configuration.
+
+    `num_attempts` is how often the call was made in vain; the message tells it where that is more
+    than once.
+    """
 
     status = 502
     type = "upstream_error"
@@ -110,6 +114,11 @@ class UpstreamError(MotabError):
     def __init__(self, upstream: str, message: str) -> None:
         super().__init__(f"upstream '{upstream}': {message}")
         self.upstream = upstream
+        self.num_attempts = 1
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self.num_attempts == 1 else f"{message} ({self.num_attempts} attempts)"
 
 
 class UpstreamUnreachable(UpstreamError):
@@ -120,9 +129,22 @@ class UpstreamUnreachable(UpstreamError):
 
 
 class UpstreamFailed(UpstreamError):
-    """The server answered with a 5xx, or with 429 although it was asked within its limit."""
+    """The server answered with a 5xx, or with 429 although it was asked within its limit.
+
+    `retry_after_s` is how many seconds it wants to be left alone, where it said so.
+    """
 
     retryable = True
+
+    def __init__(self, upstream: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(upstream, message)
+        self.retry_after_s = retry_after_s
+
+
+class UpstreamGarbled(UpstreamFailed):
+    """The answer is no JSON at all: something else answers there, and would again."""
+
+    retryable = False
 
 
 class UpstreamRefused(UpstreamError):

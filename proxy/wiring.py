@@ -13,9 +13,11 @@ from proxy.backends.embedded import embedded_server
 from proxy.backends.gguf_files import dequantized, gguf_path
 from proxy.backends.http import UpstreamClient
 from proxy.backends.llamacpp import LlamaCpp
+from proxy.backends.retry import RetryPolicy
+from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
 from proxy.backends.vllm import Vllm
-from proxy.config import Config, EmbeddedConfig, UpstreamConfig, VllmConfig
+from proxy.config import Config, EmbeddedConfig, SGLangConfig, UpstreamConfig, VllmConfig
 from proxy.engine.limits import Upstream
 from proxy.engine.runner import Pair
 from proxy.errors import ConfigError, UpstreamError
@@ -74,6 +76,7 @@ async def _open_backend(
             # Writing, scoring, and the short calls (tokens, health) beside them.
             max_connections=4 * config.max_concurrent,
             observe=metrics.upstream_request,
+            on_retry=metrics.upstream_retry,
         )
     )
     deadline = asyncio.get_running_loop().time() + wait_s
@@ -86,6 +89,8 @@ async def _open_backend(
                 raise
             await asyncio.sleep(_POLL_S)
         else:
+            # Only now: until a server has answered once, `wait_s` says how long to try.
+            client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
             return backend
 
 
@@ -99,6 +104,8 @@ async def _connect(
 ) -> Backend:
     if isinstance(config, VllmConfig):
         return await Vllm.connect(client, config.model, template)
+    if isinstance(config, SGLangConfig):
+        return await SGLang.connect(client, config.model, template)
     return await LlamaCpp.connect(client, template)
 
 

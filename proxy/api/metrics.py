@@ -56,6 +56,13 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._upstream_retries = Counter(
+            "motab_upstream_retries",
+            "Requests to an upstream sent again, by the error before",
+            ["upstream", "code"],
+            registry=self.registry,
+        )
+
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
         self._requests.labels(route, str(status)).inc()
@@ -64,6 +71,10 @@ class Metrics:
     def upstream_request(self, upstream: str, path: str, seconds: float, outcome: str) -> None:
         """A request to an upstream ended: `ok`, `cancelled` or an error's code."""
         self._upstream_seconds.labels(upstream, path, outcome).observe(seconds)
+
+    def upstream_retry(self, upstream: str, code: str) -> None:
+        """A request to an upstream failed with `code` and will be sent again."""
+        self._upstream_retries.labels(upstream, code).inc()
 
     def trajectory(self, model: str, method: str, outcome: Outcome) -> None:
         """A trajectory is complete."""

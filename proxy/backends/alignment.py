@@ -1,6 +1,7 @@
 """Which tokens stand for a step, so that every token counts once and none shifts at a seam."""
 
 import re
+from collections.abc import Sequence
 
 # Stands for "more text follows" while a step is tokenised.
 FOLLOWED_BY = "a"
@@ -43,3 +44,21 @@ def split_control(text: str) -> list[str]:
         parts.append(text[start : match.end()])
         start = match.end()
     return [*parts, text[start:]] if start < len(text) else parts
+
+
+def pieces_of(text: str, tokens: Sequence[str]) -> tuple[str, ...]:
+    """The text of several tokens cut into one piece a token, as far as their own strings spell it.
+
+    They do not where a server holds text back (half a character, a stop string in the making) and
+    for special tokens, which have a string but no text; the rest of the text is the last token's.
+    """
+    if not tokens:
+        return (text,) if text else ()
+    pieces, start = [""] * len(tokens), 0
+    for index, token in enumerate(tokens[:-1]):
+        if not text.startswith(token, start):
+            break
+        pieces[index] = token
+        start += len(token)
+    pieces[-1] = text[start:]
+    return tuple(pieces)

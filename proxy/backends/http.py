@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Self
 
@@ -12,10 +12,13 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from proxy.backends.base import Call
+from proxy.backends.retry import NO_RETRIES, RetryPolicy, parse_retry_after
 from proxy.errors import (
     ContextExceeded,
     MotabError,
+    UpstreamError,
     UpstreamFailed,
+    UpstreamGarbled,
     UpstreamMalformed,
     UpstreamRefused,
     UpstreamUnreachable,
@@ -31,13 +34,15 @@ _ERROR_EXCERPT = 500
 RequestObserver = Callable[[str, str, float, str], None]
 """Told of every request that ended: upstream, path, seconds, and `ok`, `cancelled` or an error's
 code."""
+RetryObserver = Callable[[str, str], None]
+"""Told of every failure after which a request is sent again: upstream and the error's code."""
 
 
 class UpstreamClient:
     """Speaks JSON and server-sent events with one server.
 
     Use as an async context manager. Reads have no timeout of their own: the request's deadline
-    cancels them.
+    cancels them. `retry` says how often a POST is sent again; all that we send are safe to repeat.
     """
 
     def __init__(
@@ -47,8 +52,12 @@ class UpstreamClient:
         api_key: str | None,
         max_connections: int,
         observe: RequestObserver,
+        retry: RetryPolicy = NO_RETRIES,
+        on_retry: RetryObserver = lambda _upstream, _code: None,
     ) -> None:
         self._observe = observe
+        self._on_retry = on_retry
+        self.retry = retry
         self.upstream = upstream
         self.base_url = base_url
 
@@ -77,13 +86,18 @@ class UpstreamClient:
         await self._http.aclose()
 
     async def get(self, path: str) -> Any:  # noqa: ANN401
-        """The JSON that GET `path` answers."""
+        """The JSON that GET `path` answers. Never sent again: it asks how the server is now."""
         return await self._json("GET", path, None, {})
 
     async def post(self, path: str, body: dict[str, Any], call: Call) -> Any:  # noqa: ANN401
         """The JSON that POST `path` answers."""
-        with call.clock.running(), self._observed(path):
-            return await self._json("POST", path, orjson.dumps(body), _headers(call))
+        content = orjson.dumps(body)
+
+        async def attempt() -> Any:  # noqa: ANN401
+            with call.clock.running(), self._observed(path):
+                return await self._json("POST", path, content, _headers(call))
+
+        return await self.retry.run(attempt, self._retried)
 
     async def _json(
         self, method: str, path: str, content: bytes | None, headers: dict[str, str]
@@ -96,7 +110,7 @@ class UpstreamClient:
             return orjson.loads(response.content)
         except orjson.JSONDecodeError as error:
             message = f"{path} answered no JSON: {response.text[:_ERROR_EXCERPT]!r}"
-            raise UpstreamFailed(self.upstream, message) from error
+            raise UpstreamGarbled(self.upstream, message) from error
 
     @asynccontextmanager
     async def stream(
@@ -104,11 +118,22 @@ class UpstreamClient:
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """POST and read the answer's server-sent events: the payload of each `data:` line.
 
-        Leaving the context closes the connection, which cancels the request at the server.
+        Leaving the context closes the connection, which cancels the request at the server. Only
+        what fails before the context is entered is tried again: after that, text may have been
+        handed on.
         """
-        request = self._http.build_request(
-            "POST", path, content=orjson.dumps(body), headers=_headers(call)
-        )
+        content = orjson.dumps(body)
+        async with AsyncExitStack() as stack:
+            response = await self.retry.run(
+                lambda: stack.enter_async_context(self._opened(path, content, call)),
+                self._retried,
+            )
+            yield self._events(response)
+
+    @asynccontextmanager
+    async def _opened(self, path: str, content: bytes, call: Call) -> AsyncIterator[httpx.Response]:
+        """One attempt at a stream: the answer once its head is there."""
+        request = self._http.build_request("POST", path, content=content, headers=_headers(call))
         with call.clock.running(), self._observed(path):
             with self._translated():
                 response = await self._http.send(request, stream=True)
@@ -117,7 +142,7 @@ class UpstreamClient:
                     with self._translated():
                         await response.aread()
                     raise self._refusal(response)
-                yield self._events(response)
+                yield response
             finally:
                 await response.aclose()
 
@@ -131,6 +156,9 @@ class UpstreamClient:
                     # nothing for us; no server that we speak splits one event over data lines.
                     if line.startswith(b"data:"):
                         yield line[5:].strip()
+
+    def _retried(self, error: UpstreamError) -> None:
+        self._on_retry(self.upstream, error.code)
 
     @contextmanager
     def _observed(self, path: str) -> Iterator[None]:
@@ -178,16 +206,20 @@ class UpstreamClient:
         if status == httpx.codes.BAD_REQUEST and _is_context_overflow(text):
             return ContextExceeded(f"upstream '{self.upstream}': {message}")
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
-            return UpstreamFailed(self.upstream, message)
+            wished_s = parse_retry_after(response.headers.get("retry-after"))
+            return UpstreamFailed(self.upstream, message, retry_after_s=wished_s)
         return UpstreamRefused(self.upstream, message)
 
 
-# llama.cpp before and inside a stream; vLLM (as OpenAI); vLLM where the prompt just fills it.
+# llama.cpp before and inside a stream; vLLM (as OpenAI); vLLM where the prompt just fills it;
+# SGLang where the prompt alone is too long for the model, or for the memory.
 _CONTEXT_OVERFLOWS = (
     "exceed_context_size",
     "Context size has been exceeded",
     "maximum context length",
     "max_tokens must be at least 1, got 0",
+    "longer than the model's context length",
+    "exceeds the maximum allowed length",
 )
 
 

@@ -17,6 +17,7 @@ import orjson
 from proxy.backends.alignment import (
     FOLLOWED_BY,
     as_in_running_text,
+    pieces_of,
     split_control,
     without_follower,
 )
@@ -210,12 +211,7 @@ class Vllm:
 
 
 def _pieces(choice: dict[str, Any]) -> tuple[str, ...]:
-    """The chunk's text, token by token.
-
-    The token strings spell the text except where text is held back (a stop string in the making)
-    and for special tokens, which have a string but no text; there all of the chunk's text comes
-    with its last token.
-    """
+    """The chunk's text, token by token."""
     text: str = choice["text"]
     tokens = tuple(map(str, choice["logprobs"]["tokens"]))
     if len(choice["token_ids"]) != len(tokens):
@@ -223,9 +219,7 @@ def _pieces(choice: dict[str, Any]) -> tuple[str, ...]:
     # Where no stop string ended it, an end token did: it is counted, but it is no text.
     if choice["finish_reason"] == "stop" and not isinstance(choice["stop_reason"], str):
         tokens = tokens[:-1]
-    if "".join(tokens) == text:
-        return tokens
-    return ("",) * (len(tokens) - 1) + (text,)
+    return pieces_of(text, tokens)
 
 
 def _step_scores(

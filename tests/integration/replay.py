@@ -13,6 +13,7 @@ import orjson
 from aiohttp import web
 
 from proxy.backends.http import UpstreamClient
+from proxy.backends.retry import NO_RETRIES, RetryPolicy
 
 _GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -68,10 +69,17 @@ class Replay:
     `came` is set once a request is there, `left` once a client went away before its answer ended.
     """
 
-    def __init__(self, base_url: str, api_key: str | None) -> None:
+    def __init__(self, base_url: str, api_key: str | None, retry: RetryPolicy) -> None:
         self.observed: list[tuple[str, str, float, str]] = []
+        self.retried: list[tuple[str, str]] = []
         self.client = UpstreamClient(
-            "up", base_url, api_key, 8, lambda *event: self.observed.append(event)
+            "up",
+            base_url,
+            api_key,
+            8,
+            lambda *event: self.observed.append(event),
+            retry,
+            lambda *event: self.retried.append(event),
         )
         self.seen: list[Seen] = []
         self.came, self.left = asyncio.Event(), asyncio.Event()
@@ -117,12 +125,14 @@ async def _play(reply: Reply, request: web.Request) -> web.StreamResponse:
 
 
 @asynccontextmanager
-async def replay(api_key: str | None = None) -> AsyncIterator[Replay]:
+async def replay(
+    api_key: str | None = None, retry: RetryPolicy = NO_RETRIES
+) -> AsyncIterator[Replay]:
     app = web.Application(client_max_size=2**24)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        replaying = Replay(url, api_key)
+        replaying = Replay(url, api_key, retry)
         app.router.add_route("*", "/{path:.*}", replaying.handle)
         await runner.setup()
         try:

@@ -9,6 +9,7 @@ from proxy.backends import base
 from proxy.backends.alignment import (
     FOLLOWED_BY,
     as_in_running_text,
+    pieces_of,
     split_control,
     without_follower,
 )
@@ -295,3 +296,22 @@ def test_tojson_takes_the_arguments_that_it_has_in_transformers() -> None:
 def test_a_template_that_fails_in_python_is_refused_like_any_other() -> None:
     with pytest.raises(RequestError):
         rendered("{% if messages | length > 1 %}{{ messages[0].content + 1 }}{% endif %}")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "pieces"),
+    [
+        ("", [], ()),
+        ("held back", [], ("held back",)),
+        ("1 = 2", ["1", " =", " ", "2"], ("1", " =", " ", "2")),
+        ("end", ["end", ".", "\n\n"], ("end", "", "")),  # a stop string was cut off
+        ("a 🚀 b", ["a", " \ufffd", "\ufffd", " b"], ("a", "", "", " 🚀 b")),
+        ("ab", ["a", "<|x|>", "b"], ("a", "", "b")),  # a special token has no text
+        ("wor🎉", ["\ufffd"], ("wor🎉",)),
+    ],
+)
+def test_text_is_cut_into_a_piece_a_token_as_far_as_their_strings_spell_it(
+    text: str, tokens: list[str], pieces: tuple[str, ...]
+) -> None:
+    assert pieces_of(text, tokens) == pieces
+    assert "".join(pieces) == text
