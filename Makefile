@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install
 SERVERS := .venv-servers
+REFERENCE := .venv-reference
 
 .DEFAULT_GOAL := help
 
@@ -31,7 +32,7 @@ format: $(VENV)/.dev  ## format the code and mend what lint can
 	$(BIN)/ruff format .
 
 .PHONY: test-servers
-test-servers: $(VENV)/.dev $(SERVERS)/.installed  ## against a real vLLM, and values against transformers
+test-servers: $(VENV)/.dev $(SERVERS)/.installed $(REFERENCE)/.installed  ## against a real vLLM, and values against transformers
 	$(BIN)/pytest tests/servers
 
 .PHONY: hooks
@@ -40,7 +41,7 @@ hooks: $(VENV)/.dev  ## run the checks at every commit
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf $(VENV) $(SERVERS) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) $(REFERENCE) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The lock files hold every hash; `make lock` renews them. TORCH tells uv where PyTorch's CPU build is,
 # such as TORCH="--extra-index-url https://download.pytorch.org/whl/cpu".
@@ -54,9 +55,10 @@ lock: $(VENV)/.dev
 	$$compile pyproject.toml requirements/build.in --extra embedded --extra dev \
 		-c requirements/demo.lock -o requirements/dev.lock && \
 	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
-	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.11 \
+	for name in servers reference; do \
+		$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.11 \
 		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
-		$(TORCH) requirements/servers.in -o requirements/servers.lock
+		$(TORCH) requirements/$$name.in -o requirements/$$name.lock || exit 1; done
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -71,8 +73,8 @@ $(VENV)/.dev: $(VENV)/.demo requirements/dev.lock
 	$(PIP) --require-hashes -r requirements/dev.lock
 	touch $@
 
-$(SERVERS)/.installed: requirements/servers.lock
-	$(PYTHON) -m venv $(SERVERS)
-	$(SERVERS)/bin/pip --disable-pip-version-check --quiet install \
-		--require-hashes --no-deps -r requirements/servers.lock
+.venv-%/.installed: requirements/%.lock
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip --disable-pip-version-check --quiet install \
+		--require-hashes --no-deps -r requirements/$*.lock
 	touch $@

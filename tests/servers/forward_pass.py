@@ -1,6 +1,6 @@
 """V and H of given steps by one plain transformers forward pass in float32.
 
-Run in the servers' environment (torch, transformers, gguf), which has none of our code:
+Run in the reference environment (torch, transformers, gguf), which has none of our code:
 `forward_pass.py GGUF_FILE < cases.json > results.json`. Written from `algorithm.md` alone. The
 whole text is tokenised at once by transformers, and each token counts for the step it ends in.
 """

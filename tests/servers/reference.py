@@ -1,4 +1,4 @@
-"""Runs `forward_pass.py` in the servers' environment."""
+"""Runs `forward_pass.py` in an environment of its own (requirements/reference.in says why)."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.servers.conftest import SERVERS_PYTHON
+REFERENCE_PYTHON = Path(__file__).parents[2] / ".venv-reference" / "bin" / "python"
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Case:
 def forward_pass(gguf: Path, cases: list[Case]) -> list[list[dict[str, Any]]]:
     """For every step of every case: value, entropy (nats) and token_ids."""
     done = subprocess.run(
-        [SERVERS_PYTHON, Path(__file__).with_name("forward_pass.py"), gguf],
+        [REFERENCE_PYTHON, Path(__file__).with_name("forward_pass.py"), gguf],
         input=json.dumps([asdict(case) for case in cases]),
         capture_output=True,
         text=True,
