@@ -137,10 +137,13 @@ def test_the_models_own_template_is_the_same_on_both_servers(base_url: str) -> N
 
 def test_a_client_that_leaves_leaves_vllm_idle(base_url: str, vllm_url: str) -> None:
     body = {
-        "model": "vllm+vllm",
-        "messages": MESSAGES,
+        "model": "own-vllm",
+        "messages": [{"role": "user", "content": "Tell a very long story about a lighthouse."}],
         "max_tokens": 1500,
+        "temperature": 0.6,
+        "seed": 1,
         "stream": True,
+        # A delimiter that never comes keeps the student writing.
         "motab": {"delimiter": "\u2603"},
     }
     with httpx.stream("POST", f"{base_url}/chat/completions", json=body, timeout=60) as reply:
