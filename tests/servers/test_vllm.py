@@ -1,6 +1,5 @@
 """Whole trajectories on a real vLLM, and its numbers against llama.cpp and transformers."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,36 +132,3 @@ def test_the_models_own_template_is_the_same_on_both_servers(base_url: str) -> N
         for model in ("own-vllm", "own-llama")
     }
     assert len(counts) == 1
-
-
-def test_a_client_that_leaves_leaves_vllm_idle(base_url: str, vllm_url: str) -> None:
-    body = {
-        "model": "own-vllm",
-        "messages": [{"role": "user", "content": "Tell a very long story about a lighthouse."}],
-        "max_tokens": 1500,
-        "temperature": 0.6,
-        "seed": 1,
-        "stream": True,
-        # A delimiter that never comes keeps the student writing.
-        "motab": {"delimiter": "\u2603"},
-    }
-    with httpx.stream("POST", f"{base_url}/chat/completions", json=body, timeout=60) as reply:
-        for line in reply.iter_lines():
-            if line.startswith("data: "):
-                break
-        # The gauge follows the engine's steps, a little late.
-        deadline = time.monotonic() + 10.0
-        while not num_running(vllm_url):
-            assert time.monotonic() < deadline, "vLLM never wrote"
-            time.sleep(0.05)
-    deadline = time.monotonic() + 1.0
-    while num_running(vllm_url):
-        assert time.monotonic() < deadline, "vLLM is still writing"
-        time.sleep(0.05)
-
-
-def num_running(vllm_url: str) -> float:
-    lines = httpx.get(f"{vllm_url}/metrics", timeout=10).text.splitlines()
-    running = [line for line in lines if line.startswith("vllm:num_requests_running")]
-    assert running
-    return sum(float(line.rsplit(" ", 1)[1]) for line in running)
