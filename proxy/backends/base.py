@@ -24,6 +24,10 @@ class Question:
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
 
+    def wire_messages(self) -> list[dict[str, str]]:
+        """The messages as every chat route takes them."""
+        return [{"role": m.role, "content": m.content} for m in self.messages]
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:

@@ -104,8 +104,9 @@ class LlamaCpp:
         elif self._template is not None:
             text = self._template.render(question.messages)
         else:
-            messages = [{"role": m.role, "content": m.content} for m in question.messages]
-            reply = await self._client.post("/apply-template", {"messages": messages}, call)
+            reply = await self._client.post(
+                "/apply-template", {"messages": question.wire_messages()}, call
+            )
             with self._client.expecting("/apply-template"):
                 text = str(reply["prompt"])
         body = {"content": text, "add_special": True, "parse_special": True}

@@ -85,7 +85,7 @@ class SGLang:
         else:
             text = ""
             # Without add_generation_prompt they are rendered as a chat completion renders them.
-            body = {"messages": [{"role": m.role, "content": m.content} for m in question.messages]}
+            body = {"messages": question.wire_messages()}
         ids = await self._tokenize(body, call)
         with self._client.expecting("/v1/tokenize"):
             return Segment(text, tuple(map(int, ids)))

@@ -96,8 +96,9 @@ class Vllm:
         elif self._template is not None:
             text = self._template.render(question.messages)
         else:
-            messages = [{"role": m.role, "content": m.content} for m in question.messages]
-            ids = await self._tokenize({"messages": messages, "add_generation_prompt": True}, call)
+            ids = await self._tokenize(
+                {"messages": question.wire_messages(), "add_generation_prompt": True}, call
+            )
             return Segment("", tuple(ids))
         ids = await self._tokenize({"prompt": text, "add_special_tokens": True}, call)
         return Segment(text, tuple(ids))
