@@ -43,6 +43,15 @@ class UnsupportedField(RequestError):
     code = "unsupported_field"
 
 
+class ScoringUnavailable(RequestError):
+    """The teacher's server does not offer the way of scoring that was asked for."""
+
+    code = "scoring_unavailable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="motab.scoring")
+
+
 class ContextExceeded(RequestError):
     """A model's context window cannot hold the request."""
 

@@ -10,14 +10,17 @@ import orjson
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from proxy.core.params import ParameterError, Params
+from proxy.core.types import Scoring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(Params):
-    """`Params`, and what is told about the trajectory."""
+    """`Params`, how the teacher scores, and what is told about the trajectory."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
+    scoring: Scoring | Literal["auto"] = "auto"
+    """How the teacher scores; `auto` takes the best way that its server offers."""
     trace: Literal["none", "summary", "full"] = "summary"
     """What answers carry of it: nothing, the decisions and spans, or every step as well."""
     events: bool = False

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from proxy.api.metrics import Metrics
 from proxy.api.service import ServedModel, Service
-from proxy.backends.base import Backend
 from proxy.backends.embedded import embedded_server
 from proxy.backends.gguf_files import dequantized, gguf_path
 from proxy.backends.http import UpstreamClient
@@ -38,19 +37,18 @@ async def open_service(config: Config, wait_s: float = 0.0) -> AsyncIterator[Ser
     async with AsyncExitStack() as stack:
         upstreams: dict[str, Upstream] = {}
         for name, upstream in config.upstreams.items():
-            backend = await _open_backend(name, upstream, threads, metrics, stack, wait_s)
-            upstreams[name] = Upstream(name, backend, upstream.max_concurrent)
+            upstreams[name] = await _open_upstream(name, upstream, threads, metrics, stack, wait_s)
         yield Service(config.server, _models(config, upstreams), metrics)
 
 
-async def _open_backend(
+async def _open_upstream(
     name: str,
     config: UpstreamConfig,
     threads: int,
     metrics: Metrics,
     stack: AsyncExitStack,
     wait_s: float,
-) -> Backend:
+) -> Upstream:
     try:
         template = None if config.chat_template is None else ChatTemplate(config.chat_template)
     except ConfigError as error:
@@ -91,7 +89,7 @@ async def _open_backend(
         else:
             # Only now: until a server has answered once, `wait_s` says how long to try.
             client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
-            return backend
+            return Upstream(name, backend, backend, (backend,), config.max_concurrent)
 
 
 def _model_file(config: EmbeddedConfig) -> Path:
@@ -101,7 +99,7 @@ def _model_file(config: EmbeddedConfig) -> Path:
 
 async def _connect(
     client: UpstreamClient, config: UpstreamConfig, template: ChatTemplate | None
-) -> Backend:
+) -> Vllm | SGLang | LlamaCpp:
     if isinstance(config, VllmConfig):
         return await Vllm.connect(client, config.model, template)
     if isinstance(config, SGLangConfig):

@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from proxy.backends.base import Call, Context, Draft, Question, Sampling, Scores, Segment
-from proxy.core.types import FinishReason, StepScore
+from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
+from proxy.core.types import FinishReason, Scoring, StepScore
 from proxy.engine.limits import Upstream
 from proxy.engine.runner import Pair
 
@@ -56,7 +56,7 @@ class Writing:
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
+class ScoreCall:
     """One scoring call as it was asked for."""
 
     context: str
@@ -85,11 +85,13 @@ class ScriptedBackend:
     distort: Callable[[Scores], Scores] = lambda scores: scores
     """Applied to every answer of `score`."""
     cached: int | None = 0
-    scoring: str = "scripted"
+    decode_logprob: float = 0.0
+    """What every token was decoded with."""
+    scoring: Scoring = "prompt_logprobs"
     rendered: list[Question] = field(default_factory=list)
     encoded: list[str] = field(default_factory=list)
     writes: list[Writing] = field(default_factory=list)
-    scorings: list[Scoring] = field(default_factory=list)
+    scorings: list[ScoreCall] = field(default_factory=list)
     max_scoring: int = 0
     """The most scoring calls that were open at once."""
     asked: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -157,11 +159,18 @@ class ScriptedBackend:
         finally:
             writing.closed.set()
 
+    async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
+        await self._called("decode")
+        script = self.script if isinstance(self.script, Script) else self.script(Sampling(0.0))
+        pieces = [piece for item in script.items if isinstance(item, str) for piece in item]
+        logprobs = tuple((self.decode_logprob,) for _ in pieces)
+        return Decoded(tuple(map(_segment, pieces)), logprobs)
+
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
     ) -> Scores:
         texts = [segment.text for segment in context.steps]
-        scoring = Scoring(_text(context), texts, num_new, top_k, entropy_known)
+        scoring = ScoreCall(_text(context), texts, num_new, top_k, entropy_known)
         self.scorings.append(scoring)
         num_open = sum(not one.closed.is_set() for one in self.scorings)
         self.max_scoring = max(self.max_scoring, num_open)
@@ -182,7 +191,7 @@ class ScriptedBackend:
 
 def upstream(name: Literal["student", "teacher"], backend: ScriptedBackend) -> Upstream:
     """The backend as the engine knows it."""
-    return Upstream(name, backend, max_concurrent=16)
+    return Upstream(name, backend, backend, (backend,), max_concurrent=16)
 
 
 def pair(student: ScriptedBackend, teacher: ScriptedBackend) -> Pair:

@@ -54,8 +54,9 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
         state = request.state
         job = service.job(body, kind, state.request_id, state.clock, always_full=always_full)
         if body.stream:
-            return EventStream(lambda put: service.stream(job, put))
-        return _json(await _unless_disconnected(request, service.complete(job)))
+            return EventStream(lambda put: service.stream(job, put), job.headers())
+        done = await _unless_disconnected(request, service.complete(job))
+        return _json(done, headers=job.headers())
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
@@ -117,7 +118,7 @@ def _add_information_routes(app: FastAPI, service: Service) -> None:
 async def _state(upstream: Upstream) -> str:
     try:
         async with asyncio.timeout(_READY_TIMEOUT_S):
-            await upstream.backend.check()
+            await upstream.writer.check()
     except UpstreamError as error:
         return str(error)
     except TimeoutError:
@@ -143,7 +144,11 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -
     return result
 
 
-def _json(body: object | None, status: int = 200) -> Response:
+def _json(
+    body: object | None, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
     if body is None:
         return Response(status_code=_CLIENT_GONE)
-    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
+    return Response(
+        orjson.dumps(body), status_code=status, headers=headers, media_type="application/json"
+    )

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from proxy.core.types import Scoring
 from proxy.engine.runner import Outcome, Usage
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -45,6 +46,12 @@ class Metrics:
         self._calls = Counter(
             "motab_calls", "Calls of models by what for", ["model", "kind"], registry=self.registry
         )
+        self._score_calls = Counter(
+            "motab_score_calls",
+            "Scoring calls by the way of scoring",
+            ["model", "scoring"],
+            registry=self.registry,
+        )
         self.active = Gauge(
             "motab_active_trajectories", "Trajectories under way", registry=self.registry
         )
@@ -80,10 +87,12 @@ class Metrics:
         """A trajectory is complete."""
         strayed = "safe" if outcome.trajectory.breach is None else "breach"
         self._trajectories.labels(model, method, strayed).inc()
-        self.usage(model, outcome.usage)
+        self.usage(model, outcome.usage, outcome.scoring)
 
-    def usage(self, model: str, usage: Usage) -> None:
-        """Tokens and calls were spent."""
+    def usage(self, model: str, usage: Usage, scoring: Scoring | None) -> None:
+        """Tokens and calls were spent; `scoring` is how the teacher scored, if it did."""
+        if scoring is not None:
+            self._score_calls.labels(model, scoring).inc(usage.score_calls)
         for kind in _TOKEN_KINDS:
             label = kind.replace("_tokens", "", 1)
             self._tokens.labels(model, label).inc(getattr(usage, kind) or 0)

@@ -11,9 +11,9 @@ from proxy.api.metrics import Metrics
 from proxy.api.schema import GenerationRequest, ScoreRequest
 from proxy.api.shapes import Head, Kind, completion, scored_text, trace, usage
 from proxy.api.sse import DONE, ChunkWriter, named_event
-from proxy.backends.base import Call, Sampling, UpstreamClock
+from proxy.backends.base import Call, Sampling, Scorer, UpstreamClock
 from proxy.config import ServerConfig
-from proxy.core.types import Breached, Judged
+from proxy.core.types import JUDGES, Breached, Judged
 from proxy.engine.limits import Admission, Upstream
 from proxy.engine.runner import Outcome, Pair, TrajectoryRun, Usage, first_error
 from proxy.engine.score import score_text
@@ -32,6 +32,7 @@ _SCORE_OPTIONS = {
     "delimiter",
     "entropy_scale",
     "entropy_top_k",
+    "scoring",
 }
 
 
@@ -52,6 +53,25 @@ class ServedModel:
             message = f"this model is a {alone} alone, it has no method '{options.method}'"
             raise RequestError(message, param="motab.method")
 
+    def scorer(self, options: Options, asked: Mapping[str, Any]) -> Scorer:
+        """The teacher's scorer that the options call for.
+
+        Raises `ScoringUnavailable`, and `RequestError` where a judge would be held against a
+        boundary that was made for V_t: its values are another quantity and it knows no entropy.
+        """
+        if self.pair.teacher is None:
+            raise RequestError("this model has no teacher to score with", param="model")
+        scorer = self.pair.teacher.scorer(options.scoring)
+        if scorer.scoring in JUDGES:
+            about = f"the teacher's values come from '{scorer.scoring}' and are no probabilities"
+            if options.boundary != "static":
+                message = f"{about}: no entropy comes with them, so boundary must be 'static'"
+                raise RequestError(message, param="motab.boundary")
+            if "base_threshold" not in {**self.defaults, **asked}:
+                message = f"{about}: they need a base_threshold of their own"
+                raise RequestError(message, param="motab.base_threshold")
+        return scorer
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -63,6 +83,8 @@ class Job:
     head: Head
     request_id: str
     clock: UpstreamClock
+    scorer: Scorer | None
+    """None where the method does not score."""
 
     def run(self, index: int, observer: "TextObserver") -> TrajectoryRun:
         """The trajectory of choice `index`. Each has a seed of its own."""
@@ -75,7 +97,12 @@ class Job:
             sampling=Sampling(request.temperature, request.top_p, seed, request.stops()),
             call=Call(f"{self.request_id}-{index}", self.clock),
             observer=observer,
+            scorer=self.scorer,
         )
+
+    def headers(self) -> dict[str, str]:
+        """What the answer's head tells."""
+        return {} if self.scorer is None else {"x-motab-scoring": self.scorer.scoring}
 
 
 class TextObserver:
@@ -158,6 +185,7 @@ class Service:
         forced = {"trace": "full"} if always_full else {}
         options = self._options(model, {**request.motab, **forced}, _length_limit(request))
         model.check_method(options)
+        scorer = model.scorer(options, request.motab) if options.method == "motab" else None
         if request.n > self.config.max_n:
             raise RequestError(f"n must be at most {self.config.max_n} here", param="n")
         if request.stream_options is not None and not request.stream:
@@ -177,7 +205,7 @@ class Service:
         )
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         head = Head(kind, f"{prefix}-{request_id}", int(time.time()), request.model)
-        return Job(model, request, options, head, request_id, clock)
+        return Job(model, request, options, head, request_id, clock, scorer)
 
     def _model(self, name: str) -> ServedModel:
         if name not in self.models:
@@ -264,22 +292,20 @@ class Service:
             if name not in _SCORE_OPTIONS:
                 raise UnsupportedField(f"{name} has no part in scoring", param=f"motab.{name}")
         options = self._options(model, request.motab, None)
-        if model.pair.teacher is None:
-            message = f"'{request.model}' has no teacher to score with"
-            raise RequestError(message, param="model")
         call = Call(request_id, clock)
-        teacher = model.pair.teacher
+        scorer = model.scorer(options, request.motab)
+        teacher = model.pair.of("teacher")
         with self.admission.admit(1):
-            work = score_text(teacher, request.question(), request.text, options, call)
+            work = score_text(teacher, scorer, request.question(), request.text, options, call)
             scored = await self._within_deadline(work)
         spent = Usage(
             teacher_scored_tokens=scored.scored_tokens,
             teacher_cached_tokens=scored.cached_tokens,
             score_calls=1,
         )
-        self.metrics.usage(request.model, spent)
+        self.metrics.usage(request.model, spent, scorer.scoring)
         head = Head("text", request_id, int(time.time()), request.model)
-        return scored_text(head, scored, options, teacher.backend.scoring)
+        return scored_text(head, scored, options, scorer.scoring)
 
     async def _within_deadline(self, work: Coroutine[Any, Any, T]) -> T:
         limit = self.config.request_timeout_s

@@ -76,9 +76,12 @@ class EventStream(Response):
     def __init__(
         self,
         produce: Callable[[Callable[[bytes], None]], Awaitable[None]],
+        headers: dict[str, str],
         ping_interval_s: float = PING_INTERVAL_S,
     ) -> None:
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        super().__init__(
+            media_type="text/event-stream", headers={"cache-control": "no-cache", **headers}
+        )
         del self.headers["content-length"]
         self._produce = produce
         self._ping_interval_s = ping_interval_s

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from proxy.core.types import FinishReason, StepScore
+from proxy.core.types import FinishReason, Scoring, StepScore
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Context:
 
     prompt: Segment
     steps: list[Segment] = field(default_factory=list)
+    question: Question = field(default=Question(), kw_only=True)
+    """What `prompt` renders, for servers that take messages only."""
     token_ids: list[int] = field(init=False)
     """The prompt's ids, then all steps' ids."""
     bounds: list[int] = field(init=False)
@@ -148,8 +150,20 @@ class Call:
     clock: UpstreamClock = field(default_factory=UpstreamClock)
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A greedy continuation with the log-probabilities that the model wrote it by.
+
+    `pieces` are as short as whole characters allow; `logprobs[i]` are natural logarithms, one per
+    token of `pieces[i]`.
+    """
+
+    pieces: tuple[Segment, ...]
+    logprobs: tuple[tuple[float, ...], ...]
+
+
 class Reader(Protocol):
-    """Turns text into a model's tokens."""
+    """Turns text into a model's tokens: its server does, or a tokenizer in this process."""
 
     async def render(self, question: Question, call: Call) -> Segment:
         """The question in the model's own chat template, up to where its answer begins."""
@@ -160,8 +174,12 @@ class Reader(Protocol):
         ...
 
 
-class Drafter(Protocol):
-    """Continues a context: the student's draft, or the teacher's correction."""
+class Writer(Protocol):
+    """A server that continues a context: the student's draft, or the teacher's correction."""
+
+    async def check(self) -> None:
+        """Raise an `UpstreamError` unless the server answers and has the model."""
+        ...
 
     def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -172,12 +190,21 @@ class Drafter(Protocol):
         """
         ...
 
+    async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
+        """Continue greedily and tell the log-probabilities, for the self-test.
+
+        Raises `UpstreamRefused` where the server gives none while it writes.
+        """
+        ...
+
 
 class Scorer(Protocol):
     """Gives the teacher's probabilities of given text."""
 
-    scoring: str
-    """Which rung of the fallback ladder this is, for the trace."""
+    @property
+    def scoring(self) -> Scoring:
+        """Which rung of the fallback ladder this is."""
+        ...
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
@@ -187,12 +214,4 @@ class Scorer(Protocol):
         With `entropy_known` the first of them may come without H. Raises `UpstreamMalformed`
         where a log-probability is missing or impossible.
         """
-        ...
-
-
-class Backend(Reader, Drafter, Scorer, Protocol):
-    """A server that can serve as student and as teacher."""
-
-    async def check(self) -> None:
-        """Raise an `UpstreamError` unless the server answers and has the model."""
         ...

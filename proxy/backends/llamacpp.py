@@ -15,11 +15,11 @@ from typing import Any
 import orjson
 
 from proxy.backends.alignment import as_in_running_text, without_follower
-from proxy.backends.base import Call, Context, Draft, Question, Sampling, Scores, Segment
+from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.backends.http import UpstreamClient
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
-from proxy.core.types import FinishReason, StepScore
+from proxy.core.types import FinishReason, Scoring, StepScore
 from proxy.errors import UpstreamUnreachable
 
 # Added to the logit of the one token that may come; the log-probabilities are taken before it.
@@ -69,7 +69,7 @@ class _Forced:
 class LlamaCpp:
     """Student or teacher on a llama.cpp server."""
 
-    scoring = "forced_decode"
+    scoring: Scoring = "forced_decode"
 
     def __init__(
         self,
@@ -191,6 +191,29 @@ class LlamaCpp:
             # The end token is counted, but it is no text.
             num_new = count - num_before - (row["stop_type"] == "eos")
             return Draft(_pieces(text, num_new), end, int(row["timings"]["cache_n"])), count
+
+    async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
+        async with self._slots.lease(call.session_id) as slot:
+            body = {
+                "prompt": context.token_ids,
+                "n_predict": max_tokens,
+                "n_probs": 1,
+                "temperature": 0,
+                "return_tokens": True,
+                "cache_prompt": True,
+                "id_slot": slot,
+            }
+            reply = await self._client.post("/completion", body, call)
+        pieces: list[Segment] = []
+        logprobs: list[tuple[float, ...]] = []
+        with self._client.expecting("the written answer"):
+            # A token that ends inside a character comes without its probability: up to there.
+            for token, row in zip(reply["tokens"], reply["completion_probabilities"], strict=False):
+                if row["id"] != token:
+                    break
+                pieces.append(Segment(str(row["token"]), (int(token),)))
+                logprobs.append((_finite(row["logprob"]),))
+        return Decoded(tuple(pieces), tuple(logprobs))
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool

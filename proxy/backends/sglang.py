@@ -19,11 +19,11 @@ from proxy.backends.alignment import (
     split_control,
     without_follower,
 )
-from proxy.backends.base import Call, Context, Draft, Question, Sampling, Scores, Segment
+from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.backends.http import UpstreamClient
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
-from proxy.core.types import FinishReason, StepScore
+from proxy.core.types import FinishReason, Scoring, StepScore
 from proxy.errors import MotabError, UpstreamFailed, UpstreamRefused, UpstreamUnreachable
 
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -36,7 +36,7 @@ _REPLACEMENT = "\ufffd"
 class SGLang:
     """Student or teacher on SGLang. One scoring call gives V, H and the next state's H."""
 
-    scoring = "prompt_logprobs"
+    scoring: Scoring = "prompt_logprobs"
 
     def __init__(
         self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int
@@ -149,6 +149,25 @@ class SGLang:
                 message = "its stream broke off before the end"
                 raise UpstreamUnreachable(self._client.upstream, message)
         yield last
+
+    async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
+        body = {
+            "input_ids": context.token_ids,
+            "sampling_params": {**_neutral(0.0, 1.0), "max_new_tokens": max_tokens},
+            "return_logprob": True,
+            "return_text_in_logprobs": True,
+        }
+        reply = await self._client.post("/generate", body, call)
+        with self._client.expecting("the written answer"):
+            self._raise_for_failure(reply)
+            meta = reply["meta_info"]
+            rows = list(meta["output_token_logprobs"])
+            if meta["finish_reason"]["type"] == "stop":  # an end token is no text
+                rows.pop()
+            return Decoded(
+                tuple(Segment(str(text), (int(token),)) for _, token, text in rows),
+                tuple((float(logprob),) for logprob, _, _ in rows),
+            )
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool

@@ -21,11 +21,11 @@ from proxy.backends.alignment import (
     split_control,
     without_follower,
 )
-from proxy.backends.base import Call, Context, Draft, Question, Sampling, Scores, Segment
+from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.backends.http import UpstreamClient
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
-from proxy.core.types import FinishReason, StepScore
+from proxy.core.types import FinishReason, Scoring, StepScore
 from proxy.errors import UpstreamRefused, UpstreamUnreachable
 
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -48,7 +48,7 @@ class _Event:
 class Vllm:
     """Student or teacher on a vLLM server. One scoring call gives V, H and the next state's H."""
 
-    scoring = "prompt_logprobs"
+    scoring: Scoring = "prompt_logprobs"
 
     def __init__(
         self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int
@@ -183,6 +183,30 @@ class Vllm:
                 raise ValueError(f"unknown finish_reason {reason!r}")
             end = None if reason is None else _END_REASONS[reason]
             return _Event(_pieces(choice), end, is_usage=False, num_cached_tokens=None)
+
+    async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
+        body = {
+            **self._completion(context, temperature=0.0, top_p=1.0),
+            "max_tokens": max_tokens,
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+        reply = await self._client.post("/v1/completions", body, call)
+        with self._client.expecting("the written answer"):
+            choice = reply["choices"][0]
+            # An end token is no text.
+            num_tokens = len(choice["token_ids"]) - (choice["finish_reason"] == "stop")
+            rows = zip(
+                choice["token_ids"],
+                choice["logprobs"]["tokens"],
+                choice["logprobs"]["token_logprobs"],
+                strict=True,
+            )
+            written = list(rows)[:num_tokens]
+            return Decoded(
+                tuple(Segment(str(text), (int(token),)) for token, text, _ in written),
+                tuple((float(logprob),) for _, _, logprob in written),
+            )
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool

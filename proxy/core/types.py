@@ -6,6 +6,10 @@ from typing import Literal
 Author = Literal["student", "teacher"]
 Role = Literal["student", "flawed", "revise", "teacher"]
 FinishReason = Literal["stop", "length"]
+Scoring = Literal["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "judge_sample"]
+"""The ways to a teacher's values, best first: the rungs of the fallback ladder. The first three
+give V_t of Eq. 5; the judges ask the teacher for a verdict, which is another quantity."""
+JUDGES: frozenset[Scoring] = frozenset({"judge_logprob", "judge_sample"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,8 @@ class StepScore:
     """The teacher's evidence on one step.
 
     `value` is V_t (Eq. 5), in [0, 1]. `entropy` is H_t in nats, or None where the caller already
-    holds it. `num_tokens` is L_t, the teacher tokens that cover the step.
+    holds it or the way of scoring knows none. `num_tokens` is L_t, the teacher tokens that cover
+    the step.
     """
 
     value: float

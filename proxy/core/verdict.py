@@ -17,7 +17,7 @@ def judge(step: Step, score: StepScore, previous: StepTrace | None, params: Para
     """
     if not 0.0 <= score.value <= 1.0:
         raise ValueError(f"a value must be in [0, 1], not {score.value}")
-    if score.entropy is None or not 0.0 <= score.entropy < math.inf:
+    if score.entropy is not None and not 0.0 <= score.entropy < math.inf:
         raise ValueError(f"an entropy must be a finite number of nats, not {score.entropy}")
     limit = boundary(score.entropy, params)
     before = None if previous is None else previous.value

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
-from proxy.backends.base import Backend
-from proxy.errors import Draining, OverCapacity, RequestError
+from proxy.backends.base import Reader, Scorer, Writer
+from proxy.core.types import Scoring
+from proxy.errors import Draining, OverCapacity, RequestError, ScoringUnavailable
 
 
 @dataclass(slots=True)
@@ -16,7 +18,10 @@ class Upstream:
     """
 
     name: str
-    backend: Backend
+    reader: Reader
+    writer: Writer
+    scorers: tuple[Scorer, ...]
+    """The ways to score that its server offers, best first."""
     max_concurrent: int
     writing: asyncio.Semaphore = field(init=False)
     scoring: asyncio.Semaphore = field(init=False)
@@ -24,6 +29,15 @@ class Upstream:
     def __post_init__(self) -> None:
         self.writing = asyncio.Semaphore(self.max_concurrent)
         self.scoring = asyncio.Semaphore(self.max_concurrent)
+
+    def scorer(self, way: Scoring | Literal["auto"]) -> Scorer:
+        """The scorer of that rung, or the best one. Raises `ScoringUnavailable`."""
+        for scorer in self.scorers:
+            if way in {"auto", scorer.scoring}:
+                return scorer
+        ways = ", ".join(scorer.scoring for scorer in self.scorers) or "none"
+        wanted = "no way to score" if way == "auto" else f"no '{way}'"
+        raise ScoringUnavailable(f"upstream '{self.name}' has {wanted}; it has: {ways}")
 
 
 class Admission:

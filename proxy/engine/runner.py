@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from proxy.backends.base import Call, Context, Question, Sampling
+from proxy.backends.base import Call, Context, Question, Sampling, Scorer
 from proxy.core.monitor import Monitor, monitor_for
 from proxy.core.params import Params
 from proxy.core.types import (
@@ -24,6 +24,7 @@ from proxy.core.types import (
     Judged,
     Score,
     Scored,
+    Scoring,
     Trajectory,
     Write,
     WriteEnded,
@@ -71,7 +72,7 @@ class Outcome:
 
     trajectory: Trajectory
     usage: Usage
-    scoring: str | None
+    scoring: Scoring | None
 
 
 class Observer(Protocol):
@@ -97,6 +98,8 @@ class TrajectoryRun:
     """The student's; the teacher writes with `params.teacher_temperature` and the same seed."""
     call: Call
     observer: Observer
+    scorer: Scorer | None = None
+    """One of the teacher's, where the method scores."""
     _monitor: Monitor = field(init=False)
     _group: asyncio.TaskGroup = field(init=False)
     _usage: Usage = field(init=False, default_factory=Usage)
@@ -165,7 +168,7 @@ class TrajectoryRun:
         async with upstream.writing:
             context = await self._context(command.author, command.steps)
             self._count_call(context, is_student=is_student)
-            drafts = upstream.backend.write(context, sampling, command.max_tokens, self.call)
+            drafts = upstream.writer.write(context, sampling, command.max_tokens, self.call)
             async with aclosing(drafts):
                 async for draft in drafts:
                     if draft.pieces:
@@ -180,10 +183,11 @@ class TrajectoryRun:
         raise UpstreamMalformed(upstream.name, "its text ended without a reason")
 
     async def _score(self, command: Score) -> None:
-        teacher = self.pair.of("teacher")
-        async with teacher.scoring:
+        if self.scorer is None:
+            raise MotabError("nothing scores this trajectory; please report this")
+        async with self.pair.of("teacher").scoring:
             context = await self._context("teacher", command.steps)
-            scores = await teacher.backend.score(
+            scores = await self.scorer.score(
                 context,
                 command.num_new,
                 self.params.entropy_top_k,
@@ -197,10 +201,11 @@ class TrajectoryRun:
 
     async def _context(self, author: Author, steps: Sequence[str]) -> Context:
         """The author's context brought to exactly `steps`; only what is new is tokenised."""
-        backend = self.pair.of(author).backend
+        reader = self.pair.of(author).reader
         context = self._contexts.get(author)
         if context is None:
-            context = Context(await backend.render(self.question, self.call))
+            prompt = await reader.render(self.question, self.call)
+            context = Context(prompt, question=self.question)
             self._contexts[author] = context
         num_common = 0
         for own, wanted in zip(context.steps, steps, strict=False):
@@ -208,7 +213,7 @@ class TrajectoryRun:
                 break
             num_common += 1
         context.truncate(num_common)
-        for segment in await backend.encode(steps[num_common:], self.call):
+        for segment in await reader.encode(steps[num_common:], self.call):
             context.append(segment)
         return context
 
@@ -239,7 +244,7 @@ class TrajectoryRun:
             self._usage.teacher_cached_tokens = None if num_tokens is None else so_far + num_tokens
 
     async def _count_revise(self) -> None:
-        student = self.pair.of("student").backend
+        student = self.pair.of("student").reader
         (segment,) = await student.encode([self.params.revise + "\n\n"], self.call)
         self._revise_tokens = len(segment.token_ids)
 
@@ -249,10 +254,7 @@ class TrajectoryRun:
         usage.completion_tokens = (
             trajectory.student_tokens + self._revise_tokens + trajectory.teacher_tokens
         )
-        scored = self.params.method == "motab"
-        return Outcome(
-            trajectory, usage, self.pair.of("teacher").backend.scoring if scored else None
-        )
+        return Outcome(trajectory, usage, None if self.scorer is None else self.scorer.scoring)
 
 
 def first_error(errors: BaseExceptionGroup) -> BaseException:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from proxy.backends.base import Call, Context, Question
+from proxy.backends.base import Call, Context, Question, Scorer
 from proxy.core.params import Params
 from proxy.core.segmenter import split_steps
 from proxy.core.types import Step, StepTrace
@@ -24,9 +24,9 @@ class ScoredText:
 
 
 async def score_text(
-    teacher: Upstream, question: Question, text: str, params: Params, call: Call
+    teacher: Upstream, scorer: Scorer, question: Question, text: str, params: Params, call: Call
 ) -> ScoredText:
-    """Cut `text` into steps and let `teacher` score all of them.
+    """Cut `text` into steps and let `scorer`, which is one of `teacher`'s, score all of them.
 
     Raises `RequestError` for an empty text.
     """
@@ -34,11 +34,11 @@ async def score_text(
     if not texts:
         raise RequestError("text is empty: there is no step to score", param="text")
     async with teacher.scoring:
-        context = Context(await teacher.backend.render(question, call))
+        context = Context(await teacher.reader.render(question, call), question=question)
         prompt_tokens = len(context.token_ids)
-        for segment in await teacher.backend.encode(texts, call):
+        for segment in await teacher.reader.encode(texts, call):
             context.append(segment)
-        scores = await teacher.backend.score(
+        scores = await scorer.score(
             context, len(texts), params.entropy_top_k, call, entropy_known=False
         )
     steps: list[StepTrace] = []

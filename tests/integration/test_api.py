@@ -227,7 +227,7 @@ async def test_the_summary_trace_tells_the_decisions_and_the_spans() -> None:
     assert set(choice["motab"]) == {"method", "breach", "bifurcation", "scoring", "spans"}
     assert choice["motab"]["method"] == "motab"
     assert (choice["motab"]["breach"], choice["motab"]["bifurcation"]) == (1, 1)
-    assert choice["motab"]["scoring"] == "scripted"
+    assert choice["motab"]["scoring"] == "prompt_logprobs"
     assert spans_of(choice, STITCHED) == [
         ("student", A),
         ("flawed", B),
@@ -464,7 +464,7 @@ async def test_a_waiting_stream_is_kept_open_by_comments() -> None:
 
     scope: Scope = {"type": "http"}
     async with asyncio.timeout(5):
-        await EventStream(produce, ping_interval_s=0.01)(scope, receive, send)
+        await EventStream(produce, {}, ping_interval_s=0.01)(scope, receive, send)
     assert sent[0]["type"] == "http.response.start"
     bodies = [message["body"] for message in sent[1:]]
     assert bodies[:3] == [b": ping\n\n"] * 3

@@ -11,7 +11,7 @@ from proxy.core.types import Breached, Judged, StepScore
 from proxy.engine.limits import Upstream
 from proxy.engine.runner import Outcome, Pair, TrajectoryRun
 from proxy.errors import MotabError, UpstreamFailed, UpstreamMalformed, UpstreamUnreachable
-from tests.scripted import Script, ScriptedBackend, pair, says, values
+from tests.scripted import Script, ScriptedBackend, pair, says, upstream, values
 
 QUESTION = Question(messages=(Message("user", "Q"),))
 PROMPT = "<user>Q<answer>"
@@ -40,6 +40,9 @@ def run_of(pair_: Pair, observer: Observed | None = None, **params: Any) -> Traj
         sampling=Sampling(0.7, 0.9, seed=5),
         call=Call("r-0"),
         observer=observer or Observed(),
+        scorer=pair_.of("teacher").scorer("auto")
+        if params.get("method", "motab") == "motab"
+        else None,
     )
 
 
@@ -75,7 +78,7 @@ async def test_without_a_breach_the_students_text_comes_out_byte_for_byte() -> N
     assert spans_of(outcome) == [("student", A + B + C + "end")]
     assert outcome.trajectory.breach is None
     assert outcome.trajectory.finish_reason == "stop"
-    assert outcome.scoring == "scripted"
+    assert outcome.scoring == "prompt_logprobs"
     assert [n.index for n in observed.notices if isinstance(n, Judged)] == [0, 1, 2, 3]
     assert not teacher.writes
     assert student.writes[0].ended
@@ -331,7 +334,7 @@ async def test_trajectories_run_side_by_side_and_stay_apart() -> None:
 async def test_an_upstreams_limit_holds_for_writing_and_not_for_scoring_beside_it() -> None:
     gate = asyncio.Event()
     backend = ScriptedBackend(says(A, gate, "end"))
-    only = Upstream("both", backend, max_concurrent=1)
+    only = Upstream("both", backend, backend, (backend,), max_concurrent=1)
     tasks = [asyncio.create_task(run_of(Pair(only, only)).run()) for _ in range(2)]
     await backend.until_called("score")  # although the one writing place is taken
     assert len(backend.writes) == 1
@@ -345,7 +348,7 @@ async def test_a_halted_student_makes_room_for_the_correction_on_the_same_server
         return says("right") if sampling.temperature == 0.6 else says(A, asyncio.Event())
 
     backend = ScriptedBackend(script, values({A: 0.01}))
-    only = Upstream("both", backend, max_concurrent=1)
+    only = Upstream("both", backend, backend, (backend,), max_concurrent=1)
     async with asyncio.timeout(1):
         outcome = await run_of(Pair(only, only)).run()
     assert outcome.trajectory.text == A + "However,\n\nright"
@@ -365,7 +368,7 @@ async def test_method_student_asks_the_teacher_nothing() -> None:
 
 async def test_method_teacher_writes_alone_with_its_own_temperature() -> None:
     teacher = ScriptedBackend(Script(("T t.\n\n", "U"), cached=2))
-    only = Pair(None, Upstream("teacher", teacher, 1))
+    only = Pair(None, Upstream("teacher", teacher, teacher, (teacher,), 1))
     outcome = await run_of(only, method="teacher", max_total_tokens=50).run()
     assert spans_of(outcome) == [("teacher", "T t.\n\nU")]
     assert teacher.writes[0].sampling == Sampling(0.6, seed=5)
@@ -377,7 +380,7 @@ async def test_method_teacher_writes_alone_with_its_own_temperature() -> None:
 
 
 async def test_a_method_without_its_model_is_an_error_that_says_so() -> None:
-    only = Pair(None, Upstream("teacher", ScriptedBackend(), 1))
+    only = Pair(None, upstream("teacher", ScriptedBackend()))
     with pytest.raises(MotabError, match="this model has no student"):
         await run_of(only, method="student").run()
 
@@ -464,7 +467,6 @@ async def test_a_student_that_cannot_render_is_an_error_before_it_is_asked_to_wr
         StepScore(-math.inf, 0.0, 5),
         StepScore(1.01, 0.0, 5),
         StepScore(-0.01, 0.0, 5),
-        StepScore(0.9, None, 5),
         StepScore(0.9, math.nan, 5),
         StepScore(0.9, math.inf, 5),
         StepScore(0.9, -0.1, 5),
@@ -481,6 +483,20 @@ async def test_an_impossible_score_is_an_error_and_never_a_verdict(
     assert error.upstream == "teacher"
     assert not observed.notices
     assert not teacher.writes
+
+
+async def test_a_missing_entropy_is_an_error_where_the_boundary_needs_it() -> None:
+    teacher = ScriptedBackend(judge=lambda _context, _step: StepScore(0.9, None, 5))
+    error, observed = await error_of(ScriptedBackend(says(A)), teacher)
+    assert isinstance(error, UpstreamMalformed)
+    assert not observed.notices
+
+
+async def test_a_judge_knows_no_entropy_and_a_static_boundary_needs_none() -> None:
+    teacher = ScriptedBackend(judge=lambda _context, _step: StepScore(0.9, None, 5))
+    outcome, _ = await outcome_of(ScriptedBackend(says(A)), teacher, boundary="static")
+    (step,) = outcome.trajectory.steps
+    assert (step.entropy, step.boundary, step.safe) == (None, 0.2, True)
 
 
 async def test_a_missing_value_is_an_error_and_never_a_verdict() -> None:
