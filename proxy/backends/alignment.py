@@ -5,6 +5,10 @@ from collections.abc import Sequence
 
 # Stands for "more text follows" while a step is tokenised.
 FOLLOWED_BY = "a"
+DUMMY_PREFIX = (
+    "its tokenizer puts a space before every text that it is given, so steps cannot be tokenised "
+    "one by one through this server"
+)
 
 _CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?s>|(?:bos|eos|pad|unk|(?:start|end)_of_turn)>)")
 

@@ -3,7 +3,6 @@
 Written from the source of SGLang 0.5.23 (tests/golden/sglang-0.5.23 names the files).
 """
 
-import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -13,6 +12,7 @@ from typing import Any
 import orjson
 
 from proxy.backends.alignment import (
+    DUMMY_PREFIX,
     FOLLOWED_BY,
     as_in_running_text,
     pieces_of,
@@ -21,6 +21,8 @@ from proxy.backends.alignment import (
 )
 from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.backends.http import UpstreamClient
+from proxy.backends.logprobs import complete, finite
+from proxy.backends.models import require_model
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
@@ -58,21 +60,12 @@ class SGLang:
             running, alone = reply["tokens"]
             follower, first = int(running[-1]), [int(token) for token in alone]
         if first != [follower]:
-            message = (
-                "its tokenizer puts a space before every text that it is given, so steps cannot "
-                "be tokenised one by one through this server"
-            )
-            raise UpstreamRefused(client.upstream, message)
+            raise UpstreamRefused(client.upstream, DUMMY_PREFIX)
         return cls(client, model, chat_template, follower)
 
     async def check(self) -> None:
-        reply = await self._client.get("/v1/models")
-        with self._client.expecting("/v1/models"):
-            # Adapters have a parent; /generate would answer for the base model in their place.
-            served = [str(e["id"]) for e in reply["data"] if e.get("parent") is None]
-        if self._model not in served:
-            message = f"it serves {', '.join(served)}, not the configured model '{self._model}'"
-            raise UpstreamRefused(self._client.upstream, message)
+        # /generate would answer for the base model in an adapter's place.
+        await require_model(self._client, self._model, no_adapters=True)
 
     async def render(self, question: Question, call: Call) -> Segment:
         body: dict[str, Any]
@@ -299,17 +292,11 @@ def _of_token(entry: Sequence[Any], token_id: int) -> float | None:
     # SGLang writes the last id of the vocabulary as 0.
     if entry[1] not in (token_id, 0):
         raise ValueError(f"token {token_id} was sent, the entry is token {entry[1]}'s")
-    return _finite(entry[0])
+    return finite(entry[0], _LOWEST)
 
 
 def _candidates(entries: Sequence[Sequence[Any]], top_k: int) -> list[float | None]:
-    if len(entries) < top_k:
-        raise ValueError(f"{top_k} top log-probabilities were asked for, {len(entries)} came")
-    return [_finite(entry[0]) for entry in entries]
-
-
-def _finite(logprob: float | None) -> float | None:
-    return -math.inf if logprob is not None and logprob <= _LOWEST else logprob
+    return complete([finite(entry[0], _LOWEST) for entry in entries], top_k)
 
 
 def _cached_tokens(meta: dict[str, Any]) -> int | None:

@@ -6,7 +6,6 @@ was asked for is checked in every answer.
 """
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +14,7 @@ from typing import Any
 import orjson
 
 from proxy.backends.alignment import (
+    DUMMY_PREFIX,
     FOLLOWED_BY,
     as_in_running_text,
     pieces_of,
@@ -23,6 +23,8 @@ from proxy.backends.alignment import (
 )
 from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.backends.http import UpstreamClient
+from proxy.backends.logprobs import complete, finite
+from proxy.backends.models import require_model
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
@@ -75,20 +77,11 @@ class Vllm:
         with client.expecting("/tokenize"):
             follower, first = int(reply["tokens"][-1]), str(alone["token_strs"][0])
         if first.startswith(_METASPACE):
-            message = (
-                "its tokenizer puts a space before every text that it is given, so steps cannot "
-                "be tokenised one by one through this server"
-            )
-            raise UpstreamRefused(client.upstream, message)
+            raise UpstreamRefused(client.upstream, DUMMY_PREFIX)
         return cls(client, model, chat_template, follower)
 
     async def check(self) -> None:
-        reply = await self._client.get("/v1/models")
-        with self._client.expecting("/v1/models"):
-            served = [str(entry["id"]) for entry in reply["data"]]
-        if self._model not in served:
-            message = f"it serves {', '.join(served)}, not the configured model '{self._model}'"
-            raise UpstreamRefused(self._client.upstream, message)
+        await require_model(self._client, self._model)
 
     async def render(self, question: Question, call: Call) -> Segment:
         if question.prompt is not None:
@@ -226,10 +219,10 @@ class Vllm:
         with self._client.expecting("the scoring answer"):
             choice = reply["choices"][0]
             rows: list[dict[str, dict[str, Any]] | None] = choice["prompt_logprobs"]
-            next_top = [_finite(x) for x in choice["logprobs"]["top_logprobs"][0].values()]
+            next_top = [finite(x, _LOWEST) for x in choice["logprobs"]["top_logprobs"][0].values()]
             return Scores(
                 steps=_step_scores(context, num_new, rows, None if values_only else top_k),
-                next_entropy=entropy(_complete(next_top, top_k), top_k),
+                next_entropy=entropy(complete(next_top, top_k), top_k),
                 num_tokens=len(context.token_ids) - context.bounds[-num_new - 1],
                 num_cached_tokens=_cached_tokens(reply),
             )
@@ -268,23 +261,14 @@ def _step_scores(
 def _of_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> float | None:
     """The log-probability of the prompt's own token; None, which core refuses, where missing."""
     entry = None if row is None else row.get(str(token_id))
-    return None if entry is None else _finite(entry["logprob"])
+    return None if entry is None else finite(entry["logprob"], _LOWEST)
 
 
 def _top_of(row: dict[str, dict[str, Any]] | None, top_k: int) -> list[float | None]:
     """The top-k of a prompt position, without the prompt's own token where that ranks below."""
     entries = [] if row is None else row.values()
-    return _complete([_finite(e["logprob"]) for e in entries if e["rank"] <= top_k], top_k)
-
-
-def _complete(top: list[float | None], top_k: int) -> list[float | None]:
-    if len(top) < top_k:
-        raise ValueError(f"{top_k} top log-probabilities were asked for, {len(top)} came")
-    return top
-
-
-def _finite(logprob: float | None) -> float | None:
-    return -math.inf if logprob is not None and logprob <= _LOWEST else logprob
+    ranked = [finite(e["logprob"], _LOWEST) for e in entries if e["rank"] <= top_k]
+    return complete(ranked, top_k)
 
 
 def _cached_tokens(reply: dict[str, Any]) -> int | None:

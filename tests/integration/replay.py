@@ -1,6 +1,7 @@
 """A scripted upstream: a real HTTP server on a free port that plays back recorded bytes."""
 
 import asyncio
+import math
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,10 +13,16 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from proxy.backends.base import Call, Context, Draft, Message, Question, Sampling, Segment
 from proxy.backends.http import UpstreamClient
 from proxy.backends.retry import NO_RETRIES, RetryPolicy
 
 _GOLDEN = Path(__file__).parent.parent / "golden"
+
+# What the backends' tests ask for.
+CALL = Call("trajectory-7")
+GREEDY = Sampling(temperature=0.0)
+QUESTION = Question((Message("user", "What is 7+5?"),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,26 @@ class Recording:
 
     def request(self, name: str) -> Any:
         return orjson.loads((_GOLDEN / self.version / f"{name}.request.json").read_bytes())
+
+    def edited(self, name: str, edit: Callable[[list[Any]], object]) -> bytes:
+        """The stream after `edit` of its list of events."""
+        events = self.events(name)
+        edit(events)
+        lines = [b"data: " + orjson.dumps(event) for event in events]
+        if self.body(name).rstrip().endswith(b"data: [DONE]"):
+            lines.append(b"data: [DONE]")
+        return b"".join(line + b"\n\n" for line in lines)
+
+    def answering(self, *names: str) -> "Answer":
+        """Answers these requests, and no others."""
+
+        def answer(seen: Seen) -> Reply:
+            for name in names:
+                if self.request(name) == seen.body:
+                    return json_reply(self.body(name))
+            return json_reply({"error": f"not recorded: {seen.body}"}, 404)
+
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +184,22 @@ def cut(content: bytes, seed: int) -> list[bytes]:
     draw = random.Random(seed)
     cuts = sorted(draw.sample(range(1, len(content)), draw.randint(1, 40)))
     return [content[a:b] for a, b in zip([0, *cuts], [*cuts, len(content)], strict=True)]
+
+
+def steps_at_the_end(ids: list[int], *lengths: int) -> Context:
+    """A context of these tokens; its last ones are cut into steps of these lengths."""
+    start = len(ids) - sum(lengths)
+    context = Context(Segment("", tuple(ids[:start])))
+    for index, length in enumerate(lengths):
+        context.append(Segment(f"step {index}", tuple(ids[start : start + length])))
+        start += length
+    return context
+
+
+def pieces_of(drafts: list[Draft]) -> list[str]:
+    return [piece for draft in drafts for piece in draft.pieces]
+
+
+def entropy_from(*logprobs: float) -> float:
+    weights = [math.exp(x) for x in logprobs]
+    return -sum(w / sum(weights) * math.log(w / sum(weights)) for w in weights if w)

@@ -1,7 +1,6 @@
 import asyncio
 import gzip
 import socket
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -21,12 +20,6 @@ VLLM = Recording("vllm-0.32.0")
 LLAMACPP = Recording("llamacpp-b11549")
 AFFINITY = ("x-session-id", "x-session-affinity", "X-SMG-Routing-Key")
 TWO_EVENTS = b'data: {"n":1}\n\ndata: {"n":2}\n\n'
-
-
-@pytest.fixture
-async def up() -> AsyncIterator[Replay]:
-    async with replay() as playing:
-        yield playing
 
 
 async def events_of(up: Replay, *chunks: bytes) -> list[bytes]:

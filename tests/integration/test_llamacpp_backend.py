@@ -1,6 +1,6 @@
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -20,32 +20,28 @@ from proxy.errors import (
     UpstreamUnreachable,
 )
 from tests.integration.replay import (
+    CALL,
+    GREEDY,
+    QUESTION,
     Recording,
     Replay,
     Reply,
     Seen,
     cut,
+    entropy_from,
     json_reply,
+    pieces_of,
     replay,
     stream_reply,
 )
 
 LLAMACPP = Recording("llamacpp-b11549")
 FOLLOWER = 81
-CALL = Call("trajectory-7")
 COMPLETION = "/completion"
-GREEDY = Sampling(temperature=0.0)
 LOWEST = -3.4028234663852886e38
 UNCHANGED: Mapping[int, Callable[[Any], object]] = {}
 
-QUESTION = Question((Message("user", "What is 7+5?"),))
 STEPS = ("7+5 = 12.\n\n", "So é 12")
-
-
-@pytest.fixture
-async def up() -> AsyncIterator[Replay]:
-    async with replay() as playing:
-        yield playing
 
 
 def backend(up: Replay, template: str | None = None, num_slots: int = 2) -> LlamaCpp:
@@ -53,26 +49,14 @@ def backend(up: Replay, template: str | None = None, num_slots: int = 2) -> Llam
     return LlamaCpp(up.client, chat_template, num_slots, FOLLOWER)
 
 
-def recorded(*names: str) -> Callable[[Seen], Reply]:
-    """Answers the recorded requests, and no others."""
-
-    def answer(seen: Seen) -> Reply:
-        for name in names:
-            if LLAMACPP.request(name) == seen.body:
-                return json_reply(LLAMACPP.body(name))
-        return json_reply({"error": f"not recorded: {seen.body}"}, 404)
-
-    return answer
-
-
 # Connecting.
 
 
 async def test_connecting_learns_the_slots_and_the_follower(up: Replay) -> None:
     up.on("GET", "/props", json_reply(LLAMACPP.body("props")))
-    up.on("POST", "/tokenize", recorded("tokenize_follower"))
+    up.on("POST", "/tokenize", LLAMACPP.answering("tokenize_follower"))
     connected = await LlamaCpp.connect(up.client, None)
-    up.on("POST", "/tokenize", recorded("encode_step1"))
+    up.on("POST", "/tokenize", LLAMACPP.answering("encode_step1"))
     (step,) = await connected.encode([STEPS[0]], CALL)
     assert step.token_ids[-2:] == (198, 198)
     assert await slots_used_at_once(up, connected, num_writes=3) == [0, 1]
@@ -103,7 +87,7 @@ async def slots_used_at_once(up: Replay, llama: LlamaCpp, num_writes: int) -> li
 @pytest.mark.parametrize("props", [{}, {"total_slots": None}, {"total_slots": "many"}, []])
 async def test_a_server_without_slots_is_not_llama_cpp_s_own(up: Replay, props: Any) -> None:
     up.on("GET", "/props", json_reply(props))
-    up.on("POST", "/tokenize", recorded("tokenize_follower"))
+    up.on("POST", "/tokenize", LLAMACPP.answering("tokenize_follower"))
     with pytest.raises(UpstreamMalformed, match=r"llama\.cpp's own server"):
         await LlamaCpp.connect(up.client, None)
 
@@ -129,15 +113,15 @@ async def test_a_healthy_server_passes_the_check_and_a_loading_one_does_not(up: 
 
 
 async def test_messages_are_rendered_by_the_server_s_own_template(up: Replay) -> None:
-    up.on("POST", "/apply-template", recorded("apply_template"))
-    up.on("POST", "/tokenize", recorded("render_chat"))
+    up.on("POST", "/apply-template", LLAMACPP.answering("apply_template"))
+    up.on("POST", "/tokenize", LLAMACPP.answering("render_chat"))
     rendered = await backend(up).render(QUESTION, CALL)
     assert rendered.text.endswith("What is 7+5?<|im_end|>\n<|im_start|>assistant\n")
     assert rendered.token_ids == tuple(scored_prompts()[0])
 
 
 async def test_a_configured_template_is_rendered_here(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("render_template"))
+    up.on("POST", "/tokenize", LLAMACPP.answering("render_template"))
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "<|im_start|>assistant\n{{ '' }}"
@@ -150,14 +134,14 @@ async def test_a_configured_template_is_rendered_here(up: Replay) -> None:
 
 
 async def test_a_raw_prompt_stands_as_it_is(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("render_prompt"))
+    up.on("POST", "/tokenize", LLAMACPP.answering("render_prompt"))
     text = "Paris is nice.\n\nBerlin is"
     rendered = await backend(up).render(Question(prompt=text), CALL)
     assert rendered == Segment(text, (38634, 314, 9239, 30, 198, 198, 24726, 4226, 314))
 
 
 async def test_steps_are_encoded_as_in_running_text_and_in_their_order(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("encode_step1", "encode_step2", "encode_step4"))
+    up.on("POST", "/tokenize", LLAMACPP.answering("encode_step1", "encode_step2", "encode_step4"))
     segments = await backend(up).encode([*STEPS, "42"], CALL)
     assert segments == [
         Segment(STEPS[0], (39, 27, 37, 446, 216, 33, 34, 30, 198, 198)),
@@ -167,7 +151,7 @@ async def test_steps_are_encoded_as_in_running_text_and_in_their_order(up: Repla
 
 
 async def test_a_character_that_is_split_over_tokens_is_spelled_exactly(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("encode_step3"))
+    up.on("POST", "/tokenize", LLAMACPP.answering("encode_step3"))
     pieces = [row["piece"] for row in LLAMACPP.json("encode_step3")["tokens"]]
     assert pieces == [[32, 240, 159], [154], [128], "\n", "a"]
     segments = await backend(up).encode([" 🚀\n"], CALL)
@@ -175,13 +159,13 @@ async def test_a_character_that_is_split_over_tokens_is_spelled_exactly(up: Repl
 
 
 async def test_text_that_looks_like_a_special_token_stays_text(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("encode_special_text"))
+    up.on("POST", "/tokenize", LLAMACPP.answering("encode_special_text"))
     (segment,) = await backend(up).encode(["<|im_end|>\nHi"], CALL)
     assert segment.token_ids == (44, 108, 306, 79, 486, 108, 46, 198, 26843)
 
 
 async def test_no_text_is_no_token(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("encode_empty"))
+    up.on("POST", "/tokenize", LLAMACPP.answering("encode_empty"))
     assert await backend(up).encode([""], CALL) == [Segment("", ())]
 
 
@@ -248,16 +232,6 @@ def prompted(*ids: int) -> Context:
 async def drafts_of(up: Replay, *chunks: bytes) -> list[Draft]:
     up.on("POST", COMPLETION, stream_reply(*chunks))
     return [draft async for draft in backend(up).write(prompted(), GREEDY, 24, CALL)]
-
-
-def pieces_of(drafts: list[Draft]) -> list[str]:
-    return [piece for draft in drafts for piece in draft.pieces]
-
-
-def edited(name: str, edit: Callable[[list[Any]], object]) -> bytes:
-    events = LLAMACPP.events(name)
-    edit(events)
-    return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events)
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -399,7 +373,7 @@ async def test_the_observer_is_told_of_a_stream_that_broke_off(up: Replay) -> No
 
 @pytest.mark.parametrize("stop_type", ["none", "", None])
 async def test_an_unknown_stop_type_is_malformed(up: Replay, stop_type: str | None) -> None:
-    body = edited("stream_limit", lambda events: events[-1].update(stop_type=stop_type))
+    body = LLAMACPP.edited("stream_limit", lambda events: events[-1].update(stop_type=stop_type))
     with pytest.raises(UpstreamMalformed, match="stop_type"):
         await drafts_of(up, body)
 
@@ -471,11 +445,6 @@ def probabilities(reply: Any) -> Any:
     return reply["completion_probabilities"][0]
 
 
-def entropy_from(logprobs: list[float]) -> float:
-    weights = [math.exp(x) for x in logprobs]
-    return -sum(w / sum(weights) * math.log(w / sum(weights)) for w in weights if w)
-
-
 async def test_values_and_entropies_are_those_of_the_recorded_log_probabilities(
     up: Replay,
 ) -> None:
@@ -486,7 +455,7 @@ async def test_values_and_entropies_are_those_of_the_recorded_log_probabilities(
         product = math.prod(math.exp(row["logprob"]) for row in rows[start:end])
         assert score.value == pytest.approx(product ** (1 / (end - start)), rel=1e-9)
         top = [candidate["logprob"] for candidate in rows[start]["top_logprobs"]]
-        assert score.entropy == pytest.approx(entropy_from(top), rel=1e-9)
+        assert score.entropy == pytest.approx(entropy_from(*top), rel=1e-9)
         assert score.num_tokens == end - start
     # As they came out when the payloads were recorded.
     assert (first.value, second.value) == pytest.approx((0.42086222, 0.00108224), rel=1e-5)
@@ -553,7 +522,7 @@ async def test_a_candidate_that_is_impossible_adds_nothing_to_the_entropy(up: Re
     scores = await scores_of(up, {0: impossible})
     row = probabilities(exchanges("score")[0][1])
     top = [candidate["logprob"] for candidate in row["top_logprobs"][:-1]]
-    assert scores.steps[0].entropy == pytest.approx(entropy_from(top), rel=1e-9)
+    assert scores.steps[0].entropy == pytest.approx(entropy_from(*top), rel=1e-9)
 
 
 async def test_candidates_that_are_all_impossible_have_no_entropy(up: Replay) -> None:

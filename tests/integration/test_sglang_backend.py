@@ -1,17 +1,14 @@
 """The payloads are not recorded: they were written by hand from SGLang's source (see README)."""
 
 import asyncio
-import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from proxy.backends.base import (
-    Call,
     Context,
     Draft,
     Message,
@@ -34,26 +31,26 @@ from proxy.errors import (
 )
 from proxy.wiring import open_service
 from tests.integration.replay import (
+    CALL,
+    GREEDY,
+    QUESTION,
     Recording,
     Replay,
-    Reply,
-    Seen,
     cut,
+    entropy_from,
     json_reply,
+    pieces_of,
     replay,
+    steps_at_the_end,
     stream_reply,
 )
 
 SGLANG = Recording("sglang-0.5.23")
 MODEL, FOLLOWER = "smollm2", 81
-CALL = Call("trajectory-7")
 GENERATE, TOKENIZE = "/generate", "/v1/tokenize"
 
-QUESTION = Question((Message("user", "What is 7+5?"),))
 SCORED_IDS: list[int] = SGLANG.request("score_two_steps")["input_ids"]
 NUM_PROMPT, NUM_STEP_1, NUM_STEP_2 = 4, 3, 2
-
-GREEDY = Sampling(temperature=0.0)
 
 # An omitted one would be taken from the server's --preferred-sampling-params.
 NEUTRAL = {
@@ -71,33 +68,15 @@ NEUTRAL = {
 }
 
 
-@pytest.fixture
-async def up() -> AsyncIterator[Replay]:
-    async with replay() as playing:
-        yield playing
-
-
 def backend(up: Replay, template: str | None = None) -> SGLang:
     return SGLang(up.client, MODEL, None if template is None else ChatTemplate(template), FOLLOWER)
-
-
-def written(*names: str) -> Callable[[Seen], Reply]:
-    """Answers the golden requests, and no others."""
-
-    def answer(seen: Seen) -> Reply:
-        for name in names:
-            if SGLANG.request(name) == seen.body:
-                return json_reply(SGLANG.body(name))
-        return json_reply({"error": f"not known: {seen.body}"}, 404)
-
-    return answer
 
 
 # Connecting.
 
 
 async def test_connecting_learns_the_token_that_stands_for_text_that_follows(up: Replay) -> None:
-    up.on("POST", TOKENIZE, written("tokenize_follower"))
+    up.on("POST", TOKENIZE, SGLANG.answering("tokenize_follower"))
     connected = await SGLang.connect(up.client, MODEL, None)
     up.on("POST", TOKENIZE, json_reply({"tokens": [[30, 198, FOLLOWER]]}))
     assert await connected.encode([".\n"], CALL) == [Segment(".\n", (30, 198))]
@@ -142,7 +121,7 @@ async def test_an_odd_list_of_models_is_our_error(up: Replay) -> None:
 async def test_an_upstream_of_kind_sglang_is_served_by_this_backend(
     up: Replay, tmp_path: Path
 ) -> None:
-    up.on("POST", TOKENIZE, written("tokenize_follower"))
+    up.on("POST", TOKENIZE, SGLANG.answering("tokenize_follower"))
     up.on("GET", "/v1/models", json_reply(SGLANG.body("models")))
     path = tmp_path / "motab.yaml"
     path.write_text(
@@ -160,20 +139,20 @@ async def test_an_upstream_of_kind_sglang_is_served_by_this_backend(
 
 
 async def test_messages_are_rendered_by_the_server_s_own_template(up: Replay) -> None:
-    up.on("POST", TOKENIZE, written("render_chat"))
+    up.on("POST", TOKENIZE, SGLANG.answering("render_chat"))
     rendered = await backend(up).render(QUESTION, CALL)
     assert rendered == Segment("", tuple(SGLANG.json("render_chat")["tokens"]))
 
 
 async def test_a_raw_prompt_stands_as_it_is_and_gets_the_tokenizer_s_specials(up: Replay) -> None:
-    up.on("POST", TOKENIZE, written("render_prompt"))
+    up.on("POST", TOKENIZE, SGLANG.answering("render_prompt"))
     text = "Paris is nice.\n\nBerlin is"
     rendered = await backend(up).render(Question(prompt=text), CALL)
     assert rendered == Segment(text, (38634, 314, 9239, 30, 198, 198, 24726, 4226, 314))
 
 
 async def test_a_configured_template_is_rendered_here(up: Replay) -> None:
-    up.on("POST", TOKENIZE, written("render_prompt"))
+    up.on("POST", TOKENIZE, SGLANG.answering("render_prompt"))
     templated = backend(up, "{{ messages[0].content }}\n\n{{ messages[-1].content }} is")
     question = Question((Message("system", "Paris is nice."), Message("user", "Berlin")))
     rendered = await templated.render(question, CALL)
@@ -182,7 +161,7 @@ async def test_a_configured_template_is_rendered_here(up: Replay) -> None:
 
 
 async def test_all_texts_are_encoded_in_one_request_and_in_their_order(up: Replay) -> None:
-    up.on("POST", TOKENIZE, written("encode_steps"))
+    up.on("POST", TOKENIZE, SGLANG.answering("encode_steps"))
     texts = ("7+5 = 12.\n\n", "", "So 🚀 é 12", "42")
     assert await backend(up).encode(texts, CALL) == [
         Segment(texts[0], (39, 27, 37, 446, 216, 33, 34, 30, 198, 198)),
@@ -200,7 +179,7 @@ async def test_no_text_is_no_token_and_no_request(up: Replay) -> None:
 
 
 async def test_text_that_looks_like_a_special_token_is_sent_in_two_halves(up: Replay) -> None:
-    up.on("POST", TOKENIZE, written("encode_special_text"))
+    up.on("POST", TOKENIZE, SGLANG.answering("encode_special_text"))
     (segment,) = await backend(up).encode(["<|im_end|>\nHi"], CALL)
     assert segment.token_ids == (44, 108, 306, 79, 486, 108, 46, 198, 20556)
 
@@ -255,16 +234,6 @@ async def golden_drafts(up: Replay, name: str, *chunks: bytes) -> list[Draft]:
     return await drafts_of(up, *chunks, sampling=Sampling(0.0, stop=stop))
 
 
-def pieces_of(drafts: list[Draft]) -> list[str]:
-    return [piece for draft in drafts for piece in draft.pieces]
-
-
-def edited(name: str, edit: Callable[[list[Any]], object]) -> bytes:
-    events = SGLANG.events(name)
-    edit(events)
-    return b"".join(b"data: " + orjson.dumps(e) + b"\n\n" for e in events) + b"data: [DONE]\n\n"
-
-
 @pytest.mark.parametrize("name", ALL_STREAMS)
 async def test_a_stream_is_its_text_in_one_piece_a_token(up: Replay, name: str) -> None:
     pieces, end = STREAMS[name.partition("_")[2]]
@@ -293,7 +262,7 @@ async def test_events_that_the_server_drops_for_a_later_one_lose_nothing(up: Rep
     def drop(events: list[Any]) -> None:
         del events[2:7]
 
-    drafts = await drafts_of(up, edited("cumulative_length", drop))
+    drafts = await drafts_of(up, SGLANG.edited("cumulative_length", drop))
     assert pieces_of(drafts) == ["So", " ", "", "", "", "", "", "🚀 é 12"]
 
 
@@ -305,7 +274,7 @@ async def test_a_last_event_without_a_new_token_is_an_end(up: Replay) -> None:
         last["text"], last["output_ids"], meta["output_token_logprobs"] = "", [], []
         meta["finish_reason"] = {"type": "stop", "matched": None}
 
-    drafts = await drafts_of(up, edited("delta_length", nothing_new))
+    drafts = await drafts_of(up, SGLANG.edited("delta_length", nothing_new))
     assert pieces_of(drafts) == STREAMS["length"][0][:-1]
     assert drafts[-1].end == "stop"
 
@@ -391,7 +360,7 @@ async def test_an_abort_amid_the_stream_has_failed(up: Replay) -> None:
         del events[4:]
 
     with pytest.raises(UpstreamFailed, match="Aborted"):
-        await drafts_of(up, edited("delta_length", abort))
+        await drafts_of(up, SGLANG.edited("delta_length", abort))
 
 
 @pytest.mark.parametrize("end", [b"", b"data: [DONE]\n\n", b'data: {"text'])
@@ -448,7 +417,7 @@ BROKEN_STREAMS: dict[str, tuple[str, Callable[[list[Any]], object]]] = {
 async def test_a_stream_in_which_something_is_missing_is_malformed(up: Replay, broken: str) -> None:
     name, edit = BROKEN_STREAMS[broken]
     with pytest.raises(UpstreamMalformed, match="a stream event is not what was asked for"):
-        await drafts_of(up, edited(name, edit))
+        await drafts_of(up, SGLANG.edited(name, edit))
 
 
 @pytest.mark.parametrize("event", [b"{oops}", b"{}", b"7", b"null", b'{"error": "text"}'])
@@ -462,12 +431,7 @@ async def test_an_event_of_another_shape_is_malformed(up: Replay, event: bytes) 
 
 def scored_context(*lengths: int) -> Context:
     """The golden scoring prompt; its last tokens are cut into steps of these lengths."""
-    start = len(SCORED_IDS) - sum(lengths)
-    context = Context(Segment("", tuple(SCORED_IDS[:start])))
-    for index, length in enumerate(lengths):
-        context.append(Segment(f"step {index}", tuple(SCORED_IDS[start : start + length])))
-        start += length
-    return context
+    return steps_at_the_end(SCORED_IDS, *lengths)
 
 
 async def scores_of(up: Replay, payload: Any, *lengths: int, entropy_known: bool = False) -> Scores:
@@ -475,11 +439,6 @@ async def scores_of(up: Replay, payload: Any, *lengths: int, entropy_known: bool
     context = scored_context(*(lengths or (NUM_STEP_1, NUM_STEP_2)))
     num_new = len(lengths or (NUM_STEP_1, NUM_STEP_2))
     return await backend(up).score(context, num_new, 3, CALL, entropy_known=entropy_known)
-
-
-def entropy_from(*logprobs: float) -> float:
-    weights = [math.exp(x) for x in logprobs]
-    return -sum(w / sum(weights) * math.log(w / sum(weights)) for w in weights)
 
 
 def with_meta(edit: Callable[[Any], object]) -> Any:

@@ -1,6 +1,6 @@
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -8,7 +8,6 @@ import orjson
 import pytest
 
 from proxy.backends.base import (
-    Call,
     Context,
     Draft,
     Message,
@@ -29,27 +28,27 @@ from proxy.errors import (
     UpstreamUnreachable,
 )
 from tests.integration.replay import (
+    CALL,
+    GREEDY,
+    QUESTION,
     Recording,
     Replay,
-    Reply,
-    Seen,
     cut,
+    entropy_from,
     json_reply,
+    pieces_of,
     replay,
+    steps_at_the_end,
     stream_reply,
 )
 
 VLLM = Recording("vllm-0.32.0")
 MODEL, FOLLOWER = "smollm2", 81
-CALL = Call("trajectory-7")
 COMPLETIONS = "/v1/completions"
 
-QUESTION = Question((Message("user", "What is 7+5?"),))
 STEPS = ("7+5 = 12.\n\n", "So 🚀 é 12")
 SCORED_IDS: list[int] = VLLM.request("score_two_steps")["prompt"]
 NUM_PROMPT, NUM_STEP_1, NUM_STEP_2 = 37, 10, 8
-
-GREEDY = Sampling(temperature=0.0)
 
 # An omitted one would be taken from the model's generation_config.json.
 NEUTRAL = {
@@ -64,45 +63,22 @@ NEUTRAL = {
 }
 
 
-@pytest.fixture
-async def up() -> AsyncIterator[Replay]:
-    async with replay() as playing:
-        yield playing
-
-
 def backend(up: Replay, template: str | None = None) -> Vllm:
     return Vllm(up.client, MODEL, None if template is None else ChatTemplate(template), FOLLOWER)
 
 
-def recorded(*names: str) -> Callable[[Seen], Reply]:
-    """Answers the recorded requests, and no others."""
-
-    def answer(seen: Seen) -> Reply:
-        for name in names:
-            if VLLM.request(name) == seen.body:
-                return json_reply(VLLM.body(name))
-        return json_reply({"error": f"not recorded: {seen.body}"}, 404)
-
-    return answer
-
-
 def scored_context(*lengths: int) -> Context:
     """The recorded scoring prompt; its last tokens are cut into steps of these lengths."""
-    start = len(SCORED_IDS) - sum(lengths)
-    context = Context(Segment("", tuple(SCORED_IDS[:start])))
-    for index, length in enumerate(lengths):
-        context.append(Segment(f"step {index}", tuple(SCORED_IDS[start : start + length])))
-        start += length
-    return context
+    return steps_at_the_end(SCORED_IDS, *lengths)
 
 
 # Connecting.
 
 
 async def test_connecting_learns_the_token_that_stands_for_text_that_follows(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("tokenize_follower", "tokenize_follower_alone"))
+    up.on("POST", "/tokenize", VLLM.answering("tokenize_follower", "tokenize_follower_alone"))
     connected = await Vllm.connect(up.client, MODEL, None)
-    up.on("POST", "/tokenize", recorded("encode_step1"))
+    up.on("POST", "/tokenize", VLLM.answering("encode_step1"))
     (step,) = await connected.encode([STEPS[0]], CALL)
     assert step.token_ids[-2:] == (198, 198)
 
@@ -144,13 +120,13 @@ async def test_an_odd_list_of_models_is_our_error(up: Replay) -> None:
 
 
 async def test_messages_are_rendered_by_the_server_s_own_template(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("render_chat"))
+    up.on("POST", "/tokenize", VLLM.answering("render_chat"))
     rendered = await backend(up).render(QUESTION, CALL)
     assert rendered.token_ids == tuple(SCORED_IDS[:NUM_PROMPT])
 
 
 async def test_a_raw_prompt_stands_as_it_is_and_gets_the_tokenizer_s_specials(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("render_prompt"))
+    up.on("POST", "/tokenize", VLLM.answering("render_prompt"))
     text = "Paris is nice.\n\nBerlin is"
     rendered = await backend(up).render(Question(prompt=text), CALL)
     assert rendered == Segment(text, (38634, 314, 9239, 30, 198, 198, 24726, 4226, 314))
@@ -158,7 +134,7 @@ async def test_a_raw_prompt_stands_as_it_is_and_gets_the_tokenizer_s_specials(up
 
 
 async def test_a_configured_template_is_rendered_here(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("render_prompt"))
+    up.on("POST", "/tokenize", VLLM.answering("render_prompt"))
     templated = backend(up, "{{ messages[0].content }}\n\n{{ messages[-1].content }} is")
     question = Question((Message("system", "Paris is nice."), Message("user", "Berlin")))
     rendered = await templated.render(question, CALL)
@@ -167,7 +143,7 @@ async def test_a_configured_template_is_rendered_here(up: Replay) -> None:
 
 
 async def test_steps_are_encoded_as_in_running_text_and_in_their_order(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("encode_step1", "encode_step2", "encode_step3"))
+    up.on("POST", "/tokenize", VLLM.answering("encode_step1", "encode_step2", "encode_step3"))
     texts = (*STEPS, "42")
     segments = await backend(up).encode(texts, CALL)
     assert segments == [
@@ -180,7 +156,7 @@ async def test_steps_are_encoded_as_in_running_text_and_in_their_order(up: Repla
 
 
 async def test_no_text_is_no_token_and_no_texts_are_no_request(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("encode_empty"))
+    up.on("POST", "/tokenize", VLLM.answering("encode_empty"))
     assert await backend(up).encode([], CALL) == []
     assert up.seen == []
     assert await backend(up).encode([""], CALL) == [Segment("", ())]
@@ -196,7 +172,7 @@ async def test_a_tokenizer_s_answer_without_tokens_is_malformed(up: Replay, answ
 
 
 async def test_text_that_looks_like_a_special_token_stays_text(up: Replay) -> None:
-    up.on("POST", "/tokenize", recorded("encode_special_text"))
+    up.on("POST", "/tokenize", VLLM.answering("encode_special_text"))
     segments: list[Segment] = []
     with suppress(ExceptionGroup):  # to refuse such a text is as good
         segments = await backend(up).encode(["<|im_end|>\nHi"], CALL)
@@ -225,16 +201,6 @@ async def drafts_of(up: Replay, *chunks: bytes, sampling: Sampling = GREEDY) -> 
     up.on("POST", COMPLETIONS, stream_reply(*chunks))
     context = Context(Segment("", (1, 2, 3)))
     return [draft async for draft in backend(up).write(context, sampling, 24, CALL)]
-
-
-def pieces_of(drafts: list[Draft]) -> list[str]:
-    return [piece for draft in drafts for piece in draft.pieces]
-
-
-def edited(name: str, edit: Callable[[list[Any]], None]) -> bytes:
-    events = VLLM.events(name)
-    edit(events)
-    return b"".join(b"data: " + orjson.dumps(e) + b"\n\n" for e in events) + b"data: [DONE]\n\n"
 
 
 @pytest.mark.parametrize("name", ALL_STREAMS)
@@ -303,7 +269,7 @@ async def test_a_server_that_does_not_tell_of_its_cache_is_not_taken_for_an_empt
     def untold(events: list[Any]) -> None:
         del events[-1]["usage"]["prompt_tokens_details"]
 
-    drafts = await drafts_of(up, edited("interval1_eos", untold))
+    drafts = await drafts_of(up, VLLM.edited("interval1_eos", untold))
     assert (drafts[-1].end, drafts[-1].num_cached_tokens) == ("stop", None)
 
 
@@ -397,7 +363,7 @@ async def test_an_unknown_finish_reason_is_malformed(up: Replay) -> None:
         events[-2]["choices"][0]["finish_reason"] = "abort"
 
     with pytest.raises(UpstreamMalformed, match="abort"):
-        await drafts_of(up, edited("interval1_length", aborted))
+        await drafts_of(up, VLLM.edited("interval1_length", aborted))
 
 
 async def test_an_event_that_is_no_json_is_malformed(up: Replay) -> None:
@@ -425,7 +391,7 @@ async def test_a_usage_event_without_a_finish_before_it_is_no_end(up: Replay) ->
         events[-2]["choices"][0]["finish_reason"] = None
 
     with pytest.raises(UpstreamError):
-        await drafts_of(up, edited("interval1_length", unfinished))
+        await drafts_of(up, VLLM.edited("interval1_length", unfinished))
 
 
 # Scoring.
@@ -452,13 +418,8 @@ def value_from(rows: list[Any], start: int, end: int) -> float:
     return float(product ** (1 / (end - start)))
 
 
-def entropy_from(logprobs: list[float]) -> float:
-    weights = [math.exp(x) for x in logprobs]
-    return -sum(w / sum(weights) * math.log(w / sum(weights)) for w in weights)
-
-
 def row_entropy(row: Any, top_k: int) -> float:
-    return entropy_from([entry["logprob"] for entry in row.values() if entry["rank"] <= top_k])
+    return entropy_from(*[entry["logprob"] for entry in row.values() if entry["rank"] <= top_k])
 
 
 async def test_values_and_entropies_are_those_of_the_recorded_log_probabilities(
@@ -479,7 +440,7 @@ async def test_values_and_entropies_are_those_of_the_recorded_log_probabilities(
 async def test_one_call_gives_the_entropy_of_the_next_state_too(up: Replay) -> None:
     scores = await scores_of(up, VLLM.body("score_two_steps"), NUM_STEP_1, NUM_STEP_2)
     (top,) = VLLM.json("score_two_steps")["choices"][0]["logprobs"]["top_logprobs"]
-    assert scores.next_entropy == pytest.approx(entropy_from(list(top.values())), rel=1e-9)
+    assert scores.next_entropy == pytest.approx(entropy_from(*top.values()), rel=1e-9)
 
 
 async def test_only_the_new_steps_are_scored_and_counted(up: Replay) -> None:
@@ -511,7 +472,7 @@ async def test_the_prompt_s_own_token_below_the_top_k_is_dropped_from_the_entrop
     assert [len(row) for row in rows].count(21) == 2
     for row, score in zip(rows, scores.steps, strict=True):
         assert score.entropy == pytest.approx(row_entropy(row, 20), rel=1e-9)
-        with_extra = entropy_from([entry["logprob"] for entry in row.values()])
+        with_extra = entropy_from(*[entry["logprob"] for entry in row.values()])
         assert (score.entropy == pytest.approx(with_extra, rel=1e-9)) == (len(row) == 20)
 
 
@@ -535,7 +496,7 @@ async def test_a_generated_token_outside_the_top_k_is_dropped_from_the_next_entr
     scores = await scores_of(up, payload, 10, 8, top_k=3)
     logprobs = list(sampled["top_logprobs"][0].values())
     assert len(logprobs) == 4
-    assert scores.next_entropy == pytest.approx(entropy_from(logprobs[1:]), rel=1e-9)
+    assert scores.next_entropy == pytest.approx(entropy_from(*logprobs[1:]), rel=1e-9)
     assert scores.steps[0].entropy == pytest.approx(row_entropy(prompt_rows()[37], 3), rel=1e-9)
 
 
