@@ -1,5 +1,6 @@
 """Real models behind real llama.cpp servers, and the proxy as a user starts it."""
 
+import json
 import os
 import re
 import signal
@@ -7,7 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -17,6 +21,7 @@ from proxy.backends.gguf_files import gguf_path
 from proxy.demo import demo_config
 
 API_KEY = "test-key"
+PATIENCE_S = 30.0
 _BIN = Path(sys.executable).parent
 _STOP_TIMEOUT_S = 15
 
@@ -60,6 +65,29 @@ def _base_url(line: str) -> str:
     found = re.search(r"http://\S+/v1", line)
     assert found, line
     return found[0]
+
+
+@contextmanager
+def client_that_is_killed(url: str, body: dict[str, Any]) -> Iterator[None]:
+    """Sends the request and, if it streams, reads the first event; at the end it is gone.
+
+    As when the process is killed: the socket goes away, nothing is said.
+    """
+    to = urlsplit(url)
+    assert to.hostname is not None
+    headers = {"authorization": f"Bearer {API_KEY}", "content-type": "application/json"}
+    connection = HTTPConnection(to.hostname, to.port or 80, timeout=PATIENCE_S)
+    connection.request("POST", to.path, json.dumps(body), headers)
+    response = connection.getresponse() if body["stream"] else None
+    try:
+        if response is not None:
+            assert response.status == 200
+            assert response.readline().startswith(b"data: ")
+        yield
+    finally:
+        connection.close()
+        if response is not None:
+            response.close()
 
 
 def write_config(path: Path, student_url: str, teacher_url: str) -> None:

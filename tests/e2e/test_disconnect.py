@@ -1,17 +1,11 @@
 """A client that leaves costs nothing more: both models are idle within a second."""
 
-import json
 import time
-from http.client import HTTPConnection
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from tests.e2e.conftest import API_KEY
-
-HEADERS = {"authorization": f"Bearer {API_KEY}", "content-type": "application/json"}
-PATIENCE_S = 30.0
+from tests.e2e.conftest import PATIENCE_S, client_that_is_killed
 
 
 def num_busy(url: str) -> int:
@@ -70,17 +64,6 @@ def test_killing_the_client_leaves_both_models_idle(
             "delimiter": " " if busy == "teacher" else "\u2603",
         },
     }
-    url = urlsplit(base_url)
-    assert url.hostname is not None
-    connection = HTTPConnection(url.hostname, url.port or 80, timeout=PATIENCE_S)
-    connection.request("POST", f"{url.path}/chat/completions", json.dumps(body), HEADERS)
-    response = connection.getresponse() if stream else None
-    if response is not None:
-        assert response.status == 200
-        assert response.readline().startswith(b"data: ")
-    wait_until_writing(student_url if busy == "student" else teacher_url)
-    # As when the process is killed: the socket goes away, nothing is said.
-    connection.close()
-    if response is not None:
-        response.close()
+    with client_that_is_killed(f"{base_url}/chat/completions", body):
+        wait_until_writing(student_url if busy == "student" else teacher_url)
     assert_idle_within_a_second(student_url, teacher_url)

@@ -19,6 +19,7 @@ from proxy.backends.retry import NO_RETRIES, RetryPolicy
 
 _GOLDEN = Path(__file__).parent.parent / "golden"
 
+MAX_CONNECTIONS = 8
 # What the backends' tests ask for.
 CALL = Call("trajectory-7")
 GREEDY = Sampling(temperature=0.0)
@@ -69,7 +70,10 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """After `drop_after` chunks the connection is cut; `hold` keeps it open for ever."""
+    """After `drop_after` chunks the connection is cut; `hold` keeps it open for ever.
+
+    Nothing is sent before `after` is set.
+    """
 
     chunks: tuple[bytes, ...] = ()
     status: int = 200
@@ -77,10 +81,13 @@ class Reply:
     delay_s: float = 0.0
     drop_after: int | None = None
     hold: bool = False
+    after: asyncio.Event | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
+    connection: int
+    """The client's port: requests on one connection have the same."""
     path: str
     headers: Mapping[str, str]
     body: Any
@@ -103,13 +110,14 @@ class Replay:
             "up",
             base_url,
             api_key,
-            8,
+            MAX_CONNECTIONS,
             lambda *event: self.observed.append(event),
             retry,
             lambda *event: self.retried.append(event),
         )
         self.seen: list[Seen] = []
         self.came, self.left = asyncio.Event(), asyncio.Event()
+        self._arrival = asyncio.Condition()
         self._script: dict[tuple[str, str], list[Answer]] = {}
 
     def on(self, method: str, path: str, *replies: Reply | Answer) -> None:
@@ -119,10 +127,19 @@ class Replay:
     def bodies(self, path: str) -> list[Any]:
         return [seen.body for seen in self.seen if seen.path == path]
 
+    async def until_seen(self, num_requests: int) -> None:
+        async with asyncio.timeout(5), self._arrival:
+            await self._arrival.wait_for(lambda: len(self.seen) >= num_requests)
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         content = await request.read()
-        seen = Seen(request.path, request.headers, orjson.loads(content) if content else None)
-        self.seen.append(seen)
+        assert request.transport is not None
+        port: int = request.transport.get_extra_info("peername")[1]
+        body = orjson.loads(content) if content else None
+        seen = Seen(port, request.path, request.headers, body)
+        async with self._arrival:
+            self.seen.append(seen)
+            self._arrival.notify_all()
         answers = self._script.get((request.method, request.path))
         if not answers:
             return web.Response(status=404, text=f"nothing is scripted for {request.path}")
@@ -136,6 +153,8 @@ class Replay:
 
 
 async def _play(reply: Reply, request: web.Request) -> web.StreamResponse:
+    if reply.after is not None:
+        await reply.after.wait()
     response = web.StreamResponse(status=reply.status, headers=reply.headers)
     for index, chunk in enumerate((*reply.chunks, b"")):
         if reply.drop_after == index and request.transport is not None:
@@ -175,9 +194,14 @@ def json_reply(value: Any, status: int = 200) -> Reply:
     return Reply((content,), status, {"content-type": "application/json"})
 
 
-def stream_reply(*chunks: bytes, drop_after: int | None = None, hold: bool = False) -> Reply:
+def stream_reply(
+    *chunks: bytes,
+    drop_after: int | None = None,
+    hold: bool = False,
+    after: asyncio.Event | None = None,
+) -> Reply:
     headers = {"content-type": "text/event-stream; charset=utf-8"}
-    return Reply(chunks, 200, headers, drop_after=drop_after, hold=hold)
+    return Reply(chunks, 200, headers, drop_after=drop_after, hold=hold, after=after)
 
 
 def cut(content: bytes, seed: int) -> list[bytes]:

@@ -1,6 +1,7 @@
 import asyncio
 import gzip
 import socket
+import time
 
 import pytest
 
@@ -14,7 +15,16 @@ from proxy.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
-from tests.integration.replay import Recording, Replay, Reply, cut, json_reply, replay, stream_reply
+from tests.integration.replay import (
+    MAX_CONNECTIONS,
+    Recording,
+    Replay,
+    Reply,
+    cut,
+    json_reply,
+    replay,
+    stream_reply,
+)
 
 VLLM = Recording("vllm-0.32.0")
 LLAMACPP = Recording("llamacpp-b11549")
@@ -76,6 +86,57 @@ async def test_no_cookie_is_kept(up: Replay) -> None:
     await up.client.get("/health")
     await up.client.get("/health")
     assert "Cookie" not in up.seen[1].headers
+
+
+# Connections.
+
+
+@pytest.mark.parametrize(("idle_s", "num_connections"), [(3.0, 1), (4.9, 2)])
+async def test_a_connection_is_used_again_but_not_one_that_uvicorn_is_about_to_close(
+    up: Replay, monkeypatch: pytest.MonkeyPatch, idle_s: float, num_connections: int
+) -> None:
+    up.on("GET", "/health", json_reply({}))
+    await up.client.get("/health")
+    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: time.monotonic() + idle_s)
+    await up.client.get("/health")
+    assert len({seen.connection for seen in up.seen}) == num_connections
+
+
+async def test_as_many_requests_are_open_as_was_said_and_the_next_one_waits(up: Replay) -> None:
+    up.on("POST", "/slow", Reply(hold=True))
+    posts = [
+        asyncio.create_task(up.client.post("/slow", {}, Call("s")))
+        for _ in range(MAX_CONNECTIONS + 1)
+    ]
+    await up.until_seen(MAX_CONNECTIONS)
+    for _ in range(20):  # turns of the event loop, in which one more would come
+        await asyncio.sleep(0)
+    assert len(up.seen) == MAX_CONNECTIONS
+    posts[0].cancel()
+    await up.until_seen(MAX_CONNECTIONS + 1)
+    for post in posts:
+        post.cancel()
+    await asyncio.gather(*posts, return_exceptions=True)
+
+
+async def test_an_answer_may_take_as_long_as_the_request_has_time(
+    up: Replay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = asyncio.Event()
+    up.on("POST", "/slow", Reply((b"{}",), after=answered))
+    up.on("POST", "/stream", stream_reply(TWO_EVENTS, after=answered))
+    reading: list[bytes] = []
+    calls = [up.client.post("/slow", {}, Call("s")), read_all(up, reading)]
+    tasks = [asyncio.create_task(call) for call in calls]
+    await up.until_seen(len(tasks))
+    loop, an_hour = asyncio.get_running_loop(), 3600.0
+    monkeypatch.setattr(loop, "time", lambda: time.monotonic() + an_hour)
+    for _ in range(20):  # turns of the event loop, in which every timer rings
+        await asyncio.sleep(0)
+    answered.set()
+    assert await tasks[0] == {}
+    await tasks[1]
+    assert len(reading) == 2
 
 
 # Server-sent events.

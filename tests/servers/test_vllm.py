@@ -1,5 +1,6 @@
 """Whole trajectories on a real vLLM, and its numbers against llama.cpp and transformers."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from proxy.backends.base import Message
 from proxy.backends.template import ChatTemplate
 from proxy.demo import demo_config
-from tests.e2e.conftest import proxy
+from tests.e2e.conftest import PATIENCE_S, client_that_is_killed, proxy
 from tests.servers.conftest import VLLM_MODEL, smollm2_gguf
 from tests.servers.reference import Case, forward_pass
 
@@ -132,3 +133,51 @@ def test_the_models_own_template_is_the_same_on_both_servers(base_url: str) -> N
         for model in ("own-vllm", "own-llama")
     }
     assert len(counts) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("model", ["student/vllm", "own-vllm", "teacher/vllm"])
+def test_killing_the_client_stops_vllm(
+    stream: bool, model: str, base_url: str, vllm_url: str
+) -> None:
+    body = {
+        "model": model,
+        # Greedily, it goes on like this for ever.
+        "prompt": "one two three four " * 8,
+        "temperature": 0.0,
+        "max_tokens": 1500,
+        "stream": stream,
+    }
+    if model == "own-vllm":
+        # A boundary that nothing passes makes the teacher write; the text goes on after "However,".
+        body["motab"] = {"base_threshold": 1.0, "entropy_scale": 0.0, "delimiter": " "}
+    before, finished = counted(vllm_url, "generation_tokens_total"), num_finished(vllm_url)
+    with client_that_is_killed(f"{base_url}/completions", body):
+        deadline = time.monotonic() + PATIENCE_S
+        while counted(vllm_url, "generation_tokens_total") < before + 20:
+            assert time.monotonic() < deadline, "vLLM never wrote"
+            time.sleep(0.02)
+        finished = num_finished(vllm_url)
+    deadline = time.monotonic() + 1.0
+    while counted(vllm_url, "num_requests_running"):
+        assert time.monotonic() < deadline, "vLLM is still writing"
+        time.sleep(0.02)
+    # And it stays so: nothing more is sent, and what was being written did not end by itself.
+    written = counted(vllm_url, "generation_tokens_total")
+    time.sleep(0.5)
+    assert counted(vllm_url, "generation_tokens_total") == written
+    assert not counted(vllm_url, "num_requests_running")
+    assert num_finished(vllm_url) == finished
+
+
+def num_finished(vllm_url: str) -> float:
+    """Requests that ended as they should; an aborted one does not count."""
+    return counted(vllm_url, "request_success_total")
+
+
+def counted(vllm_url: str, metric: str) -> float:
+    """The metric's sum over its labels."""
+    lines = httpx.get(f"{vllm_url}/metrics", timeout=10).text.splitlines()
+    rows = [line for line in lines if line.startswith(f"vllm:{metric}{{")]
+    assert rows, f"vLLM has no metric {metric}"
+    return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
