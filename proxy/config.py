@@ -97,21 +97,26 @@ class _RemoteUpstream(_Upstream):
         return url.rstrip("/")
 
 
-class LlamaCppConfig(_RemoteUpstream):
+class _TokenServer(_RemoteUpstream):
+    """A server that takes token ids."""
+
+    tokenizer: str = Field("server", min_length=1)
+    """Where token ids come from: `server`, or a Hugging Face name, a folder, `tiktoken:NAME`."""
+
+
+class LlamaCppConfig(_TokenServer):
     """A llama.cpp server that someone else runs."""
 
     kind: Literal["llamacpp"]
 
 
-class VllmConfig(_RemoteUpstream):
+class VllmConfig(_TokenServer):
     """A vLLM server."""
 
     kind: Literal["vllm"]
-    tokenizer: Literal["server"] = "server"
-    """Where token ids come from: the server's own `/tokenize`."""
 
 
-class SGLangConfig(_RemoteUpstream):
+class SGLangConfig(_TokenServer):
     """An SGLang server."""
 
     kind: Literal["sglang"]

@@ -29,6 +29,12 @@ class StartError(MotabError):
     """A server could not be started, or one that motab needs does not answer."""
 
 
+class TokenizerFailed(MotabError):
+    """A tokenizer in this process cannot turn a text into ids that stand for exactly it."""
+
+    code = "tokenizer_failed"
+
+
 class RequestError(MotabError):
     """The client's request cannot be served as it is; `param` names the field."""
 

@@ -15,6 +15,7 @@ from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.retry import RetryPolicy
 from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
+from proxy.backends.tokenizer import TIKTOKEN, LocalReader, load_tokenizer
 from proxy.backends.vllm import Vllm
 from proxy.config import Config, EmbeddedConfig, SGLangConfig, UpstreamConfig, VllmConfig
 from proxy.engine.limits import Upstream
@@ -77,10 +78,11 @@ async def _open_upstream(
             on_retry=metrics.upstream_retry,
         )
     )
+    local = await _local_reader(name, config, template)
     deadline = asyncio.get_running_loop().time() + wait_s
     while True:
         try:
-            backend = await _connect(client, config, template)
+            backend = await _connect(client, config, template, reads=local is None)
             await backend.check()
         except UpstreamError as error:
             if not error.retryable or asyncio.get_running_loop().time() >= deadline:
@@ -89,7 +91,23 @@ async def _open_upstream(
         else:
             # Only now: until a server has answered once, `wait_s` says how long to try.
             client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
-            return Upstream(name, backend, backend, (backend,), config.max_concurrent)
+            return Upstream(name, local or backend, backend, (backend,), config.max_concurrent)
+
+
+async def _local_reader(
+    name: str, config: UpstreamConfig, template: ChatTemplate | None
+) -> LocalReader | None:
+    """The tokenizer that the configuration names, where the server's own is not used."""
+    if isinstance(config, EmbeddedConfig) or config.tokenizer == "server":
+        return None
+    try:
+        reader = await asyncio.to_thread(load_tokenizer, config.tokenizer, template)
+    except ConfigError as error:
+        raise ConfigError(f"upstreams.{name}.{error}") from error
+    if config.tokenizer.startswith(TIKTOKEN) and not reader.has_template:
+        message = f"{config.tokenizer} has no chat template: set chat_template beside it"
+        raise ConfigError(f"upstreams.{name}.tokenizer: {message}")
+    return reader
 
 
 def _model_file(config: EmbeddedConfig) -> Path:
@@ -98,12 +116,12 @@ def _model_file(config: EmbeddedConfig) -> Path:
 
 
 async def _connect(
-    client: UpstreamClient, config: UpstreamConfig, template: ChatTemplate | None
+    client: UpstreamClient, config: UpstreamConfig, template: ChatTemplate | None, *, reads: bool
 ) -> Vllm | SGLang | LlamaCpp:
     if isinstance(config, VllmConfig):
-        return await Vllm.connect(client, config.model, template)
+        return await Vllm.connect(client, config.model, template, reads=reads)
     if isinstance(config, SGLangConfig):
-        return await SGLang.connect(client, config.model, template)
+        return await SGLang.connect(client, config.model, template, reads=reads)
     return await LlamaCpp.connect(client, template)
 
 

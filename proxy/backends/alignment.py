@@ -7,7 +7,8 @@ from collections.abc import Sequence
 FOLLOWED_BY = "a"
 DUMMY_PREFIX = (
     "its tokenizer puts a space before every text that it is given, so steps cannot be tokenised "
-    "one by one through this server"
+    "one by one through this server; set the upstream's `tokenizer` to the model's Hugging Face "
+    "name or folder"
 )
 
 _CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?s>|(?:bos|eos|pad|unk|(?:start|end)_of_turn)>)")

@@ -132,7 +132,11 @@ class LlamaCpp:
             ids = without_follower(text, [int(row["id"]) for row in rows], self._follower)
             spelt = b"".join(_piece_bytes(row["piece"]) for row in rows[: len(ids)])
             if spelt != text.encode():
-                raise ValueError(f"its tokens of {text[-40:]!r} spell another text")
+                message = (
+                    f"its tokens of {text[-40:]!r} spell another text; set the upstream's "
+                    "`tokenizer` to the model's Hugging Face name or folder"
+                )
+                raise ValueError(message)
         return Segment(text, ids)
 
     async def write(

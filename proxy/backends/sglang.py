@@ -50,16 +50,24 @@ class SGLang:
 
     @classmethod
     async def connect(
-        cls, client: UpstreamClient, model: str, chat_template: ChatTemplate | None
+        cls,
+        client: UpstreamClient,
+        model: str,
+        chat_template: ChatTemplate | None,
+        *,
+        reads: bool = True,
     ) -> "SGLang":
-        """Learn how the server's tokenizer cuts."""
+        """Learn how the server's tokenizer cuts.
+
+        With `reads` False another reader is used, so it may cut as it likes.
+        """
         prompts = [as_in_running_text("\n"), FOLLOWED_BY]
         body = {"model": model, "prompt": prompts, "add_special_tokens": False}
         reply = await client.post("/v1/tokenize", body, Call("connect"))
         with client.expecting("/v1/tokenize"):
             running, alone = reply["tokens"]
             follower, first = int(running[-1]), [int(token) for token in alone]
-        if first != [follower]:
+        if reads and first != [follower]:
             raise UpstreamRefused(client.upstream, DUMMY_PREFIX)
         return cls(client, model, chat_template, follower)
 

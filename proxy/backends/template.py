@@ -1,6 +1,7 @@
 """Chat templates that the configuration gives, rendered here as Hugging Face's libraries do."""
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -27,12 +28,14 @@ class _Generation(Extension):
 class ChatTemplate:
     """A Jinja chat template in the conventions of transformers' `apply_chat_template`.
 
-    The result is tokenised with the tokenizer's own special tokens added, so the template must not
-    write the beginning-of-sequence token itself: `bos_token` is the empty string. Raises
-    `ConfigError` for a template that does not parse, or cannot render one user message.
+    With the model's own `special_tokens` (`bos_token` and so on) it writes them where they belong,
+    and the result is tokenised as it stands. Without, as for a template from the configuration, the
+    tokenizer adds its own, so the template must not write the beginning-of-sequence token itself:
+    `bos_token` is the empty string. Raises `ConfigError` for a template that does not parse, or
+    cannot render one user message.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -41,8 +44,12 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
-        # Not known here; a template that writes it must name the token itself.
-        environment.globals["eos_token"] = jinja2.StrictUndefined(name="eos_token")
+        if special_tokens is None:
+            environment.globals["bos_token"] = ""
+            # Not known here; a template that writes it must name the token itself.
+            environment.globals["eos_token"] = jinja2.StrictUndefined(name="eos_token")
+        else:
+            environment.globals.update(special_tokens)
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -59,7 +66,6 @@ class ChatTemplate:
             return self._template.render(
                 messages=[{"role": m.role, "content": m.content} for m in messages],
                 add_generation_prompt=True,
-                bos_token="",
                 tools=None,
                 documents=None,
             )

@@ -62,9 +62,17 @@ class Vllm:
 
     @classmethod
     async def connect(
-        cls, client: UpstreamClient, model: str, chat_template: ChatTemplate | None
+        cls,
+        client: UpstreamClient,
+        model: str,
+        chat_template: ChatTemplate | None,
+        *,
+        reads: bool = True,
     ) -> "Vllm":
-        """Ask the server whether it has the model, and learn how its tokenizer cuts."""
+        """Ask the server whether it has the model, and learn how its tokenizer cuts.
+
+        With `reads` False another reader is used, so it may cut as it likes.
+        """
         call = Call("connect")
         body = {
             "model": model,
@@ -76,7 +84,7 @@ class Vllm:
         alone = await client.post("/tokenize", {**body, "prompt": FOLLOWED_BY}, call)
         with client.expecting("/tokenize"):
             follower, first = int(reply["tokens"][-1]), str(alone["token_strs"][0])
-        if first.startswith(_METASPACE):
+        if reads and first.startswith(_METASPACE):
             raise UpstreamRefused(client.upstream, DUMMY_PREFIX)
         return cls(client, model, chat_template, follower)
 

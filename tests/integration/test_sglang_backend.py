@@ -1,18 +1,21 @@
 """The payloads are not recorded: they were written by hand from SGLang's source (see README)."""
 
 import asyncio
+import importlib.util
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from proxy.backends.base import (
     Context,
     Draft,
     Message,
     Question,
+    Reader,
     Sampling,
     Scores,
     Segment,
@@ -21,6 +24,7 @@ from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
 from proxy.config import SGLangConfig, load_config
 from proxy.errors import (
+    ConfigError,
     ContextExceeded,
     MotabError,
     UpstreamError,
@@ -84,8 +88,10 @@ async def test_connecting_learns_the_token_that_stands_for_text_that_follows(up:
 
 async def test_a_tokenizer_that_puts_a_space_before_every_text_is_refused(up: Replay) -> None:
     up.on("POST", TOKENIZE, json_reply({"tokens": [[29871, 13, 29874], [263]]}))
-    with pytest.raises(UpstreamRefused, match="space before every text"):
+    with pytest.raises(UpstreamRefused, match=r"every text .* set the upstream's `tok"):
         await SGLang.connect(up.client, MODEL, None)
+    # It does not matter where another tokenizer reads.
+    await SGLang.connect(up.client, MODEL, None, reads=False)
 
 
 @pytest.mark.parametrize("tokens", [None, [], [[], [81]], [[81]], [198, 81], [["a"], ["a"]]])
@@ -133,6 +139,53 @@ async def test_an_upstream_of_kind_sglang_is_served_by_this_backend(
     assert isinstance(config.upstreams["a"], SGLangConfig)
     async with open_service(config):
         assert [seen.path for seen in up.seen] == [TOKENIZE, "/v1/models"]
+
+
+async def test_a_tokenizer_of_our_own_reads_where_the_configuration_names_one(
+    up: Replay, tmp_path: Path
+) -> None:
+    spaced = {"tokens": [[29871, 13, 29874], [263]]}  # as this server would refuse
+    up.on("POST", TOKENIZE, json_reply(spaced))
+    up.on("GET", "/v1/models", json_reply(SGLANG.body("models")))
+    Tokenizer(models.BPE({"a": 0, "\n": 1}, [])).save(str(tmp_path / "tokenizer.json"))
+    upstream = f"kind: sglang, base_url: '{up.client.base_url}', model: smollm2"
+    path = tmp_path / "motab.yaml"
+
+    async def reader(tokenizer: str) -> Reader:
+        path.write_text(
+            f"upstreams: {{a: {{{upstream}, tokenizer: '{tokenizer}'}}}}\n"
+            "models: {pair: {student: a, teacher: a}}\n",
+            encoding="utf-8",
+        )
+        async with open_service(load_config(path)) as service:
+            (only,) = service.upstreams()
+            return only.reader
+
+    own = await reader(str(tmp_path))
+    num_asked = len(up.bodies(TOKENIZE))
+    assert (await own.render(Question(prompt="aa"), CALL)).token_ids == (0, 0)
+    assert len(up.bodies(TOKENIZE)) == num_asked
+    with pytest.raises(ConfigError, match=r"^upstreams\.a\.tokenizer: 'no/such/one' is neither"):
+        await reader("no/such/one")
+
+
+async def test_a_tiktoken_encoding_needs_a_template_to_write_prompts(
+    up: Replay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    litellm = importlib.util.find_spec("litellm")
+    assert litellm is not None
+    assert litellm.submodule_search_locations
+    cache = Path(litellm.submodule_search_locations[0], "litellm_core_utils", "tokenizers")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+    path = tmp_path / "motab.yaml"
+    path.write_text(
+        f"upstreams: {{a: {{kind: sglang, base_url: '{up.client.base_url}', model: smollm2, "
+        "tokenizer: 'tiktoken:cl100k_base'}}\nmodels: {pair: {student: a, teacher: a}}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match=r"upstreams\.a\.tokenizer: .* set chat_template"):
+        async with open_service(load_config(path)):
+            pass
 
 
 # Rendering and encoding.
