@@ -1,13 +1,18 @@
+import re
 from copy import deepcopy
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from proxy.backends.base import Message
+from proxy.backends.template import ChatTemplate
 from proxy.config import Config, EmbeddedConfig, LlamaCppConfig, VllmConfig, load_config
 from proxy.errors import ConfigError
 
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 FILE: dict[str, Any] = {
     "upstreams": {
         "small": {"kind": "llamacpp", "base_url": "http://127.0.0.1:30012", "model": "s"},
@@ -382,3 +387,37 @@ def test_keys_do_not_show_in_a_complaint_about_another_key(
     monkeypatch.setenv("SECRET", "hunter2")
     content = changed("server", {"api_keys": ["${SECRET}"], "prot": 1})
     assert "hunter2" not in complaint(content, tmp_path)
+
+
+@pytest.fixture
+def bundled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """One of the configurations that come with motab, with every variable that it names set."""
+    path: Path = request.param
+    for name in re.findall(r"\$\{(\w+)\}", path.read_text(encoding="utf-8")):
+        monkeypatch.setenv(name, f"value-of-{name}")
+    return load_config(path)
+
+
+@pytest.mark.parametrize("bundled", CONFIGS, ids=lambda path: path.name, indirect=True)
+def test_a_bundled_configuration_loads_and_its_templates_end_where_the_answer_begins(
+    bundled: Config,
+) -> None:
+    talk = tuple(map(Message, ("system", "user", "assistant", "user"), ("Be.", "A?", "B.", "C?")))
+    for upstream in bundled.upstreams.values():
+        if upstream.chat_template is not None:
+            rendered = ChatTemplate(upstream.chat_template).render(talk)
+            assert "B." in rendered
+            answer = rendered.rpartition("C?")[2]
+            assert answer.endswith(("assistant\n", "model\n", "</think>\n\n", "<|message|>"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_bundled_configuration_opens_with_the_command_that_runs_it(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(takewhile(lambda line: line.startswith("#"), lines))
+    if path.name.startswith("compose_"):
+        mounted = (path.parents[1] / "compose.yaml").read_text(encoding="utf-8")
+        assert f"./configs/{path.name}:/etc/motab/config.yaml" in mounted
+        assert "docker compose up" in comment
+    else:
+        assert re.findall(r"motab serve --config (\S+)", comment) == [f"configs/{path.name}"]
