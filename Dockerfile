@@ -1,0 +1,30 @@
+# The proxy: its core and litellm, without embedded models. docs/deployment.md says how to run it.
+FROM python:3.11.15-slim-trixie@sha256:db3ff2e1800a8581e2c48a27c3995339d47bdf046da21c7627accd3d51053a93 AS base
+
+FROM base AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+COPY requirements/build.lock requirements/serve.lock requirements/
+RUN python -m pip install --require-hashes -r requirements/build.lock
+# The packages' folder has no pip of its own: this one installs into it.
+RUN python -m venv --without-pip /opt/motab \
+    && python -m pip --python /opt/motab/bin/python install --require-hashes -r requirements/serve.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY configs configs
+COPY proxy proxy
+COPY synth_client synth_client
+COPY trainer trainer
+RUN python -m pip wheel --no-build-isolation --no-deps --wheel-dir /wheels . \
+    && python -m pip --python /opt/motab/bin/python install --no-deps /wheels/*.whl \
+    && mkdir /home/motab
+
+FROM base
+COPY --from=build /opt/motab /opt/motab
+# The caches of tokenizers and the like go into the home.
+COPY --from=build --chown=65532:65532 /home/motab /home/motab
+ENV HOME=/home/motab PATH=/opt/motab/bin:$PATH
+WORKDIR /home/motab
+USER 65532:65532
+EXPOSE 8800
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8800, timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["motab", "serve", "--config", "/etc/motab/config.yaml", "--host", "0.0.0.0", "--port", "8800"]

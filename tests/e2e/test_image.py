@@ -1,0 +1,112 @@
+"""What the Dockerfile's steps make, carried out in a folder with a Python of its own."""
+
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from proxy import __version__
+from tests.dockerfile import ROOT, Build, Stage, stages
+from tests.unit.test_cli import READY, llama_cpp
+
+pytestmark = pytest.mark.timeout(600)  # it installs everything that the image has
+_PORT = "8800"
+_STOP_TIMEOUT_S = 15
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The last stage's files, after every step of every stage."""
+    folder = tmp_path_factory.mktemp("image")
+    subprocess.run([sys.executable, "-m", "venv", folder / "base"], check=True)
+    build = Build(folder, folder / "base" / "bin" / "python")
+    for stage in stages():
+        build.run(stage, ROOT)
+    # What the last stage did not copy would not be in the image.
+    (folder / "before").rename(folder / "gone")
+    return build
+
+
+@pytest.fixture
+def port() -> str:
+    """A free one, in place of the image's."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
+
+
+def command(stage: Stage, name: str, image: Build, port: str) -> list[str]:
+    """What an engine would run, at another port."""
+    return [image.inside(word).replace(_PORT, port) for word in stage.only(name).argv()]
+
+
+@pytest.fixture
+def served(image: Build, port: str) -> Iterator[Stage]:
+    """The image's entry point in front of a server that answers what is asked at the start."""
+    stage = stages()[-1]
+    path = Path(image.inside("/etc/motab/config.yaml"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with llama_cpp(lambda path: (200, READY[path])) as url:
+        config = {
+            "server": {"api_keys": ["${KEY}"]},
+            "upstreams": {"only": {"kind": "llamacpp", "base_url": url, "model": "m"}},
+            "models": {"pair": {"student": "only", "teacher": "only"}},
+        }
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        with subprocess.Popen(
+            command(stage, "ENTRYPOINT", image, port),
+            cwd=image.inside(stage.only("WORKDIR").value),
+            env={**image.environment, "KEY": "secret", "COLUMNS": "400"},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            try:
+                line = process.stderr.readline()
+                assert "serving pair" in line, line + process.stderr.read()
+                yield stage
+            finally:
+                process.terminate()
+                assert process.wait(_STOP_TIMEOUT_S) == 0
+
+
+def test_the_image_has_the_command_and_the_bundled_configurations(image: Build) -> None:
+    assert image.check_run(["motab", "--version"]).stdout == f"motab {__version__}\n"
+    listing = "from importlib.resources import files; print(*files('configs').iterdir(), sep='\\n')"
+    shipped = {
+        Path(line).name for line in image.check_run(["python", "-c", listing]).stdout.split()
+    }
+    assert {path.name for path in (ROOT / "configs").glob("*.yaml")} <= shipped
+
+
+def test_the_image_has_neither_installers_nor_embedded_models(image: Build) -> None:
+    listing = "from importlib.metadata import distributions as d; print(*(x.name for x in d()))"
+    names = set(image.check_run(["python", "-c", listing]).stdout.split())
+    assert {"motab", "litellm"} <= names
+    assert not names & {"pip", "hatchling", "setuptools", "xllamacpp", "numpy", "pytest"}
+
+
+def test_the_health_check_passes_in_front_of_a_running_proxy(
+    served: Stage, image: Build, port: str
+) -> None:
+    image.check_run(command(served, "HEALTHCHECK", image, port), timeout=10)
+
+
+def test_the_health_check_fails_where_nothing_serves(image: Build, port: str) -> None:
+    with pytest.raises(AssertionError, match="ConnectionRefusedError"):
+        image.check_run(command(stages()[-1], "HEALTHCHECK", image, port), timeout=10)
+
+
+def test_the_image_answers_only_those_who_have_a_key(served: Stage, port: str) -> None:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models")
+    with pytest.raises(urllib.error.HTTPError, match="401") as caught:
+        urllib.request.urlopen(request, timeout=10)
+    caught.value.close()
+    request.add_header("authorization", "Bearer secret")
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert b'"pair"' in answer.read()
