@@ -64,7 +64,7 @@ def dequantized(path: Path) -> Path:
     """The same weights as 16-bit floats: the file itself, or its copy in the cache, made once.
 
     llama.cpp rounds activations to 8 bits wherever weights are quantised, which moves the values of
-    short steps by several percent; with 16-bit weights it does not (docs/configuration.md).
+    short steps by several percent; with 16-bit weights it does not (docs/servers).
     """
     import gguf  # noqa: PLC0415 - the package of an extra
 
