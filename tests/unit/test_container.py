@@ -46,7 +46,11 @@ def test_the_dockerfile_has_nothing_that_its_linter_minds() -> None:
 
 
 def test_the_compose_file_follows_its_schema() -> None:
-    command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    command: list[str | Path] = [
+        BIN / "check-jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+    ]
     done = subprocess.run(
         [*command, ROOT / "compose.yaml"], capture_output=True, text=True, check=False
     )
