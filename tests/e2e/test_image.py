@@ -1,5 +1,6 @@
 """What the Dockerfile's steps make, carried out in a folder with a Python of its own."""
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ _STOP_TIMEOUT_S = 15
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Build:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     """The last stage's files, after every step of every stage."""
     folder = tmp_path_factory.mktemp("image")
     subprocess.run([sys.executable, "-m", "venv", folder / "base"], check=True)
@@ -29,8 +30,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Build:
     for stage in stages():
         build.run(stage, ROOT)
     # What the last stage did not copy would not be in the image.
-    (folder / "before").rename(folder / "gone")
-    return build
+    shutil.rmtree(folder / "before")
+    yield build
+    shutil.rmtree(folder)  # hundreds of megabytes, which pytest would keep
 
 
 @pytest.fixture
