@@ -126,16 +126,16 @@ async def test_an_answer_may_take_as_long_as_the_request_has_time(
     up.on("POST", "/slow", Reply((b"{}",), after=answered))
     up.on("POST", "/stream", stream_reply(TWO_EVENTS, after=answered))
     reading: list[bytes] = []
-    calls = [up.client.post("/slow", {}, Call("s")), read_all(up, reading)]
-    tasks = [asyncio.create_task(call) for call in calls]
-    await up.until_seen(len(tasks))
+    whole = asyncio.create_task(up.client.post("/slow", {}, Call("s")))
+    stream = asyncio.create_task(read_all(up, reading))
+    await up.until_seen(2)
     loop, an_hour = asyncio.get_running_loop(), 3600.0
     monkeypatch.setattr(loop, "time", lambda: time.monotonic() + an_hour)
     for _ in range(20):  # turns of the event loop, in which every timer rings
         await asyncio.sleep(0)
     answered.set()
-    assert await tasks[0] == {}
-    await tasks[1]
+    assert await whole == {}
+    await stream
     assert len(reading) == 2
 
 
