@@ -1,7 +1,6 @@
 """One pooled HTTP client per upstream; foreign errors become ours here."""
 
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Self
@@ -12,14 +11,13 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from proxy.backends.base import Call
+from proxy.backends.calls import Calls, RequestObserver, RetryObserver, affinity_headers
 from proxy.backends.retry import NO_RETRIES, RetryPolicy, parse_retry_after
 from proxy.errors import (
     ContextExceeded,
     MotabError,
-    UpstreamError,
     UpstreamFailed,
     UpstreamGarbled,
-    UpstreamMalformed,
     UpstreamRefused,
     UpstreamUnreachable,
 )
@@ -31,14 +29,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _ERROR_EXCERPT = 500
 
 
-RequestObserver = Callable[[str, str, float, str], None]
-"""Told of every request that ended: upstream, path, seconds, and `ok`, `cancelled` or an error's
-code."""
-RetryObserver = Callable[[str, str], None]
-"""Told of every failure after which a request is sent again: upstream and the error's code."""
-
-
-class UpstreamClient:
+class UpstreamClient(Calls):
     """Speaks JSON and server-sent events with one server.
 
     Use as an async context manager. Reads have no timeout of their own: the request's deadline
@@ -55,10 +46,7 @@ class UpstreamClient:
         retry: RetryPolicy = NO_RETRIES,
         on_retry: RetryObserver = lambda _upstream, _code: None,
     ) -> None:
-        self._observe = observe
-        self._on_retry = on_retry
-        self.retry = retry
-        self.upstream = upstream
+        super().__init__(upstream, observe, retry, on_retry)
         self.base_url = base_url
 
         def open_session() -> aiohttp.ClientSession:
@@ -94,10 +82,10 @@ class UpstreamClient:
         content = orjson.dumps(body)
 
         async def attempt() -> Any:  # noqa: ANN401
-            with call.clock.running(), self._observed(path):
+            with self.observed(path, call):
                 return await self._json("POST", path, content, _headers(call))
 
-        return await self.retry.run(attempt, self._retried)
+        return await self.retried(attempt)
 
     async def _json(
         self, method: str, path: str, content: bytes | None, headers: dict[str, str]
@@ -124,9 +112,8 @@ class UpstreamClient:
         """
         content = orjson.dumps(body)
         async with AsyncExitStack() as stack:
-            response = await self.retry.run(
-                lambda: stack.enter_async_context(self._opened(path, content, call)),
-                self._retried,
+            response = await self.retried(
+                lambda: stack.enter_async_context(self._opened(path, content, call))
             )
             yield self._events(response)
 
@@ -134,7 +121,7 @@ class UpstreamClient:
     async def _opened(self, path: str, content: bytes, call: Call) -> AsyncIterator[httpx.Response]:
         """One attempt at a stream: the answer once its head is there."""
         request = self._http.build_request("POST", path, content=content, headers=_headers(call))
-        with call.clock.running(), self._observed(path):
+        with self.observed(path, call):
             with self._translated():
                 response = await self._http.send(request, stream=True)
             try:
@@ -157,22 +144,6 @@ class UpstreamClient:
                     if line.startswith(b"data:"):
                         yield line[5:].strip()
 
-    def _retried(self, error: UpstreamError) -> None:
-        self._on_retry(self.upstream, error.code)
-
-    @contextmanager
-    def _observed(self, path: str) -> Iterator[None]:
-        started = time.perf_counter()
-        code = "cancelled"
-        try:
-            yield
-            code = "ok"
-        except MotabError as error:
-            code = error.code
-            raise
-        finally:
-            self._observe(self.upstream, path, time.perf_counter() - started, code)
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -181,16 +152,6 @@ class UpstreamClient:
             reason = str(error) or type(error).__name__
             message = f"no connection to {self.base_url}: {reason}"
             raise UpstreamUnreachable(self.upstream, message) from error
-
-    @contextmanager
-    def expecting(self, what: str) -> Iterator[None]:
-        """Take an answer apart inside of this; where its shape is wrong, it is malformed."""
-        try:
-            yield
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            fault = f"no {error}" if isinstance(error, KeyError) else str(error)
-            message = f"{what} is not what was asked for: {fault}"
-            raise UpstreamMalformed(self.upstream, message) from error
 
     def stream_failure(self, error: object) -> MotabError:
         """What an error object inside a stream means."""
@@ -228,12 +189,4 @@ def _is_context_overflow(text: str) -> bool:
 
 
 def _headers(call: Call) -> dict[str, str]:
-    """JSON, and the affinity headers of the known routers, so that a fleet keeps one trajectory
-    on one replica's cache.
-    """
-    return {
-        "content-type": "application/json",
-        "x-session-id": call.session_id,
-        "x-session-affinity": call.session_id,
-        "X-SMG-Routing-Key": call.session_id,
-    }
+    return {"content-type": "application/json", **affinity_headers(call)}
