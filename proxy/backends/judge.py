@@ -1,0 +1,254 @@
+"""The judge rungs of the fallback ladder: where a server gives no probabilities of given text, its
+model is shown the step and asked for a mark.
+
+A mark is not V_t (Eq. 5): it is what the model says about a step, not how likely the model was to
+write it. It needs a boundary of its own, and no entropy comes with it.
+"""
+
+import logging
+import math
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.backends.base import Call, Context, Question, Scores
+from proxy.core.types import Scoring, StepScore
+from proxy.errors import RequestError, UpstreamMalformed, UpstreamRefused
+
+_log = logging.getLogger(__name__)
+
+JUDGE_PROMPT = """\
+You are marking one step of a solution. Mark that step alone: does it follow from the question and \
+from what stands before it, is it correct, and does it lead towards the right answer? A step that \
+only begins or structures the solution well is a good step.
+
+<question>
+{question}
+</question>
+
+<solution_so_far>
+{solution}
+</solution_so_far>
+
+<step>
+{step}
+</step>
+
+Give the step a mark from 0 (wrong or leading astray) to 9 (certainly right). {format}"""
+_DIGIT_ONLY = "Answer with that one digit and nothing else."
+_DIGIT_LAST = "The last line of your answer must be that one digit and nothing else."
+_NOTHING_YET = "(nothing yet: this is the first step)"
+
+MIN_DIGIT_MASS = 0.5
+"""The least probability that the candidates which are one digit must have together: below it the
+model was about to say something else, and what is left says little about the step."""
+_TOP_LOGPROBS = (20, 5)
+"""OpenAI's cap, and the lowest one in use."""
+_MAX_ANSWER_TOKENS = 2048
+"""Room for a judge that thinks before it marks."""
+_BEST_MARK = 9
+_EXAMPLE_QUESTION = "What is 12 + 30?"
+_EXAMPLE_STEP = "12 + 30 = 42.\n\n"
+_DIGITS = frozenset("0123456789")
+# The last line: one digit, perhaps set in bold type, a full stop behind it.
+_MARK = re.compile(r"(?:^|\n)[ \t]*(?:\*\*)?([0-9])(?:\*\*)?\.?\s*\Z", re.ASCII)
+# A server's rounding may leave a certain token slightly above probability 1.
+_MAX_LOGPROB = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have begun the answer, and its log-probability (natural)."""
+
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A chat model's answer, without what it thought apart from it.
+
+    `is_whole` says that the model ended it itself. `top` are the candidates for its first token,
+    None where none came.
+    """
+
+    text: str
+    is_whole: bool
+    top: tuple[Candidate, ...] | None
+    num_cached_tokens: int | None
+
+
+class Asker(Protocol):
+    """A chat model that can be asked one question."""
+
+    @property
+    def upstream(self) -> str:
+        """Its name in the configuration."""
+        ...
+
+    async def ask(
+        self, prompt: str, max_tokens: int, top_logprobs: int | None, call: Call
+    ) -> Answer:
+        """The answer to `prompt` as a user's only message, as little random as it can be."""
+        ...
+
+
+class JudgeLogprob:
+    """Value = sum(d * p_d) / (9 * sum(p_d)) over the digits d, with p of the first token."""
+
+    scoring: Scoring = "judge_logprob"
+
+    def __init__(self, asker: Asker, top_logprobs: int) -> None:
+        self._asker = asker
+        self._top_logprobs = top_logprobs
+
+    async def score(
+        self,
+        context: Context,
+        num_new: int,
+        top_k: int,  # noqa: ARG002 - of the entropy, which there is none of
+        call: Call,
+        *,
+        entropy_known: bool,  # noqa: ARG002
+    ) -> Scores:
+        return await _marked(self, self._asker.upstream, context, num_new, call)
+
+    async def mark(self, question: str, solution: str, step: str, call: Call) -> "Mark":
+        prompt = _prompt(question, solution, step, _DIGIT_ONLY)
+        answer = await self._asker.ask(prompt, 1, self._top_logprobs, call)
+        if not answer.top:
+            raise ValueError("no log-probabilities of the answer's first token")
+        return Mark(expected_mark(answer.top), answer.num_cached_tokens)
+
+
+class JudgeSample:
+    """Value = d / 9, d being the digit on the last line of the answer."""
+
+    scoring: Scoring = "judge_sample"
+
+    def __init__(self, asker: Asker) -> None:
+        self._asker = asker
+
+    async def score(
+        self,
+        context: Context,
+        num_new: int,
+        top_k: int,  # noqa: ARG002 - of the entropy, which there is none of
+        call: Call,
+        *,
+        entropy_known: bool,  # noqa: ARG002
+    ) -> Scores:
+        return await _marked(self, self._asker.upstream, context, num_new, call)
+
+    async def mark(self, question: str, solution: str, step: str, call: Call) -> "Mark":
+        prompt = _prompt(question, solution, step, _DIGIT_LAST)
+        answer = await self._asker.ask(prompt, _MAX_ANSWER_TOKENS, None, call)
+        if not answer.is_whole:
+            raise ValueError(f"the answer was cut off, its end is {answer.text[-80:]!r}")
+        return Mark(sampled_mark(answer.text), answer.num_cached_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A step's value, in [0, 1], and how much of the prompt came from the server's cache."""
+
+    value: float
+    num_cached_tokens: int | None
+
+
+async def _marked(
+    judge: JudgeLogprob | JudgeSample, upstream: str, context: Context, num_new: int, call: Call
+) -> Scores:
+    """One mark for each of the last `num_new` steps.
+
+    They are asked for one after the other: a scoring call holds one permit of its upstream, and a
+    judge must not take more than that. What is counted as scored are the steps' own tokens, as
+    for the other rungs, although a judge reads the whole question again for each of them.
+    """
+    texts = [segment.text for segment in context.steps]
+    question = _question_text(context.question)
+    scores: list[StepScore] = []
+    num_cached: int | None = 0
+    for index in range(len(texts) - num_new, len(texts)):
+        try:
+            mark = await judge.mark(question, "".join(texts[:index]), texts[index], call)
+        except ValueError as error:
+            raise UpstreamMalformed(upstream, f"{judge.scoring}: {error}") from error
+        num_tokens = context.bounds[index + 1] - context.bounds[index]
+        scores.append(StepScore(mark.value, None, num_tokens))
+        if num_cached is not None:
+            cached = mark.num_cached_tokens
+            num_cached = None if cached is None else num_cached + cached
+    num_scored = sum(score.num_tokens for score in scores)
+    return Scores(tuple(scores), None, num_scored, num_cached)
+
+
+async def find_judges(asker: Asker, call: Call) -> tuple[JudgeLogprob | JudgeSample, ...]:
+    """The judge rungs that this model can be, best first, found out by asking it.
+
+    Empty where it cannot mark; what else fails is raised.
+    """
+    sample = JudgeSample(asker)
+    for top_logprobs in _TOP_LOGPROBS:
+        judge = JudgeLogprob(asker, top_logprobs)
+        if await _marks(judge, asker.upstream, call):
+            return judge, sample
+    if await _marks(sample, asker.upstream, call):
+        return (sample,)
+    # Whether it answers at all is another question than whether it marks.
+    await asker.ask(_EXAMPLE_QUESTION, 1, None, call)
+    return ()
+
+
+async def _marks(judge: JudgeLogprob | JudgeSample, upstream: str, call: Call) -> bool:
+    try:
+        await judge.mark(_EXAMPLE_QUESTION, "", _EXAMPLE_STEP, call)
+    except (ValueError, UpstreamRefused, UpstreamMalformed, RequestError) as error:
+        _log.warning("upstream '%s' cannot be a %s: %s", upstream, judge.scoring, error)
+        return False
+    _log.info("upstream '%s' can be a %s", upstream, judge.scoring)
+    return True
+
+
+def expected_mark(top: tuple[Candidate, ...]) -> float:
+    """The expectation over the candidates that are one digit, divided by 9.
+
+    " 7" is a 7, "10" is no digit. Raises `ValueError` where the digits have less than
+    `MIN_DIGIT_MASS` together, or a log-probability is impossible.
+    """
+    mass = 0.0
+    weighted = 0.0
+    for candidate in top:
+        if math.isnan(candidate.logprob) or candidate.logprob > _MAX_LOGPROB:
+            raise ValueError(f"{candidate.logprob} is no log-probability")
+        text = candidate.text.strip()
+        if text in _DIGITS:
+            probability = math.exp(candidate.logprob)
+            mass += probability
+            weighted += int(text) * probability
+    if mass < MIN_DIGIT_MASS:
+        begin = ", ".join(repr(candidate.text) for candidate in top[:5])
+        raise ValueError(f"the digits have probability {mass:.3f} only; the answer begins {begin}")
+    return weighted / mass / _BEST_MARK
+
+
+def sampled_mark(text: str) -> float:
+    """The digit that is the last line of `text`, divided by 9. Raises `ValueError`."""
+    found = _MARK.search(text)
+    if found is None:
+        raise ValueError(f"the answer's last line is no digit: {text[-80:]!r}")
+    return int(found[1]) / _BEST_MARK
+
+
+def _prompt(question: str, solution: str, step: str, form: str) -> str:
+    return JUDGE_PROMPT.format(
+        question=question, solution=solution or _NOTHING_YET, step=step, format=form
+    )
+
+
+def _question_text(question: Question) -> str:
+    if question.prompt is not None:
+        return question.prompt
+    if len(question.messages) == 1:
+        return question.messages[0].content
+    return "\n\n".join(f"{message.role}: {message.content}" for message in question.messages)
