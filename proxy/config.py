@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from proxy.errors import ConfigError
 from proxy.options import OptionsError, describe, parse_options
@@ -69,32 +77,39 @@ class _Upstream(_Section):
     retries: RetriesConfig = RetriesConfig()
 
 
+def _fits_into_a_header(key: str) -> str:
+    if not (key.isascii() and key.isprintable() and key):
+        raise ValueError("must be printable ASCII, as it is sent in a header")
+    return key
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        has_port = parts.port != 0
+    except ValueError:  # no number, or beyond 65535
+        has_port = False
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not has_port:
+        raise ValueError(f"must be a URL such as http://127.0.0.1:30011, not '{url}'")
+    return url.rstrip("/")
+
+
+_ApiKey = Annotated[str, AfterValidator(_fits_into_a_header)]
+
+
 class _RemoteUpstream(_Upstream):
     base_url: str
     """The server's root, without `/v1`."""
     model: str
-    api_key: str | None = None
-
-    @field_validator("api_key")
-    @classmethod
-    def _fits_into_a_header(cls, key: str | None) -> str | None:
-        if key is not None and not (key.isascii() and key.isprintable() and key):
-            raise ValueError("must be printable ASCII, as it is sent in a header")
-        return key
+    api_key: _ApiKey | None = None
 
     @field_validator("base_url")
     @classmethod
     def _is_a_server_root(cls, url: str) -> str:
-        parts = urlsplit(url)
-        try:
-            has_port = parts.port != 0
-        except ValueError:  # no number, or beyond 65535
-            has_port = False
-        if parts.scheme not in {"http", "https"} or not parts.hostname or not has_port:
-            raise ValueError(f"must be a URL such as http://127.0.0.1:30011, not '{url}'")
-        if parts.path.rstrip("/").endswith("/v1"):
+        root = _checked_url(url)
+        if root.endswith("/v1"):
             raise ValueError(f"is the server's root: leave '/v1' out of '{url}'")
-        return url.rstrip("/")
+        return root
 
 
 class _TokenServer(_RemoteUpstream):
@@ -122,6 +137,26 @@ class SGLangConfig(_TokenServer):
     kind: Literal["sglang"]
 
 
+class LiteLLMConfig(_Upstream):
+    """A hosted chat API, through the litellm library."""
+
+    kind: Literal["litellm"]
+    model: str
+    """With litellm's name of the provider in front: `openrouter/openai/gpt-oss-120b`."""
+    api_key: _ApiKey | None = None
+    """None: the provider's own environment variable holds it."""
+    base_url: Annotated[str, AfterValidator(_checked_url)] | None = None
+    """Where the API is not at its provider's own address; with `/v1` where it has that."""
+    tokenizer: str = Field("tiktoken:o200k_base", min_length=1)
+    """What tokens are counted with; they are sent nowhere."""
+    continuation: Literal["prefill", "continue_final_message", "instruct"] | None = None
+    """How the model is brought to continue a text; None where litellm's model list knows."""
+    reasoning: Literal["keep", "drop"] = "keep"
+    """Whether thoughts that the API sends apart are part of the text, in `<think>` tags."""
+    chat_template: None = None
+    """The API renders messages itself."""
+
+
 class EmbeddedConfig(_Upstream):
     """A llama.cpp server that motab starts itself."""
 
@@ -139,7 +174,8 @@ class EmbeddedConfig(_Upstream):
 
 
 UpstreamConfig = Annotated[
-    LlamaCppConfig | VllmConfig | SGLangConfig | EmbeddedConfig, Field(discriminator="kind")
+    LlamaCppConfig | VllmConfig | SGLangConfig | LiteLLMConfig | EmbeddedConfig,
+    Field(discriminator="kind"),
 ]
 
 

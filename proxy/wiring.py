@@ -2,27 +2,40 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from proxy.api.metrics import Metrics
 from proxy.api.service import ServedModel, Service
+from proxy.backends.calls import Calls
+from proxy.backends.chat_text import CountingReader
 from proxy.backends.embedded import embedded_server
 from proxy.backends.gguf_files import dequantized, gguf_path
 from proxy.backends.http import UpstreamClient
+from proxy.backends.litellm import HostedModel, LiteLLM, load_library
 from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.retry import RetryPolicy
 from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
 from proxy.backends.tokenizer import TIKTOKEN, LocalReader, load_tokenizer
 from proxy.backends.vllm import Vllm
-from proxy.config import Config, EmbeddedConfig, SGLangConfig, UpstreamConfig, VllmConfig
+from proxy.config import (
+    Config,
+    EmbeddedConfig,
+    LiteLLMConfig,
+    SGLangConfig,
+    UpstreamConfig,
+    VllmConfig,
+)
 from proxy.engine.limits import Upstream
 from proxy.engine.runner import Pair
-from proxy.errors import ConfigError, UpstreamError
+from proxy.errors import ConfigError, RequestError, UpstreamError
+from proxy.options import parse_options
 
 _POLL_S = 1.0
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -50,6 +63,8 @@ async def _open_upstream(
     stack: AsyncExitStack,
     wait_s: float,
 ) -> Upstream:
+    if isinstance(config, LiteLLMConfig):
+        return await _open_hosted(name, config, metrics, stack, wait_s)
     try:
         template = None if config.chat_template is None else ChatTemplate(config.chat_template)
     except ConfigError as error:
@@ -79,19 +94,58 @@ async def _open_upstream(
         )
     )
     local = await _local_reader(name, config, template)
+
+    async def connected() -> Vllm | SGLang | LlamaCpp:
+        backend = await _connect(client, config, template, reads=local is None)
+        await backend.check()
+        return backend
+
+    backend = await _once_up(connected, wait_s)
+    client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
+    return Upstream(name, local or backend, backend, (backend,), config.max_concurrent)
+
+
+async def _open_hosted(
+    name: str, config: LiteLLMConfig, metrics: Metrics, stack: AsyncExitStack, wait_s: float
+) -> Upstream:
+    library = load_library()  # first: it brings the usual encodings of tiktoken
+    try:
+        tokens = await asyncio.to_thread(load_tokenizer, config.tokenizer, None, counts=True)
+    except ConfigError as error:
+        raise ConfigError(f"upstreams.{name}.{error}") from error
+    reader = CountingReader(name, tokens)
+    calls = Calls(name, metrics.upstream_request, on_retry=metrics.upstream_retry)
+    models = None
+    if config.base_url is not None:
+        models = await stack.enter_async_context(
+            UpstreamClient(name, config.base_url, config.api_key, 1, metrics.upstream_request)
+        )
+    hosted = HostedModel(
+        config.model,
+        config.api_key,
+        config.base_url,
+        config.continuation,
+        keep_reasoning=config.reasoning == "keep",
+    )
+    backend = LiteLLM(library, calls, models, hosted, reader)
+    stack.push_async_callback(backend.aclose)
+    await _once_up(backend.connect, wait_s)
+    calls.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
+    return Upstream(name, reader, backend, backend.scorers, config.max_concurrent)
+
+
+async def _once_up(connect: Callable[[], Awaitable[T]], wait_s: float) -> T:
+    """What `connect` gives, tried for `wait_s` seconds. Until a server has answered once, that
+    and no retry policy says how long to try.
+    """
     deadline = asyncio.get_running_loop().time() + wait_s
     while True:
         try:
-            backend = await _connect(client, config, template, reads=local is None)
-            await backend.check()
+            return await connect()
         except UpstreamError as error:
             if not error.retryable or asyncio.get_running_loop().time() >= deadline:
                 raise
             await asyncio.sleep(_POLL_S)
-        else:
-            # Only now: until a server has answered once, `wait_s` says how long to try.
-            client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
-            return Upstream(name, local or backend, backend, (backend,), config.max_concurrent)
 
 
 async def _local_reader(
@@ -135,6 +189,7 @@ def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedM
             "teacher": config.upstreams[model.teacher].model,
         }
         models[name] = ServedModel(pair, model.params, dict(labels))
+        _check_pair(name, models[name])
     for model in config.models.values():
         student, teacher = model.student, model.teacher
         models[f"student/{student}"] = ServedModel(
@@ -148,3 +203,24 @@ def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedM
             {"student": None, "teacher": config.upstreams[teacher].model},
         )
     return models
+
+
+def _check_pair(name: str, model: ServedModel) -> None:
+    """Refuse a pair that would answer every request with a 400.
+
+    Raises `ConfigError`.
+    """
+    options = parse_options(model.defaults)
+    teacher = model.pair.of("teacher")
+    if isinstance(teacher.writer, LiteLLM) and teacher.writer.continuation is None:
+        message = (
+            "must be prefill, continue_final_message or instruct, for litellm's model list does "
+            f"not tell how '{teacher.name}' continues a text"
+        )
+        raise ConfigError(f"upstreams.{teacher.name}.continuation: {message}")
+    if options.method == "motab":
+        try:
+            model.scorer(options, {})
+        except RequestError as error:
+            where = f"models.{name}.params.{str(error.param).removeprefix('motab.')}"
+            raise ConfigError(f"{where}: {error}") from error

@@ -7,6 +7,7 @@ are therefore counted by a tokenizer of ours, and a teacher scores by judging (`
 import importlib
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -58,13 +59,19 @@ def load_library() -> Any:  # noqa: ANN401 - a wire library, whose types stay in
     # Read when it is imported: its price list is then the packaged one, and no .env file is read.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
+    if (folder := os.environ.get("TIKTOKEN_CACHE_DIR")) is not None:  # it sets its own
+        os.environ.setdefault("CUSTOM_TIKTOKEN_CACHE_DIR", folder)
     try:
-        library = importlib.import_module("litellm")
+        library: Any = importlib.import_module("litellm")
+        # Puts its copies of OpenAI's encodings where tiktoken looks for them.
+        importlib.import_module("litellm.litellm_core_utils.default_encoding")
     except ModuleNotFoundError as error:
         raise ConfigError("kind 'litellm' needs a package: pip install 'motab[litellm]'") from error
     library.telemetry = False
     library.suppress_debug_info = True
     library.disable_streaming_logging = True
+    # A student that repeats itself is for its teacher to judge.
+    library.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize
     # A parameter that an API does not take is an error that names it.
     library.drop_params = False
     # It tells of every call, to a handler of its own as well.
@@ -95,12 +102,17 @@ class LiteLLM:
     scorers: tuple[JudgeLogprob | JudgeSample, ...] = ()
 
     def __init__(
-        self, calls: Calls, models: UpstreamClient | None, hosted: HostedModel, reader: Reader
+        self,
+        library: Any,  # noqa: ANN401
+        calls: Calls,
+        models: UpstreamClient | None,
+        hosted: HostedModel,
+        reader: Reader,
     ) -> None:
         """`models` is a client of the API's `base_url`, which `check` asks for its models; `reader`
         counts tokens.
         """
-        self._library = load_library()
+        self._library = library
         self._openai = importlib.import_module("openai")  # litellm's errors are made of its
         self._calls = calls
         self._models = models
@@ -305,7 +317,7 @@ class LiteLLM:
             return UpstreamUnreachable(self.upstream, message)
         status = getattr(error, "status_code", httpx.codes.INTERNAL_SERVER_ERROR)
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
-            headers = getattr(getattr(error, "response", None), "headers", {})
+            headers = getattr(error, "litellm_response_headers", None) or {}
             wished_s = parse_retry_after(headers.get("retry-after"))
             return UpstreamFailed(self.upstream, message, retry_after_s=wished_s)
         return UpstreamRefused(self.upstream, message)
