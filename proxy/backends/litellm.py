@@ -146,6 +146,8 @@ class LiteLLM:
     async def aclose(self) -> None:
         """Close litellm's connections; they are shared by all upstreams of this kind."""
         await self._library.close_litellm_async_clients()
+        # It would go on using what it has closed.
+        self._library.in_memory_llm_clients_cache.flush_cache()
 
     async def check(self) -> None:
         """Every call costs money, so this asks for the list of models where there is a `base_url`.

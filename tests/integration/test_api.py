@@ -19,6 +19,7 @@ from proxy.api.service import ServedModel, Service
 from proxy.api.sse import EventStream
 from proxy.backends.base import Sampling, Scores
 from proxy.config import ServerConfig
+from proxy.core.types import StepScore
 from proxy.engine.runner import Pair
 from proxy.errors import ContextExceeded, MotabError, UpstreamFailed, UpstreamUnreachable
 from proxy.serve import _Server, listen
@@ -1059,6 +1060,92 @@ async def test_a_teacher_that_fails_to_score_is_a_502(fault: str) -> None:
     body = {**text(), "text": A + B}
     status, error = await error_of(service_of(ScriptedBackend(), teacher), SCORE, body)
     assert (status, error["type"]) == (502, "upstream_error")
+
+
+# A teacher that judges
+
+
+STATIC = {"boundary": "static", "base_threshold": 0.5}
+
+
+def judged(defaults: dict[str, Any] | None = None) -> Service:
+    """The straying student, before a teacher that can only be asked for marks."""
+    student, teacher = straying()
+    teacher.scoring = "judge_sample"
+    marks = {A: 0.9, B: 0.05}
+    teacher.judge = lambda _context, step: StepScore(marks.get(step, 0.9), None, len(step))
+    return service_of(student, teacher, defaults)
+
+
+async def test_a_judges_trajectory_tells_in_header_trace_and_metric_how_it_was_scored() -> None:
+    service = judged(STATIC)
+    async with in_process(service) as client:
+        response = await client.post(MOTAB_CHAT, json=chat())
+        samples = await samples_of(client)
+    assert response.headers["x-motab-scoring"] == "judge_sample"
+    (choice,) = response.json()["choices"]
+    assert choice["message"]["content"] == STITCHED
+    assert choice["motab"]["scoring"] == "judge_sample"
+    assert [step["entropy"] for step in choice["motab"]["steps"]] == [None, None]
+    assert [step["boundary"] for step in choice["motab"]["steps"]] == [0.5, 0.5]
+    assert samples["motab_score_calls_total", MODEL, "judge_sample"] == 1
+
+
+async def test_a_judges_stream_tells_it_too() -> None:
+    response = await answer(judged(STATIC), CHAT, chat(stream=True))
+    assert response.headers["x-motab-scoring"] == "judge_sample"
+    chunks = payloads(response)
+    assert streamed_text(chunks) == STITCHED
+    told = [chunk["choices"][0]["motab"] for chunk in chunks[:-1] if "motab" in chunk["choices"][0]]
+    assert [trace["scoring"] for trace in told] == ["judge_sample"]
+
+
+async def test_what_is_not_scored_tells_no_way_of_scoring() -> None:
+    body = chat(motab={"method": "student"})
+    response = await answer(judged(), CHAT, body)
+    assert response.status_code == 200
+    assert "x-motab-scoring" not in response.headers
+
+
+@pytest.mark.parametrize("path", [CHAT, SCORE])
+@pytest.mark.parametrize(
+    ("defaults", "asked", "param"),
+    [
+        ({}, {"base_threshold": 0.5}, "motab.boundary"),
+        ({}, {"boundary": "static"}, "motab.base_threshold"),
+        (STATIC, {"boundary": "adaptive"}, "motab.boundary"),
+        (STATIC, {"scoring": "prompt_logprobs"}, "motab.scoring"),
+        (STATIC, {"scoring": "judge_logprob"}, "motab.scoring"),
+    ],
+    ids=[
+        "adaptive by default",
+        "no threshold",
+        "adaptive",
+        "no log-probs",
+        "no judge of that kind",
+    ],
+)
+async def test_a_judge_is_never_held_against_a_boundary_made_for_probabilities(
+    path: str, defaults: dict[str, Any], asked: dict[str, Any], param: str
+) -> None:
+    body = {**text(), "text": A} if path == SCORE else chat()
+    status, error = await error_of(judged(defaults), path, {**body, "motab": asked})
+    assert (status, error["param"]) == (400, param)
+
+
+async def test_the_thresholds_of_model_and_request_go_together() -> None:
+    for defaults, asked in ((STATIC, {}), ({}, STATIC), ({"boundary": "static"}, STATIC)):
+        response = await answer(judged(defaults), CHAT, chat(motab=asked))
+        assert response.status_code == 200
+
+
+async def test_a_given_text_is_marked_and_the_answer_says_so() -> None:
+    body = {**text(), "text": A + B, "motab": {**STATIC, "scoring": "judge_sample"}}
+    found = (await answer(judged(), SCORE, body)).json()
+    assert found["scoring"] == "judge_sample"
+    assert [step["value"] for step in found["steps"]] == [0.9, 0.05]
+    assert [step["entropy"] for step in found["steps"]] == [None, None]
+    assert found["breach"] == 1
 
 
 # Options
