@@ -14,7 +14,8 @@ from proxy.backends.chat_text import CountingReader
 from proxy.backends.embedded import embedded_server
 from proxy.backends.gguf_files import dequantized, gguf_path
 from proxy.backends.http import UpstreamClient
-from proxy.backends.litellm import HostedModel, LiteLLM, load_library
+from proxy.backends.litellm import HostedModel, LiteLLM
+from proxy.backends.litellm_library import load_library
 from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.retry import RetryPolicy
 from proxy.backends.sglang import SGLang

@@ -4,36 +4,20 @@ Such an API takes messages and gives text: no token ids, no log-probabilities of
 are therefore counted by a tokenizer of ours, and a teacher scores by judging (`backends.judge`).
 """
 
-import importlib
 import logging
-import os
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import aiohttp
-import httpx
 
 from proxy.backends.base import Call, Context, Decoded, Draft, Reader, Sampling
 from proxy.backends.calls import Calls, affinity_headers
 from proxy.backends.chat_text import ChatText, counted_pieces, seam_of
 from proxy.backends.http import UpstreamClient
 from proxy.backends.judge import Answer, Candidate, JudgeLogprob, JudgeSample, find_judges
-from proxy.backends.retry import parse_retry_after
+from proxy.backends.litellm_library import translated
 from proxy.core.types import FinishReason
-from proxy.errors import (
-    ConfigError,
-    ContextExceeded,
-    MotabError,
-    RequestError,
-    UnsupportedField,
-    UpstreamError,
-    UpstreamFailed,
-    UpstreamRefused,
-    UpstreamUnreachable,
-)
+from proxy.errors import RequestError, UpstreamError, UpstreamRefused, UpstreamUnreachable
 
 _log = logging.getLogger(__name__)
 
@@ -46,37 +30,8 @@ CONTINUE_PROMPT = (
     "comes next, repeat nothing of it and say nothing about it."
 )
 _PATH = "/chat/completions"
-_ERROR_EXCERPT = 500
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 _CONTINUED_FIELDS = {"continue_final_message": True, "add_generation_prompt": False}
-
-
-def load_library() -> Any:  # noqa: ANN401 - a wire library, whose types stay in this file
-    """The litellm module, quiet, and asking nothing of anyone but the model's API.
-
-    Raises `ConfigError` where it is not installed.
-    """
-    # Read when it is imported: its price list is then the packaged one, and no .env file is read.
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
-    if (folder := os.environ.get("TIKTOKEN_CACHE_DIR")) is not None:  # it sets its own
-        os.environ.setdefault("CUSTOM_TIKTOKEN_CACHE_DIR", folder)
-    try:
-        library: Any = importlib.import_module("litellm")
-        # Puts its copies of OpenAI's encodings where tiktoken looks for them.
-        importlib.import_module("litellm.litellm_core_utils.default_encoding")
-    except ModuleNotFoundError as error:
-        raise ConfigError("kind 'litellm' needs a package: pip install 'motab[litellm]'") from error
-    library.telemetry = False
-    library.suppress_debug_info = True
-    library.disable_streaming_logging = True
-    # A student that repeats itself is for its teacher to judge.
-    library.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize
-    # A parameter that an API does not take is an error that names it.
-    library.drop_params = False
-    # It tells of every call, to a handler of its own as well.
-    logging.getLogger("LiteLLM").setLevel(logging.WARNING)
-    return library
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +68,6 @@ class LiteLLM:
         counts tokens.
         """
         self._library = library
-        self._openai = importlib.import_module("openai")  # litellm's errors are made of its
         self._calls = calls
         self._models = models
         self._hosted = hosted
@@ -297,48 +251,11 @@ class LiteLLM:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
-            yield
-        except (
-            self._openai.OpenAIError,
-            httpx.RequestError,
-            aiohttp.ClientError,
-            OSError,
-        ) as error:
-            ours = self._translation(error)
-            self._last_failed = isinstance(ours, UpstreamError)
-            raise ours from error
-
-    def _translation(self, error: Exception) -> MotabError:
-        errors = self._library.exceptions
-        message = " ".join(str(error).split())[:_ERROR_EXCERPT]
-        if isinstance(error, errors.ContextWindowExceededError):
-            return ContextExceeded(f"upstream '{self.upstream}': {message}")
-        if isinstance(error, errors.UnsupportedParamsError):
-            return UnsupportedField(f"upstream '{self.upstream}': {message}")
-        if self._is_of_transport(error):
-            return UpstreamUnreachable(self.upstream, message)
-        status = getattr(error, "status_code", httpx.codes.INTERNAL_SERVER_ERROR)
-        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
-            headers = getattr(error, "litellm_response_headers", None) or {}
-            wished_s = parse_retry_after(headers.get("retry-after"))
-            return UpstreamFailed(self.upstream, message, retry_after_s=wished_s)
-        return UpstreamRefused(self.upstream, message)
-
-    def _is_of_transport(self, error: BaseException) -> bool:
-        """A refused connection is an internal server error to litellm; its cause tells."""
-        transport = (
-            self._openai.APIConnectionError,
-            httpx.TransportError,
-            aiohttp.ClientConnectionError,
-            aiohttp.ClientPayloadError,
-            OSError,
-        )
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, transport):
-                return True
-            cause = cause.__cause__ or cause.__context__
-        return False
+            with translated(self._library, self.upstream):
+                yield
+        except UpstreamError:
+            self._last_failed = True
+            raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import pytest
 from proxy.backends.base import Context, Draft, Message, Question, Sampling, Segment
 from proxy.backends.calls import Calls
 from proxy.backends.judge import JudgeLogprob, JudgeSample
-from proxy.backends.litellm import CONTINUE_PROMPT, HostedModel, LiteLLM, load_library
+from proxy.backends.litellm import CONTINUE_PROMPT, HostedModel, LiteLLM
+from proxy.backends.litellm_library import load_library
 from proxy.backends.openai_chat import OpenAIChatAsker
 from proxy.backends.retry import NO_RETRIES, RetryPolicy
 from proxy.errors import (

@@ -9,7 +9,14 @@ import yaml
 
 from proxy.backends.base import Message
 from proxy.backends.template import ChatTemplate
-from proxy.config import Config, EmbeddedConfig, LlamaCppConfig, VllmConfig, load_config
+from proxy.config import (
+    Config,
+    EmbeddedConfig,
+    LiteLLMConfig,
+    LlamaCppConfig,
+    VllmConfig,
+    load_config,
+)
 from proxy.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -421,3 +428,34 @@ def test_a_bundled_configuration_opens_with_the_command_that_runs_it(path: Path)
         assert "docker compose up" in comment
     else:
         assert re.findall(r"motab serve --config (\S+)", comment) == [f"configs/{path.name}"]
+
+
+HOSTED = {"kind": "litellm", "model": "groq/openai/gpt-oss-120b"}
+
+
+def test_a_hosted_api_needs_a_model_only(tmp_path: Path) -> None:
+    upstream = loaded(changed("upstreams large", HOSTED), tmp_path).upstreams["large"]
+    assert isinstance(upstream, LiteLLMConfig)
+    assert (upstream.api_key, upstream.base_url, upstream.continuation) == (None, None, None)
+
+
+def test_a_hosted_apis_url_may_end_in_v1(tmp_path: Path) -> None:
+    hosted = {**HOSTED, "base_url": "http://127.0.0.1:1/v1/"}
+    upstream = loaded(changed("upstreams large", hosted), tmp_path).upstreams["large"]
+    assert isinstance(upstream, LiteLLMConfig)
+    assert upstream.base_url == "http://127.0.0.1:1/v1"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("continuation", "guess"),
+        ("reasoning", True),
+        ("base_url", "127.0.0.1"),
+        ("api_key", ""),
+        ("chat_template", "{{ messages }}"),
+    ],
+)
+def test_a_hosted_apis_wrong_key_is_named(key: str, value: Any, tmp_path: Path) -> None:
+    content = changed("upstreams large", {**HOSTED, key: value})
+    assert complaint(content, tmp_path).startswith(f"upstreams.large.{key}: ")
