@@ -2,8 +2,8 @@
 
 import asyncio
 import importlib.util
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from proxy.backends.base import (
 )
 from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
-from proxy.config import SGLangConfig, load_config
+from proxy.config import load_config
+from proxy.engine.limits import Upstream
 from proxy.errors import (
     ConfigError,
     ContextExceeded,
@@ -124,20 +125,28 @@ async def test_an_odd_list_of_models_is_our_error(up: Replay) -> None:
         await backend(up).check()
 
 
-async def test_an_upstream_of_kind_sglang_is_served_by_this_backend(
-    up: Replay, tmp_path: Path
-) -> None:
-    up.on("POST", TOKENIZE, SGLANG.answering("tokenize_follower"))
+@asynccontextmanager
+async def configured(up: Replay, folder: Path) -> AsyncIterator[Upstream]:
+    """The scripted server as an upstream of kind sglang that runs one request at once."""
+    up.on("POST", TOKENIZE, SGLANG.answering("tokenize_follower", "encode_steps"))
     up.on("GET", "/v1/models", json_reply(SGLANG.body("models")))
-    path = tmp_path / "motab.yaml"
+    path = folder / "motab.yaml"
     path.write_text(
-        f"upstreams: {{a: {{kind: sglang, base_url: '{up.client.base_url}', model: smollm2}}}}\n"
+        f"upstreams: {{a: {{kind: sglang, base_url: '{up.client.base_url}', model: smollm2, "
+        "max_concurrent: 1}}\n"
         "models: {pair: {student: a, teacher: a}}\n",
         encoding="utf-8",
     )
-    config = load_config(path)
-    assert isinstance(config.upstreams["a"], SGLangConfig)
-    async with open_service(config):
+    async with open_service(load_config(path)) as service:
+        (upstream,) = service.upstreams()
+        yield upstream
+
+
+async def test_an_upstream_of_kind_sglang_is_served_by_this_backend(
+    up: Replay, tmp_path: Path
+) -> None:
+    async with configured(up, tmp_path) as upstream:
+        assert isinstance(upstream.writer, SGLang)
         assert [seen.path for seen in up.seen] == [TOKENIZE, "/v1/models"]
 
 
@@ -186,6 +195,23 @@ async def test_a_tiktoken_encoding_needs_a_template_to_write_prompts(
     with pytest.raises(ConfigError, match=r"upstreams\.a\.tokenizer: .* set chat_template"):
         async with open_service(load_config(path)):
             pass
+
+
+async def test_an_upstream_has_connections_for_a_write_and_for_what_runs_beside_it(
+    up: Replay, tmp_path: Path
+) -> None:
+    first_events = SGLANG.body("cumulative_length").split(b"data: ")[:3]
+    held = stream_reply(b"data: ".join(first_events), hold=True)
+    up.on("POST", GENERATE, held, json_reply(SGLANG.body("score_two_steps")))
+    async with configured(up, tmp_path) as upstream, asyncio.timeout(5):
+        writing = upstream.writer.write(Context(Segment("", (1, 2, 3))), GREEDY, 8, CALL)
+        async with aclosing(writing):
+            await anext(writing)
+            await upstream.reader.encode(["7+5 = 12.\n\n", "", "So 🚀 é 12", "42"], CALL)
+            context = scored_context(NUM_STEP_1, NUM_STEP_2)
+            (scorer,) = upstream.scorers
+            await scorer.score(context, 2, 3, CALL, entropy_known=False)
+            await upstream.writer.check()
 
 
 # Rendering and encoding.

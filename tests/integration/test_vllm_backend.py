@@ -360,6 +360,14 @@ async def test_chunks_without_the_token_ids_asked_for_are_malformed(up: Replay) 
         await drafts_of(up, VLLM.body("nothing_asked_for"))
 
 
+async def test_a_chunk_with_other_numbers_of_ids_and_of_tokens_is_malformed(up: Replay) -> None:
+    def lose_an_id(events: list[Any]) -> None:
+        events[1]["choices"][0]["token_ids"].pop()
+
+    with pytest.raises(UpstreamMalformed, match="7 token_ids, but 8 tokens"):
+        await drafts_of(up, VLLM.edited("interval8_length", lose_an_id))
+
+
 async def test_an_unknown_finish_reason_is_malformed(up: Replay) -> None:
     def aborted(events: list[Any]) -> None:
         events[-2]["choices"][0]["finish_reason"] = "abort"
@@ -510,6 +518,20 @@ async def test_an_impossible_token_makes_the_value_zero(up: Replay) -> None:
     scores = await scores_of(up, with_choice(impossible), 10, 8)
     assert scores.steps[0].value > 0.4
     assert scores.steps[1].value == 0.0
+
+
+async def test_an_impossible_token_makes_a_long_step_s_value_zero_too(up: Replay) -> None:
+    # Taken as a number, -9999 would be one bad token among many.
+    logprobs = [0.0] * 9_999 + [-9999.0]
+    payload = VLLM.json("score_value_only")
+    payload["choices"][0]["prompt_logprobs"] = [
+        None,
+        *({"5": {"logprob": logprob, "rank": 1}} for logprob in logprobs),
+    ]
+    up.on("POST", COMPLETIONS, json_reply(payload))
+    context = Context(Segment("", (1,)), [Segment("long", (5,) * len(logprobs))])
+    scores = await backend(up).score(context, 1, 20, CALL, entropy_known=True)
+    assert scores.steps[0].value == 0.0
 
 
 @pytest.mark.parametrize(
