@@ -113,6 +113,7 @@ def test_the_servers_agree_with_transformers_on_a_given_text(base_url: str) -> N
         assert exact["value"] == pytest.approx(expected["value"], abs=1e-3)
         assert exact["entropy"] == pytest.approx(expected["entropy"], abs=1e-3)
         assert forced["value"] == pytest.approx(expected["value"], rel=0.02)
+        assert forced["value"] == pytest.approx(exact["value"], rel=0.02)
         assert forced["entropy"] == pytest.approx(expected["entropy"], abs=0.05)
 
 
@@ -136,43 +137,41 @@ def test_the_models_own_template_is_the_same_on_both_servers(base_url: str) -> N
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-@pytest.mark.parametrize("model", ["student/vllm", "own-vllm", "teacher/vllm"])
+@pytest.mark.parametrize("model", ["student/vllm", "teacher/vllm", "own-vllm"])
 def test_killing_the_client_stops_vllm(
     stream: bool, model: str, base_url: str, vllm_url: str
 ) -> None:
+    options: dict[str, Any] = {"teacher_temperature": 0.0}
+    if model == "own-vllm":
+        # Every number is a step, and all are safe: a scoring call is under way, too.
+        options = {"delimiter": " ", "base_threshold": 0.0, "entropy_scale": 0.0}
     body = {
         "model": model,
-        # Greedily, it goes on like this for ever.
-        "prompt": "one two three four " * 8,
+        # Greedily, it counts on for ever.
+        "prompt": " ".join(map(str, range(1, 30))) + " ",
         "temperature": 0.0,
         "max_tokens": 1500,
         "stream": stream,
+        "motab": options,
     }
-    if model == "own-vllm":
-        # A boundary that nothing passes makes the teacher write; the text goes on after "However,".
-        body["motab"] = {"base_threshold": 1.0, "entropy_scale": 0.0, "delimiter": " "}
-    before, finished = counted(vllm_url, "generation_tokens_total"), num_finished(vllm_url)
+    before = counted(vllm_url, "generation_tokens_total")
+    started = time.monotonic()
     with client_that_is_killed(f"{base_url}/completions", body):
-        deadline = time.monotonic() + PATIENCE_S
         while counted(vllm_url, "generation_tokens_total") < before + 20:
-            assert time.monotonic() < deadline, "vLLM never wrote"
+            assert time.monotonic() < started + PATIENCE_S, "vLLM never wrote"
             time.sleep(0.02)
-        finished = num_finished(vllm_url)
-    deadline = time.monotonic() + 1.0
+        assert counted(vllm_url, "num_requests_running")
+    # vLLM cannot be interrupted inside a step, and on a busy machine a step takes long.
+    step_s = (time.monotonic() - started) / 20
+    deadline = time.monotonic() + max(1.0, 5 * step_s)
     while counted(vllm_url, "num_requests_running"):
         assert time.monotonic() < deadline, "vLLM is still writing"
         time.sleep(0.02)
     # And it stays so: nothing more is sent, and what was being written did not end by itself.
     written = counted(vllm_url, "generation_tokens_total")
     time.sleep(0.5)
-    assert counted(vllm_url, "generation_tokens_total") == written
+    assert counted(vllm_url, "generation_tokens_total") == written < before + 1000
     assert not counted(vllm_url, "num_requests_running")
-    assert num_finished(vllm_url) == finished
-
-
-def num_finished(vllm_url: str) -> float:
-    """Requests that ended as they should; an aborted one does not count."""
-    return counted(vllm_url, "request_success_total")
 
 
 def counted(vllm_url: str, metric: str) -> float:
