@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
+import orjson
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -11,6 +12,8 @@ from rich.logging import RichHandler
 from proxy import __version__
 from proxy.config import Config, load_config
 from proxy.errors import MotabError
+from proxy.probe.run import probe
+from proxy.probe.table import show
 from proxy.serve import run, serve
 
 app = typer.Typer(
@@ -70,6 +73,29 @@ def _with_address(config: Config, host: str | None, port: int | None) -> Config:
     asked = {"host": host, "port": port}
     changes = {key: value for key, value in asked.items() if value is not None}
     return config.with_server(changes)
+
+
+@app.command("probe")
+def probe_command(
+    config: Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")],
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object (docs/probe.md) and no table.")
+    ] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for upstreams that are still starting.")
+    ] = 0.0,
+) -> None:
+    """Ask every upstream what it can do. Exit code 1 if a configured model cannot work."""
+    loaded = load_config(config)
+    with _errors.status("Asking the upstreams ..."):
+        report = run(probe(loaded, wait))
+    if as_json:
+        typer.echo(orjson.dumps(report.to_json(), option=orjson.OPT_INDENT_2))
+    else:
+        show(report, Console())
+    if not report.can:
+        raise typer.Exit(1)
 
 
 @app.command("demo")

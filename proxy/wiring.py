@@ -46,14 +46,27 @@ async def open_service(config: Config, wait_s: float = 0.0) -> AsyncIterator[Ser
     An upstream that does not answer is an `UpstreamError`, after `wait_s` seconds of trying.
     """
     metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        upstreams = {
+            name: await stack.enter_async_context(open_upstream(name, config, metrics, wait_s))
+            for name in config.upstreams
+        }
+        yield Service(config.server, _models(config, upstreams), metrics)
+
+
+@asynccontextmanager
+async def open_upstream(
+    name: str, config: Config, metrics: Metrics, wait_s: float = 0.0
+) -> AsyncIterator[Upstream]:
+    """One of the upstreams that `config` names, running; stopped and closed at the end.
+
+    Raises the `UpstreamError` with which it still answers, or does not, after `wait_s` seconds.
+    """
     num_embedded = sum(isinstance(u, EmbeddedConfig) for u in config.upstreams.values())
     # Servers that decode at once on the same cores slow each other down many times over.
     threads = max(1, (os.cpu_count() or 1) // max(1, num_embedded))
     async with AsyncExitStack() as stack:
-        upstreams: dict[str, Upstream] = {}
-        for name, upstream in config.upstreams.items():
-            upstreams[name] = await _open_upstream(name, upstream, threads, metrics, stack, wait_s)
-        yield Service(config.server, _models(config, upstreams), metrics)
+        yield await _open_upstream(name, config.upstreams[name], threads, metrics, stack, wait_s)
 
 
 async def _open_upstream(

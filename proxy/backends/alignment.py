@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from proxy.backends.base import Decoded, Segment
+
 # Stands for "more text follows" while a step is tokenised.
 FOLLOWED_BY = "a"
 DUMMY_PREFIX = (
@@ -10,6 +12,9 @@ DUMMY_PREFIX = (
     "one by one through this server; set the upstream's `tokenizer` to the model's Hugging Face "
     "name or folder"
 )
+
+# What a decoder writes for bytes that are no whole character.
+REPLACEMENT = "\ufffd"
 
 _CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?s>|(?:bos|eos|pad|unk|(?:start|end)_of_turn)>)")
 
@@ -67,3 +72,24 @@ def pieces_of(text: str, tokens: Sequence[str]) -> tuple[str, ...]:
         start += len(token)
     pieces[-1] = text[start:]
     return tuple(pieces)
+
+
+def decoded(text: str, rows: Sequence[tuple[str, int, float | None]]) -> Decoded:
+    """A written `text` with a piece for each of its tokens: string, id, log-probability.
+
+    It ends before the first token whose string is not the text that it stands for: one that ends
+    inside a character, an end token, or a special one in between. Raises ValueError where a
+    log-probability before that is missing or impossible.
+    """
+    pieces: list[Segment] = []
+    logprobs: list[tuple[float, ...]] = []
+    start = 0
+    for token, token_id, logprob in rows:
+        if not token or REPLACEMENT in token or not text.startswith(token, start):
+            break
+        if logprob is None:
+            raise ValueError(f"the log-probability of the written token {token!r} is missing")
+        start += len(token)
+        pieces.append(Segment(token, (token_id,)))
+        logprobs.append((logprob,))
+    return Decoded(tuple(pieces), tuple(logprobs))

@@ -4,8 +4,9 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from proxy.core.scoring import oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
 
 
@@ -155,13 +156,22 @@ class Decoded:
     """A greedy continuation with the log-probabilities that the model wrote it by.
 
     `pieces` are as short as whole characters allow; `logprobs[i]` are natural logarithms, one per
-    token of `pieces[i]`.
+    token of `pieces[i]`. It ends before the first token that is no text. Raises ValueError where
+    a log-probability is missing or impossible.
     """
 
     pieces: tuple[Segment, ...]
     logprobs: tuple[tuple[float, ...], ...]
 
+    def __post_init__(self) -> None:
+        for piece, logprobs in zip(self.pieces, self.logprobs, strict=True):
+            try:
+                oracle_value(logprobs)
+            except ValueError as error:
+                raise ValueError(f"written token {piece.text!r}: {error}") from error
 
+
+@runtime_checkable
 class Reader(Protocol):
     """Turns text into a model's tokens: its server does, or a tokenizer in this process."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from proxy.backends.alignment import as_in_running_text, without_follower
+from proxy.backends.alignment import as_in_running_text, decoded, without_follower
 from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.backends.http import UpstreamClient
 from proxy.backends.template import ChatTemplate
@@ -203,21 +203,21 @@ class LlamaCpp:
                 "n_predict": max_tokens,
                 "n_probs": 1,
                 "temperature": 0,
+                # No penalties that the server may have been started with.
+                "samplers": ["temperature"],
                 "return_tokens": True,
                 "cache_prompt": True,
                 "id_slot": slot,
             }
             reply = await self._client.post("/completion", body, call)
-        pieces: list[Segment] = []
-        logprobs: list[tuple[float, ...]] = []
         with self._client.expecting("the written answer"):
+            rows: list[tuple[str, int, float | None]] = []
             # A token that ends inside a character comes without its probability: up to there.
             for token, row in zip(reply["tokens"], reply["completion_probabilities"], strict=False):
                 if row["id"] != token:
                     break
-                pieces.append(Segment(str(row["token"]), (int(token),)))
-                logprobs.append((_finite(row["logprob"]),))
-        return Decoded(tuple(pieces), tuple(logprobs))
+                rows.append((str(row["token"]), int(token), _finite(row["logprob"])))
+            return decoded(str(reply["content"]), rows)
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool

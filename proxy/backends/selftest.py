@@ -19,7 +19,10 @@ _TOP_K = 2
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """How far apart the two are: `worst` is the largest difference of a piece's mean, in nats."""
+    """How far apart the two are: `worst` is the largest difference of a piece's mean, in nats.
+
+    With nothing to compare, it is infinite.
+    """
 
     num_tokens: int
     worst: float
@@ -40,10 +43,14 @@ async def self_test(writer: Writer, reader: Reader, scorer: Scorer, call: Call) 
     for piece in decoded.pieces:
         context.append(piece)
     num = len(decoded.pieces)
+    if num == 0:
+        return SelfTest(0, math.inf)
     scores = await scorer.score(context, num, _TOP_K, call, entropy_known=False)
     worst = 0.0
     for written, read in zip(decoded.logprobs, scores.steps, strict=True):
         mean = math.fsum(written) / len(written)
-        value = math.log(read.value) if read.value else -math.inf
-        worst = max(worst, abs(mean - value))
+        value = math.log(read.value) if read.value > 0.0 else -math.inf
+        difference = 0.0 if mean == value else abs(mean - value)
+        # NaN is never small.
+        worst = math.inf if math.isnan(difference) else max(worst, difference)
     return SelfTest(sum(map(len, decoded.logprobs)), worst)

@@ -14,7 +14,9 @@ import orjson
 from proxy.backends.alignment import (
     DUMMY_PREFIX,
     FOLLOWED_BY,
+    REPLACEMENT,
     as_in_running_text,
+    decoded,
     pieces_of,
     split_control,
     without_follower,
@@ -31,8 +33,6 @@ from proxy.errors import MotabError, UpstreamFailed, UpstreamRefused, UpstreamUn
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 # SGLang lifts -inf to the lowest number of its float type, for JSON has none.
 _LOWEST = -1e30
-# What a decoder writes for bytes that are no whole character.
-_REPLACEMENT = "\ufffd"
 
 
 class SGLang:
@@ -162,13 +162,15 @@ class SGLang:
         with self._client.expecting("the written answer"):
             self._raise_for_failure(reply)
             meta = reply["meta_info"]
-            rows = list(meta["output_token_logprobs"])
-            if meta["finish_reason"]["type"] == "stop":  # an end token is no text
-                rows.pop()
-            return Decoded(
-                tuple(Segment(str(text), (int(token),)) for _, token, text in rows),
-                tuple((float(logprob),) for logprob, _, _ in rows),
-            )
+            _end(meta["finish_reason"], ())
+            if meta["prompt_tokens"] != len(context.token_ids):
+                sent, read = len(context.token_ids), meta["prompt_tokens"]
+                raise ValueError(f"{sent} tokens sent, {read} read")
+            rows = [
+                (str(token), int(token_id), _finite(logprob))
+                for logprob, token_id, token in meta["output_token_logprobs"]
+            ]
+            return decoded(str(reply["text"]), rows)
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
@@ -240,24 +242,25 @@ class _Reading:
         elif self.num_tokens + count != total:
             raise ValueError(f"{self.num_tokens} tokens and then {count} make no {total}")
         self.num_tokens, self.text = total, self.text + text
-        end, is_end_token = self._end(meta["finish_reason"])
+        end, is_end_token = _end(meta["finish_reason"], self.stop)
         if is_end_token:  # it is counted, but it is no text
             tokens = tokens[:-1]
         if end == "length":  # half a character, for which no more tokens come
-            text = text.rstrip(_REPLACEMENT)
+            text = text.rstrip(REPLACEMENT)
         return Draft(pieces_of(text, tokens), end, None if end is None else _cached_tokens(meta))
 
-    def _end(self, reason: dict[str, Any] | None) -> tuple[FinishReason | None, bool]:
-        """How it ended, and whether an end token did it: a stop string matches by its text."""
-        if reason is None:
-            return None, False
-        if reason["type"] not in _END_REASONS:
-            raise ValueError(f"unknown finish_reason {reason!r}")
-        matched = reason.get("matched")
-        if isinstance(matched, str) and matched not in self.stop:
-            # A model that computes NaN "stops" at "NaN happened".
-            raise ValueError(f"it stopped at {matched!r}, which is no stop string")
-        return _END_REASONS[reason["type"]], isinstance(matched, int | list)
+
+def _end(reason: dict[str, Any] | None, stop: tuple[str, ...]) -> tuple[FinishReason | None, bool]:
+    """How it ended, and whether an end token did it: a stop string matches by its text."""
+    if reason is None:
+        return None, False
+    if reason["type"] not in _END_REASONS:
+        raise ValueError(f"unknown finish_reason {reason!r}")
+    matched = reason.get("matched")
+    if isinstance(matched, str) and matched not in stop:
+        # A model that computes NaN "stops" at "NaN happened".
+        raise ValueError(f"it stopped at {matched!r}, which is no stop string")
+    return _END_REASONS[reason["type"]], isinstance(matched, int | list)
 
 
 def _neutral(temperature: float, top_p: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from proxy.backends.alignment import (
     DUMMY_PREFIX,
     FOLLOWED_BY,
     as_in_running_text,
+    decoded,
     pieces_of,
     split_control,
     without_follower,
@@ -195,19 +196,13 @@ class Vllm:
         reply = await self._client.post("/v1/completions", body, call)
         with self._client.expecting("the written answer"):
             choice = reply["choices"][0]
-            # An end token is no text.
-            num_tokens = len(choice["token_ids"]) - (choice["finish_reason"] == "stop")
             rows = zip(
-                choice["token_ids"],
-                choice["logprobs"]["tokens"],
-                choice["logprobs"]["token_logprobs"],
+                map(str, choice["logprobs"]["tokens"]),
+                map(int, choice["token_ids"]),
+                map(_finite, choice["logprobs"]["token_logprobs"]),
                 strict=True,
             )
-            written = list(rows)[:num_tokens]
-            return Decoded(
-                tuple(Segment(str(text), (int(token),)) for token, text, _ in written),
-                tuple((float(logprob),) for _, _, logprob in written),
-            )
+            return decoded(str(choice["text"]), list(rows))
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool

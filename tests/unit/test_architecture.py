@@ -84,6 +84,9 @@ def test_the_core_imports_a_few_standard_modules_only() -> None:
 
 def test_every_module_belongs_to_a_layer() -> None:
     root_modules = {"proxy", "proxy.cli", "proxy.demo", "proxy.serve", "proxy.wiring"}
+    root_modules |= {"proxy.probe"} | {
+        f"proxy.probe.{name}" for name in ("checks", "pairs", "report", "run", "scoring", "table")
+    }
     for package in ("proxy", "synth_client", "trainer", "configs"):
         for path in (ROOT / package).rglob("*.py"):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(

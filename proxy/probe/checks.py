@@ -1,0 +1,238 @@
+"""What an upstream is asked about its text: rendering, tokens, writing, streams, stop strings."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from proxy.backends.base import Call, Context, Message, Question, Reader, Sampling
+from proxy.core.types import FinishReason
+from proxy.engine.limits import Upstream
+from proxy.engine.runner import first_error
+from proxy.errors import MotabError, RequestError, UpstreamRefused
+from proxy.probe.report import Check, failed, no, not_applicable, ok
+
+LIMIT_S = 120.0
+"""Seconds that a check may take; a slow server scores 200 forced tokens in them."""
+_CHAT = (Message("user", "Count from one to thirty in words, separated by commas."),)
+_OTHER_CHAT = (Message("user", "Count from thirty to one in words, separated by commas."),)
+_SYSTEM = Message("system", "Answer briefly.")
+# For a model without a chat template.
+_RAW = "One, two, three, four, five, six, seven, eight,"
+_SAMPLES = (
+    "Let us see.\n\n",
+    " 7 + 5 = 12, so\n",
+    "na\u00efve caf\u00e9, \u6771\u4eac \U0001f680\n\n",
+    "<|im_end|> is text here",
+)
+_NUM_TOKENS = 48
+_NUM_DECODED = 24
+_STOP_LENGTH = 3
+# A stream of which everything comes in the last twentieth of a time that can be measured.
+_BUFFERED_FROM_S = 0.5
+_BUFFERED_SHARE = 0.05
+
+
+@dataclass(slots=True)
+class Subject:
+    """The upstream that is asked. `question` is a chat once its template is known to render."""
+
+    upstream: Upstream
+    call: Call
+    limit_s: float = LIMIT_S
+    question: Question = field(default_factory=lambda: Question(prompt=_RAW))
+
+    async def context(self, texts: Sequence[str] = ()) -> Context:
+        """The question, and `texts` as steps after it."""
+        reader = self.upstream.reader
+        prompt = await reader.render(self.question, self.call)
+        steps = await reader.encode(texts, self.call) if texts else []
+        return Context(prompt, steps, question=self.question)
+
+    async def attempt(self, work: Awaitable[Check]) -> Check:
+        """The check's result; whatever fails on the way is one, too."""
+        try:
+            async with asyncio.timeout(self.limit_s):
+                return await work
+        except TimeoutError:
+            return failed(f"no answer within {self.limit_s:g} s")
+        except MotabError as error:
+            return failure(error, self.upstream.name)
+        except BaseExceptionGroup as errors:
+            return failure(first_error(errors), self.upstream.name)
+
+
+def failure(error: BaseException, upstream: str) -> Check:
+    """What an error says about the question asked. Raises it again where it is a defect of ours."""
+    if not isinstance(error, MotabError):
+        raise error
+    reason = str(error).removeprefix(f"upstream '{upstream}': ")
+    # What is refused is refused again; anything else may be a fault.
+    refused = isinstance(error, UpstreamRefused | RequestError)
+    return no(reason) if refused else failed(reason)
+
+
+async def chat_template(subject: Subject) -> Check:
+    """Whether messages become a prompt. If so, the questions after this one are chats."""
+    reader, call = subject.upstream.reader, subject.call
+    chat = await reader.render(Question(_CHAT), call)
+    other = await reader.render(Question(_OTHER_CHAT), call)
+    if chat.token_ids == other.token_ids and chat.text == other.text:
+        return no("two questions are rendered alike: the template leaves the message out")
+    try:
+        await reader.render(Question((_SYSTEM, *_CHAT)), call)
+        takes_system = True
+    except (UpstreamRefused, RequestError):
+        takes_system = False
+    subject.question = Question(_CHAT)
+    num_tokens = len(chat.token_ids)
+    about = "" if takes_system else "; it refuses system messages"
+    return ok(f"renders{about}", num_tokens=num_tokens, takes_system=takes_system)
+
+
+async def tokenizer(subject: Subject) -> Check:
+    """Whether the configured tokenizer gives the server's own ids."""
+    reader, writer, call = subject.upstream.reader, subject.upstream.writer, subject.call
+    ours = await reader.encode(_SAMPLES, call)
+    if reader is writer:
+        return ok("the server's own", source="server")
+    if not isinstance(writer, Reader):
+        return not_applicable("a local one, and the server tokenises nothing to compare it with")
+    theirs = await writer.encode(_SAMPLES, call)
+    for here, there in zip(ours, theirs, strict=True):
+        if here.token_ids != there.token_ids:
+            ids = f"{list(here.token_ids)} here, {list(there.token_ids)} at the server"
+            return no(f"the tokens of {here.text!r} are {ids}", source="local")
+    return ok(f"local, with the server's ids for {len(ours)} texts", source="local")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A greedy answer: its text, and when it came, in seconds after it was asked for."""
+
+    text: str
+    num_tokens: int
+    num_chunks: int
+    first_s: float
+    last_s: float
+    end: FinishReason | None
+
+
+async def write(subject: Subject, num_tokens: int, stop: tuple[str, ...] = ()) -> Written:
+    """Let the upstream write."""
+    context = await subject.context()
+    sampling = Sampling(temperature=0.0, stop=stop)
+    text, count, end = "", 0, None
+    times: list[float] = []
+    started = time.perf_counter()
+    drafts = subject.upstream.writer.write(context, sampling, num_tokens, subject.call)
+    async with aclosing(drafts):
+        async for draft in drafts:
+            if draft.pieces:
+                times.append(time.perf_counter() - started)
+            text += "".join(draft.pieces)
+            count += len(draft.pieces)
+            end = draft.end or end
+    first_s, last_s = (times[0], times[-1]) if times else (0.0, 0.0)
+    return Written(text, count, len(times), first_s, last_s, end)
+
+
+async def writes(subject: Subject) -> Check:
+    """Whether it continues a context at all. Also warms it up."""
+    written = await write(subject, 4)
+    if not written.text:
+        return no(f"it wrote no text (its end: {written.end})")
+    return ok("continues a prompt", num_tokens=written.num_tokens)
+
+
+def streams(written: Written) -> Check:
+    """Whether text comes while it is written, and how fast."""
+    num_tokens, num_chunks = written.num_tokens, written.num_chunks
+    if num_tokens < 2:
+        return failed(f"it ended after {num_tokens} token(s), which shows nothing")
+    values = {
+        "num_tokens": num_tokens,
+        "num_chunks": num_chunks,
+        "first_token_s": round(written.first_s, 4),
+    }
+    if num_chunks == 1:
+        return no(f"all {num_tokens} tokens came in one chunk", **values)
+    spread_s = written.last_s - written.first_s
+    if written.last_s > _BUFFERED_FROM_S and spread_s < _BUFFERED_SHARE * written.last_s:
+        after = f"all {num_chunks} chunks came at once, after {written.last_s:.2f} s"
+        return no(f"{after}: something holds the stream back", **values)
+    pace_ms = 1000 * spread_s / (num_tokens - 1)
+    pace = f"first after {written.first_s:.2f} s, then {pace_ms:.1f} ms a token"
+    return ok(
+        f"{num_tokens} tokens in {num_chunks} chunks, {pace}",
+        **values,
+        ms_per_token=round(pace_ms, 2),
+    )
+
+
+async def stop_strings(subject: Subject, before: Written) -> Check:
+    """Whether a stop string ends the text and is left out of it, as OpenAI's does.
+
+    `before` is the same greedy text without one.
+    """
+    position = _stop_position(before.text)
+    if position is None:
+        return failed(f"its text {before.text!r} has no place for a stop string")
+    stop = before.text[position : position + _STOP_LENGTH]
+    written = await write(subject, _NUM_TOKENS, (stop,))
+    if written.text.endswith(stop) and written.end == "stop":
+        return no(f"it stops at {stop!r}, but leaves it in the text", stops=True, trims=False)
+    if stop in written.text:
+        return no(f"it wrote on after the stop string {stop!r}", stops=False, trims=False)
+    if written.text == before.text[:position] and written.end == "stop":
+        return ok("stops, and leaves the stop string out", stops=True, trims=True)
+    return failed("its second greedy text is not like the first, which shows nothing")
+
+
+def _stop_position(text: str) -> int | None:
+    """Where a few letters come for the first time, as near to the middle as can be."""
+
+    def is_first(position: int) -> bool:
+        letters = text[position : position + _STOP_LENGTH]
+        return letters.isalnum() and text.find(letters) == position
+
+    places = [p for p in range(1, len(text) - _STOP_LENGTH + 1) if is_first(p)]
+    return min(places, key=lambda place: abs(place - len(text) // 2), default=None)
+
+
+async def decode_logprobs(subject: Subject) -> Check:
+    """Whether it tells the log-probabilities of what it writes."""
+    context = await subject.context()
+    decoded = await subject.upstream.writer.decode(context, _NUM_DECODED, subject.call)
+    if not decoded.pieces:
+        return failed("no token of its text is whole characters")
+    num_tokens = sum(map(len, decoded.logprobs))
+    return ok(f"of {num_tokens} tokens", num_tokens=num_tokens)
+
+
+async def texts(subject: Subject) -> dict[str, Check]:
+    """All of the checks above, in sequence, by their names in the report."""
+    attempt = subject.attempt
+    found = {
+        "chat_template": await attempt(chat_template(subject)),
+        "tokenizer": await attempt(tokenizer(subject)),
+        "writes": await attempt(writes(subject)),
+    }
+    if found["writes"].result != "ok":
+        silent = not_applicable("it does not write")
+        return {**found, "streams": silent, "stop_strings": silent, "decode_logprobs": silent}
+    written: Written | None = None
+
+    async def long_write() -> Check:
+        nonlocal written
+        written = await write(subject, _NUM_TOKENS)
+        return streams(written)
+
+    found["streams"] = await attempt(long_write())
+    if written is None:
+        found["stop_strings"] = not_applicable("there is no stream to stop")
+    else:
+        found["stop_strings"] = await attempt(stop_strings(subject, written))
+    found["decode_logprobs"] = await attempt(decode_logprobs(subject))
+    return found

@@ -1,0 +1,104 @@
+"""Whether a configured pair can do what its method needs, from what its upstreams can do."""
+
+from collections.abc import Mapping
+
+from proxy.api.service import ServedModel
+from proxy.config import ModelConfig
+from proxy.core.types import JUDGES, Scoring
+from proxy.engine.limits import Upstream
+from proxy.engine.runner import Pair
+from proxy.errors import RequestError
+from proxy.options import Options, parse_options
+from proxy.probe.report import Check, PairReport, UpstreamChecks, UpstreamReport
+
+
+def judge_pair(
+    model: ModelConfig,
+    reports: Mapping[str, UpstreamReport],
+    upstreams: Mapping[str, Upstream],
+) -> PairReport:
+    """The verdict on one model. `upstreams` are those that could be opened."""
+    options = parse_options(model.params)
+    roles = {"student": model.student, "teacher": model.teacher}
+    if options.method in roles:
+        roles = {options.method: roles[options.method]}
+    reasons: list[str] = []
+    notes: list[str] = []
+    for role, name in roles.items():
+        checks = reports[name].checks
+        reasons += [f"{role} '{name}': {reason}" for reason in _writing_faults(checks)]
+        notes += [f"{role} '{name}': {note}" for note in _notes(checks)]
+    scoring: Scoring | None = None
+    # A teacher that does not even answer has been told of.
+    if options.method == "motab" and model.teacher in upstreams:
+        teacher = f"teacher '{model.teacher}': "
+        try:
+            scoring = _scoring(model, options, upstreams)
+        except RequestError as error:
+            reasons.append(teacher + str(error).removeprefix(f"upstream '{model.teacher}' "))
+        else:
+            checks = reports[model.teacher].checks
+            reasons += [teacher + why for why in _scoring_faults(checks, scoring, options)]
+            self_test = checks.scoring[scoring].self_test
+            if self_test.result == "not_applicable" and scoring not in JUDGES:
+                notes.append(f"{teacher}{scoring} was not self-tested: {self_test.detail}")
+    return PairReport(
+        student=model.student,
+        teacher=model.teacher,
+        method=options.method,
+        scoring=scoring,
+        reasons=tuple(dict.fromkeys(reasons)),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _scoring(model: ModelConfig, options: Options, upstreams: Mapping[str, Upstream]) -> Scoring:
+    """The rung that a request would be scored by. Raises the `RequestError` that it would get."""
+    pair = Pair(upstreams.get(model.student), upstreams[model.teacher])
+    return ServedModel(pair, model.params, {}).scorer(options, {}).scoring
+
+
+def _writing_faults(checks: UpstreamChecks) -> list[str]:
+    for name, check in (("not reachable", checks.reachable), ("model", checks.model)):
+        if check.result != "ok":
+            return [f"{name}: {check.detail}"]
+    faults = []
+    if checks.tokenizer.result in {"no", "failed"}:
+        faults.append(f"tokenizer: {checks.tokenizer.detail}")
+    if checks.writes.result != "ok":
+        faults.append(f"does not write: {checks.writes.detail}")
+    return faults
+
+
+def _scoring_faults(checks: UpstreamChecks, scoring: Scoring, options: Options) -> list[str]:
+    way = checks.scoring[scoring]
+    if way.available.result != "ok":
+        return [f"{scoring}: {way.available.detail}"]
+    faults = []
+    if way.self_test.result in {"no", "failed"}:
+        faults.append(f"{scoring} fails the self-test: {way.self_test.detail}")
+    if options.boundary == "adaptive":
+        faults += _top_k_faults(way.top_k, options.entropy_top_k)
+    return faults
+
+
+def _top_k_faults(top_k: Check, wanted: int) -> list[str]:
+    if top_k.result in {"failed", "not_applicable"}:
+        return [f"top-k: {top_k.detail}"]
+    most = int(top_k.values["most"])
+    if most >= wanted:
+        return []
+    cure = f"entropy_top_k: {most} or boundary: static" if most else "boundary: static"
+    return [f"entropy_top_k is {wanted}, {most} candidates come; {cure} would do"]
+
+
+def _notes(checks: UpstreamChecks) -> list[str]:
+    """What its users meet, though the method works."""
+    if checks.writes.result != "ok":
+        return []
+    about = {
+        "chat requests will fail, only raw prompts work; chat template": checks.chat_template,
+        "text does not come while it is written; streams": checks.streams,
+        "requests with `stop` will come out wrong; stop strings": checks.stop_strings,
+    }
+    return [f"{what}: {c.detail}" for what, c in about.items() if c.result in {"no", "failed"}]

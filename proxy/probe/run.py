@@ -1,0 +1,111 @@
+"""Opens every upstream on its own, asks them all at once, and judges the pairs."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from uuid import uuid4
+
+from proxy.api.metrics import Metrics
+from proxy.backends.base import Call
+from proxy.config import Config, EmbeddedConfig, RetriesConfig
+from proxy.core.params import Params
+from proxy.engine.limits import Upstream
+from proxy.errors import MotabError, UpstreamError, UpstreamUnreachable
+from proxy.probe.checks import LIMIT_S, Subject, failure, texts
+from proxy.probe.pairs import judge_pair
+from proxy.probe.report import (
+    Check,
+    Report,
+    UpstreamChecks,
+    UpstreamReport,
+    failed,
+    not_applicable,
+    ok,
+)
+from proxy.probe.scoring import LADDER, unavailable, ways
+from proxy.wiring import open_upstream
+
+
+@dataclass(frozen=True, slots=True)
+class _Probed:
+    """An upstream's checks, and itself if it could be opened (it is closed by now)."""
+
+    checks: UpstreamChecks
+    upstream: Upstream | None
+
+
+async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -> Report:
+    """Ask every upstream of `config` what it can do; what one of them fails is part of the report.
+
+    An upstream that does not answer is tried for `wait_s` seconds. No check takes longer than
+    `limit_s`.
+    """
+    once = _without_retries(config)
+    async with asyncio.TaskGroup() as group:
+        tasks = {
+            name: group.create_task(_probe_upstream(name, once, wait_s, limit_s))
+            for name in config.upstreams
+        }
+    probed = {name: task.result() for name, task in tasks.items()}
+    reports = {
+        name: UpstreamReport(
+            upstream.kind,
+            None if isinstance(upstream, EmbeddedConfig) else upstream.base_url,
+            upstream.model,
+            probed[name].checks,
+        )
+        for name, upstream in config.upstreams.items()
+    }
+    opened = {name: one.upstream for name, one in probed.items() if one.upstream is not None}
+    models = {name: judge_pair(model, reports, opened) for name, model in config.models.items()}
+    return Report(reports, models)
+
+
+def _without_retries(config: Config) -> Config:
+    """A fault is to be seen, not to be got over."""
+    changes = {"retries": RetriesConfig(attempts=1)}
+    upstreams = {
+        name: upstream.model_copy(update=changes) for name, upstream in config.upstreams.items()
+    }
+    return config.model_copy(update={"upstreams": upstreams})
+
+
+async def _probe_upstream(name: str, config: Config, wait_s: float, limit_s: float) -> _Probed:
+    # An embedded server's start has a limit of its own, and unpacking weights takes its time.
+    is_embedded = isinstance(config.upstreams[name], EmbeddedConfig)
+    open_limit_s = None if is_embedded else wait_s + limit_s
+    async with AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(open_limit_s):
+                upstream = await stack.enter_async_context(
+                    open_upstream(name, config, Metrics(), wait_s)
+                )
+        except TimeoutError:
+            return _unopened(failed(f"no answer within {wait_s + limit_s:g} s"), None)
+        except MotabError as error:
+            check = failure(error, name)
+            answers = isinstance(error, UpstreamError) and not isinstance(
+                error, UpstreamUnreachable
+            )
+            return _unopened(ok("answers"), check) if answers else _unopened(check, None)
+        subject = Subject(upstream, Call(uuid4().hex), limit_s)
+        about_text = await texts(subject)
+        decode = about_text["decode_logprobs"]
+        scoring = await ways(subject, _wanted_top_k(name, config), decode)
+        checks = UpstreamChecks(ok("answers"), ok("present"), **about_text, scoring=scoring)
+        return _Probed(checks, upstream)
+
+
+def _unopened(reachable: Check, model: Check | None) -> _Probed:
+    """Nothing more can be asked of it."""
+    silent = not_applicable("the upstream cannot be used")
+    scoring = {rung: unavailable(silent) for rung in LADDER}
+    rest = (silent,) * 6
+    return _Probed(UpstreamChecks(reachable, model or silent, *rest, scoring=scoring), None)
+
+
+def _wanted_top_k(name: str, config: Config) -> int:
+    """The most candidates that a pair wants of it as a teacher; the paper's K where none does."""
+    teaching = [model for model in config.models.values() if model.teacher == name]
+    default = Params().entropy_top_k
+    return max((m.params.get("entropy_top_k", default) for m in teaching), default=default)
