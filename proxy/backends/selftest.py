@@ -49,7 +49,7 @@ async def self_test(writer: Writer, reader: Reader, scorer: Scorer, call: Call) 
     worst = 0.0
     for written, read in zip(decoded.logprobs, scores.steps, strict=True):
         mean = math.fsum(written) / len(written)
-        value = math.log(read.value) if read.value > 0.0 else -math.inf
+        value = -math.inf if read.value == 0.0 else math.log(read.value)
         difference = 0.0 if mean == value else abs(mean - value)
         # NaN is never small.
         worst = math.inf if math.isnan(difference) else max(worst, difference)

@@ -167,7 +167,7 @@ class SGLang:
                 sent, read = len(context.token_ids), meta["prompt_tokens"]
                 raise ValueError(f"{sent} tokens sent, {read} read")
             rows = [
-                (str(token), int(token_id), _finite(logprob))
+                (str(token), int(token_id), finite(logprob, _LOWEST))
                 for logprob, token_id, token in meta["output_token_logprobs"]
             ]
             return decoded(str(reply["text"]), rows)

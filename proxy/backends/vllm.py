@@ -199,7 +199,7 @@ class Vllm:
             rows = zip(
                 map(str, choice["logprobs"]["tokens"]),
                 map(int, choice["token_ids"]),
-                map(_finite, choice["logprobs"]["token_logprobs"]),
+                (finite(x, _LOWEST) for x in choice["logprobs"]["token_logprobs"]),
                 strict=True,
             )
             return decoded(str(choice["text"]), list(rows))

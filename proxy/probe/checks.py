@@ -93,7 +93,8 @@ async def chat_template(subject: Subject) -> Check:
 
 async def tokenizer(subject: Subject) -> Check:
     """Whether the configured tokenizer gives the server's own ids."""
-    reader, writer, call = subject.upstream.reader, subject.upstream.writer, subject.call
+    reader, call = subject.upstream.reader, subject.call
+    writer: object = subject.upstream.writer
     ours = await reader.encode(_SAMPLES, call)
     if reader is writer:
         return ok("the server's own", source="server")
