@@ -40,10 +40,10 @@ async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -
     An upstream that does not answer is tried for `wait_s` seconds. No check takes longer than
     `limit_s`.
     """
-    once = _without_retries(config)
+    patient = _with_one_retry(config)
     async with asyncio.TaskGroup() as group:
         tasks = {
-            name: group.create_task(_probe_upstream(name, once, wait_s, limit_s))
+            name: group.create_task(_probe_upstream(name, patient, wait_s, limit_s))
             for name in config.upstreams
         }
     probed = {name: task.result() for name, task in tasks.items()}
@@ -61,9 +61,9 @@ async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -
     return Report(reports, models)
 
 
-def _without_retries(config: Config) -> Config:
-    """A fault is to be seen, not to be got over."""
-    changes = {"retries": RetriesConfig(attempts=1)}
+def _with_one_retry(config: Config) -> Config:
+    """A connection that a server just closed tells nothing about it; what fails twice does."""
+    changes = {"retries": RetriesConfig(attempts=2)}
     upstreams = {
         name: upstream.model_copy(update=changes) for name, upstream in config.upstreams.items()
     }

@@ -134,10 +134,17 @@ def test_help_names_the_commands() -> None:
     assert "--version" in output
 
 
-def test_each_commands_help_names_its_options() -> None:
-    code, output = invoke("serve", "--help")
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("serve", ("--config", "--host", "--port", "--wait")),
+        ("probe", ("--config", "--json", "--wait")),
+    ],
+)
+def test_each_commands_help_names_its_options(command: str, options: tuple[str, ...]) -> None:
+    code, output = invoke(command, "--help")
     assert code == 0
-    for option in ("--config", "--host", "--port", "--wait"):
+    for option in options:
         assert option in output
 
 

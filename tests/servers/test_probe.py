@@ -1,0 +1,85 @@
+"""`motab probe` on a real vLLM and a real llama.cpp server, which serve the same model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.test_probe import probe
+from tests.servers.conftest import VLLM_MODEL
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def report(vllm_url: str, llama_url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    config = {
+        "upstreams": {
+            "vllm": {"kind": "vllm", "base_url": vllm_url, "model": VLLM_MODEL},
+            "llama": {"kind": "llamacpp", "base_url": llama_url, "model": "smollm2"},
+            "absent": {"kind": "vllm", "base_url": vllm_url, "model": "another"},
+        },
+        "models": {
+            "llama+vllm": {"student": "llama", "teacher": "vllm"},
+            "vllm+llama": {"student": "vllm", "teacher": "llama"},
+            "deep": {"student": "vllm", "teacher": "vllm", "params": {"entropy_top_k": 21}},
+            "absent": {"student": "vllm", "teacher": "absent"},
+        },
+    }
+    path: Path = tmp_path_factory.mktemp("probe") / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return probe(path, 1)
+
+
+def test_vllm_writes_streams_stops_and_tells(report: Any) -> None:
+    checks = report["upstreams"]["vllm"]["checks"]
+    told = {name: check["result"] for name, check in checks.items() if name != "scoring"}
+    assert told == dict.fromkeys(told, "ok")
+    assert checks["streams"]["values"]["num_chunks"] > 10
+    assert checks["stop_strings"]["values"] == {"stops": True, "trims": True}
+    assert checks["chat_template"]["values"]["takes_system"]
+
+
+def test_vllm_scores_by_prompt_log_probabilities_and_passes_the_self_test(report: Any) -> None:
+    way = report["upstreams"]["vllm"]["checks"]["scoring"]["prompt_logprobs"]
+    assert way["available"]["result"] == "ok"
+    assert way["self_test"]["values"]["worst_nats"] < 1e-3
+    assert way["self_test"]["values"]["num_tokens"] > 10
+
+
+def test_vllm_gives_as_many_candidates_as_max_logprobs_allows(report: Any) -> None:
+    scoring = report["upstreams"]["vllm"]["checks"]["scoring"]
+    assert scoring["prompt_logprobs"]["top_k"]["values"] == {"wanted": 21, "most": 20}
+
+
+def test_vllm_makes_no_use_of_its_prefix_cache_for_scoring_and_llama_cpp_does(report: Any) -> None:
+    vllm = report["upstreams"]["vllm"]["checks"]["scoring"]["prompt_logprobs"]["prefix_cache"]
+    assert (vllm["result"], vllm["values"]["num_cached_tokens"]) == ("no", 0)
+    llama = report["upstreams"]["llama"]["checks"]["scoring"]["forced_decode"]["prefix_cache"]
+    assert llama["result"] == "ok"
+    assert llama["values"]["num_cached_tokens"] == llama["values"]["num_context_tokens"] - 1
+
+
+def test_both_give_a_text_the_same_values(report: Any) -> None:
+    vllm, llama = (
+        report["upstreams"][name]["checks"]["scoring"][way]["available"]["values"]["step_values"]
+        for name, way in (("vllm", "prompt_logprobs"), ("llama", "forced_decode"))
+    )
+    assert vllm == pytest.approx(llama, rel=0.02)
+
+
+def test_pairs_are_judged_by_what_they_ask_for(report: Any) -> None:
+    models = report["models"]
+    assert {name: model["ok"] for name, model in models.items()} == {
+        "llama+vllm": True,
+        "vllm+llama": True,
+        "deep": False,
+        "absent": False,
+    }
+    assert models["llama+vllm"]["scoring"] == "prompt_logprobs"
+    assert models["vllm+llama"]["scoring"] == "forced_decode"
+    assert models["deep"]["reasons"][0].startswith("teacher 'vllm': entropy_top_k is 21, 20 ")
+    (reason,) = models["absent"]["reasons"]
+    assert reason.startswith("teacher 'absent': model: /tokenize answered 404")
+    assert "`another` does not exist" in reason

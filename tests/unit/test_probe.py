@@ -1,0 +1,188 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from proxy.backends.base import Call, Segment
+from proxy.config import ModelConfig
+from proxy.core.types import Scoring, StepScore
+from proxy.engine.limits import Upstream
+from proxy.errors import UpstreamRefused
+from proxy.probe.checks import Subject, Written, chat_template, streams, texts, tokenizer
+from proxy.probe.pairs import judge_pair
+from proxy.probe.report import PairReport, UpstreamChecks, UpstreamReport, no, not_applicable, ok
+from proxy.probe.scoring import ways
+from tests.scripted import ScriptedBackend, says, upstream
+
+CALL = Call("probe")
+
+
+class Shifted(ScriptedBackend):
+    """A tokenizer whose ids are not the scripted server's."""
+
+    async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
+        return [Segment(text, tuple(ord(letter) + 1 for letter in text)) for text in texts]
+
+
+class WriterOnly:
+    """A server that tokenises nothing."""
+
+    def __init__(self, backend: ScriptedBackend) -> None:
+        self.check, self.write, self.decode = backend.check, backend.write, backend.decode
+
+
+def subject(server: Any, reader: ScriptedBackend | None = None) -> Subject:
+    return Subject(Upstream("t", reader or server, server, (), 4), CALL, 5.0)
+
+
+# Tokenizers.
+
+
+async def test_the_servers_own_tokenizer_is_said_to_be_so() -> None:
+    check = await tokenizer(subject(ScriptedBackend()))
+    assert (check.result, check.values) == ("ok", {"source": "server"})
+
+
+async def test_a_local_tokenizer_with_the_servers_ids_agrees() -> None:
+    check = await tokenizer(subject(ScriptedBackend(), ScriptedBackend()))
+    assert (check.result, check.values) == ("ok", {"source": "local"})
+
+
+async def test_a_local_tokenizer_with_other_ids_is_told_with_the_first_text() -> None:
+    check = await tokenizer(subject(ScriptedBackend(), Shifted()))
+    assert check.result == "no"
+    assert check.detail.startswith("the tokens of 'Let us see.\\n\\n' are [77, ")
+    assert ", [76, " in check.detail
+
+
+async def test_a_local_tokenizer_has_nothing_to_agree_with_where_the_server_has_no_route() -> None:
+    backend = ScriptedBackend()
+    assert (await tokenizer(subject(WriterOnly(backend), backend))).result == "not_applicable"
+
+
+# Templates.
+
+
+async def test_a_chat_that_cannot_be_rendered_leaves_the_raw_prompt() -> None:
+    backend = ScriptedBackend(faults={("render", 0): UpstreamRefused("t", "no template")})
+    asked = subject(backend)
+    check = await asked.attempt(chat_template(asked))
+    assert (check.result, check.detail) == ("no", "no template")
+    assert asked.question.prompt is not None
+    check = await asked.attempt(chat_template(asked))
+    assert check.result == "ok"
+    assert asked.question.messages
+
+
+# Streams.
+
+
+def written(num_chunks: int, first_s: float, last_s: float, num_tokens: int = 10) -> Written:
+    return Written("text", num_tokens, num_chunks, first_s, last_s, "length")
+
+
+def test_a_stream_is_timed_from_its_first_token() -> None:
+    check = streams(written(10, 0.5, 1.4))
+    assert check.result == "ok"
+    assert check.detail == "10 tokens in 10 chunks, first after 0.50 s, then 100.0 ms a token"
+    assert (check.values["first_token_s"], check.values["ms_per_token"]) == (0.5, 100.0)
+
+
+def test_chunks_that_come_all_at_once_are_no_stream() -> None:
+    check = streams(written(10, 2.0, 2.05))
+    assert (check.result, "at once" in check.detail) == ("no", True)
+    # Too fast to tell.
+    assert streams(written(10, 0.2, 0.201)).result == "ok"
+
+
+def test_a_text_of_one_token_shows_nothing_about_streams() -> None:
+    assert streams(written(1, 0.1, 0.1, num_tokens=1)).result == "failed"
+
+
+async def test_a_model_that_writes_nothing_is_not_asked_for_more() -> None:
+    found = await texts(subject(ScriptedBackend(says())))
+    assert found["writes"].result == "no"
+    asked_more = {found[name].result for name in ("streams", "stop_strings", "decode_logprobs")}
+    assert asked_more == {"not_applicable"}
+
+
+# Judges.
+
+
+async def checks_of(backend: ScriptedBackend) -> UpstreamChecks:
+    asked = Subject(upstream("teacher", backend), CALL, 5.0)
+    fine = ok("")
+    scoring = await ways(asked, 20, ok("of 24 tokens"))
+    return UpstreamChecks(fine, fine, fine, fine, fine, fine, fine, fine, scoring)
+
+
+def verdict(checks: UpstreamChecks, backend: ScriptedBackend, **params: Any) -> PairReport:
+    model = ModelConfig(student="teacher", teacher="teacher", params=params)
+    reports = {"teacher": UpstreamReport("litellm", None, "m", checks)}
+    return judge_pair(model, reports, {"teacher": upstream("teacher", backend)})
+
+
+def judge(scoring: Scoring = "judge_sample") -> ScriptedBackend:
+    return ScriptedBackend(scoring=scoring, judge=lambda _, step: StepScore(0.5, None, len(step)))
+
+
+async def test_a_judge_is_asked_for_no_candidates_and_not_self_tested() -> None:
+    way = (await checks_of(judge())).scoring["judge_sample"]
+    assert way.available.values == {"step_values": [0.5, 0.5]}
+    assert (way.speed.result, way.self_test.result) == ("ok", "not_applicable")
+    assert way.top_k.result == "not_applicable"
+
+
+async def test_a_judge_needs_a_static_boundary_and_a_threshold_of_its_own() -> None:
+    backend = judge()
+    checks = await checks_of(backend)
+    (reason,) = verdict(checks, backend).reasons
+    assert "boundary must be 'static'" in reason
+    (reason,) = verdict(checks, backend, boundary="static").reasons
+    assert "base_threshold" in reason
+    fit = verdict(checks, backend, boundary="static", base_threshold=0.4)
+    assert (fit.can, fit.scoring, fit.notes) == (True, "judge_sample", ())
+
+
+async def test_values_without_an_entropy_do_for_a_static_boundary_only() -> None:
+    backend = judge("echo")
+    backend.script, backend.decode_logprob = says("text"), -0.6931471805599453
+    checks = await checks_of(backend)
+    way = checks.scoring["echo"]
+    assert (way.self_test.result, way.top_k.result) == ("ok", "no")
+    assert way.top_k.values == {"wanted": 20, "most": 0}
+    assert verdict(checks, backend).reasons == (
+        "teacher 'teacher': entropy_top_k is 20, 0 candidates come; boundary: static would do",
+    )
+    assert verdict(checks, backend, boundary="static").can
+
+
+async def test_a_self_test_of_no_token_has_failed() -> None:
+    checks = await checks_of(ScriptedBackend(says(), scoring="echo"))
+    assert checks.scoring["echo"].self_test.result == "failed"
+    assert not verdict(checks, ScriptedBackend(scoring="echo"), boundary="static").can
+
+
+# Pairs.
+
+
+@pytest.mark.parametrize("method", ["student", "teacher"])
+def test_a_method_that_uses_one_model_needs_the_other_for_nothing(method: str) -> None:
+    fine, silent = ok(""), not_applicable("")
+    down = UpstreamChecks(no("down"), silent, silent, silent, silent, silent, silent, silent, {})
+    up = UpstreamChecks(fine, fine, fine, fine, fine, fine, fine, fine, {})
+    checks = {"student": down, "teacher": down} | {method: up}
+    reports = {name: UpstreamReport("vllm", None, "m", one) for name, one in checks.items()}
+    model = ModelConfig(student="student", teacher="teacher", params={"method": method})
+    assert judge_pair(model, reports, {}).can
+    both = ModelConfig(student="student", teacher="teacher")
+    other = "teacher" if method == "student" else "student"
+    assert judge_pair(both, reports, {}).reasons == (f"{other} '{other}': not reachable: down",)
+
+
+def test_other_ids_than_the_servers_stand_against_a_pair() -> None:
+    fine = ok("")
+    checks = UpstreamChecks(fine, fine, fine, no("other ids"), fine, fine, fine, fine, {})
+    reports = {"t": UpstreamReport("vllm", None, "m", checks)}
+    model = ModelConfig(student="t", teacher="t", params={"method": "teacher"})
+    assert judge_pair(model, reports, {}).reasons == ("teacher 't': tokenizer: other ids",)
