@@ -10,6 +10,7 @@ from proxy.backends.base import Call
 from proxy.config import Config, EmbeddedConfig, RetriesConfig
 from proxy.core.params import Params
 from proxy.engine.limits import Upstream
+from proxy.engine.runner import first_error
 from proxy.errors import MotabError, UpstreamError, UpstreamUnreachable
 from proxy.probe.checks import LIMIT_S, Subject, failure, texts
 from proxy.probe.pairs import judge_pair
@@ -82,7 +83,8 @@ async def _probe_upstream(name: str, config: Config, wait_s: float, limit_s: flo
                 )
         except TimeoutError:
             return _unopened(failed(f"no answer within {wait_s + limit_s:g} s"), None)
-        except MotabError as error:
+        except (MotabError, BaseExceptionGroup) as raised:
+            error = first_error(raised) if isinstance(raised, BaseExceptionGroup) else raised
             check = failure(error, name)
             answers = isinstance(error, UpstreamError) and not isinstance(
                 error, UpstreamUnreachable

@@ -39,10 +39,11 @@ class FakeVllm:
 
     def serve(self, up: Replay) -> None:
         up.on("GET", "/v1/models", json_reply({"data": [{"id": self.served}]}))
-        up.on("POST", "/tokenize", self._tokenize)
+        up.on("POST", "/tokenize", self.tokenize)
         up.on("POST", "/v1/completions", self.complete)
 
-    def _tokenize(self, seen: Seen) -> Reply:
+    def tokenize(self, seen: Seen) -> Reply:
+        """The answer to `/tokenize`."""
         if seen.body["model"] != self.served:
             message = f"The model `{seen.body['model']}` does not exist."
             return json_reply({"error": {"message": message}}, 404)

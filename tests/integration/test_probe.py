@@ -17,7 +17,7 @@ from proxy.probe.report import Check, Report, UpstreamChecks
 from proxy.probe.run import probe
 from proxy.probe.table import show
 from tests.integration.fake_vllm import MODEL, NUM_CACHED, FakeVllm
-from tests.integration.replay import Reply, json_reply, replay
+from tests.integration.replay import Reply, Seen, json_reply, replay
 
 DEAD = "http://127.0.0.1:9"
 LADDER = ["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "judge_sample"]
@@ -302,6 +302,44 @@ async def test_a_call_that_fails_once_is_made_again(tmp_path: Path) -> None:
         up.on("POST", "/v1/completions", json_reply({"error": "busy"}, 503), fake.complete)
         models = {"pair": {"student": "up", "teacher": "up"}}
         report = await probe(config_of(tmp_path, {"up": up.client.base_url}, models))
+    assert results(report.upstreams["up"].checks) == dict.fromkeys(ALL, "ok")
+
+
+async def test_one_of_several_calls_at_once_that_fails_fails_its_check(tmp_path: Path) -> None:
+    fake = FakeVllm()
+
+    def tokenize(seen: Seen) -> Reply:
+        is_sample = "\U0001f680" in str(seen.body.get("prompt"))
+        return json_reply({"error": "odd"}, 500) if is_sample else fake.tokenize(seen)
+
+    async with replay() as up:
+        fake.serve(up)
+        up.on("POST", "/tokenize", tokenize)
+        models = {"pair": {"student": "up", "teacher": "up"}}
+        report = await probe(config_of(tmp_path, {"up": up.client.base_url}, models))
+    checks = report.upstreams["up"].checks
+    assert checks.tokenizer.result == "failed"
+    assert checks.tokenizer.detail.startswith("/tokenize answered 500")
+    assert results(checks) == {**dict.fromkeys(ALL, "ok"), "tokenizer": "failed"}
+    assert [reason.split(":")[1] for reason in report.models["pair"].reasons] == [
+        " tokenizer",
+        " tokenizer",
+    ]
+
+
+async def test_an_embedded_model_that_is_not_there_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "motab.yaml"
+    absent = {"kind": "embedded", "model": str(tmp_path / "absent.gguf")}
+    models = {"pair": {"student": "up", "teacher": "absent"}}
+    async with replay() as up:
+        FakeVllm().serve(up)
+        one = {"kind": "vllm", "base_url": up.client.base_url, "model": MODEL}
+        config = {"upstreams": {"absent": absent, "up": one}, "models": models}
+        path.write_text(json.dumps(config), encoding="utf-8")
+        report = await probe(load_config(path))
+    reachable = report.upstreams["absent"].checks.reachable
+    assert (reachable.result, "absent.gguf" in reachable.detail) == ("failed", True)
+    assert report.upstreams["absent"].base_url is None
     assert results(report.upstreams["up"].checks) == dict.fromkeys(ALL, "ok")
 
 
