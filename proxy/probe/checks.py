@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from proxy.backends.base import Call, Context, Message, Question, Reader, Sampling
+from proxy.backends.base import Call, Context, Message, Question, Reader, Sampling, Segment
 from proxy.core.types import FinishReason
 from proxy.engine.limits import Upstream
 from proxy.engine.runner import first_error
-from proxy.errors import MotabError, RequestError, UpstreamRefused
+from proxy.errors import MotabError, RequestError, UpstreamMalformed, UpstreamRefused
 from proxy.probe.report import Check, failed, no, not_applicable, ok
 
 LIMIT_S = 120.0
@@ -26,6 +26,7 @@ _SAMPLES = (
     "na\u00efve caf\u00e9, \u6771\u4eac \U0001f680\n\n",
     "<|im_end|> is text here",
 )
+_WORD = "word"
 _NUM_TOKENS = 48
 _NUM_DECODED = 24
 _STOP_LENGTH = 3
@@ -92,20 +93,47 @@ async def chat_template(subject: Subject) -> Check:
 
 
 async def tokenizer(subject: Subject) -> Check:
-    """Whether the configured tokenizer gives the server's own ids."""
+    """Whether the configured tokenizer gives the server's own ids, for prompts and for steps."""
     reader, call = subject.upstream.reader, subject.call
-    writer: object = subject.upstream.writer
-    ours = await reader.encode(_SAMPLES, call)
-    if reader is writer:
+    server: object = subject.upstream.writer
+    steps = await reader.encode(_SAMPLES, call)
+    if reader is server:
         return ok("the server's own", source="server")
-    if not isinstance(writer, Reader):
+    if not isinstance(server, Reader):
         return not_applicable("a local one, and the server tokenises nothing to compare it with")
-    theirs = await writer.encode(_SAMPLES, call)
-    for here, there in zip(ours, theirs, strict=True):
-        if here.token_ids != there.token_ids:
-            ids = f"{list(here.token_ids)} here, {list(there.token_ids)} at the server"
-            return no(f"the tokens of {here.text!r} are {ids}", source="local")
-    return ok(f"local, with the server's ids for {len(ours)} texts", source="local")
+    for text in _SAMPLES:
+        question = Question(prompt=text)
+        ours, theirs = await reader.render(question, call), await server.render(question, call)
+        if ours.token_ids != theirs.token_ids:
+            return _other_ids("the prompt", text, ours, theirs)
+    count = f"{len(_SAMPLES)} texts"
+    if not await _reads_words_alike(reader, server, call):
+        reason = "its own for steps cannot be had, as it puts a space before every text"
+        return ok(f"local, with the server's ids for {count}; {reason}", source="local")
+    for ours, theirs in zip(steps, await server.encode(_SAMPLES, call), strict=True):
+        if ours.token_ids != theirs.token_ids:
+            return _other_ids("the step", ours.text, ours, theirs)
+    return ok(f"local, with the server's ids for {count}", source="local")
+
+
+async def _reads_words_alike(reader: Reader, server: Reader, call: Call) -> bool:
+    """Whether a word is the same for both when it stands alone.
+
+    It is not where the server's tokenizer, as Llama 2's, puts a space before every text, which a
+    backend may call malformed.
+    """
+    (ours,) = await reader.encode([_WORD], call)
+    try:
+        (theirs,) = await server.encode([_WORD], call)
+        alike = ours.token_ids == theirs.token_ids
+    except* UpstreamMalformed:
+        alike = False
+    return alike
+
+
+def _other_ids(what: str, text: str, ours: Segment, theirs: Segment) -> Check:
+    ids = f"{list(ours.token_ids)} here, {list(theirs.token_ids)} at the server"
+    return no(f"{what} {text!r} is {ids}", source="local")
 
 
 @dataclass(frozen=True, slots=True)

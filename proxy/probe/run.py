@@ -42,12 +42,15 @@ async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -
     `limit_s`.
     """
     patient = _with_one_retry(config)
+    probed: dict[str, _Probed] = {}
+
+    async def in_sequence(names: list[str]) -> None:
+        for name in names:
+            probed[name] = await _probe_upstream(name, patient, wait_s, limit_s)
+
     async with asyncio.TaskGroup() as group:
-        tasks = {
-            name: group.create_task(_probe_upstream(name, patient, wait_s, limit_s))
-            for name in config.upstreams
-        }
-    probed = {name: task.result() for name, task in tasks.items()}
+        for names in _by_server(config):
+            group.create_task(in_sequence(names))
     reports = {
         name: UpstreamReport(
             upstream.kind,
@@ -60,6 +63,15 @@ async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -
     opened = {name: one.upstream for name, one in probed.items() if one.upstream is not None}
     models = {name: judge_pair(model, reports, opened) for name, model in config.models.items()}
     return Report(reports, models)
+
+
+def _by_server(config: Config) -> list[list[str]]:
+    """The upstreams' names, those of one server together: its slots and caches are the same."""
+    names: dict[str, list[str]] = {}
+    for name, upstream in config.upstreams.items():
+        server = f"/{name}" if isinstance(upstream, EmbeddedConfig) else upstream.base_url
+        names.setdefault(server, []).append(name)
+    return list(names.values())
 
 
 def _with_one_retry(config: Config) -> Config:

@@ -343,6 +343,18 @@ async def test_an_embedded_model_that_is_not_there_is_told(tmp_path: Path) -> No
     assert results(report.upstreams["up"].checks) == dict.fromkeys(ALL, "ok")
 
 
+async def test_upstreams_of_one_server_are_asked_one_after_the_other(tmp_path: Path) -> None:
+    async with replay() as up:
+        FakeVllm().serve(up)
+        url = up.client.base_url
+        models = {"pair": {"student": "a", "teacher": "b"}}
+        report = await probe(config_of(tmp_path, {"a": url, "b": url}, models))
+    assert report.can
+    sessions = [seen.headers["x-session-id"] for seen in up.seen if seen.path == "/v1/completions"]
+    assert len(set(sessions)) == 2
+    assert sessions == sorted(sessions, key=sessions.index)
+
+
 async def test_a_server_that_hangs_is_left_after_the_limit(tmp_path: Path) -> None:
     async with replay() as hanging, replay() as later:
         hanging.on("POST", "/tokenize", Reply(hold=True))

@@ -1,13 +1,14 @@
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from proxy.backends.base import Call, Segment
+from proxy.backends.base import Call, Question, Segment
 from proxy.config import ModelConfig
 from proxy.core.types import Scoring, StepScore
 from proxy.engine.limits import Upstream
-from proxy.errors import UpstreamRefused
+from proxy.errors import UpstreamMalformed, UpstreamRefused, UpstreamUnreachable
 from proxy.probe.checks import Subject, Written, chat_template, streams, texts, tokenizer
 from proxy.probe.pairs import judge_pair
 from proxy.probe.report import PairReport, UpstreamChecks, UpstreamReport, no, not_applicable, ok
@@ -15,13 +16,47 @@ from proxy.probe.scoring import ways
 from tests.scripted import ScriptedBackend, says, upstream
 
 CALL = Call("probe")
+Ids = Callable[[str], tuple[int, ...]]
 
 
-class Shifted(ScriptedBackend):
-    """A tokenizer whose ids are not the scripted server's."""
+def scripted_ids(text: str) -> tuple[int, ...]:
+    return tuple(map(ord, text))
+
+
+def shifted(text: str) -> tuple[int, ...]:
+    return tuple(ord(letter) + 1 for letter in text)
+
+
+def prefixed(text: str) -> tuple[int, ...]:
+    return (32, *scripted_ids(text))
+
+
+def other_for_emoji(text: str) -> tuple[int, ...]:
+    return shifted(text) if "\U0001f680" in text else scripted_ids(text)
+
+
+def refused(text: str) -> tuple[int, ...]:
+    raise UpstreamMalformed("t", f"its tokens of {text!r} spell another text")
+
+
+class Tokenising(ScriptedBackend):
+    """A server with ids of its own: how it makes them of a prompt, and of a step."""
+
+    def __init__(self, prompt: Ids = scripted_ids, step: Ids = scripted_ids) -> None:
+        super().__init__()
+        self.of_prompt, self.of_step = prompt, step
+
+    async def render(self, question: Question, call: Call) -> Segment:
+        assert question.prompt is not None
+        return Segment(question.prompt, self.of_prompt(question.prompt))
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
-        return [Segment(text, tuple(ord(letter) + 1 for letter in text)) for text in texts]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._encode(text)) for text in texts]
+        return [task.result() for task in tasks]
+
+    async def _encode(self, text: str) -> Segment:
+        return Segment(text, self.of_step(text))
 
 
 class WriterOnly:
@@ -44,15 +79,36 @@ async def test_the_servers_own_tokenizer_is_said_to_be_so() -> None:
 
 
 async def test_a_local_tokenizer_with_the_servers_ids_agrees() -> None:
-    check = await tokenizer(subject(ScriptedBackend(), ScriptedBackend()))
+    check = await tokenizer(subject(Tokenising(), ScriptedBackend()))
     assert (check.result, check.values) == ("ok", {"source": "local"})
+    assert check.detail == "local, with the server's ids for 4 texts"
 
 
-async def test_a_local_tokenizer_with_other_ids_is_told_with_the_first_text() -> None:
-    check = await tokenizer(subject(ScriptedBackend(), Shifted()))
+async def test_a_local_tokenizer_with_other_ids_is_told_with_the_text() -> None:
+    check = await tokenizer(subject(Tokenising(prompt=shifted), ScriptedBackend()))
+    assert (check.result, check.values) == ("no", {"source": "local"})
+    assert check.detail.startswith("the prompt 'Let us see.\\n\\n' is [76, ")
+    assert " here, [77, " in check.detail
+    check = await tokenizer(subject(Tokenising(step=other_for_emoji), ScriptedBackend()))
     assert check.result == "no"
-    assert check.detail.startswith("the tokens of 'Let us see.\\n\\n' are [77, ")
-    assert ", [76, " in check.detail
+    assert check.detail.startswith("the step 'na\u00efve")
+
+
+@pytest.mark.parametrize("ids", [prefixed, refused])
+async def test_steps_are_not_compared_with_a_server_that_puts_a_space_before_them(ids: Ids) -> None:
+    server = Tokenising(prompt=scripted_ids, step=ids)
+    check = await tokenizer(subject(server, ScriptedBackend()))
+    assert check.result == "ok"
+    assert "a space before every text" in check.detail
+
+
+async def test_a_server_that_fails_to_tokenise_is_not_taken_for_one_with_a_space() -> None:
+    def fails(_: str) -> tuple[int, ...]:
+        raise UpstreamUnreachable("t", "gone")
+
+    asked = subject(Tokenising(step=fails), ScriptedBackend())
+    check = await asked.attempt(tokenizer(asked))
+    assert (check.result, check.detail) == ("failed", "gone")
 
 
 async def test_a_local_tokenizer_has_nothing_to_agree_with_where_the_server_has_no_route() -> None:
