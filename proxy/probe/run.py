@@ -69,8 +69,8 @@ def _by_server(config: Config) -> list[list[str]]:
     """The upstreams' names, those of one server together: its slots and caches are the same."""
     names: dict[str, list[str]] = {}
     for name, upstream in config.upstreams.items():
-        server = f"/{name}" if isinstance(upstream, EmbeddedConfig) else upstream.base_url
-        names.setdefault(server, []).append(name)
+        base_url = None if isinstance(upstream, EmbeddedConfig) else upstream.base_url
+        names.setdefault(base_url or f"/{name}", []).append(name)
     return list(names.values())
 
 
