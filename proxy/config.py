@@ -157,6 +157,21 @@ class LiteLLMConfig(_Upstream):
     """The API renders messages itself."""
 
 
+class OpenAIConfig(_RemoteUpstream):
+    """A server with an OpenAI-style `/v1/completions` that takes text."""
+
+    kind: Literal["openai"]
+    tokenizer: str = Field(min_length=1)
+    """The model's own: a Hugging Face name, a folder, `tiktoken:NAME`."""
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _is_in_the_proxy(cls, tokenizer: str) -> str:
+        if tokenizer == "server":
+            raise ValueError("such a server tells no tokens: name the model's tokenizer")
+        return tokenizer
+
+
 class EmbeddedConfig(_Upstream):
     """A llama.cpp server that motab starts itself."""
 
@@ -174,7 +189,7 @@ class EmbeddedConfig(_Upstream):
 
 
 UpstreamConfig = Annotated[
-    LlamaCppConfig | VllmConfig | SGLangConfig | LiteLLMConfig | EmbeddedConfig,
+    LlamaCppConfig | VllmConfig | SGLangConfig | OpenAIConfig | LiteLLMConfig | EmbeddedConfig,
     Field(discriminator="kind"),
 ]
 

@@ -17,6 +17,7 @@ from proxy.backends.http import UpstreamClient
 from proxy.backends.litellm import HostedModel, LiteLLM
 from proxy.backends.litellm_library import load_library
 from proxy.backends.llamacpp import LlamaCpp
+from proxy.backends.openai import OpenAI
 from proxy.backends.retry import RetryPolicy
 from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
@@ -26,6 +27,7 @@ from proxy.config import (
     Config,
     EmbeddedConfig,
     LiteLLMConfig,
+    OpenAIConfig,
     SGLangConfig,
     UpstreamConfig,
     VllmConfig,
@@ -34,6 +36,8 @@ from proxy.engine.limits import Upstream
 from proxy.engine.runner import Pair
 from proxy.errors import ConfigError, RequestError, UpstreamError
 from proxy.options import parse_options
+
+_Backend = Vllm | SGLang | LlamaCpp | OpenAI
 
 _POLL_S = 1.0
 T = TypeVar("T")
@@ -109,13 +113,16 @@ async def _open_upstream(
     )
     local = await _local_reader(name, config, template)
 
-    async def connected() -> Vllm | SGLang | LlamaCpp:
-        backend = await _connect(client, config, template, reads=local is None)
+    async def connected() -> _Backend:
+        backend = await _connect(client, config, template, local)
         await backend.check()
         return backend
 
     backend = await _once_up(connected, wait_s)
     client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
+    if isinstance(backend, OpenAI):
+        scorers, why_not = backend.scorers, backend.why_not
+        return Upstream(name, backend.reader, backend, scorers, config.max_concurrent, why_not)
     return Upstream(name, local or backend, backend, (backend,), config.max_concurrent)
 
 
@@ -184,8 +191,14 @@ def _model_file(config: EmbeddedConfig) -> Path:
 
 
 async def _connect(
-    client: UpstreamClient, config: UpstreamConfig, template: ChatTemplate | None, *, reads: bool
-) -> Vllm | SGLang | LlamaCpp:
+    client: UpstreamClient,
+    config: UpstreamConfig,
+    template: ChatTemplate | None,
+    local: LocalReader | None,
+) -> _Backend:
+    reads = local is None
+    if isinstance(config, OpenAIConfig) and local is not None:
+        return await OpenAI.connect(client, config.model, local)
     if isinstance(config, VllmConfig):
         return await Vllm.connect(client, config.model, template, reads=reads)
     if isinstance(config, SGLangConfig):

@@ -1,7 +1,9 @@
 """Which tokens stand for a step, so that every token counts once and none shifts at a seam."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 from proxy.backends.base import Decoded, Segment
 
@@ -15,8 +17,17 @@ DUMMY_PREFIX = (
 
 # What a decoder writes for bytes that are no whole character.
 REPLACEMENT = "\ufffd"
+# Strings of tokens that a server may put before a text: a beginning-of-sequence token and the like.
+_OUTSIDE = re.compile(r"<[^\s>]*>|\[[^\s\]]*\]|")
+_MAX_OUTSIDE = 2
+# Two ways to write the bytes of a token that is no text: OpenAI's and SentencePiece's.
+_ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)|<0x([0-9a-fA-F]{2})>")
+_METASPACE = "\u2581"
+# The bytes of characters that are more than one byte.
+_HIGH = bytes(range(0x80, 0x100))
 
 _CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?s>|(?:bos|eos|pad|unk|(?:start|end)_of_turn)>)")
+_CONTROL_BYTES = re.compile(_CONTROL.pattern.encode() + rb"[^>]*>")
 
 
 def as_in_running_text(text: str) -> str:
@@ -93,3 +104,189 @@ def decoded(text: str, rows: Sequence[tuple[str, int, float | None]]) -> Decoded
         pieces.append(Segment(token, (token_id,)))
         logprobs.append((logprob,))
     return Decoded(tuple(pieces), tuple(logprobs))
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where a token ends, as an offset in a text's UTF-8 bytes.
+
+    `least` and `most` differ where the tokens' strings leave it open, which happens only between
+    characters that each are several tokens.
+    """
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Tokens that cover a text exactly; the first `num_outside` of them lie before it."""
+
+    num_outside: int
+    reaches: tuple[Reach, ...]
+    """One for every token, also for those outside."""
+
+    def ranges(self, bounds: Sequence[int]) -> list[range]:
+        """The tokens of each step: those that end in it. `bounds` are byte offsets, in order.
+
+        Raises ValueError where a bound lies between characters whose tokens cannot be told apart.
+        """
+        firsts: list[int] = []
+        index = self.num_outside
+        for bound in bounds:
+            while index < len(self.reaches) and self.reaches[index].most <= bound:
+                index += 1
+            if index < len(self.reaches) and self.reaches[index].least <= bound:
+                raise ValueError(f"the tokens around byte {bound} cannot be told apart")
+            firsts.append(index)
+        return [range(start, end) for start, end in pairwise(firsts)]
+
+
+def align(tokens: Sequence[str], offsets: Sequence[int] | None, text: str) -> Alignment:
+    r"""Find each token's place in `text` by the tokens' strings, or else by the server's offsets.
+
+    A token that ends inside a character may be written with U+FFFD for each half, as its bytes
+    (`bytes:\xe2\x80`, `<0xE2>`), or as nothing. In the latter case either the token that completes
+    the character brings it whole, or nothing does and the offsets tell. These count characters,
+    UTF-16 units or bytes: whichever puts every token where its string stands. Raises ValueError
+    where the tokens do not cover exactly `text`.
+    """
+    complaint = ""
+    for num in range(_MAX_OUTSIDE + 1):
+        if not all(_OUTSIDE.fullmatch(token) for token in tokens[:num]):
+            break
+        try:
+            reaches = _by_strings(tokens[num:], text.encode())
+        except ValueError as error:
+            complaint = complaint or str(error)
+            placed = None if offsets is None else _by_offsets(tokens[num:], offsets[num:], text)
+            if placed is None:
+                continue
+            reaches = placed
+        return Alignment(num, (*[Reach(0, 0)] * num, *reaches))
+    raise ValueError(f"the tokens do not spell the text that was sent: {complaint}")
+
+
+def _by_strings(tokens: Sequence[str], data: bytes) -> list[Reach]:
+    """Follow every way in which the tokens can spell `data`. Raises ValueError for none."""
+    places = [{0}]
+    for index, token in enumerate(tokens):
+        (start, *others) = places[-1]
+        spelt = token.encode()
+        if spelt and not others and REPLACEMENT not in token and data.startswith(spelt, start):
+            places.append({start + len(spelt)})  # as nearly all
+            continue
+        here = {end for start in places[-1] for end in _after(data, start, token)}
+        if not here:
+            start = max(places[-1])
+            there = data[start : start + 20].decode(errors="replace")
+            raise ValueError(f"token {index} is {token!r}, where the text is {there!r}")
+        places.append(here)
+    if len(data) not in places[-1]:
+        missing = data[max(places[-1]) :][:20].decode(errors="replace")
+        raise ValueError(f"{missing!r} and what follows is missing")
+    places[-1] = {len(data)}
+    for index in range(len(tokens) - 1, 0, -1):
+        if len(places[index]) > 1:
+            places[index] = {
+                start
+                for start in places[index]
+                if not places[index + 1].isdisjoint(_after(data, start, tokens[index]))
+            }
+    reaches: list[Reach] = []
+    told = len(data)
+    for token, ends in zip(reversed(tokens), reversed(places[1:]), strict=True):
+        if token or len(ends) > 1:
+            reaches.append(Reach(min(ends), max(ends)))
+            told = max(ends)
+        else:
+            (start,) = ends
+            reaches.append(_held(data, start, told))
+    return reaches[::-1]
+
+
+def _after(data: bytes, start: int, token: str) -> Iterator[int]:
+    """Where a token of this string can end that begins at `start`."""
+    if data.startswith(token.encode(), start):
+        yield start + len(token.encode())
+    if REPLACEMENT in token:
+        # What Python writes for bytes that are no character is what the tokenizers write.
+        for end in range(start + len(token), min(start + 4 * len(token), len(data)) + 1):
+            if data[start:end].decode(errors="replace") == token:
+                yield end
+    if not token and (control := _CONTROL_BYTES.match(data, start)) is not None:
+        yield control.end()
+    for other in _other_spellings(token, is_first=start == 0):
+        if data.startswith(other, start):
+            yield start + len(other)
+
+
+def _other_spellings(token: str, *, is_first: bool) -> Iterator[bytes]:
+    if (escaped := _ESCAPED.fullmatch(token)) is not None:
+        yield bytes.fromhex((escaped[1] or escaped[2]).replace("\\x", ""))
+    spaced = token.replace(_METASPACE, " ")
+    if spaced != token:
+        yield spaced.encode()
+    # SentencePiece puts a space before a text.
+    if is_first and spaced.startswith(" "):
+        yield spaced[1:].encode()
+
+
+def _held(data: bytes, start: int, told: int) -> Reach:
+    """The end of a token without a string: inside a character that the next one with a string, up
+    to `told`, brings whole. Without such a character it was an empty token.
+    """
+    insides = [i + 1 for i in range(start, told) if data[i] >= 0xC0]
+    return Reach(insides[0], insides[-1]) if insides else Reach(start, start)
+
+
+def _by_offsets(tokens: Sequence[str], offsets: Sequence[int], text: str) -> list[Reach] | None:
+    data = text.encode()
+    widths = {
+        "characters": [1] * len(text),
+        "UTF-16 units": [1 + (c > "\uffff") for c in text],
+        "bytes": [len(c.encode()) for c in text],
+    }
+    readings: list[list[Reach]] = []
+    for of_unit in widths.values():
+        place, unit, byte = {0: 0}, 0, 0
+        for width, in_bytes in zip(of_unit, widths["bytes"], strict=True):
+            unit, byte = unit + width, byte + in_bytes
+            place[unit] = byte
+        starts = [place.get(offset - offsets[0]) for offset in offsets]
+        reaches = _between(tokens, [*starts, len(data)], data)
+        if reaches is not None:
+            readings.append(reaches)
+    if not readings:
+        return None
+    # Where several units fit, they leave open what they do not agree on.
+    return [
+        Reach(min(end.least for end in ends), max(end.most for end in ends))
+        for ends in zip(*readings, strict=True)
+    ]
+
+
+def _between(
+    tokens: Sequence[str], starts: Sequence[int | None], data: bytes
+) -> list[Reach] | None:
+    """The tokens' ends, where all that have a string stand at their place and nothing is left."""
+    reaches: list[Reach] = []
+    for token, following, (start, end) in zip(
+        tokens, [*tokens[1:], " "], pairwise(starts), strict=True
+    ):
+        if start is None or end is None or end < start:
+            return None
+        # Bytes that complete a character may come before the string.
+        stands = bool(token) and data[start:end].endswith(token.encode())
+        if data[start:end].removesuffix(token.encode()).strip(_HIGH):
+            return None
+        if not stands and token.strip(REPLACEMENT):
+            return None
+        # It may hide the first bytes of the next character; no tokenizer joins them to a newline.
+        is_open = not following and not token.endswith("\n") and data[end : end + 1] >= b"\x80"
+        if stands or end > start:
+            reaches.append(Reach(end, end + is_open))
+        else:
+            inside = end + (data[end : end + 1] >= b"\x80")
+            reaches.append(Reach(inside, inside))
+    return reaches

@@ -1,7 +1,7 @@
 """How much may be under way at once: at each upstream, and in the whole server."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,6 +23,8 @@ class Upstream:
     scorers: tuple[Scorer, ...]
     """The ways to score that its server offers, best first."""
     max_concurrent: int
+    why_not: Mapping[Scoring, str] = field(default_factory=dict)
+    """Why a way that such servers may have is not among the scorers."""
     writing: asyncio.Semaphore = field(init=False)
     scoring: asyncio.Semaphore = field(init=False)
 
@@ -37,7 +39,8 @@ class Upstream:
                 return scorer
         ways = ", ".join(scorer.scoring for scorer in self.scorers) or "none"
         wanted = "no way to score" if way == "auto" else f"no '{way}'"
-        raise ScoringUnavailable(f"upstream '{self.name}' has {wanted}; it has: {ways}")
+        reasons = "".join(f"; no '{lost}': {why}" for lost, why in self.why_not.items())
+        raise ScoringUnavailable(f"upstream '{self.name}' has {wanted}; it has: {ways}{reasons}")
 
 
 class Admission:

@@ -30,10 +30,14 @@ STEPS = [
 
 @pytest.fixture(scope="module")
 def base_url(
-    vllm_url: str, llama_url: str, tmp_path_factory: pytest.TempPathFactory
+    vllm_url: str,
+    llama_url: str,
+    smollm2_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     template = demo_config().upstreams["student"].chat_template
     vllm = {"kind": "vllm", "base_url": vllm_url, "model": VLLM_MODEL}
+    openai = {**vllm, "kind": "openai", "tokenizer": str(smollm2_folder)}
     llama = {"kind": "llamacpp", "base_url": llama_url, "model": "smollm2"}
     config = {
         "upstreams": {
@@ -41,11 +45,13 @@ def base_url(
             "llama": llama,
             "vllm-templated": {**vllm, "chat_template": template},
             "llama-templated": {**llama, "chat_template": template},
+            "openai-templated": {**openai, "chat_template": template},
         },
         "models": {
             "vllm+vllm": {"student": "vllm-templated", "teacher": "vllm-templated"},
             "llama+vllm": {"student": "llama-templated", "teacher": "vllm-templated"},
             "vllm+llama": {"student": "vllm-templated", "teacher": "llama-templated"},
+            "openai+openai": {"student": "openai-templated", "teacher": "openai-templated"},
             "own-vllm": {"student": "vllm", "teacher": "vllm"},
             "own-llama": {"student": "llama", "teacher": "llama"},
         },
@@ -63,7 +69,7 @@ def post(base_url: str, path: str, body: dict[str, Any]) -> Any:
     return reply.json()
 
 
-@pytest.mark.parametrize("model", ["vllm+vllm", "llama+vllm", "vllm+llama"])
+@pytest.mark.parametrize("model", ["vllm+vllm", "llama+vllm", "vllm+llama", "openai+openai"])
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_whole_trajectories_come_out_right(base_url: str, model: str, threshold: float) -> None:
     body = {
@@ -78,7 +84,8 @@ def test_whole_trajectories_come_out_right(base_url: str, model: str, threshold:
     (choice,) = answer["choices"]
     text, trace = choice["message"]["content"], choice["motab"]
     assert "".join(text[span["start"] : span["end"]] for span in trace["spans"]) == text
-    assert trace["scoring"] == ("forced_decode" if model == "vllm+llama" else "prompt_logprobs")
+    others = {"vllm+llama": "forced_decode", "openai+openai": "echo"}
+    assert trace["scoring"] == others.get(model, "prompt_logprobs")
     roles = [span["role"] for span in trace["spans"]]
     usage = answer["usage"]["motab"]
     if threshold:
@@ -115,6 +122,14 @@ def test_the_servers_agree_with_transformers_on_a_given_text(base_url: str) -> N
         assert forced["value"] == pytest.approx(expected["value"], rel=0.02)
         assert forced["value"] == pytest.approx(exact["value"], rel=0.02)
         assert forced["entropy"] == pytest.approx(expected["entropy"], abs=0.05)
+
+
+def test_echo_gives_what_prompt_log_probabilities_give(base_url: str) -> None:
+    straight, echoed = scores(base_url, "vllm+vllm"), scores(base_url, "openai+openai")
+    for one, other in zip(straight, echoed, strict=True):
+        assert other["teacher_tokens"] == one["teacher_tokens"]
+        assert other["value"] == pytest.approx(one["value"], abs=1e-4)
+        assert other["entropy"] == pytest.approx(one["entropy"], abs=1e-2)
 
 
 def test_one_call_or_many_give_the_same_scores(base_url: str) -> None:

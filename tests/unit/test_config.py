@@ -238,6 +238,11 @@ def test_a_variable_that_is_not_set_is_named_with_its_place(
             "upstreams.large.tokenizer: string should have at least 1 character",
         ),
         (
+            "upstreams large",
+            {"kind": "openai", "base_url": "http://h", "model": "m", "tokenizer": "server"},
+            "upstreams.large.tokenizer: such a server tells no tokens: name the model's tokenizer",
+        ),
+        (
             "upstreams small max_concurrent",
             0,
             "upstreams.small.max_concurrent: input should be greater than or equal to 1",
