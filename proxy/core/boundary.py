@@ -13,5 +13,8 @@ def boundary(entropy: float | None, params: Params) -> float:
     if params.boundary == "static":
         return params.base_threshold
     if entropy is None:
-        raise ValueError("an entropy must be there for the adaptive boundary")
+        message = (
+            "an entropy must be there for the adaptive boundary, and the teacher's server gave"
+        )
+        raise ValueError(f"{message} none for this step; boundary: static needs none")
     return params.base_threshold * math.exp(-params.entropy_scale * entropy)
