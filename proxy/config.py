@@ -69,6 +69,9 @@ class RetriesConfig(_Section):
     """No new attempt begins later than this after the first."""
 
 
+_Reasoning = Literal["auto", "none", "think", "harmony"]
+
+
 class _Upstream(_Section):
     chat_template: str | None = None
     """A Jinja template, in place of the model's own."""
@@ -117,6 +120,8 @@ class _TokenServer(_RemoteUpstream):
 
     tokenizer: str = Field("server", min_length=1)
     """Where token ids come from: `server`, or a Hugging Face name, a folder, `tiktoken:NAME`."""
+    reasoning: _Reasoning = "auto"
+    """How its model thinks; `auto` finds out from its chat template."""
 
 
 class LlamaCppConfig(_TokenServer):
@@ -178,6 +183,8 @@ class EmbeddedConfig(_Upstream):
     kind: Literal["embedded"]
     model: str
     """A GGUF file's path, or `package:NAME` for one inside an installed package."""
+    reasoning: _Reasoning = "auto"
+    """How its model thinks; `auto` finds out from its chat template."""
     slots: int = Field(4, ge=1)
     """Requests decoded at once, each with a context of its own."""
     context_tokens: int = Field(4096, ge=16)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from proxy.api.metrics import Metrics
 from proxy.api.service import ServedModel, Service
+from proxy.backends.base import Call, MarkupReader
 from proxy.backends.calls import Calls
 from proxy.backends.chat_text import CountingReader
 from proxy.backends.embedded import embedded_server
@@ -18,6 +19,7 @@ from proxy.backends.litellm import HostedModel, LiteLLM
 from proxy.backends.litellm_library import load_library
 from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.openai import OpenAI
+from proxy.backends.reasoning import detect_reasoning
 from proxy.backends.retry import RetryPolicy
 from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
@@ -27,11 +29,13 @@ from proxy.config import (
     Config,
     EmbeddedConfig,
     LiteLLMConfig,
+    LlamaCppConfig,
     OpenAIConfig,
     SGLangConfig,
     UpstreamConfig,
     VllmConfig,
 )
+from proxy.core.reasoning import Reasoning
 from proxy.engine.limits import Upstream
 from proxy.engine.runner import Pair
 from proxy.errors import ConfigError, RequestError, UpstreamError
@@ -113,17 +117,44 @@ async def _open_upstream(
     )
     local = await _local_reader(name, config, template)
 
-    async def connected() -> _Backend:
+    async def connected() -> Upstream:
         backend = await _connect(client, config, template, local)
         await backend.check()
-        return backend
+        reader = local or backend
+        return Upstream(
+            name,
+            reader,
+            backend,
+            backend.scorers,
+            config.max_concurrent,
+            why_not=backend.why_not,
+            reasoning=await _reasoning(name, config, reader),
+            markup=reader,
+        )
 
-    backend = await _once_up(connected, wait_s)
+    upstream = await _once_up(connected, wait_s)
     client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
-    if isinstance(backend, OpenAI):
-        scorers, why_not = backend.scorers, backend.why_not
-        return Upstream(name, backend.reader, backend, scorers, config.max_concurrent, why_not)
-    return Upstream(name, local or backend, backend, (backend,), config.max_concurrent)
+    return upstream
+
+
+async def _reasoning(
+    name: str,
+    config: VllmConfig | SGLangConfig | LlamaCppConfig | EmbeddedConfig,
+    reader: MarkupReader,
+) -> Reasoning:
+    """How the upstream's model thinks: as configured, or as its template shows."""
+    found = Reasoning()
+    if config.reasoning in {"auto", "think"}:
+        found = await detect_reasoning(reader, Call("connect"))
+    if config.reasoning not in {"auto", found.kind}:
+        found = Reasoning(config.reasoning)
+    if found.kind == "harmony" and isinstance(config, EmbeddedConfig | LlamaCppConfig):
+        message = (
+            "llama.cpp's server does not write the special tokens of the harmony format (gpt-oss): "
+            "serve the model with vllm or sglang, or set reasoning: none"
+        )
+        raise ConfigError(f"upstreams.{name}.reasoning: {message}")
+    return found
 
 
 async def _open_hosted(
@@ -152,7 +183,11 @@ async def _open_hosted(
     stack.push_async_callback(backend.aclose)
     await _once_up(backend.connect, wait_s)
     calls.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
-    return Upstream(name, reader, backend, backend.scorers, config.max_concurrent)
+    # Its thoughts stand in tags; what it reads is the text as it is, for it has no prompt to tag.
+    reasoning = Reasoning("think" if config.reasoning == "keep" else "none")
+    return Upstream(
+        name, reader, backend, backend.scorers, config.max_concurrent, reasoning=reasoning
+    )
 
 
 async def _once_up(connect: Callable[[], Awaitable[T]], wait_s: float) -> T:

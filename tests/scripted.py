@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
+from proxy.core.reasoning import Reasoning
 from proxy.core.types import FinishReason, Scoring, StepScore
 from proxy.engine.limits import Upstream
 from proxy.engine.runner import Pair
@@ -90,6 +91,7 @@ class ScriptedBackend:
     scoring: Scoring = "prompt_logprobs"
     rendered: list[Question] = field(default_factory=list)
     encoded: list[str] = field(default_factory=list)
+    marked: list[str] = field(default_factory=list)
     writes: list[Writing] = field(default_factory=list)
     scorings: list[ScoreCall] = field(default_factory=list)
     max_scoring: int = 0
@@ -128,6 +130,15 @@ class ScriptedBackend:
         with call.clock.running():
             await self._called("encode")
         return [_segment(text) for text in texts]
+
+    async def markup(self, text: str, call: Call) -> Segment:
+        self.marked.append(text)
+        with call.clock.running():
+            await self._called("markup")
+        return _segment(text)
+
+    async def prompt_text(self, question: Question, call: Call) -> str:
+        return (await self.render(question, call)).text
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -189,9 +200,13 @@ class ScriptedBackend:
         return self.distort(found)
 
 
-def upstream(name: Literal["student", "teacher"], backend: ScriptedBackend) -> Upstream:
+def upstream(
+    name: Literal["student", "teacher"],
+    backend: ScriptedBackend,
+    reasoning: Reasoning | None = None,
+) -> Upstream:
     """The backend as the engine knows it."""
-    return Upstream(name, backend, backend, (backend,), max_concurrent=16)
+    return Upstream(name, backend, backend, (backend,), 16, reasoning, backend)
 
 
 def pair(student: ScriptedBackend, teacher: ScriptedBackend) -> Pair:

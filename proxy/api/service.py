@@ -14,6 +14,7 @@ from proxy.api.sse import DONE, ChunkWriter, named_event
 from proxy.backends.base import Call, Sampling, Scorer, UpstreamClock
 from proxy.config import ServerConfig
 from proxy.core.types import JUDGES, Breached, Judged
+from proxy.engine.contexts import ModelContext
 from proxy.engine.limits import Admission, Upstream
 from proxy.engine.runner import Outcome, Pair, TrajectoryRun, Usage, first_error
 from proxy.engine.score import score_text
@@ -294,9 +295,11 @@ class Service:
         options = self._options(model, request.motab, None)
         call = Call(request_id, clock)
         scorer = model.scorer(options, request.motab)
-        teacher = model.pair.of("teacher")
+        question = request.question()
+        bridge = model.pair.bridge("teacher", question)
+        reads = ModelContext(model.pair.of("teacher"), bridge, question, call)
         with self.admission.admit(1):
-            work = score_text(teacher, scorer, request.question(), request.text, options, call)
+            work = score_text(reads, scorer, request.text, options, call)
             scored = await self._within_deadline(work)
         spent = Usage(
             teacher_scored_tokens=scored.scored_tokens,

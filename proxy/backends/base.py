@@ -84,6 +84,8 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    special_tokens: bool = False
+    """Special tokens are written out: the text of a harmony model makes no sense without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,18 @@ class Reader(Protocol):
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         """Each text on its own, without special tokens; ids that stand for exactly that text."""
+        ...
+
+
+class MarkupReader(Reader, Protocol):
+    """A reader that also knows a model's special tokens, and its prompt as text."""
+
+    async def markup(self, text: str, call: Call) -> Segment:
+        """Text in which special tokens are themselves; none are added."""
+        ...
+
+    async def prompt_text(self, question: Question, call: Call) -> str:
+        """What `render` stands for, special tokens included."""
         ...
 
 

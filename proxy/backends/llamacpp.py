@@ -99,20 +99,27 @@ class LlamaCpp:
         await self._client.get("/health")
 
     async def render(self, question: Question, call: Call) -> Segment:
+        text = await self.prompt_text(question, call)
+        return Segment(text, await self._parsed(text, call, add_special=True))
+
+    async def prompt_text(self, question: Question, call: Call) -> str:
         if question.prompt is not None:
-            text = question.prompt
-        elif self._template is not None:
-            text = self._template.render(question.messages)
-        else:
-            reply = await self._client.post(
-                "/apply-template", {"messages": question.wire_messages()}, call
-            )
-            with self._client.expecting("/apply-template"):
-                text = str(reply["prompt"])
-        body = {"content": text, "add_special": True, "parse_special": True}
+            return question.prompt
+        if self._template is not None:
+            return self._template.render(question.messages)
+        body = {"messages": question.wire_messages()}
+        reply = await self._client.post("/apply-template", body, call)
+        with self._client.expecting("/apply-template"):
+            return str(reply["prompt"])
+
+    async def markup(self, text: str, call: Call) -> Segment:
+        return Segment(text, await self._parsed(text, call, add_special=False))
+
+    async def _parsed(self, text: str, call: Call, *, add_special: bool) -> tuple[int, ...]:
+        body = {"content": text, "add_special": add_special, "parse_special": True}
         reply = await self._client.post("/tokenize", body, call)
         with self._client.expecting("/tokenize"):
-            return Segment(text, tuple(map(int, reply["tokens"])))
+            return tuple(map(int, reply["tokens"]))
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         async with asyncio.TaskGroup() as group:

@@ -91,6 +91,21 @@ class SGLang:
         with self._client.expecting("/v1/tokenize"):
             return Segment(text, tuple(map(int, ids)))
 
+    async def prompt_text(self, question: Question, call: Call) -> str:
+        rendered = await self.render(question, call)
+        if rendered.text:
+            return rendered.text
+        ids = list(rendered.token_ids)
+        body = {"model": self._model, "tokens": ids, "skip_special_tokens": False}
+        reply = await self._client.post("/v1/detokenize", body, call)
+        with self._client.expecting("/v1/detokenize"):
+            return str(reply["text"])
+
+    async def markup(self, text: str, call: Call) -> Segment:
+        ids = await self._tokenize({"prompt": text, "add_special_tokens": False}, call)
+        with self._client.expecting("/v1/tokenize"):
+            return Segment(text, tuple(map(int, ids)))
+
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         # The server's tokenizer reads control tokens out of any text, and has no switch for it.
         parts = [split_control(as_in_running_text(text)) for text in texts]
@@ -123,6 +138,8 @@ class SGLang:
         }
         if sampling.seed is not None:
             sampled["sampling_seed"] = sampling.seed
+        if sampling.special_tokens:
+            sampled |= {"skip_special_tokens": False, "spaces_between_special_tokens": False}
         body = {
             "input_ids": context.token_ids,
             "sampling_params": sampled,

@@ -6,6 +6,7 @@ conventions of transformers' `tokenizer_config.json`.
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,13 +32,14 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 # What changes a text before it is cut. `Replace` stays: it writes SentencePiece's space.
 _REWRITING = {"Prepend", "NFC", "NFD", "NFKC", "NFKD", "Precompiled"}
+_TAG = re.compile(r"(<\|[^|<>\s]+\|>|</?think>)")
 # Encoding so many characters takes some 4 ms (1 us a character was measured, and 0.2 ms for the way
 # to a thread and back); more than that goes to a thread.
 _LONG = 4096
 
 
 class _Codec(Protocol):
-    """The three ways in which text becomes ids, and back."""
+    """The ways in which text becomes ids, and back."""
 
     def prompt(self, text: str) -> list[int]:
         """Special tokens are read out of the text, and the tokenizer's own are added."""
@@ -45,6 +47,10 @@ class _Codec(Protocol):
 
     def markup(self, text: str) -> list[int]:
         """Special tokens are read out of the text, none are added."""
+        ...
+
+    def inserted(self, text: str) -> list[int]:
+        """The same for markup in the middle of a text."""
         ...
 
     def plain(self, text: str) -> list[int]:
@@ -102,6 +108,13 @@ class LocalReader:
             raise RequestError(message, param="messages")
         ids = encode(text) if len(text) < _LONG else await asyncio.to_thread(encode, text)
         return Segment(text, tuple(ids))
+
+    async def prompt_text(self, question: Question, call: Call) -> str:
+        return (await self.render(question, call)).text
+
+    async def markup(self, text: str, call: Call) -> Segment:
+        del call
+        return Segment(text, tuple(self._codec.inserted(text)))
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         """See `Reader`. Raises `TokenizerFailed` where the ids would stand for another text."""
@@ -178,6 +191,13 @@ class _HuggingFace:
     def markup(self, text: str) -> list[int]:
         return _ids(self._whole, text, add_special_tokens=False)
 
+    def inserted(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in filter(None, _TAG.split(text)):
+            token = self._whole.token_to_id(part) if _TAG.fullmatch(part) else None
+            ids += self.plain(part) if token is None else [token]
+        return ids
+
     def plain(self, text: str) -> list[int]:
         return _ids(self._plain, text, add_special_tokens=False)
 
@@ -200,6 +220,9 @@ class _Tiktoken:
 
     def markup(self, text: str) -> list[int]:
         return self._encoding.encode(text, allowed_special="all")
+
+    def inserted(self, text: str) -> list[int]:
+        return self.markup(text)
 
     def plain(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)

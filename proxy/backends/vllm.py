@@ -105,6 +105,19 @@ class Vllm:
         ids = await self._tokenize({"prompt": text, "add_special_tokens": True}, call)
         return Segment(text, tuple(ids))
 
+    async def prompt_text(self, question: Question, call: Call) -> str:
+        rendered = await self.render(question, call)
+        if rendered.text:
+            return rendered.text
+        body = {"model": self._model, "tokens": list(rendered.token_ids)}
+        reply = await self._client.post("/detokenize", body, call)
+        with self._client.expecting("/detokenize"):
+            return str(reply["prompt"])
+
+    async def markup(self, text: str, call: Call) -> Segment:
+        ids = await self._tokenize({"prompt": text, "add_special_tokens": False}, call)
+        return Segment(text, tuple(ids))
+
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._encode(text, call)) for text in texts]
@@ -137,6 +150,8 @@ class Vllm:
         }
         if sampling.seed is not None:
             body["seed"] = sampling.seed
+        if sampling.special_tokens:
+            body |= {"skip_special_tokens": False, "spaces_between_special_tokens": False}
         end: FinishReason | None = None
         num_cached: int | None = None
         has_usage = False

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from proxy.backends.base import Reader, Scorer, Writer
+from proxy.backends.base import MarkupReader, Reader, Scorer, Writer
+from proxy.core.reasoning import Reasoning
 from proxy.core.types import Scoring
 from proxy.errors import Draining, OverCapacity, RequestError, ScoringUnavailable
 
@@ -25,6 +26,10 @@ class Upstream:
     max_concurrent: int
     why_not: Mapping[Scoring, str] = field(default_factory=dict)
     """Why a way that such servers may have is not among the scorers."""
+    reasoning: Reasoning | None = None
+    """How its model's text opens a thought; None where that is not known."""
+    markup: MarkupReader | None = None
+    """`reader`, where it knows special tokens; None: the model reads the text as it is."""
     writing: asyncio.Semaphore = field(init=False)
     scoring: asyncio.Semaphore = field(init=False)
 

@@ -5,14 +5,14 @@ decisions are the monitor's: this file only does what it says and tells it what 
 """
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from proxy.backends.base import Call, Context, Question, Sampling, Scorer
 from proxy.core.monitor import Monitor, monitor_for
 from proxy.core.params import Params
+from proxy.core.reasoning import Bridge, Reasoning
 from proxy.core.types import (
     Author,
     Breached,
@@ -30,6 +30,7 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
+from proxy.engine.contexts import ModelContext
 from proxy.engine.limits import Upstream
 from proxy.errors import MotabError, UpstreamMalformed
 
@@ -47,6 +48,19 @@ class Pair:
         if upstream is None:
             raise MotabError(f"this model has no {author}")
         return upstream
+
+    def bridge(self, author: Author, question: Question) -> Bridge:
+        """What lies between the visible text, which is the student's, and that model.
+
+        Nothing does for a raw prompt, which says itself how its answer begins, for a model that
+        reads no markup, and where one of the formats is not known.
+        """
+        model = self.of(author)
+        student = self.of("teacher" if self.student is None else "student").reasoning
+        reads_markup = model.markup is not None and question.prompt is None
+        if not reads_markup or model.reasoning is None or student is None:
+            return Bridge(Reasoning(), Reasoning())
+        return Bridge(student.visible, model.reasoning)
 
 
 @dataclass(slots=True)
@@ -103,7 +117,9 @@ class TrajectoryRun:
     _monitor: Monitor = field(init=False)
     _group: asyncio.TaskGroup = field(init=False)
     _usage: Usage = field(init=False, default_factory=Usage)
-    _contexts: dict[Author, Context] = field(init=False, default_factory=dict)
+    _contexts: dict[Author, ModelContext] = field(init=False, default_factory=dict)
+    _first_step: str = field(init=False, default="")
+    """The first step that was scored."""
     _writes: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
     _halted: set[int] = field(init=False, default_factory=set)
     _revise_tokens: int = field(init=False, default=0)
@@ -164,16 +180,26 @@ class TrajectoryRun:
     async def _write(self, command: Write) -> None:
         upstream = self.pair.of(command.author)
         is_student = command.author == "student"
+        reads = self._reads(command.author)
         sampling = self.sampling if is_student else self._teacher_sampling()
+        if reads.bridge.own.kind == "harmony":
+            sampling = replace(sampling, special_tokens=True)
+        # With that stitch the flawed steps stand before what it writes.
+        follows = not is_student and self.params.stitch == "flawed"
+        before = self._first_step if follows else ""
         async with upstream.writing:
-            context = await self._context(command.author, command.steps)
+            context = await reads.at(command.steps, before)
+            translator = reads.translator(command.steps, before)
             self._count_call(context, is_student=is_student)
             drafts = upstream.writer.write(context, sampling, command.max_tokens, self.call)
             async with aclosing(drafts):
                 async for draft in drafts:
-                    if draft.pieces:
-                        self._count_tokens(len(draft.pieces), is_student=is_student)
-                        self._tell(Wrote(command.write_id, draft.pieces))
+                    self._count_tokens(len(draft.pieces), is_student=is_student)
+                    pieces = translator.feed(draft.pieces)
+                    if draft.end is not None:
+                        pieces += translator.end()
+                    if pieces:
+                        self._tell(Wrote(command.write_id, pieces))
                     if draft.end is not None:
                         if not is_student:
                             self._count_cached(draft.num_cached_tokens)
@@ -185,8 +211,9 @@ class TrajectoryRun:
     async def _score(self, command: Score) -> None:
         if self.scorer is None:
             raise MotabError("nothing scores this trajectory; please report this")
+        self._first_step = command.steps[0]
         async with self.pair.of("teacher").scoring:
-            context = await self._context("teacher", command.steps)
+            context = await self._reads("teacher").at(command.steps)
             scores = await self.scorer.score(
                 context,
                 command.num_new,
@@ -199,23 +226,16 @@ class TrajectoryRun:
         self._count_cached(scores.num_cached_tokens)
         self._tell(Scored(scores.steps, scores.next_entropy))
 
-    async def _context(self, author: Author, steps: Sequence[str]) -> Context:
-        """The author's context brought to exactly `steps`; only what is new is tokenised."""
-        reader = self.pair.of(author).reader
-        context = self._contexts.get(author)
-        if context is None:
-            prompt = await reader.render(self.question, self.call)
-            context = Context(prompt, question=self.question)
+    def _reads(self, author: Author) -> ModelContext:
+        """The author's context, which grows with the trajectory."""
+        if author not in self._contexts:
+            # A teacher that writes all by itself writes as it would.
+            alone = self.params.method == "teacher"
+            pair = Pair(None, self.pair.teacher) if alone else self.pair
+            bridge = pair.bridge(author, self.question)
+            context = ModelContext(self.pair.of(author), bridge, self.question, self.call)
             self._contexts[author] = context
-        num_common = 0
-        for own, wanted in zip(context.steps, steps, strict=False):
-            if own.text != wanted:
-                break
-            num_common += 1
-        context.truncate(num_common)
-        for segment in await reader.encode(steps[num_common:], self.call):
-            context.append(segment)
-        return context
+        return self._contexts[author]
 
     def _teacher_sampling(self) -> Sampling:
         return Sampling(

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from proxy.backends.base import Call, Context, Question, Scorer
+from proxy.backends.base import Call, Scorer
 from proxy.core.params import Params
 from proxy.core.segmenter import split_steps
 from proxy.core.types import Step, StepTrace
 from proxy.core.verdict import bifurcation_of, judge, placed
-from proxy.engine.limits import Upstream
+from proxy.engine.contexts import ModelContext
 from proxy.errors import RequestError, UpstreamMalformed
 
 
@@ -24,20 +24,18 @@ class ScoredText:
 
 
 async def score_text(
-    teacher: Upstream, scorer: Scorer, question: Question, text: str, params: Params, call: Call
+    reads: ModelContext, scorer: Scorer, text: str, params: Params, call: Call
 ) -> ScoredText:
-    """Cut `text` into steps and let `scorer`, which is one of `teacher`'s, score all of them.
+    """Cut `text` into steps and let `scorer`, one of the teacher's that `reads`, score all of them.
 
     Raises `RequestError` for an empty text.
     """
     texts = split_steps(text, params.delimiter)
     if not texts:
         raise RequestError("text is empty: there is no step to score", param="text")
+    teacher = reads.upstream
     async with teacher.scoring:
-        context = Context(await teacher.reader.render(question, call), question=question)
-        prompt_tokens = len(context.token_ids)
-        for segment in await teacher.reader.encode(texts, call):
-            context.append(segment)
+        context = await reads.at(texts)
         scores = await scorer.score(
             context, len(texts), params.entropy_top_k, call, entropy_known=False
         )
@@ -53,7 +51,7 @@ async def score_text(
         steps=placed(steps, len(steps)),
         breach=breach,
         bifurcation=None if breach is None else bifurcation_of(steps[: breach + 1], params),
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=context.bounds[0],
         scored_tokens=scores.num_tokens,
         cached_tokens=scores.num_cached_tokens,
     )

@@ -11,7 +11,9 @@ import pytest
 from proxy.backends.base import Call, Context, Draft, Message, Question, Sampling, Scores, Segment
 from proxy.backends.llamacpp import LlamaCpp, SlotPool
 from proxy.backends.template import ChatTemplate
+from proxy.config import load_config
 from proxy.errors import (
+    ConfigError,
     ContextExceeded,
     MotabError,
     UpstreamFailed,
@@ -19,6 +21,7 @@ from proxy.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
+from proxy.wiring import open_service
 from tests.integration.replay import (
     CALL,
     GREEDY,
@@ -118,6 +121,37 @@ async def test_messages_are_rendered_by_the_server_s_own_template(up: Replay) ->
     rendered = await backend(up).render(QUESTION, CALL)
     assert rendered.text.endswith("What is 7+5?<|im_end|>\n<|im_start|>assistant\n")
     assert rendered.token_ids == tuple(scored_prompts()[0])
+
+
+async def test_the_rendered_prompt_can_be_read_as_text(up: Replay) -> None:
+    up.on("POST", "/apply-template", LLAMACPP.answering("apply_template"))
+    text = await backend(up).prompt_text(QUESTION, CALL)
+    assert text.endswith("What is 7+5?<|im_end|>\n<|im_start|>assistant\n")
+
+
+async def test_markup_is_read_as_special_tokens(up: Replay) -> None:
+    up.on("POST", "/tokenize", json_reply({"tokens": [5, 6]}))
+    assert await backend(up).markup("<|end|>", CALL) == Segment("<|end|>", (5, 6))
+    (body,) = up.bodies("/tokenize")
+    assert body == {"content": "<|end|>", "add_special": False, "parse_special": True}
+
+
+async def test_a_harmony_model_is_refused_for_its_special_tokens_are_not_written(
+    up: Replay, tmp_path: Path
+) -> None:
+    up.on("GET", "/props", json_reply(LLAMACPP.body("props")))
+    up.on("GET", "/health", json_reply(LLAMACPP.body("health")))
+    up.on("POST", "/tokenize", LLAMACPP.answering("tokenize_follower"))
+    up.on("POST", "/apply-template", json_reply({"prompt": "Is it raining?<|start|>assistant"}))
+    path = tmp_path / "motab.yaml"
+    path.write_text(
+        f"upstreams: {{a: {{kind: llamacpp, base_url: '{up.client.base_url}', model: m}}}}\n"
+        "models: {pair: {student: a, teacher: a}}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match=r"^upstreams\.a\.reasoning: llama.cpp's server"):
+        async with open_service(load_config(path)):
+            pass
 
 
 async def test_a_configured_template_is_rendered_here(up: Replay) -> None:

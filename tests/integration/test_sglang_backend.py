@@ -23,6 +23,7 @@ from proxy.backends.base import (
 from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
 from proxy.config import load_config
+from proxy.core.reasoning import Reasoning
 from proxy.engine.limits import Upstream
 from proxy.errors import (
     ConfigError,
@@ -41,6 +42,8 @@ from tests.integration.replay import (
     QUESTION,
     Recording,
     Replay,
+    Reply,
+    Seen,
     cut,
     entropy_from,
     json_reply,
@@ -126,14 +129,17 @@ async def test_an_odd_list_of_models_is_our_error(up: Replay) -> None:
 
 
 @asynccontextmanager
-async def configured(up: Replay, folder: Path) -> AsyncIterator[Upstream]:
+async def configured(
+    up: Replay, folder: Path, reasoning: str = "none"
+) -> AsyncIterator[Upstream]:
     """The scripted server as an upstream of kind sglang that runs one request at once."""
-    up.on("POST", TOKENIZE, SGLANG.answering("tokenize_follower", "encode_steps"))
+    if reasoning == "none":
+        up.on("POST", TOKENIZE, SGLANG.answering("tokenize_follower", "encode_steps"))
     up.on("GET", "/v1/models", json_reply(SGLANG.body("models")))
     path = folder / "motab.yaml"
     path.write_text(
         f"upstreams: {{a: {{kind: sglang, base_url: '{up.client.base_url}', model: smollm2, "
-        "max_concurrent: 1}}\n"
+        f"max_concurrent: 1, reasoning: {reasoning}}}}}\n"
         "models: {pair: {student: a, teacher: a}}\n",
         encoding="utf-8",
     )
@@ -148,6 +154,45 @@ async def test_an_upstream_of_kind_sglang_is_served_by_this_backend(
     async with configured(up, tmp_path) as upstream:
         assert isinstance(upstream.writer, SGLang)
         assert [seen.path for seen in up.seen] == [TOKENIZE, "/v1/models"]
+        assert upstream.reasoning == Reasoning("none")
+        assert upstream.markup is upstream.reader
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "prompt", "expected", "num_rendered"),
+    [
+        ("auto", "{}<A><think>\n", Reasoning("think", opened=True), 1),
+        ("auto", "{}<A>", Reasoning("none"), 2),
+        ("auto", "{}<|start|>assistant", Reasoning("harmony"), 1),
+        ("harmony", "", Reasoning("harmony"), 0),
+        ("think", "{}<A>", Reasoning("think"), 2),
+        ("think", "{}<A><think>\n", Reasoning("think", opened=True), 1),
+    ],
+)
+async def test_how_its_model_thinks_is_found_out_once(
+    up: Replay,
+    tmp_path: Path,
+    reasoning: str,
+    prompt: str,
+    expected: Reasoning,
+    num_rendered: int,
+) -> None:
+    def tokens(seen: Seen) -> Reply:
+        if "messages" not in seen.body:
+            return SGLANG.answering("tokenize_follower")(seen)
+        return json_reply({"tokens": [len(seen.body["messages"]), 5]})
+
+    def text(seen: Seen) -> Reply:
+        assert seen.body["skip_special_tokens"] is False
+        told = "Is it raining?" + ("" if seen.body["tokens"][0] == 1 else "The ground is dry")
+        return json_reply({"text": prompt.format(told)})
+
+    up.on("POST", TOKENIZE, tokens)
+    up.on("POST", "/v1/detokenize", text)
+    async with configured(up, tmp_path, reasoning) as upstream:
+        asked = [TOKENIZE, "/v1/models"] + [TOKENIZE, "/v1/detokenize"] * num_rendered
+        assert [seen.path for seen in up.seen] == asked
+        assert upstream.reasoning == expected
 
 
 async def test_a_tokenizer_of_our_own_reads_where_the_configuration_names_one(
@@ -237,6 +282,23 @@ async def test_a_configured_template_is_rendered_here(up: Replay) -> None:
     rendered = await templated.render(question, CALL)
     assert rendered.text == "Paris is nice.\n\nBerlin is"
     assert rendered.token_ids[-1] == 314
+
+
+async def test_markup_is_read_as_special_tokens(up: Replay) -> None:
+    up.on("POST", TOKENIZE, json_reply({"tokens": [5, 6]}))
+    assert await backend(up).markup("<|end|>", CALL) == Segment("<|end|>", (5, 6))
+    assert up.bodies(TOKENIZE)[-1]["prompt"] == "<|end|>"
+    assert up.bodies(TOKENIZE)[-1]["add_special_tokens"] is False
+
+
+async def test_special_tokens_are_written_out_where_they_are_asked_for(up: Replay) -> None:
+    up.on("POST", GENERATE, stream_reply(SGLANG.body("delta_eos")))
+    context = Context(Segment("", (1, 2, 3)))
+    async for _ in backend(up).write(context, Sampling(0.0, special_tokens=True), 9, CALL):
+        pass
+    sampled = up.bodies(GENERATE)[0]["sampling_params"]
+    assert sampled["skip_special_tokens"] is False
+    assert sampled["spaces_between_special_tokens"] is False
 
 
 async def test_all_texts_are_encoded_in_one_request_and_in_their_order(up: Replay) -> None:

@@ -127,6 +127,38 @@ async def test_messages_are_rendered_by_the_server_s_own_template(up: Replay) ->
     assert rendered.token_ids == tuple(SCORED_IDS[:NUM_PROMPT])
 
 
+async def test_the_rendered_prompt_can_be_read_as_text(up: Replay) -> None:
+    up.on("POST", "/tokenize", VLLM.answering("render_chat"))
+    up.on("POST", "/detokenize", json_reply({"prompt": "<|im_start|>assistant\n"}))
+    assert await backend(up).prompt_text(QUESTION, CALL) == "<|im_start|>assistant\n"
+    assert up.bodies("/detokenize") == [{"model": MODEL, "tokens": SCORED_IDS[:NUM_PROMPT]}]
+
+
+async def test_a_prompt_rendered_here_is_known_as_text(up: Replay) -> None:
+    up.on("POST", "/tokenize", json_reply({"tokens": [5]}))
+    assert await backend(up, "{{ messages[0].content }}").prompt_text(QUESTION, CALL) == (
+        "What is 7+5?"
+    )
+
+
+async def test_markup_is_read_as_special_tokens(up: Replay) -> None:
+    up.on("POST", "/tokenize", json_reply({"tokens": [5, 6]}))
+    assert await backend(up).markup("<|end|>", CALL) == Segment("<|end|>", (5, 6))
+    (body,) = up.bodies("/tokenize")
+    assert body == {"model": MODEL, "prompt": "<|end|>", "add_special_tokens": False}
+
+
+async def test_special_tokens_are_written_out_where_they_are_asked_for(up: Replay) -> None:
+    up.on("POST", COMPLETIONS, stream_reply(VLLM.body("interval1_eos")))
+    async for _ in backend(up).write(
+        Context(Segment("", (1, 2))), Sampling(0.0, special_tokens=True), 9, CALL
+    ):
+        pass
+    (body,) = up.bodies(COMPLETIONS)
+    assert body["skip_special_tokens"] is False
+    assert body["spaces_between_special_tokens"] is False
+
+
 async def test_a_raw_prompt_stands_as_it_is_and_gets_the_tokenizer_s_specials(up: Replay) -> None:
     up.on("POST", "/tokenize", VLLM.answering("render_prompt"))
     text = "Paris is nice.\n\nBerlin is"

@@ -80,7 +80,7 @@ def llama2(shape: Callable[[Tokenizer], None]) -> Tokenizer:
     merges: list[tuple[str, str]] = []
     for byte in range(256):
         vocab[f"<0x{byte:02X}>"] = len(vocab)
-    for char in ("▁", *sorted(set("".join(WORDS)) | set(".,<>/s"))):
+    for char in ("▁", *sorted(set("".join(WORDS)) | set(".,<>/thinks"))):
         vocab.setdefault(char, len(vocab))
     for word in WORDS:
         for start in ("▁" + word, word):
@@ -219,6 +219,27 @@ async def test_special_tokens_in_a_step_are_text_and_in_a_prompt_they_are_themse
     ids = await ids_of(deepseek, f"a{special}b")
     assert end not in ids
     assert len(ids) > 3
+
+
+async def test_markup_is_special_tokens_and_what_stands_between_them(
+    deepseek: LocalReader,
+) -> None:
+    whole = await deepseek.render(Question(prompt="<think>\n\n</think>\n\n"), CALL)
+    assert await deepseek.markup("<think>\n\n</think>\n\n", CALL) == whole
+    assert len(whole.token_ids) == 4
+
+
+async def test_markup_amid_a_text_gets_no_space(llama2_folder: Path) -> None:
+    reader = load_tokenizer(str(llama2_folder), None)
+    tokenizer = tokenizer_of(llama2_folder)
+    ids = (await reader.markup("<think>so\n", CALL)).token_ids
+    assert tokenizer.token_to_id("▁") not in ids
+    assert tokenizer.decode([SPACE, *ids]) == "<think>so\n"
+
+
+async def test_the_prompt_is_known_as_text(llama2_folder: Path) -> None:
+    reader = load_tokenizer(str(llama2_folder), None)
+    assert await reader.prompt_text(HELLO, CALL) == "<s>[user]Hello</s>[assistant]"
 
 
 async def test_a_step_that_ends_in_newlines_has_the_tokens_it_has_before_a_word(

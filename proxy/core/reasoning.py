@@ -1,0 +1,240 @@
+r"""How models open and close their thoughts, and how one model's text reads in another's way.
+
+The visible text is what clients see, what is cut into steps and stitched: the student's own, byte
+for byte. Only a harmony model's (gpt-oss) is written in `<think>` tags there. Each model's context
+is made from it by mapping the tags, and each model's text is mapped back; the words are never
+touched, but for the blank lines that belong to a tag.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+ReasoningKind = Literal["none", "think", "harmony"]
+_OPEN, _CLOSE = "<think>", "</think>"
+_START, _CHANNEL, _MESSAGE, _END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
+_FINAL = f"{_CHANNEL}final{_MESSAGE}"
+_State = Literal["free", "thinking", "answering"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A model's format. `opened` says that its prompt has opened the thought (`think` only)."""
+
+    kind: ReasoningKind = "none"
+    opened: bool = False
+
+    @property
+    def visible(self) -> "Reasoning":
+        """The format in which clients see the text."""
+        return Reasoning("think") if self.kind == "harmony" else self
+
+    @property
+    def opening(self) -> str:
+        """What begins a thought after the prompt."""
+        if self.kind == "harmony":
+            return f"{_CHANNEL}analysis{_MESSAGE}"
+        return f"{_OPEN}\n" if self.kind == "think" and not self.opened else ""
+
+    @property
+    def no_thought(self) -> str:
+        """What begins an answer after the prompt, where no thought comes before it."""
+        if self.kind == "harmony":
+            return _FINAL
+        return f"{self.opening}\n{_CLOSE}\n\n" if self.kind == "think" else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a step as a model reads it: words, or markup that is read as special tokens."""
+
+    text: str
+    markup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The visible steps in one model's format; `prefix` is markup between prompt and steps."""
+
+    prefix: str
+    steps: tuple[tuple[Part, ...], ...]
+    state: _State
+    """Where the model stands after them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """Between the visible text and one model."""
+
+    visible: Reasoning
+    own: Reasoning
+
+    def read(self, steps: Sequence[str], before: str = "") -> Reading:
+        """What the model reads for `steps`. The mapping of a step depends on none after it.
+
+        `before` is the beginning of the visible text where `steps` is empty, but text that the
+        model does not read stands before what it will write.
+        """
+        first = steps[0] if steps else before
+        free = self.visible == Reasoning("think")
+        if free and not first:
+            return Reading("", (), "free")
+        opens = free and _is_opening(first)
+        thinks = opens or self.visible.opened
+        prefix = self.own.opening if thinks else self.own.no_thought
+        if (opens and steps) or (self.own == self.visible and not opens):
+            prefix = ""  # the first step has the tag, or nothing is mapped
+        closes = any(_CLOSE in step for step in steps)
+        state: _State = "thinking" if thinks and not closes else "answering"
+        return Reading(prefix, tuple(self._mapped(steps, opens=opens, thinks=thinks)), state)
+
+    def _mapped(
+        self, steps: Sequence[str], *, opens: bool, thinks: bool
+    ) -> Iterator[tuple[Part, ...]]:
+        for step in steps:
+            parts, text = [], step
+            if opens and self.own != self.visible:
+                parts, text = [Part(self.own.opening, markup=True)], _after_opening(step)
+            if thinks and _CLOSE in text:
+                thinks = False
+                parts += self._closing(text)
+            else:
+                parts.append(Part(text))
+            opens = False
+            yield tuple(part for part in parts if part.text) or (Part(step),)
+
+    def _closing(self, text: str) -> list[Part]:
+        """A step that ends the thought; only its first closing tag counts."""
+        if self.own.kind == "think":
+            return [Part(text)]
+        thought, _, answer = text.partition(_CLOSE)
+        # One line end before the tag and two after it belong to it.
+        thought = thought.removesuffix("\n")
+        answer = answer.removeprefix("\n").removeprefix("\n")
+        if self.own.kind == "harmony":
+            close = Part(f"{_END}{_START}assistant{_FINAL}", markup=True)
+            return [Part(thought), close, Part(answer)]
+        both = thought.strip() and answer
+        return [Part(f"{thought}\n\n{answer}" if both else thought + answer)]
+
+    def writing(self, state: _State) -> "Translator":
+        """Turns what the model writes after a reading with that state into visible text."""
+        if self.own.kind == "harmony":
+            return _FromHarmony(state)
+        # Its prompt has opened the thought, out of the reader's sight.
+        opens = state == "free" and self.own.opened and not self.visible.opened
+        return Translator(f"{_OPEN}\n" if opens else "")
+
+
+class Translator:
+    """Maps a stream of pieces, one a token, to as many pieces of visible text.
+
+    It may keep its last piece back until the next one, or the end, tells what it stands for.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
+
+    def feed(self, pieces: tuple[str, ...]) -> tuple[str, ...]:
+        """The pieces that are now certain."""
+        if self._prefix and pieces:
+            pieces = (self._prefix + pieces[0], *pieces[1:])
+            self._prefix = ""
+        return pieces
+
+    def end(self) -> tuple[str, ...]:
+        """The piece that was kept back, if there is one."""
+        return ()
+
+
+class _FromHarmony(Translator):
+    """Messages on the channels analysis and commentary are thoughts, those on final the answer."""
+
+    def __init__(self, state: _State) -> None:
+        super().__init__()
+        self._state: _State = state
+        self._in_header = state == "free"
+        self._buffer = ""
+        self._kept: str | None = None
+
+    def feed(self, pieces: tuple[str, ...]) -> tuple[str, ...]:
+        certain: list[str] = []
+        for piece in pieces:
+            if self._kept is not None:
+                certain.append(self._kept)
+            self._buffer += piece
+            text = self._drained()
+            self._kept = text if self._buffer else None
+            if self._kept is None:
+                certain.append(text)
+        return tuple(certain)
+
+    def end(self) -> tuple[str, ...]:
+        if self._kept is None:
+            return ()
+        # Half a tag is text, half a header is none.
+        rest = "" if self._in_header else self._buffer
+        return (self._kept + rest,)
+
+    def _drained(self) -> str:
+        """The visible text of the buffer, as far as it is certain."""
+        text = ""
+        while True:
+            if self._in_header:
+                if self._buffer and not _may_be_header(self._buffer):
+                    text += self._begin("final")  # a model that leaves the header out
+                    continue
+                header, found, rest = self._buffer.partition(_MESSAGE)
+                if not found:
+                    return text
+                self._buffer = rest
+                text += self._begin(_channel(header))
+            else:
+                cut = _first_tag(self._buffer)
+                text += self._buffer[:cut]
+                self._buffer = self._buffer[cut:]
+                if not self._buffer.startswith((_END, _START, _CHANNEL)):
+                    return text
+                self._buffer = self._buffer.removeprefix(_END)
+                self._in_header = True
+
+    def _begin(self, channel: str) -> str:
+        """The visible text between the message before and one on that channel."""
+        self._in_header = False
+        before, is_thought = self._state, channel not in {"final", ""}
+        if before == "free":
+            self._state = "thinking" if is_thought else "answering"
+            return f"{_OPEN}\n" if is_thought else ""
+        if before == "thinking" and not is_thought:
+            self._state = "answering"
+            return f"\n{_CLOSE}\n\n"
+        return "\n\n"
+
+
+def _is_opening(text: str) -> bool:
+    return text.lstrip().startswith(_OPEN)
+
+
+def _after_opening(text: str) -> str:
+    return text.lstrip().removeprefix(_OPEN).removeprefix("\n")
+
+
+def _may_be_header(text: str) -> bool:
+    return any(text.startswith(tag) or tag.startswith(text) for tag in (_START, _CHANNEL, _MESSAGE))
+
+
+def _channel(header: str) -> str:
+    """`final` of `<|start|>assistant<|channel|>final <|constrain|>json`."""
+    name = header.partition(_CHANNEL)[2].partition("<|")[0].split()
+    return name[0] if name else ""
+
+
+def _first_tag(text: str) -> int:
+    """Where the first tag begins, or what may become one; the length where there is none."""
+    start = text.find("<")
+    while start >= 0:
+        rest = text[start:]
+        if any(rest.startswith(tag) or tag.startswith(rest) for tag in (_END, _START, _CHANNEL)):
+            return start
+        start = text.find("<", start + 1)
+    return len(text)
