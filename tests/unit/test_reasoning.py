@@ -234,6 +234,14 @@ def test_a_harmony_model_s_text_becomes_thoughts_in_tags_and_an_answer() -> None
     assert written(HARMONY, THINK, f"{FINAL}It is 4.") == "It is 4."
 
 
+@given(WORDS, WORDS)
+def test_what_a_harmony_model_wrote_it_reads_again_as_it_wrote_it(
+    thought: str, answer: str
+) -> None:
+    raw = f"{ANALYSIS}{thought}{TO_FINAL}{answer}"
+    assert read(THINK, HARMONY, written(HARMONY, THINK, raw)) == raw
+
+
 def test_messages_on_one_channel_are_paragraphs() -> None:
     raw = f"{ANALYSIS}a<|end|><|start|>assistant<|channel|>commentary<|message|>b{TO_FINAL}c"
     assert written(HARMONY, THINK, raw) == "<think>\na\n\nb\n</think>\n\nc"
