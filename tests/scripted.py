@@ -137,8 +137,9 @@ class ScriptedBackend:
             await self._called("markup")
         return _segment(text)
 
-    async def prompt_text(self, question: Question, call: Call) -> str:
-        return (await self.render(question, call)).text
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
+        del call
+        return rendered.text
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call

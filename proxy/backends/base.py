@@ -193,8 +193,8 @@ class MarkupReader(Reader, Protocol):
         """Text in which special tokens are themselves; none are added."""
         ...
 
-    async def prompt_text(self, question: Question, call: Call) -> str:
-        """What `render` stands for, special tokens included."""
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
+        """The text of what `render` gave, special tokens included."""
         ...
 
 

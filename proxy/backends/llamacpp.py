@@ -99,18 +99,21 @@ class LlamaCpp:
         await self._client.get("/health")
 
     async def render(self, question: Question, call: Call) -> Segment:
-        text = await self.prompt_text(question, call)
+        if question.prompt is not None:
+            text = question.prompt
+        elif self._template is not None:
+            text = self._template.render(question.messages)
+        else:
+            reply = await self._client.post(
+                "/apply-template", {"messages": question.wire_messages()}, call
+            )
+            with self._client.expecting("/apply-template"):
+                text = str(reply["prompt"])
         return Segment(text, await self._parsed(text, call, add_special=True))
 
-    async def prompt_text(self, question: Question, call: Call) -> str:
-        if question.prompt is not None:
-            return question.prompt
-        if self._template is not None:
-            return self._template.render(question.messages)
-        body = {"messages": question.wire_messages()}
-        reply = await self._client.post("/apply-template", body, call)
-        with self._client.expecting("/apply-template"):
-            return str(reply["prompt"])
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
+        del call
+        return rendered.text
 
     async def markup(self, text: str, call: Call) -> Segment:
         return Segment(text, await self._parsed(text, call, add_special=False))

@@ -19,9 +19,8 @@ async def detect_reasoning(reader: MarkupReader, call: Call) -> Reasoning:
     closed thought wants none; one that forgets the thoughts of earlier answers leaves the opening
     to the model. A model without a template is asked with raw prompts only, which have no format.
     """
-    try:
-        prompt = await reader.prompt_text(Question((Message("user", _ASKED),)), call)
-    except (RequestError, UpstreamRefused):
+    prompt = await _prompt(reader, (Message("user", _ASKED),), call)
+    if prompt is None:
         return Reasoning()
     tail = prompt.rpartition(_ASKED)[2].rstrip()
     if tail.endswith("<|start|>assistant"):
@@ -30,9 +29,15 @@ async def detect_reasoning(reader: MarkupReader, call: Call) -> Reasoning:
         return Reasoning("think", opened=True)
     if tail.endswith("</think>"):
         return Reasoning()
-    try:
-        history = await reader.prompt_text(Question(_HISTORY), call)
-    except (RequestError, UpstreamRefused):
-        return Reasoning()
-    forgets = _THOUGHT not in history and _ANSWERED in history
+    history = await _prompt(reader, _HISTORY, call)
+    forgets = history is not None and _THOUGHT not in history and _ANSWERED in history
     return Reasoning("think") if forgets else Reasoning()
+
+
+async def _prompt(reader: MarkupReader, messages: tuple[Message, ...], call: Call) -> str | None:
+    """The rendered messages as text; None where the template is missing, or takes none of them."""
+    try:
+        rendered = await reader.render(Question(messages), call)
+    except (RequestError, UpstreamRefused):
+        return None
+    return await reader.prompt_text(rendered, call)

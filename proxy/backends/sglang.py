@@ -91,8 +91,7 @@ class SGLang:
         with self._client.expecting("/v1/tokenize"):
             return Segment(text, tuple(map(int, ids)))
 
-    async def prompt_text(self, question: Question, call: Call) -> str:
-        rendered = await self.render(question, call)
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
         if rendered.text:
             return rendered.text
         ids = list(rendered.token_ids)

@@ -109,8 +109,9 @@ class LocalReader:
         ids = encode(text) if len(text) < _LONG else await asyncio.to_thread(encode, text)
         return Segment(text, tuple(ids))
 
-    async def prompt_text(self, question: Question, call: Call) -> str:
-        return (await self.render(question, call)).text
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
+        del call
+        return rendered.text
 
     async def markup(self, text: str, call: Call) -> Segment:
         del call
@@ -193,10 +194,15 @@ class _HuggingFace:
 
     def inserted(self, text: str) -> list[int]:
         ids: list[int] = []
-        for part in filter(None, _TAG.split(text)):
+        words = ""
+        for part in _TAG.split(text):
             token = self._whole.token_to_id(part) if _TAG.fullmatch(part) else None
-            ids += self.plain(part) if token is None else [token]
-        return ids
+            if token is None:  # a tag that this model has no token for is words
+                words += part
+            else:
+                ids += [*self.plain(words), token]
+                words = ""
+        return ids + self.plain(words)
 
     def plain(self, text: str) -> list[int]:
         return _ids(self._plain, text, add_special_tokens=False)

@@ -105,8 +105,7 @@ class Vllm:
         ids = await self._tokenize({"prompt": text, "add_special_tokens": True}, call)
         return Segment(text, tuple(ids))
 
-    async def prompt_text(self, question: Question, call: Call) -> str:
-        rendered = await self.render(question, call)
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
         if rendered.text:
             return rendered.text
         body = {"model": self._model, "tokens": list(rendered.token_ids)}

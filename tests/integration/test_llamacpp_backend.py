@@ -123,12 +123,6 @@ async def test_messages_are_rendered_by_the_server_s_own_template(up: Replay) ->
     assert rendered.token_ids == tuple(scored_prompts()[0])
 
 
-async def test_the_rendered_prompt_can_be_read_as_text(up: Replay) -> None:
-    up.on("POST", "/apply-template", LLAMACPP.answering("apply_template"))
-    text = await backend(up).prompt_text(QUESTION, CALL)
-    assert text.endswith("What is 7+5?<|im_end|>\n<|im_start|>assistant\n")
-
-
 async def test_markup_is_read_as_special_tokens(up: Replay) -> None:
     up.on("POST", "/tokenize", json_reply({"tokens": [5, 6]}))
     assert await backend(up).markup("<|end|>", CALL) == Segment("<|end|>", (5, 6))
@@ -141,7 +135,7 @@ async def test_a_harmony_model_is_refused_for_its_special_tokens_are_not_written
 ) -> None:
     up.on("GET", "/props", json_reply(LLAMACPP.body("props")))
     up.on("GET", "/health", json_reply(LLAMACPP.body("health")))
-    up.on("POST", "/tokenize", LLAMACPP.answering("tokenize_follower"))
+    up.on("POST", "/tokenize", json_reply({"tokens": [81]}))
     up.on("POST", "/apply-template", json_reply({"prompt": "Is it raining?<|start|>assistant"}))
     path = tmp_path / "motab.yaml"
     path.write_text(

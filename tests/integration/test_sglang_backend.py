@@ -20,6 +20,7 @@ from proxy.backends.base import (
     Scores,
     Segment,
 )
+from proxy.backends.reasoning import detect_reasoning
 from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
 from proxy.config import load_config
@@ -282,6 +283,12 @@ async def test_a_configured_template_is_rendered_here(up: Replay) -> None:
     rendered = await templated.render(question, CALL)
     assert rendered.text == "Paris is nice.\n\nBerlin is"
     assert rendered.token_ids[-1] == 314
+
+
+async def test_a_server_that_cannot_tell_its_prompt_stops_the_start(up: Replay) -> None:
+    up.on("POST", TOKENIZE, json_reply({"tokens": [198, 81]}))
+    with pytest.raises(UpstreamRefused, match="/v1/detokenize"):
+        await detect_reasoning(backend(up), CALL)
 
 
 async def test_markup_is_read_as_special_tokens(up: Replay) -> None:

@@ -128,17 +128,15 @@ async def test_messages_are_rendered_by_the_server_s_own_template(up: Replay) ->
 
 
 async def test_the_rendered_prompt_can_be_read_as_text(up: Replay) -> None:
-    up.on("POST", "/tokenize", VLLM.answering("render_chat"))
+    rendered = Segment("", tuple(SCORED_IDS[:NUM_PROMPT]))
     up.on("POST", "/detokenize", json_reply({"prompt": "<|im_start|>assistant\n"}))
-    assert await backend(up).prompt_text(QUESTION, CALL) == "<|im_start|>assistant\n"
+    assert await backend(up).prompt_text(rendered, CALL) == "<|im_start|>assistant\n"
     assert up.bodies("/detokenize") == [{"model": MODEL, "tokens": SCORED_IDS[:NUM_PROMPT]}]
 
 
 async def test_a_prompt_rendered_here_is_known_as_text(up: Replay) -> None:
-    up.on("POST", "/tokenize", json_reply({"tokens": [5]}))
-    assert await backend(up, "{{ messages[0].content }}").prompt_text(QUESTION, CALL) == (
-        "What is 7+5?"
-    )
+    assert await backend(up).prompt_text(Segment("Hi", (5,)), CALL) == "Hi"
+    assert not up.seen
 
 
 async def test_markup_is_read_as_special_tokens(up: Replay) -> None:

@@ -79,12 +79,12 @@ class TemplateReader:
     def __init__(self, template: str) -> None:
         self._template = ChatTemplate(template)
 
-    async def prompt_text(self, question: Question, call: Call) -> str:
-        del call
-        return self._template.render(question.messages)
-
     async def render(self, question: Question, call: Call) -> Segment:
-        return await self.markup(await self.prompt_text(question, call), call)
+        return await self.markup(self._template.render(question.messages), call)
+
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
+        del call
+        return rendered.text
 
     async def markup(self, text: str, call: Call) -> Segment:
         del call
@@ -95,7 +95,7 @@ class TemplateReader:
 
 
 class Untemplated(TemplateReader):
-    async def prompt_text(self, question: Question, call: Call) -> str:
+    async def render(self, question: Question, call: Call) -> Segment:
         raise UpstreamRefused("up", "the model has no chat template")
 
 

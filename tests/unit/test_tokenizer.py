@@ -239,7 +239,8 @@ async def test_markup_amid_a_text_gets_no_space(llama2_folder: Path) -> None:
 
 async def test_the_prompt_is_known_as_text(llama2_folder: Path) -> None:
     reader = load_tokenizer(str(llama2_folder), None)
-    assert await reader.prompt_text(HELLO, CALL) == "<s>[user]Hello</s>[assistant]"
+    rendered = await reader.render(HELLO, CALL)
+    assert await reader.prompt_text(rendered, CALL) == "<s>[user]Hello</s>[assistant]"
 
 
 async def test_a_step_that_ends_in_newlines_has_the_tokens_it_has_before_a_word(
