@@ -128,10 +128,10 @@ async def test_messages_are_rendered_by_the_server_s_own_template(up: Replay) ->
 
 
 async def test_the_rendered_prompt_can_be_read_as_text(up: Replay) -> None:
+    up.on("POST", "/detokenize", VLLM.answering("detokenize"))
     rendered = Segment("", tuple(SCORED_IDS[:NUM_PROMPT]))
-    up.on("POST", "/detokenize", json_reply({"prompt": "<|im_start|>assistant\n"}))
-    assert await backend(up).prompt_text(rendered, CALL) == "<|im_start|>assistant\n"
-    assert up.bodies("/detokenize") == [{"model": MODEL, "tokens": SCORED_IDS[:NUM_PROMPT]}]
+    text = await backend(up).prompt_text(rendered, CALL)
+    assert text.endswith("What is 7+5?<|im_end|>\n<|im_start|>assistant\n")
 
 
 async def test_a_prompt_rendered_here_is_known_as_text(up: Replay) -> None:
@@ -146,15 +146,17 @@ async def test_markup_is_read_as_special_tokens(up: Replay) -> None:
     assert body == {"model": MODEL, "prompt": "<|end|>", "add_special_tokens": False}
 
 
-async def test_special_tokens_are_written_out_where_they_are_asked_for(up: Replay) -> None:
-    up.on("POST", COMPLETIONS, stream_reply(VLLM.body("interval1_eos")))
-    async for _ in backend(up).write(
-        Context(Segment("", (1, 2))), Sampling(0.0, special_tokens=True), 9, CALL
-    ):
-        pass
+async def test_special_tokens_are_text_where_they_are_asked_for(up: Replay) -> None:
+    drafts = await drafts_of(
+        up,
+        VLLM.body("interval1_special_shown"),
+        sampling=Sampling(temperature=0.0, special_tokens=True),
+    )
+    assert pieces_of(drafts) == ["<|im_start|>"] * 6
     (body,) = up.bodies(COMPLETIONS)
-    assert body["skip_special_tokens"] is False
-    assert body["spaces_between_special_tokens"] is False
+    recorded = VLLM.request("interval1_special_shown")
+    for name in ("skip_special_tokens", "spaces_between_special_tokens"):
+        assert body[name] is recorded[name] is False
 
 
 async def test_a_raw_prompt_stands_as_it_is_and_gets_the_tokenizer_s_specials(up: Replay) -> None:

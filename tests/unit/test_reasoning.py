@@ -181,6 +181,11 @@ def test_only_the_first_closing_tag_counts() -> None:
     assert read(THINK, HARMONY, text) == f"{ANALYSIS}a{TO_FINAL}b </think> c <think>"
 
 
+def test_a_closing_tag_in_a_later_step_is_text() -> None:
+    reading = Bridge(OPENED, HARMONY).read(["a</think>b.\n\n", "c </think> d"])
+    assert text_of(reading) == f"{ANALYSIS}a{TO_FINAL}b.\n\nc </think> d"
+
+
 def test_a_tag_that_is_split_over_two_steps_is_text() -> None:
     reading = Bridge(OPENED, HARMONY).read(["thought</thi", "nk>answer"])
     assert text_of(reading) == f"{ANALYSIS}thought</think>answer"
