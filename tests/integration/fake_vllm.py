@@ -40,6 +40,7 @@ class FakeVllm:
     def serve(self, up: Replay) -> None:
         up.on("GET", "/v1/models", json_reply({"data": [{"id": self.served}]}))
         up.on("POST", "/tokenize", self.tokenize)
+        up.on("POST", "/detokenize", _detokenized)
         up.on("POST", "/v1/completions", self.complete)
 
     def tokenize(self, seen: Seen) -> Reply:
@@ -110,6 +111,10 @@ class FakeVllm:
         choice = {"prompt_logprobs": rows, "logprobs": {"top_logprobs": [top]}}
         cached = {"prompt_tokens_details": {"cached_tokens": NUM_CACHED}}
         return json_reply({"choices": [choice], "usage": cached if self.tells_cache else {}})
+
+
+def _detokenized(seen: Seen) -> Reply:
+    return json_reply({"prompt": "".join(map(chr, seen.body["tokens"]))})
 
 
 def logprob_after(token_id: int) -> float:

@@ -130,9 +130,7 @@ async def test_an_odd_list_of_models_is_our_error(up: Replay) -> None:
 
 
 @asynccontextmanager
-async def configured(
-    up: Replay, folder: Path, reasoning: str = "none"
-) -> AsyncIterator[Upstream]:
+async def configured(up: Replay, folder: Path, reasoning: str = "none") -> AsyncIterator[Upstream]:
     """The scripted server as an upstream of kind sglang that runs one request at once."""
     if reasoning == "none":
         up.on("POST", TOKENIZE, SGLANG.answering("tokenize_follower", "encode_steps"))
