@@ -168,6 +168,8 @@ class OpenAIConfig(_RemoteUpstream):
     kind: Literal["openai"]
     tokenizer: str = Field(min_length=1)
     """The model's own: a Hugging Face name, a folder, `tiktoken:NAME`."""
+    reasoning: _Reasoning = "auto"
+    """How its model thinks; `auto` finds out from its chat template."""
 
     @field_validator("tokenizer")
     @classmethod

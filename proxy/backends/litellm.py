@@ -85,9 +85,12 @@ class LiteLLM:
     def upstream(self) -> str:
         return self._calls.upstream
 
-    async def connect(self) -> None:
-        """Ask the model what it can be as a judge: one to three short questions."""
-        self.scorers = await find_judges(self, Call("connect"))
+    async def connect(self, *, scores: bool) -> None:
+        """Ask the model something short, or, if it `scores`, what it can be as a judge."""
+        if scores:
+            self.scorers = await find_judges(self, Call("connect"))
+        else:
+            await self.ask("Hello", 1, None, Call("connect"))
         if self.continuation == "instruct":
             message = (
                 "upstream '%s' continues texts because it is told to, which it may do inexactly"

@@ -76,14 +76,18 @@ class OpenAI:
         """Why there is no `Echo`."""
 
     @classmethod
-    async def connect(cls, client: UpstreamClient, model: str, reader: Reader) -> "OpenAI":
-        """Find out what the server takes, and whether its `echo` tells the truth.
+    async def connect(
+        cls, client: UpstreamClient, model: str, reader: Reader, *, scores: bool
+    ) -> "OpenAI":
+        """Find out what the server takes, and, if it `scores`, whether its `echo` tells the truth.
 
         Raises `UpstreamRefused` where it does not even write.
         """
         call = Call("connect")
         route = Completions(client, model)
         extras = await _accepted_extras(route, reader, call)
+        if not scores:
+            return cls(route, reader, extras, why_not={"echo": "no pair has it as its teacher"})
         try:
             echo = await _trusted_echo(cls(route, reader, extras), route, reader, call)
         except UpstreamError as error:

@@ -24,6 +24,9 @@ class Reasoning:
     kind: ReasoningKind = "none"
     opened: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.kind}, opened by its prompt" if self.opened else self.kind
+
     @property
     def visible(self) -> "Reasoning":
         """The format in which clients see the text."""

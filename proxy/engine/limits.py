@@ -24,12 +24,12 @@ class Upstream:
     scorers: tuple[Scorer, ...]
     """The ways to score that its server offers, best first."""
     max_concurrent: int
-    why_not: Mapping[Scoring, str] = field(default_factory=dict)
-    """Why a way that such servers may have is not among the scorers."""
     reasoning: Reasoning | None = None
     """How its model's text opens a thought; None where that is not known."""
     markup: MarkupReader | None = None
     """`reader`, where it knows special tokens; None: the model reads the text as it is."""
+    why_not: Mapping[Scoring, str] = field(default_factory=dict)
+    """Why a way that such servers may have is not among the scorers."""
     writing: asyncio.Semaphore = field(init=False)
     scoring: asyncio.Semaphore = field(init=False)
 

@@ -30,7 +30,7 @@ async def ways(subject: Subject, wanted_k: int, decode: Check) -> dict[Scoring, 
     return {
         rung: await _way(subject, offered[rung], wanted_k, decode)
         if rung in offered
-        else unavailable(no(NOT_OFFERED))
+        else unavailable(no(subject.upstream.why_not.get(rung, NOT_OFFERED)))
         for rung in LADDER
     }
 

@@ -447,7 +447,7 @@ async def test_a_model_too_weak_to_mark_gives_no_score(
 async def test_connecting_finds_out_what_the_model_can_be(up: Replay, hosted: Hosted) -> None:
     up.on("POST", CHAT, json_reply(VLLM.body("chat_digit_logprobs")))
     backend = hosted()
-    await backend.connect()
+    await backend.connect(scores=True)
     assert [judge.scoring for judge in backend.scorers] == ["judge_logprob", "judge_sample"]
 
 
@@ -455,7 +455,7 @@ async def test_connecting_tells_what_will_be_inexact(
     up: Replay, hosted: Hosted, caplog: pytest.LogCaptureFixture
 ) -> None:
     up.on("POST", CHAT, json_reply(VLLM.body("chat_digit_logprobs")))
-    await hosted("openai/o3", continuation="instruct").connect()
+    await hosted("openai/o3", continuation="instruct").connect(scores=True)
     assert "continues texts because it is told to" in caplog.text
     assert "takes no temperature 0" in caplog.text
 

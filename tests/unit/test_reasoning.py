@@ -1,14 +1,16 @@
 """The mapping between ways of thinking, as pure text; and how a template shows which one it is.
 
-The templates were written for these tests after what the models' own do: a hybrid Qwen3, its two
-2507 variants, DeepSeek-R1's distillations, DeepSeek-V3.1 without thoughts, Llama 3 and gpt-oss.
+The templates in tests/golden/templates are the models' own. Those here were written for these tests
+after what others do: Qwen3's two 2507 variants, DeepSeek's, Llama 3's.
 """
+
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.backends.base import Call, Question, Segment
+from proxy.backends.base import Call, Message, Question, Segment
 from proxy.backends.reasoning import detect_reasoning
 from proxy.backends.template import ChatTemplate
 from proxy.core.reasoning import Bridge, Part, Reading, Reasoning
@@ -73,6 +75,14 @@ TEMPLATES = {
 }
 
 
+REAL = {"Qwen-Qwen3-0.6B": THINK, "openai-gpt-oss-120b": HARMONY}
+REAL_TEMPLATES = Path(__file__).parents[1] / "golden" / "templates"
+
+
+def real_template(name: str) -> str:
+    return (REAL_TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+
+
 class TemplateReader:
     """A template alone; one character is one token."""
 
@@ -113,6 +123,36 @@ def written(own: Reasoning, visible: Reasoning, *pieces: str, after: str = "") -
     bridge = Bridge(visible, own)
     translator = bridge.writing(bridge.read(split_steps(after, ".\n\n")).state)
     return "".join((*translator.feed(pieces), *translator.end()))
+
+
+@pytest.mark.parametrize("name", REAL)
+async def test_a_model_s_own_template_shows_how_it_thinks(name: str) -> None:
+    found = await detect_reasoning(TemplateReader(real_template(name)), Call("t"))
+    assert found == REAL[name]
+
+
+async def test_qwen3_s_own_empty_thought_is_the_one_that_a_plain_student_is_read_after() -> None:
+    template = real_template("Qwen-Qwen3-0.6B").replace(
+        "enable_thinking is defined and enable_thinking is false", "true"
+    )
+    question = Question((Message("user", "1+1?"),))
+    switched_off = await TemplateReader(template).render(question, Call("t"))
+    rendered = await TemplateReader(real_template("Qwen-Qwen3-0.6B")).render(question, Call("t"))
+    reading = Bridge(NONE, THINK).read(["It is 2."])
+    assert switched_off.text == rendered.text + reading.prefix
+
+
+async def test_gpt_oss_reads_thoughts_as_its_own_template_writes_them() -> None:
+    history = (
+        Message("user", "2+2?"),
+        Message("assistant", "It is 4."),
+        Message("user", "Sure?"),
+    )
+    reader = TemplateReader(real_template("openai-gpt-oss-120b"))
+    rendered = await reader.render(Question(history), Call("t"))
+    assert f"<|start|>assistant{read(NONE, HARMONY, 'It is 4.')}<|end|>" in rendered.text
+    own = f"{ANALYSIS}Two and two.\n\nIs four.{TO_FINAL}It is 4."
+    assert read(THINK, HARMONY, THOUGHTS) == own
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
