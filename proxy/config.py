@@ -78,6 +78,11 @@ class _Upstream(_Section):
     max_concurrent: int = Field(64, ge=1)
     """Requests under way at once, for writing and for scoring each."""
     retries: RetriesConfig = RetriesConfig()
+    stall_timeout_s: float = Field(120, gt=0)
+    """Seconds without a byte after which a stream that has begun to write is broken off."""
+    answer_timeout_s: float = Field(600, gt=0)
+    """Seconds that a whole answer, or a stream's first event, may take: the wait in the server's
+    queue and the reading of the prompt included."""
 
 
 def _fits_into_a_header(key: str) -> str:

@@ -137,10 +137,16 @@ class UpstreamError(MotabError):
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection, or the connection broke."""
+    """No connection, or the connection broke, or nothing came over it for too long."""
 
     code = "upstream_unreachable"
     retryable = True
+
+
+class UpstreamInterrupted(UpstreamError):
+    """A stream of text broke, and cannot be resumed so that the text is as if it had not."""
+
+    code = "upstream_interrupted"
 
 
 class UpstreamFailed(UpstreamError):

@@ -14,7 +14,7 @@ from proxy.backends.calls import Calls
 from proxy.backends.chat_text import CountingReader
 from proxy.backends.embedded import embedded_server
 from proxy.backends.gguf_files import dequantized, gguf_path
-from proxy.backends.http import UpstreamClient
+from proxy.backends.http import Patience, UpstreamClient
 from proxy.backends.judge import find_judges
 from proxy.backends.litellm import HostedModel, LiteLLM
 from proxy.backends.litellm_library import load_library
@@ -22,6 +22,7 @@ from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.openai import OpenAI
 from proxy.backends.openai_chat import OpenAIChatAsker
 from proxy.backends.reasoning import detect_reasoning
+from proxy.backends.resume import ResumingWriter
 from proxy.backends.retry import RetryPolicy
 from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
@@ -103,6 +104,7 @@ async def _open_server(
             max_connections=4 * config.max_concurrent,
             observe=metrics.upstream_request,
             on_retry=metrics.upstream_retry,
+            patience=Patience(config.answer_timeout_s, config.stall_timeout_s),
         )
     )
     local = await _local_reader(name, config, template)
@@ -114,7 +116,7 @@ async def _open_server(
         await backend.check()
         reader = local or backend
         reasoning = await _reasoning(name, config, reader)
-        return Upstream(name, reader, backend, (backend,), config.max_concurrent, reasoning, reader)
+        return Upstream(name, reader, ResumingWriter(backend, client), (backend,), config.max_concurrent, reasoning, reader)
 
     upstream = await _once_up(connected, wait_s)
     client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
@@ -133,7 +135,7 @@ async def _text_server(
     return Upstream(
         name,
         reader,
-        backend,
+        ResumingWriter(backend, client),
         scorers,
         config.max_concurrent,
         reasoning,

@@ -1,6 +1,7 @@
 """Errors as OpenAI's clients expect them."""
 
 import logging
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from proxy.api.schema import request_error
-from proxy.errors import MotabError, OverCapacity
+from proxy.errors import MotabError, OverCapacity, UpstreamFailed
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ def error_body(error: MotabError) -> dict[str, Any]:
 def error_response(error: MotabError) -> Response:
     """The whole answer to a request that failed before anything of it was sent."""
     headers = {}
-    if isinstance(error, OverCapacity):
-        headers["retry-after"] = str(error.retry_after_s)
+    wished_s = error.retry_after_s if isinstance(error, OverCapacity | UpstreamFailed) else None
+    if wished_s is not None and math.isfinite(wished_s):
+        headers["retry-after"] = str(math.ceil(wished_s))
     return Response(
         orjson.dumps(error_body(error)),
         status_code=error.status,

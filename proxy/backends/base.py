@@ -94,11 +94,16 @@ class Draft:
 
     `num_cached_tokens` is how much of the prompt the server took from its cache; it comes with the
     last draft, and None where the server does not tell.
+
+    `token_ids` are what a stream that breaks is resumed from: where all text up to here is spelled
+    by exactly the ids of all drafts up to here, those that this one adds, else None (and the next
+    draft that has some adds the missing ones). There is one id for each piece so far.
     """
 
     pieces: tuple[str, ...]
     end: FinishReason | None = None
     num_cached_tokens: int | None = None
+    token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

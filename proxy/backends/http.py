@@ -1,11 +1,14 @@
 """One pooled HTTP client per upstream; foreign errors become ours here."""
 
+import asyncio
+import math
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import httpx
@@ -30,6 +33,8 @@ _KEEPALIVE_S = 4.0
 _CONNECT_TIMEOUT_S = 10.0
 _ERROR_EXCERPT = 500
 
+T = TypeVar("T")
+
 
 @cache
 def _tls() -> ssl.SSLContext:
@@ -37,11 +42,25 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds of silence after which a server is taken for unreachable."""
+
+    answer_s: float
+    """For a whole answer, or for the first event of a stream: both may wait in the server's queue,
+    and then for a long prompt to be read."""
+    stall_s: float
+    """Between two reads of a stream that has begun to write."""
+
+
+ENDLESS = Patience(math.inf, math.inf)
+
+
 class UpstreamClient(Calls):
     """Speaks JSON and server-sent events with one server.
 
-    Use as an async context manager. Reads have no timeout of their own: the request's deadline
-    cancels them. `retry` says how often a POST is sent again; all that we send are safe to repeat.
+    Use as an async context manager. `retry` says how often a POST is sent again; all that we send
+    are safe to repeat. Streams are opened once: `resume.ResumingWriter` opens them again.
     """
 
     def __init__(
@@ -53,8 +72,10 @@ class UpstreamClient(Calls):
         observe: RequestObserver,
         retry: RetryPolicy = NO_RETRIES,
         on_retry: RetryObserver = lambda _upstream, _code: None,
+        patience: Patience = ENDLESS,
     ) -> None:
         super().__init__(upstream, observe, retry, on_retry)
+        self._patience = patience
         self.base_url = base_url
 
         def open_session() -> aiohttp.ClientSession:
@@ -85,13 +106,22 @@ class UpstreamClient(Calls):
         """The JSON that GET `path` answers. Never sent again: it asks how the server is now."""
         return await self._json("GET", path, None, {})
 
-    async def post(self, path: str, body: dict[str, Any], call: Call) -> Any:  # noqa: ANN401
-        """The JSON that POST `path` answers."""
+    async def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        call: Call,
+        check: Callable[[Any], None] = lambda _reply: None,
+    ) -> Any:  # noqa: ANN401
+        """The JSON that POST `path` answers; `check` raises for one that tells of a failure."""
         content = orjson.dumps(body)
 
         async def attempt() -> Any:  # noqa: ANN401
             with self.observed(path, call):
-                return await self._json("POST", path, content, _headers(call))
+                reply = await self._json("POST", path, content, _headers(call))
+                with self.expecting(path):
+                    check(reply)
+                return reply
 
         return await self.retried(attempt)
 
@@ -99,7 +129,8 @@ class UpstreamClient(Calls):
         self, method: str, path: str, content: bytes | None, headers: dict[str, str]
     ) -> Any:  # noqa: ANN401
         with self._translated():
-            response = await self._http.request(method, path, content=content, headers=headers)
+            request = self._http.request(method, path, content=content, headers=headers)
+            response = await self._awaited(request, self._patience.answer_s)
         if response.is_error:
             raise self._refusal(response)
         try:
@@ -114,43 +145,46 @@ class UpstreamClient(Calls):
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """POST and read the answer's server-sent events: the payload of each `data:` line.
 
-        Leaving the context closes the connection, which cancels the request at the server. Only
-        what fails before the context is entered is tried again: after that, text may have been
-        handed on.
+        Leaving the context closes the connection, which cancels the request at the server.
         """
         content = orjson.dumps(body)
-        async with AsyncExitStack() as stack:
-            response = await self.retried(
-                lambda: stack.enter_async_context(self._opened(path, content, call))
-            )
-            yield self._events(response)
-
-    @asynccontextmanager
-    async def _opened(self, path: str, content: bytes, call: Call) -> AsyncIterator[httpx.Response]:
-        """One attempt at a stream: the answer once its head is there."""
         request = self._http.build_request("POST", path, content=content, headers=_headers(call))
+        patience_s = self._patience.answer_s
         with self.observed(path, call):
             with self._translated():
-                response = await self._http.send(request, stream=True)
+                sent = self._http.send(request, stream=True)
+                response = await self._awaited(sent, patience_s)
             try:
                 if response.is_error:
                     with self._translated():
-                        await response.aread()
+                        await self._awaited(response.aread(), patience_s)
                     raise self._refusal(response)
-                yield response
+                yield self._events(response)
             finally:
                 await response.aclose()
 
     async def _events(self, response: httpx.Response) -> AsyncIterator[bytes]:
         rest = b""
+        chunks = response.aiter_bytes()
+        patience_s = self._patience.answer_s
         with self._translated():
-            async for chunk in response.aiter_bytes():
+            while (chunk := await self._awaited(anext(chunks, None), patience_s)) is not None:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     # Comments (": ping"), event names and the blank line after each event carry
                     # nothing for us; no server that we speak splits one event over data lines.
                     if line.startswith(b"data:"):
+                        patience_s = self._patience.stall_s
                         yield line[5:].strip()
+
+    async def _awaited(self, coming: Awaitable[T], patience_s: float) -> T:
+        """What comes, unless the server is silent for so long."""
+        try:
+            async with asyncio.timeout(patience_s if patience_s < math.inf else None):
+                return await coming
+        except TimeoutError as error:
+            message = f"{self.base_url} was silent for {patience_s:g} s"
+            raise UpstreamUnreachable(self.upstream, message) from error
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -166,16 +166,15 @@ class LlamaCpp:
         if sampling.seed is not None:
             body["seed"] = sampling.seed & 0x7FFFFFFF
         last: Draft | None = None
-        num_tokens = 0
+        reading = _Reading()
         async with self._slots.lease(call.session_id) as slot:
             body["id_slot"] = slot
             async with self._client.stream("/completion", body, call) as events:
                 # To the very end, also after the last draft, so that the connection is kept.
                 async for payload in events:
-                    draft, count = self._draft(payload, num_tokens)
+                    draft = self._draft(payload, reading)
                     if draft is None:
                         continue
-                    num_tokens = count
                     if draft.end is None:
                         yield draft
                     else:
@@ -185,26 +184,12 @@ class LlamaCpp:
                     raise UpstreamUnreachable(self._client.upstream, message)
         yield last
 
-    def _draft(self, payload: bytes, num_before: int) -> tuple[Draft | None, int]:
-        """An event's text and the count of tokens up to it.
-
-        Text that waited (half a character, a stop string in the making) comes with the last of its
-        tokens; the count says how many came before it. An event without text says nothing yet: it
-        may be the end token, which is no text.
-        """
+    def _draft(self, payload: bytes, reading: "_Reading") -> Draft | None:
         with self._client.expecting("a stream event"):
             row = orjson.loads(payload)
             if "error" in row:
                 raise self._client.stream_failure(row["error"])
-            text, count = str(row["content"]), int(row["tokens_predicted"])
-            if not row["stop"]:
-                return (Draft(_pieces(text, count - num_before)) if text else None), count
-            if row["stop_type"] not in _END_REASONS:
-                raise ValueError(f"unknown stop_type {row['stop_type']!r}")
-            end = _END_REASONS[row["stop_type"]]
-            # The end token is counted, but it is no text.
-            num_new = count - num_before - (row["stop_type"] == "eos")
-            return Draft(_pieces(text, num_new), end, int(row["timings"]["cache_n"])), count
+            return reading.draft(row)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         async with self._slots.lease(call.session_id) as slot:
@@ -286,6 +271,44 @@ class LlamaCpp:
             "id_slot": slot,
         }
         return await self._client.post("/completion", body, call)
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What has come of a stream."""
+
+    num_tokens: int = 0
+    """How many tokens the text that has come is made of."""
+    token_ids: list[int] = field(default_factory=list)
+    """Ids since the last draft that had some."""
+    num_known: int = 0
+    """How many tokens the drafts that had ids are made of."""
+
+    def draft(self, row: dict[str, Any]) -> Draft | None:
+        """An event's text.
+
+        Text that waited (half a character, a stop string in the making) comes with the last of its
+        tokens; the count of tokens says how many came before it. An event without text says nothing
+        yet: it may be the end token, which is no text. The ids of half characters never come.
+        """
+        text, count = str(row["content"]), int(row["tokens_predicted"])
+        if not row["stop"]:
+            self.token_ids += map(int, row.get("tokens", ()))
+            return self._written(text, count) if text else None
+        if row["stop_type"] not in _END_REASONS:
+            raise ValueError(f"unknown stop_type {row['stop_type']!r}")
+        # The end token is counted, but it is no text.
+        num_new = count - self.num_tokens - (row["stop_type"] == "eos")
+        end = _END_REASONS[row["stop_type"]]
+        return Draft(_pieces(text, num_new), end, int(row["timings"]["cache_n"]))
+
+    def _written(self, text: str, count: int) -> Draft:
+        pieces = _pieces(text, count - self.num_tokens)
+        self.num_tokens = count
+        if len(self.token_ids) != count - self.num_known:
+            return Draft(pieces)
+        token_ids, self.token_ids, self.num_known = tuple(self.token_ids), [], count
+        return Draft(pieces, token_ids=token_ids)
 
 
 def _told(reply: dict[str, Any], logprob: float | None, num_top: int) -> _Forced:

@@ -4,7 +4,7 @@ Written from the source of SGLang 0.5.23 (tests/golden/sglang-0.5.23 names the f
 """
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,6 @@ from proxy.backends.alignment import (
     REPLACEMENT,
     as_in_running_text,
     decoded,
-    pieces_of,
     split_control,
     without_follower,
 )
@@ -25,6 +24,7 @@ from proxy.backends.base import Call, Context, Decoded, Draft, Question, Samplin
 from proxy.backends.http import UpstreamClient
 from proxy.backends.logprobs import complete, finite
 from proxy.backends.models import require_model
+from proxy.backends.spelling import Spelling, Token
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
@@ -174,9 +174,8 @@ class SGLang:
             "return_logprob": True,
             "return_text_in_logprobs": True,
         }
-        reply = await self._client.post("/generate", body, call)
+        reply = await self._client.post("/generate", body, call, self._raise_for_failure)
         with self._client.expecting("the written answer"):
-            self._raise_for_failure(reply)
             meta = reply["meta_info"]
             _end(meta["finish_reason"], ())
             if meta["prompt_tokens"] != len(context.token_ids):
@@ -203,9 +202,8 @@ class SGLang:
             "logprob_start_len": start,
             "top_logprobs_num": top_k,
         }
-        reply = await self._client.post("/generate", body, call)
+        reply = await self._client.post("/generate", body, call, self._raise_for_failure)
         with self._client.expecting("the scoring answer"):
-            self._raise_for_failure(reply)
             meta = reply["meta_info"]
             # Not output_token_logprobs: that is the one sampled token.
             (next_top,) = meta["output_top_logprobs"]
@@ -239,6 +237,7 @@ class _Reading:
     stop: tuple[str, ...]
     num_tokens: int = 0
     text: str = ""
+    spelling: Spelling = field(default_factory=Spelling)
 
     def draft(self, row: dict[str, Any]) -> Draft:
         """The new tokens of an event. Raises ValueError where one is missing."""
@@ -247,7 +246,7 @@ class _Reading:
             # A server with --allow-auto-truncate would go on from another context.
             raise ValueError(f"{self.num_prompt_tokens} tokens sent, {meta['prompt_tokens']} read")
         text: str = row["text"]
-        tokens: list[str] = [token for _, _, token in meta["output_token_logprobs"]]
+        tokens = [Token(int(i), s) for _, i, s in meta["output_token_logprobs"]]
         count, total = len(row["output_ids"]), meta["completion_tokens"]
         if len(tokens) != count:
             raise ValueError(f"{count} output_ids, but {len(tokens)} log-probabilities")
@@ -263,7 +262,10 @@ class _Reading:
             tokens = tokens[:-1]
         if end == "length":  # half a character, for which no more tokens come
             text = text.rstrip(REPLACEMENT)
-        return Draft(pieces_of(text, tokens), end, None if end is None else _cached_tokens(meta))
+        spelt = self.spelling.feed(text, tokens)
+        if end is None:
+            return Draft(spelt.pieces, token_ids=spelt.token_ids)
+        return Draft(spelt.pieces + self.spelling.rest(), end, _cached_tokens(meta))
 
 
 def _end(reason: dict[str, Any] | None, stop: tuple[str, ...]) -> tuple[FinishReason | None, bool]:

@@ -18,7 +18,6 @@ from proxy.backends.alignment import (
     FOLLOWED_BY,
     as_in_running_text,
     decoded,
-    pieces_of,
     split_control,
     without_follower,
 )
@@ -26,12 +25,15 @@ from proxy.backends.base import Call, Context, Decoded, Draft, Question, Samplin
 from proxy.backends.http import UpstreamClient
 from proxy.backends.logprobs import complete, finite
 from proxy.backends.models import require_model
+from proxy.backends.spelling import Spelling, Token
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
 from proxy.errors import UpstreamRefused, UpstreamUnreachable
 
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+# The server shut down, or could not go on.
+_FAILURES = {"abort", "error"}
 # What SentencePiece-like tokenizers write for a space.
 _METASPACE = "\u2581"
 # vLLM writes -inf so, for JSON has none.
@@ -42,7 +44,8 @@ _LOWEST = -9999.0
 class _Event:
     """One event of a stream; `num_cached_tokens` comes with the usage, which is the last."""
 
-    pieces: tuple[str, ...]
+    text: str
+    tokens: tuple[Token, ...]
     end: FinishReason | None
     is_usage: bool
     num_cached_tokens: int | None
@@ -154,6 +157,7 @@ class Vllm:
         end: FinishReason | None = None
         num_cached: int | None = None
         has_usage = False
+        spelling = Spelling()
         async with self._client.stream("/v1/completions", body, call) as events:
             # To the very end, so that the connection is kept.
             async for payload in events:
@@ -163,12 +167,13 @@ class Vllm:
                 has_usage |= event.is_usage
                 num_cached = event.num_cached_tokens
                 end = event.end or end
-                if event.pieces:
-                    yield Draft(event.pieces)
+                spelt = spelling.feed(event.text, event.tokens)
+                if spelt.pieces:
+                    yield Draft(spelt.pieces, token_ids=spelt.token_ids)
             if end is None or not has_usage:
                 message = "its stream broke off before the end"
                 raise UpstreamUnreachable(self._client.upstream, message)
-        yield Draft((), end, num_cached)
+        yield Draft(spelling.rest(), end, num_cached)
 
     def _completion(self, context: Context, temperature: float, top_p: float) -> dict[str, Any]:
         """The fields of every completion. An omitted sampling field would be filled from the
@@ -192,13 +197,16 @@ class Vllm:
             if "error" in row:
                 raise self._client.stream_failure(row["error"])
             if not row["choices"]:
-                return _Event((), None, bool(row["usage"]), _cached_tokens(row))
+                return _Event("", (), None, bool(row["usage"]), _cached_tokens(row))
             choice = row["choices"][0]
             reason = choice["finish_reason"]
+            if reason in _FAILURES:
+                raise self._client.stream_failure(f"finish_reason is {reason}")
             if reason is not None and reason not in _END_REASONS:
                 raise ValueError(f"unknown finish_reason {reason!r}")
             end = None if reason is None else _END_REASONS[reason]
-            return _Event(_pieces(choice), end, is_usage=False, num_cached_tokens=None)
+            text, tokens = str(choice["text"]), _tokens(choice)
+            return _Event(text, tokens, end, is_usage=False, num_cached_tokens=None)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         body = {
@@ -245,16 +253,16 @@ class Vllm:
             )
 
 
-def _pieces(choice: dict[str, Any]) -> tuple[str, ...]:
-    """The chunk's text, token by token."""
-    text: str = choice["text"]
-    tokens = tuple(map(str, choice["logprobs"]["tokens"]))
-    if len(choice["token_ids"]) != len(tokens):
-        raise ValueError(f"{len(choice['token_ids'])} token_ids, but {len(tokens)} tokens")
+def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:
+    """The chunk's tokens."""
+    ids, strings = choice["token_ids"], choice["logprobs"]["tokens"]
+    if len(ids) != len(strings):
+        raise ValueError(f"{len(ids)} token_ids, but {len(strings)} tokens")
+    tokens = tuple(Token(int(i), str(s)) for i, s in zip(ids, strings, strict=True))
     # Where no stop string ended it, an end token did: it is counted, but it is no text.
     if choice["finish_reason"] == "stop" and not isinstance(choice["stop_reason"], str):
         tokens = tokens[:-1]
-    return pieces_of(text, tokens)
+    return tokens
 
 
 def _step_scores(

@@ -400,12 +400,18 @@ async def test_a_chunk_with_other_numbers_of_ids_and_of_tokens_is_malformed(up: 
         await drafts_of(up, VLLM.edited("interval8_length", lose_an_id))
 
 
-async def test_an_unknown_finish_reason_is_malformed(up: Replay) -> None:
-    def aborted(events: list[Any]) -> None:
-        events[-2]["choices"][0]["finish_reason"] = "abort"
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [("abort", UpstreamFailed), ("error", UpstreamFailed), ("tool_calls", UpstreamMalformed)],
+)
+async def test_no_other_finish_reason_is_an_end(
+    up: Replay, reason: str, error: type[MotabError]
+) -> None:
+    def ended(events: list[Any]) -> None:
+        events[-2]["choices"][0]["finish_reason"] = reason
 
-    with pytest.raises(UpstreamMalformed, match="abort"):
-        await drafts_of(up, VLLM.edited("interval1_length", aborted))
+    with pytest.raises(error, match=reason):
+        await drafts_of(up, VLLM.edited("interval1_length", ended))
 
 
 async def test_an_event_that_is_no_json_is_malformed(up: Replay) -> None:
