@@ -61,7 +61,6 @@ class Rig:
     student: Toy
     teacher: Toy
     pair: Pair
-    retried: list[tuple[str, str]]
 
     def toy(self, role: str) -> Toy:
         return self.student if role == "student" else self.teacher
@@ -78,8 +77,7 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(student: Kind, teacher: Kind, patience: Patience = PATIENCE) -> AsyncIterator[Rig]:
-    retried: list[tuple[str, str]] = []
+async def rig(student: Kind, teacher: Kind) -> AsyncIterator[Rig]:
     policy = RetryPolicy(attempts=4, total_s=60, sleep=no_wait)
     async with AsyncExitStack() as stack:
         toys: list[Toy] = []
@@ -94,8 +92,7 @@ async def rig(student: Kind, teacher: Kind, patience: Patience = PATIENCE) -> As
                     64,
                     lambda *_: None,
                     policy,
-                    lambda *event: retried.append(event),
-                    patience,
+                    patience=PATIENCE,
                 )
             )
             backend: Vllm | SGLang | LlamaCpp
@@ -108,7 +105,7 @@ async def rig(student: Kind, teacher: Kind, patience: Patience = PATIENCE) -> As
             writer = ResumingWriter(backend, client)
             upstreams.append(Upstream(name, backend, writer, (backend,), 64))
             toys.append(toy)
-        yield Rig(*toys, Pair(*upstreams), retried)
+        yield Rig(toys[0], toys[1], Pair(*upstreams))
 
 
 @dataclass
@@ -163,10 +160,10 @@ async def endure(rig_: Rig, sampling: Sampling, num: int, seed: int, check: Chec
         for _ in range(16):
             group.create_task(work(sessions))
     async with asyncio.timeout(2):
-        while rig_.student.num_open or rig_.teacher.num_open:
-            await asyncio.sleep(0.01)
-    left = {task for task in asyncio.all_tasks() - tasks if "RequestHandler" not in repr(task)}
-    assert not left
+        await rig_.student.idle.wait()
+        await rig_.teacher.idle.wait()
+    # The servers have one for each connection that is kept.
+    assert not {t for t in asyncio.all_tasks() - tasks if "RequestHandler.start" not in repr(t)}
     return tally
 
 

@@ -110,6 +110,8 @@ class Toy:
     num_requests: Counter[str] = field(default_factory=Counter)
     writes: dict[str, list[Written]] = field(default_factory=dict)
     num_open: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    """No request is open."""
     base_url: str = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -121,6 +123,7 @@ class Toy:
         self.num_requests[session] += 1
         fault = self.faults.get(session)
         self.num_open += 1
+        self.idle.clear()
         try:
             if fault is None or fault.request != index:
                 return await _send(request, events, streams=isinstance(content, list))
@@ -128,6 +131,8 @@ class Toy:
             return await self._fail(request, events, fault, streams=isinstance(content, list))
         finally:
             self.num_open -= 1
+            if not self.num_open:
+                self.idle.set()
 
     async def _fail(
         self, request: web.Request, events: list[bytes], fault: Fault, *, streams: bool
@@ -215,8 +220,9 @@ class Toy:
             row = {str(10**6 + rank): {"logprob": x, "rank": rank + 1} for rank, x in top}
             row[str(ids[i])] = {"logprob": self.model.logprob(ids[:i], ids[i]), "rank": 10**6}
             rows.append(row)
-        top = {f"token_id:{i}": x for i, x in enumerate(self.model.top(ids, body["logprobs"]))}
-        return {"prompt_logprobs": rows, "logprobs": {"top_logprobs": [top]}}
+        after = enumerate(self.model.top(ids, body["logprobs"]))
+        next_top = {f"token_id:{i}": x for i, x in after}
+        return {"prompt_logprobs": rows, "logprobs": {"top_logprobs": [next_top]}}
 
     def _sglang(self, path: str, body: dict[str, Any], session: str) -> bytes | list[bytes]:
         if path == "/v1/tokenize":
