@@ -5,10 +5,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from proxy.api.app import create_app
 from proxy.backends.base import Call, Context, Draft, Sampling, Segment, Writer
 from proxy.backends.http import Patience, UpstreamClient
 from proxy.backends.llamacpp import LlamaCpp
@@ -16,6 +19,7 @@ from proxy.backends.resume import ResumingWriter
 from proxy.backends.retry import NO_RETRIES, RetryPolicy
 from proxy.backends.sglang import SGLang
 from proxy.backends.vllm import Vllm
+from proxy.config import load_config
 from proxy.errors import (
     ContextExceeded,
     MotabError,
@@ -25,6 +29,7 @@ from proxy.errors import (
     UpstreamMalformed,
     UpstreamUnreachable,
 )
+from proxy.wiring import open_service
 from tests.integration.replay import (
     Recording,
     Replay,
@@ -534,3 +539,31 @@ async def test_a_stalled_stream_is_resumed() -> None:
         first, second = up.bodies("/completion")
     told = [token for row in LLAMACPP.events("stream_limit")[:2] for token in row["tokens"]]
     assert second["prompt"] == [*first["prompt"], *told]
+
+
+async def test_the_configuration_says_what_a_stall_is_and_the_metrics_count_it(
+    tmp_path: Path,
+) -> None:
+    parts = [event + b"\n\n" for event in LLAMACPP.body("stream_limit").split(b"\n\n") if event]
+    async with replay() as up:
+        up.on("GET", "/props", json_reply({"total_slots": 1}))
+        up.on("GET", "/health", json_reply({}))
+        up.on("POST", "/tokenize", json_reply({"tokens": [5]}))
+        up.on("POST", "/completion", stream_reply(*parts[:2], hold=True), stream_reply(*parts[2:]))
+        path = tmp_path / "motab.yaml"
+        path.write_text(
+            f"upstreams: {{only: {{kind: llamacpp, base_url: '{up.client.base_url}', model: m, "
+            "stall_timeout_s: 0.1}}\n"
+            "models: {pair: {student: only, teacher: only}}\n",
+            encoding="utf-8",
+        )
+        async with open_service(load_config(path)) as service:
+            app = httpx.ASGITransport(create_app(service))
+            async with httpx.AsyncClient(transport=app, base_url="http://motab") as client:
+                body = {"model": "student/only", "prompt": "q", "temperature": 0}
+                reply = await client.post("/v1/completions", json=body)
+            metrics = service.metrics.render().decode()
+    text = "".join(row["content"] for row in LLAMACPP.events("stream_limit"))
+    assert reply.json()["choices"][0]["text"] == text
+    line = 'motab_upstream_retries_total{code="upstream_unreachable",upstream="only"} 1.0'
+    assert line in metrics

@@ -343,6 +343,25 @@ async def test_an_upstreams_limit_holds_for_writing_and_not_for_scoring_beside_i
     assert len(backend.writes) == 2
 
 
+async def test_waiters_for_an_upstream_are_served_in_the_order_in_which_they_came() -> None:
+    gates = [asyncio.Event() for _ in range(8)]
+    backend = ScriptedBackend(lambda sampling: says(gates[sampling.seed or 0], "x"))
+    only = Upstream("both", backend, backend, (backend,), max_concurrent=2)
+    tasks = []
+    for seed in range(8):
+        run = run_of(Pair(only, None), method="student")
+        tasks.append(asyncio.create_task(replace(run, sampling=Sampling(0.7, seed=seed)).run()))
+        for _ in range(4):  # turns of the event loop, in which it gets in or takes its place
+            await asyncio.sleep(0)
+    gates[1].set()  # the second place is free first, and then again and again
+    for seed in range(2, 8):
+        await backend.until_called("write", seed + 1)
+        gates[seed].set()
+    gates[0].set()
+    await asyncio.gather(*tasks)
+    assert [writing.sampling.seed for writing in backend.writes] == list(range(8))
+
+
 async def test_a_halted_student_makes_room_for_the_correction_on_the_same_server() -> None:
     def script(sampling: Sampling) -> Script:
         return says("right") if sampling.temperature == 0.6 else says(A, asyncio.Event())

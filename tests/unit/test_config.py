@@ -33,7 +33,8 @@ server: {host: 0.0.0.0, port: 8801, api_keys: ["${ONE}", "key-${TWO}-${ONE}"], m
 upstreams:
   small: {kind: embedded, model: "package:x", slots: 2, context_tokens: 512, max_concurrent: 3}
   large: {kind: vllm, base_url: "https://${HOST}:30011", model: Qwen/Qwen3-32B, tokenizer: org/t,
-    api_key: "${ONE}", chat_template: "{{ messages }}", retries: {attempts: 1, total_s: 2.5}}
+    api_key: "${ONE}", chat_template: "{{ messages }}", retries: {attempts: 1, total_s: 2.5},
+    stall_timeout_s: 7, answer_timeout_s: 8.5}
 models:
   motab/pair: {student: small, teacher: large, params: {base_threshold: 0.3, revise: "${TWO}"}}
 """
@@ -88,6 +89,7 @@ def test_a_short_file_is_completed_with_the_defaults(tmp_path: Path) -> None:
     assert isinstance(small, LlamaCppConfig)
     assert (small.max_concurrent, small.api_key, small.chat_template) == (64, None, None)
     assert (small.retries.attempts, small.retries.total_s) == (4, 60)
+    assert (small.stall_timeout_s, small.answer_timeout_s) == (120, 600)
     assert isinstance(large, VllmConfig)
     assert large.base_url == "http://127.0.0.1:30011"  # a slash at the end does no harm
     assert config.models["motab/pair"].params == {}
@@ -112,6 +114,7 @@ def test_every_key_is_read_and_variables_are_expanded(
     assert (large.base_url, large.api_key) == ("https://example.org:30011", "1")
     assert large.chat_template == "{{ messages }}"
     assert (large.retries.attempts, large.retries.total_s) == (1, 2.5)
+    assert (large.stall_timeout_s, large.answer_timeout_s) == (7, 8.5)
     assert config.models["motab/pair"].params == {"base_threshold": 0.3, "revise": "2"}
 
 
@@ -251,6 +254,11 @@ def test_a_variable_that_is_not_set_is_named_with_its_place(
             "upstreams small retries",
             {"attempts": 0},
             "upstreams.small.retries.attempts: input should be greater than or equal to 1",
+        ),
+        (
+            "upstreams small stall_timeout_s",
+            0,
+            "upstreams.small.stall_timeout_s: input should be greater than 0",
         ),
         (
             "upstreams small retries",
