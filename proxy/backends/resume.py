@@ -57,7 +57,8 @@ class ResumingWriter:
                     async for draft in opened.drafts:
                         yield draft
             except UpstreamError as error:
-                failures.append(error)
+                if not (error.retryable and text.is_complete):
+                    failures.append(error)
             else:
                 return
 

@@ -222,6 +222,7 @@ async def test_where_only_the_end_was_missing_nothing_is_asked_for(
     assert drafts[-1] == Draft((), "length")
     assert scene.text == "abé"
     assert len(scene.asked) == 1
+    assert scene.retried == []
 
 
 async def test_the_cached_tokens_of_its_own_text_are_not_counted_as_the_prompts(
