@@ -126,7 +126,6 @@ Check = Callable[[Rig, str, Outcome, Outcome], None]
 
 async def endure(rig_: Rig, sampling: Sampling, num: int, seed: int, check: Check) -> Tally:
     """`num` runs of which each has one fault, sixteen at a time."""
-    draw = random.Random(seed)
     undisturbed: list[tuple[str, Outcome, dict[str, int]]] = []
     while len(undisturbed) < 12:
         number = len(rig_.student.writes)
@@ -140,6 +139,7 @@ async def endure(rig_: Rig, sampling: Sampling, num: int, seed: int, check: Chec
     async def work(sessions: Iterator[int]) -> None:
         for i in sessions:
             session = f"fault-{i}"
+            draw = random.Random(f"{seed}-{i}")  # its own: which run comes next depends on timing
             prompt, calm, counts = draw.choice(undisturbed)
             toy = rig_.toy(draw.choice(["student", "teacher", "teacher"]))
             request = draw.randrange(counts["student" if toy is rig_.student else "teacher"])
@@ -209,6 +209,9 @@ def num_runs(pair: tuple[Kind, Kind]) -> int:
 
 # Not retried, for what answers so will do it again: a whole answer that is no JSON.
 FINAL = {("truncate", "answer", "UpstreamGarbled")}
+# Where the ids of half characters are not told, what was drawn freely cannot be drawn again; and
+# how SGLang's events cut such a character may tell a repetition from the first time.
+LOST = {(trouble, "stream", "UpstreamInterrupted") for trouble in TROUBLES}
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -218,7 +221,7 @@ async def test_a_fault_changes_nothing_in_a_trajectory_that_can_be_repeated(
 ) -> None:
     async with rig(*pair) as rig_:
         tally = await endure(rig_, sampling, num_runs(pair), 3, is_the_same)
-    assert set(tally.failed) <= FINAL
+    assert set(tally.failed) <= (FINAL | LOST if "sglang" in pair else FINAL)
     assert set(tally.survived) == set(TROUBLES)
     assert tally.num_happened > 0.8 * num_runs(pair)
 
@@ -229,7 +232,5 @@ async def test_a_fault_neither_doubles_nor_loses_text_that_is_drawn_freely(
 ) -> None:
     async with rig(*pair) as rig_:
         tally = await endure(rig_, FREE, num_runs(pair), 5, is_what_was_written_last)
-    # Where the ids of half characters are not told, what was drawn cannot be drawn again.
-    lost = {(trouble, "stream", "UpstreamInterrupted") for trouble in TROUBLES}
-    assert set(tally.failed) <= FINAL | (set() if set(pair) == {"vllm"} else lost)
+    assert set(tally.failed) <= (FINAL if set(pair) == {"vllm"} else FINAL | LOST)
     assert tally.num_happened > 0.8 * num_runs(pair)
