@@ -17,14 +17,15 @@ class ResumingWriter:
     """
 
     def __init__(self, writer: Writer, calls: Calls) -> None:
-        self._writer = writer
+        self.server = writer
+        """Whose streams they are."""
         self._calls = calls
 
     async def check(self) -> None:
-        await self._writer.check()
+        await self.server.check()
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
-        return await self._writer.decode(context, max_tokens, call)
+        return await self.server.decode(context, max_tokens, call)
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -68,7 +69,7 @@ class ResumingWriter:
             yield Draft((), "length")
             return
         context, max_tokens = text.rewind()
-        drafts = self._writer.write(context, text.sampling, max_tokens, call)
+        drafts = self.server.write(context, text.sampling, max_tokens, call)
         async with aclosing(drafts):
             try:
                 async for draft in drafts:
@@ -122,8 +123,8 @@ class _Text:
 
     @property
     def is_complete(self) -> bool:
-        """All tokens came, and just the end did not."""
-        return len(self.pieces) >= self.max_tokens
+        """All tokens came, and just the end did not. Pieces may be an estimate, ids are none."""
+        return len(self._token_ids) == len(self.pieces) >= self.max_tokens
 
     def broke(self, error: UpstreamError) -> None:
         """Raise `UpstreamInterrupted` where no attempt could bring the same text again.
@@ -132,7 +133,7 @@ class _Text:
         those of the first. Without either any continuation will do, if it is of the exact ids.
         """
         self._fault = error
-        ids_unknown = len(self._token_ids) < len(self.pieces) < self.max_tokens
+        ids_unknown = len(self._token_ids) < len(self.pieces)
         if ids_unknown and self.sampling.temperature > 0 and self.sampling.seed is None:
             raise self._interrupted("the ids of its last tokens are not known") from error
 

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from proxy.backends.base import Call, Context, Message, Question, Reader, Sampling, Segment
+from proxy.backends.resume import ResumingWriter
 from proxy.core.types import FinishReason
 from proxy.engine.limits import Upstream
 from proxy.engine.runner import first_error
@@ -95,7 +96,8 @@ async def chat_template(subject: Subject) -> Check:
 async def tokenizer(subject: Subject) -> Check:
     """Whether the configured tokenizer gives the server's own ids, for prompts and for steps."""
     reader, call = subject.upstream.reader, subject.call
-    server: object = subject.upstream.writer
+    writer = subject.upstream.writer
+    server: object = writer.server if isinstance(writer, ResumingWriter) else writer
     steps = await reader.encode(_SAMPLES, call)
     if reader is server:
         return ok("the server's own", source="server")

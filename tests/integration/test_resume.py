@@ -216,13 +216,18 @@ async def test_tokens_without_text_at_the_end_are_handed_on(scene: Scene) -> Non
 async def test_where_only_the_end_was_missing_nothing_is_asked_for(
     scene: Scene, sampling: Sampling
 ) -> None:
-    drafts = await scene.drafts(
-        [spelt("ab"), unspelt("é"), BROKEN], sampling=sampling, max_tokens=3
-    )
+    drafts = await scene.drafts([spelt("abc"), BROKEN], sampling=sampling, max_tokens=3)
     assert drafts[-1] == Draft((), "length")
-    assert scene.text == "abé"
+    assert scene.text == "abc"
     assert len(scene.asked) == 1
     assert scene.retried == []
+
+
+async def test_pieces_without_ids_may_be_an_estimate_and_do_not_use_the_tokens_up(
+    scene: Scene,
+) -> None:
+    await scene.drafts([unspelt("a", "b"), BROKEN], [unspelt("a", "b", "c"), END], max_tokens=2)
+    assert scene.text == "abc"
 
 
 async def test_the_cached_tokens_of_its_own_text_are_not_counted_as_the_prompts(

@@ -151,7 +151,7 @@ async def test_an_upstream_of_kind_sglang_is_served_by_this_backend(
     up: Replay, tmp_path: Path
 ) -> None:
     async with configured(up, tmp_path) as upstream:
-        assert isinstance(upstream.writer, SGLang)
+        assert isinstance(upstream.reader, SGLang)
         assert [seen.path for seen in up.seen] == [TOKENIZE, "/v1/models"]
         assert upstream.reasoning == Reasoning("none")
         assert upstream.markup is upstream.reader
