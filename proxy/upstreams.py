@@ -114,9 +114,9 @@ async def _open_server(
             return await _text_server(name, config, client, local, scores=scores)
         backend = await _connect(client, config, template, reads=local is None)
         await backend.check()
-        reader = local or backend
+        writer, reader = ResumingWriter(backend, client), local or backend
         reasoning = await _reasoning(name, config, reader)
-        return Upstream(name, reader, ResumingWriter(backend, client), (backend,), config.max_concurrent, reasoning, reader)
+        return Upstream(name, reader, writer, (backend,), config.max_concurrent, reasoning, reader)
 
     upstream = await _once_up(connected, wait_s)
     client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)

@@ -25,6 +25,7 @@ MOTAB = Path(sys.executable).parent / "motab"
 ENV = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "FORCE_COLOR", "TERM"}}
 READY = {
     "/props": {"total_slots": 1},
+    "/apply-template": {"prompt": "Q:"},
     "/tokenize": {"tokens": [7]},
     "/health": {"status": "ok"},
 }
