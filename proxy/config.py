@@ -78,9 +78,6 @@ class _Upstream(_Section):
     max_concurrent: int = Field(64, ge=1)
     """Requests under way at once, for writing and for scoring each."""
     retries: RetriesConfig = RetriesConfig()
-
-
-class _TimedUpstream(_Upstream):
     stall_timeout_s: float = Field(120, gt=0)
     """Seconds without a byte after which a stream that has begun to write is broken off."""
     answer_timeout_s: float = Field(600, gt=0)
@@ -108,7 +105,7 @@ def _checked_url(url: str) -> str:
 _ApiKey = Annotated[str, AfterValidator(_fits_into_a_header)]
 
 
-class _RemoteUpstream(_TimedUpstream):
+class _RemoteUpstream(_Upstream):
     base_url: str
     """The server's root, without `/v1`."""
     model: str
@@ -187,7 +184,7 @@ class OpenAIConfig(_RemoteUpstream):
         return tokenizer
 
 
-class EmbeddedConfig(_TimedUpstream):
+class EmbeddedConfig(_Upstream):
     """A llama.cpp server that motab starts itself."""
 
     kind: Literal["embedded"]

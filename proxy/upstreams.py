@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from proxy.api.metrics import Metrics
 from proxy.backends.base import Call, MarkupReader, Scorer
-from proxy.backends.calls import Calls
+from proxy.backends.calls import Calls, Patience
 from proxy.backends.chat_text import CountingReader
 from proxy.backends.embedded import embedded_server
 from proxy.backends.gguf_files import dequantized, gguf_path
-from proxy.backends.http import Patience, UpstreamClient
+from proxy.backends.http import UpstreamClient
 from proxy.backends.judge import find_judges
 from proxy.backends.litellm import HostedModel, LiteLLM
 from proxy.backends.litellm_library import load_library
@@ -35,6 +35,7 @@ from proxy.config import (
     LlamaCppConfig,
     OpenAIConfig,
     SGLangConfig,
+    UpstreamConfig,
     VllmConfig,
 )
 from proxy.core.reasoning import Reasoning
@@ -104,7 +105,7 @@ async def _open_server(
             max_connections=4 * config.max_concurrent,
             observe=metrics.upstream_request,
             on_retry=metrics.upstream_retry,
-            patience=Patience(config.answer_timeout_s, config.stall_timeout_s),
+            patience=_patience(config),
         )
     )
     local = await _local_reader(name, config, template)
@@ -184,7 +185,12 @@ async def _open_hosted(
     except ConfigError as error:
         raise ConfigError(f"upstreams.{name}.{error}") from error
     reader = CountingReader(name, tokens)
-    calls = Calls(name, metrics.upstream_request, on_retry=metrics.upstream_retry)
+    calls = Calls(
+        name,
+        metrics.upstream_request,
+        on_retry=metrics.upstream_retry,
+        patience=_patience(config),
+    )
     models = None
     if config.base_url is not None:
         models = await stack.enter_async_context(
@@ -206,6 +212,10 @@ async def _open_hosted(
     return Upstream(
         name, reader, backend, backend.scorers, config.max_concurrent, reasoning=reasoning
     )
+
+
+def _patience(config: UpstreamConfig) -> Patience:
+    return Patience(config.answer_timeout_s, config.stall_timeout_s)
 
 
 async def _once_up(connect: Callable[[], Awaitable[T]], wait_s: float) -> T:

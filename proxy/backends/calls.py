@@ -2,14 +2,17 @@
 are made good by a retry, and what cannot be taken apart is malformed.
 """
 
+import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from proxy.backends.base import Call
 from proxy.backends.retry import NO_RETRIES, RetryPolicy
-from proxy.errors import MotabError, UpstreamMalformed
+from proxy.errors import MotabError, UpstreamMalformed, UpstreamUnreachable
 
 T = TypeVar("T")
 
@@ -18,6 +21,20 @@ RequestObserver = Callable[[str, str, float, str], None]
 code."""
 RetryObserver = Callable[[str, str], None]
 """Told of every failure after which a request is sent again: upstream and the error's code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds of silence after which a server is taken for unreachable."""
+
+    answer_s: float
+    """For a whole answer, or for the first event of a stream: both may wait in the server's queue,
+    and then for a long prompt to be read."""
+    stall_s: float
+    """Between two reads of a stream that has begun to write."""
+
+
+ENDLESS = Patience(math.inf, math.inf)
 
 
 class Calls:
@@ -31,10 +48,12 @@ class Calls:
         observe: RequestObserver,
         retry: RetryPolicy = NO_RETRIES,
         on_retry: RetryObserver = lambda _upstream, _code: None,
+        patience: Patience = ENDLESS,
     ) -> None:
         self._observe = observe
         self._on_retry = on_retry
         self.retry = retry
+        self.patience = patience
         self.upstream = upstream
 
     async def retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -42,6 +61,15 @@ class Calls:
         return await self.retry.run(
             attempt, lambda error: self._on_retry(self.upstream, error.code)
         )
+
+    async def awaited(self, coming: Awaitable[T], patience_s: float) -> T:
+        """What comes, unless the server is silent for so long."""
+        try:
+            async with asyncio.timeout(patience_s if patience_s < math.inf else None):
+                return await coming
+        except TimeoutError as error:
+            message = f"it was silent for {patience_s:g} s"
+            raise UpstreamUnreachable(self.upstream, message) from error
 
     @contextmanager
     def observed(self, path: str, call: Call) -> Iterator[None]:

@@ -1,11 +1,8 @@
 """One pooled HTTP client per upstream; foreign errors become ours here."""
 
-import asyncio
-import math
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Self, TypeVar
@@ -16,7 +13,14 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from proxy.backends.base import Call
-from proxy.backends.calls import Calls, RequestObserver, RetryObserver, affinity_headers
+from proxy.backends.calls import (
+    ENDLESS,
+    Calls,
+    Patience,
+    RequestObserver,
+    RetryObserver,
+    affinity_headers,
+)
 from proxy.backends.retry import NO_RETRIES, RetryPolicy, parse_retry_after
 from proxy.errors import (
     ContextExceeded,
@@ -42,20 +46,6 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Seconds of silence after which a server is taken for unreachable."""
-
-    answer_s: float
-    """For a whole answer, or for the first event of a stream: both may wait in the server's queue,
-    and then for a long prompt to be read."""
-    stall_s: float
-    """Between two reads of a stream that has begun to write."""
-
-
-ENDLESS = Patience(math.inf, math.inf)
-
-
 class UpstreamClient(Calls):
     """Speaks JSON and server-sent events with one server.
 
@@ -74,8 +64,7 @@ class UpstreamClient(Calls):
         on_retry: RetryObserver = lambda _upstream, _code: None,
         patience: Patience = ENDLESS,
     ) -> None:
-        super().__init__(upstream, observe, retry, on_retry)
-        self._patience = patience
+        super().__init__(upstream, observe, retry, on_retry, patience)
         self.base_url = base_url
 
         def open_session() -> aiohttp.ClientSession:
@@ -130,7 +119,7 @@ class UpstreamClient(Calls):
     ) -> Any:  # noqa: ANN401
         with self._translated():
             request = self._http.request(method, path, content=content, headers=headers)
-            response = await self._awaited(request, self._patience.answer_s)
+            response = await self.awaited(request, self.patience.answer_s)
         if response.is_error:
             raise self._refusal(response)
         try:
@@ -149,15 +138,15 @@ class UpstreamClient(Calls):
         """
         content = orjson.dumps(body)
         request = self._http.build_request("POST", path, content=content, headers=_headers(call))
-        patience_s = self._patience.answer_s
+        patience_s = self.patience.answer_s
         with self.observed(path, call):
             with self._translated():
                 sent = self._http.send(request, stream=True)
-                response = await self._awaited(sent, patience_s)
+                response = await self.awaited(sent, patience_s)
             try:
                 if response.is_error:
                     with self._translated():
-                        await self._awaited(response.aread(), patience_s)
+                        await self.awaited(response.aread(), patience_s)
                     raise self._refusal(response)
                 yield self._events(response)
             finally:
@@ -166,25 +155,16 @@ class UpstreamClient(Calls):
     async def _events(self, response: httpx.Response) -> AsyncIterator[bytes]:
         rest = b""
         chunks = response.aiter_bytes()
-        patience_s = self._patience.answer_s
+        patience_s = self.patience.answer_s
         with self._translated():
-            while (chunk := await self._awaited(anext(chunks, None), patience_s)) is not None:
+            while (chunk := await self.awaited(anext(chunks, None), patience_s)) is not None:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     # Comments (": ping"), event names and the blank line after each event carry
                     # nothing for us; no server that we speak splits one event over data lines.
                     if line.startswith(b"data:"):
-                        patience_s = self._patience.stall_s
+                        patience_s = self.patience.stall_s
                         yield line[5:].strip()
-
-    async def _awaited(self, coming: Awaitable[T], patience_s: float) -> T:
-        """What comes, unless the server is silent for so long."""
-        try:
-            async with asyncio.timeout(patience_s if patience_s < math.inf else None):
-                return await coming
-        except TimeoutError as error:
-            message = f"{self.base_url} was silent for {patience_s:g} s"
-            raise UpstreamUnreachable(self.upstream, message) from error
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

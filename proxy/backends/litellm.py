@@ -137,7 +137,9 @@ class LiteLLM:
             stream = await self._calls.retried(
                 lambda: stack.enter_async_context(self._opened(request, call))
             )
-            while (chunk := await self._next(stream)) is not None:
+            patience_s = self._calls.patience.answer_s
+            while (chunk := await self._next(stream, patience_s)) is not None:
+                patience_s = self._calls.patience.stall_s
                 with self._calls.expecting("a stream event"):
                     event = _event(chunk)
                 end = event.end or end
@@ -243,13 +245,14 @@ class LiteLLM:
 
     async def _complete(self, request: dict[str, Any]) -> Any:  # noqa: ANN401
         with self._translated():
-            reply = await self._library.acompletion(**request)
+            coming = self._library.acompletion(**request)
+            reply = await self._calls.awaited(coming, self._calls.patience.answer_s)
         self._last_failed = False
         return reply
 
-    async def _next(self, stream: Any) -> Any:  # noqa: ANN401
+    async def _next(self, stream: Any, patience_s: float) -> Any:  # noqa: ANN401
         with self._translated():
-            return await anext(stream, None)
+            return await self._calls.awaited(anext(stream, None), patience_s)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

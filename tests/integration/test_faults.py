@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from proxy.backends.base import Call, Question, Sampling
-from proxy.backends.http import Patience, UpstreamClient
+from proxy.backends.calls import Patience
+from proxy.backends.http import UpstreamClient
 from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.resume import ResumingWriter
 from proxy.backends.retry import RetryPolicy

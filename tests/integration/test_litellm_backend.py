@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.backends.base import Context, Draft, Message, Question, Sampling, Segment
-from proxy.backends.calls import Calls
+from proxy.backends.calls import ENDLESS, Calls, Patience
 from proxy.backends.judge import JudgeLogprob, JudgeSample
 from proxy.backends.litellm import CONTINUE_PROMPT, HostedModel, LiteLLM
 from proxy.backends.litellm_library import load_library
@@ -62,6 +62,7 @@ class Hosted:
         *,
         base_url: str | None = None,
         lists_models: bool = True,
+        patience: Patience = ENDLESS,
         **how: Any,
     ) -> LiteLLM:
         up = self._up
@@ -70,6 +71,7 @@ class Hosted:
             lambda *event: up.observed.append(event),
             retry,
             lambda *event: up.retried.append(event),
+            patience,
         )
         hosted = HostedModel(model, "secret", base_url or f"{up.client.base_url}/v1", **how)
         models = up.client if lists_models else None
@@ -263,6 +265,24 @@ async def test_a_withheld_answer_is_no_answer(up: Replay, hosted: Hosted) -> Non
     up.on("POST", CHAT, stream_reply(chunk("{}", '"content_filter"'), DONE))
     with pytest.raises(UpstreamMalformed, match="content_filter"):
         await drafts_of(hosted(), context())
+
+
+@pytest.mark.parametrize(
+    ("reply", "patience"),
+    [
+        (stream_reply(chunk('{"content":"12 "}'), hold=True), Patience(answer_s=60, stall_s=0.1)),
+        (stream_reply(hold=True), Patience(answer_s=0.1, stall_s=60)),
+        (Reply(after=asyncio.Event()), Patience(answer_s=0.1, stall_s=60)),
+    ],
+)
+async def test_a_silent_server_counts_as_unreachable(
+    up: Replay, hosted: Hosted, reply: Reply, patience: Patience
+) -> None:
+    up.on("POST", CHAT, reply)
+    async with asyncio.timeout(5):
+        with pytest.raises(UpstreamUnreachable, match=r"it was silent for 0\.1 s"):
+            await drafts_of(hosted(patience=patience), context())
+        await up.left.wait()
 
 
 @pytest.mark.parametrize("model", [HOSTED_VLLM, OPENAI])

@@ -13,7 +13,8 @@ import pytest
 
 from proxy.api.app import create_app
 from proxy.backends.base import Call, Context, Draft, Sampling, Segment, Writer
-from proxy.backends.http import Patience, UpstreamClient
+from proxy.backends.calls import Patience
+from proxy.backends.http import UpstreamClient
 from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.resume import ResumingWriter
 from proxy.backends.retry import NO_RETRIES, RetryPolicy
