@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -55,10 +55,20 @@ def proxy(config: Path) -> Iterator[str]:
     ) as process:
         assert process.stderr is not None
         try:
-            yield _base_url(process.stderr.readline())
+            yield _base_url(line_with(process.stderr, "serving"))
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(_STOP_TIMEOUT_S) == 0
+
+
+def line_with(said: Iterable[str], word: str) -> str:
+    """The first line with that word; what was said instead where it never comes."""
+    others: list[str] = []
+    for line in said:
+        if word in line:
+            return line
+        others.append(line)
+    raise AssertionError("".join(others))
 
 
 def _base_url(line: str) -> str:

@@ -22,6 +22,7 @@ from proxy.backends.retry import RetryPolicy
 from proxy.demo import demo_questions
 from synth_client.client import last_number
 from synth_client.record import read_records
+from tests.e2e.conftest import line_with
 
 MOTAB = Path(sys.executable).parent / "motab"
 
@@ -71,7 +72,7 @@ def test_embedded_servers_end_with_a_proxy_that_is_killed() -> None:
         [MOTAB, "serve", "--config", config, "--port", "0"], stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        assert "serving" in process.stderr.readline()
+        line_with(process.stderr, "serving")
         servers = children(process.pid)
         assert len(servers) == 2
         process.send_signal(signal.SIGKILL)

@@ -14,6 +14,7 @@ import yaml
 
 from proxy import __version__
 from tests.dockerfile import ROOT, Build, Stage, stages
+from tests.e2e.conftest import line_with
 from tests.unit.test_cli import READY, llama_cpp
 
 pytestmark = pytest.mark.timeout(600)  # it installs everything that the image has
@@ -69,8 +70,7 @@ def served(image: Build, port: str) -> Iterator[Stage]:
         ) as process:
             assert process.stderr is not None
             try:
-                line = process.stderr.readline()
-                assert "serving pair" in line, line + process.stderr.read()
+                line_with(process.stderr, "serving pair")
                 yield stage
             finally:
                 process.terminate()
