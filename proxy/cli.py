@@ -15,6 +15,8 @@ from proxy.errors import MotabError
 from proxy.probe.run import probe
 from proxy.probe.table import show
 from proxy.serve import run, serve
+from synth_client.cli import synth_command
+from synth_client.errors import ClientError
 
 app = typer.Typer(
     help="Distil reasoning without exposure bias: MOTAB decoding in front of any LLM servers.",
@@ -28,7 +30,7 @@ def main() -> None:
     """Run the command. Exit code 0, 1 failed, 2 usage."""
     try:
         app()
-    except MotabError as error:
+    except (MotabError, ClientError) as error:
         _errors.print(f"motab: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
 
@@ -52,7 +54,8 @@ def _options(
     level = logging.DEBUG if verbose else logging.INFO
     handler = RichHandler(console=_errors, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("proxy").setLevel(level)
+    for package in ("proxy", "synth_client"):
+        logging.getLogger(package).setLevel(level)
 
 
 @app.command("serve")
@@ -113,3 +116,6 @@ def demo_command(
 
     output.mkdir(parents=True, exist_ok=True)
     run(demo(output, limit, Console()))
+
+
+app.command("synth")(synth_command)

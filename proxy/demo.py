@@ -14,13 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from proxy.config import Config, load_config
 from proxy.errors import MotabError
 from proxy.serve import running
-from synth_client.client import Question, SynthClient, Synthesis, SynthesisError
+from synth_client.client import SynthClient
 from synth_client.display import legend, render_trajectory
+from synth_client.failure import SynthesisError
+from synth_client.question import Question, Synthesis, units_of
 from synth_client.record import Message, Record
 from synth_client.report import write_report
 
 MODEL = "motab/demo"
-_TEMPERATURE = 0.6
+_SYNTHESIS = Synthesis(model=MODEL, temperature=0.6, seed=0)
 # Two trajectories keep both cores busy; more would only share them.
 _CONCURRENCY = 2
 
@@ -75,18 +77,18 @@ async def _synthesise(
     step: "_Step",
 ) -> _Tally:
     tally = _Tally([], [])
-    waiting = iter(enumerate(questions))
+    waiting = iter([unit for asked in questions for unit in units_of(asked, _SYNTHESIS, 1)])
     # Written aside, so that a demo that is stopped leaves the last complete one as it was.
     aside = output / "records.jsonl.partial"
-    async with SynthClient(base_url, Synthesis(model=MODEL, temperature=_TEMPERATURE)) as client:
+    async with SynthClient(base_url, _SYNTHESIS) as client:
         with aside.open("wb") as file:
 
             async def worker() -> None:
-                for index, question in waiting:
+                for unit in waiting:
                     try:
-                        record = await client.synthesise(question, seed=index)
+                        record = await client.synthesise(unit)
                     except SynthesisError as error:
-                        tally.errors.append(f"{question.id}: {error}")
+                        tally.errors.append(f"{unit.question.id}: {error}")
                         console.print(tally.errors[-1], style="red", markup=False)
                     else:
                         file.write(record.to_json_line())

@@ -1,113 +1,65 @@
-"""Asks the proxy one question and makes a record of the answer.
+"""Asks the proxy, or any OpenAI-compatible server, one question over HTTP.
 
-For now `predicted` is the last number of the output and `correct` compares it with the answer as
-text; real verification of answers, with math-verify, comes with a later issue, and so do retries.
+An answer is asked for as a whole. Streaming a thousand trajectories would cost both sides a parsed
+chunk for every few tokens, and its end is all that is wanted. A connection on which nothing is said
+for an hour must be kept from being forgotten on the way, so the kernel probes it; a gateway with a
+read timeout of its own needs one that is longer than the longest trajectory.
 """
 
-import re
+import socket
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Sequence
 from ipaddress import ip_address
 from types import TracebackType
-from typing import Annotated, Literal, Self
+from typing import Any, Final, Self
 
+import aiohttp
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from httpx_aiohttp import AiohttpTransport
 
-from synth_client.record import (
-    FinishReason,
-    Message,
-    Models,
-    Record,
-    Span,
-    StepRecord,
-    Usage,
-    faults_of,
-)
+from synth_client.answer import plain_record, refusal, traced_record
+from synth_client.errors import RunAborted
+from synth_client.failure import SynthesisError, parse_retry_after
+from synth_client.question import Synthesis, Unit
+from synth_client.record import Record
 
-# A comma belongs to a number only where it groups thousands; a minus right after a word or a
-# closing bracket is a hyphen or a subtraction.
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?![0-9])(?:\.[0-9]+)?")
-_CONNECT_TIMEOUT_S = 10.0
-_EXCERPT_CHARS = 200
-
-
-class SynthesisError(Exception):
-    """No trustworthy record came of a request.
-
-    `status` is the HTTP status, None where no answer arrived at all. `message` and the other
-    three are the proxy's error object; a malformed answer has the type "malformed_answer", a
-    failed connection "connection_failed".
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None,
-        error_type: str | None = None,
-        param: str | None = None,
-        code: str | None = None,
-    ) -> None:
-        super().__init__(message if status is None else f"HTTP {status}: {message}")
-        self.message = message
-        self.status = status
-        self.error_type = error_type
-        self.param = param
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked, with the reference answer where one is known."""
-
-    id: str
-    messages: tuple[Message, ...]
-    answer: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Synthesis:
-    """How every question of a run is asked.
-
-    `params` is the request's `motab` object: what it leaves out is up to the proxy. `timeout_s`
-    bounds the silence between two reads, and so the whole trajectory, in seconds.
-    """
-
-    model: str
-    params: Mapping[str, JsonValue] = field(default_factory=dict)
-    temperature: float | None = None
-    timeout_s: float = 3600.0
+_CONNECT_TIMEOUT_S: Final = 10.0
+# Shorter than the 5 s after which uvicorn, by default, closes an idle connection.
+_KEEPALIVE_S: Final = 4.0
+_PROBE_S: Final = 30
+_EXCERPT_CHARS: Final = 200
 
 
 class SynthClient:
-    """Asks one proxy; an asynchronous context manager that owns its connections.
+    """Asks the servers of one run; an asynchronous context manager that owns its connections.
 
-    `base_url` ends in /v1. `transport` replaces the network.
+    `base_urls` end in /v1. Where there are several, a unit stays with one of them until an attempt
+    there fails. `transport` replaces the network.
     """
 
     def __init__(
         self,
-        base_url: str,
+        base_urls: str | Sequence[str],
         synthesis: Synthesis,
         *,
         api_key: str | None = None,
+        max_connections: int = 100,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._synthesis = synthesis
-        self._http = httpx.AsyncClient(
-            base_url=base_url,
-            headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
-            timeout=httpx.Timeout(synthesis.timeout_s, connect=_CONNECT_TIMEOUT_S),
-            # An HTTP_PROXY of the environment cannot reach what listens on our own loopback.
-            trust_env=not _is_loopback(httpx.URL(base_url).host),
-            transport=transport,
-        )
+        urls = [base_urls] if isinstance(base_urls, str) else base_urls
+        self._servers = [
+            httpx.AsyncClient(
+                base_url=url,
+                headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
+                timeout=httpx.Timeout(synthesis.timeout_s, connect=_CONNECT_TIMEOUT_S, pool=None),
+                transport=transport or _transport(url, max_connections),
+            )
+            for url in urls
+        ]
 
     async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
         return self
 
     async def __aexit__(
@@ -116,152 +68,92 @@ class SynthClient:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._http.__aexit__(exc_type, exc_value, traceback)
+        for server in self._servers:
+            await server.aclose()
 
-    async def synthesise(
-        self, question: Question, *, sample: int = 0, seed: int | None = None
-    ) -> Record:
-        """One trajectory. Raises `SynthesisError` for whatever comes between it and a record."""
+    async def check(self) -> None:
+        """Raises `RunAborted` where a server cannot be reached, or does not take the key.
+
+        Anything else is left to the questions: not every server lists its models.
+        """
+        for server in self._servers:
+            try:
+                response = await server.get("models", timeout=_CONNECT_TIMEOUT_S)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                raise RunAborted(f"no answer from {server.base_url}: {_words(error)}") from error
+            except (httpx.HTTPError, aiohttp.ClientError, OSError):
+                continue
+            if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+                raise RunAborted(f"{server.base_url}: {_refusal(response)}")
+
+    async def synthesise(self, unit: Unit, *, attempt: int = 1) -> Record:
+        """One trajectory. Raises `SynthesisError` for whatever comes between it and a record.
+
+        `attempt` counts from 1; after a failed one the next server is asked.
+        """
         started = time.monotonic()
+        place = int.from_bytes(unit.key[:8], "big") + attempt - 1
+        server = self._servers[place % len(self._servers)]
+        synthesis = self._synthesis
+        path = "chat/completions" if synthesis.plain else "motab/chat/completions"
         try:
-            response = await self._http.post(
-                "motab/chat/completions", json=self._body(question, seed)
-            )
-        except httpx.HTTPError as error:
-            cause = str(error) or type(error).__name__
+            body = synthesis.body(unit.question.messages, unit.sample)
+            response = await server.post(path, json=body)
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             raise SynthesisError(
-                f"no answer from {self._http.base_url}: {cause}",
+                f"no answer from {server.base_url}: {_words(error)}",
                 status=None,
                 error_type="connection_failed",
             ) from error
         if response.status_code != httpx.codes.OK:
             raise _refusal(response)
-        return _record_of(response, question, sample, time.monotonic() - started)
-
-    def _body(self, question: Question, seed: int | None) -> dict[str, JsonValue]:
-        body: dict[str, JsonValue] = {
-            "model": self._synthesis.model,
-            "messages": [message.model_dump() for message in question.messages],
-            "n": 1,
-            "motab": dict(self._synthesis.params),
-        }
-        if self._synthesis.temperature is not None:
-            body["temperature"] = self._synthesis.temperature
-        if seed is not None:
-            body["seed"] = seed
-        return body
-
-
-def last_number(text: str) -> str | None:
-    """The last number as it is written, without the commas that group its thousands."""
-    numbers = _NUMBER.findall(text)
-    return numbers[-1].replace(",", "") if numbers else None
-
-
-class _Wire(BaseModel):
-    """What a strict OpenAI answer may add of its own is none of our business."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
-
-
-class _ChatMessage(_Wire):
-    role: Literal["assistant"]
-    content: str
-
-
-class _Trace(_Wire):
-    method: str
-    breach: int | None
-    bifurcation: int | None
-    spans: tuple[Span, ...]
-    steps: tuple[StepRecord, ...]
-    params: dict[str, JsonValue]
-    models: Models
-
-
-class _Choice(_Wire):
-    message: _ChatMessage
-    finish_reason: FinishReason
-    motab: _Trace
-
-
-class _Usage(Usage):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Completion(_Wire):
-    choices: Annotated[tuple[_Choice, ...], Field(min_length=1, max_length=1)]
-    usage: _Usage
-
-
-class _ErrorBody(_Wire):
-    message: str
-    type: str | None = None
-    param: str | None = None
-    code: str | None = None
-
-
-class _ErrorAnswer(_Wire):
-    error: _ErrorBody
-
-
-def _record_of(response: httpx.Response, question: Question, sample: int, seconds: float) -> Record:
-    """Raises `SynthesisError` where the answer lacks something or contradicts itself."""
-    try:
-        completion = _Completion.model_validate_json(response.content)
-        (choice,) = completion.choices
-        output = choice.message.content
-        predicted = last_number(output)
-        return Record(
-            id=question.id,
-            sample=sample,
-            messages=question.messages,
-            output=output,
-            spans=choice.motab.spans,
-            method=choice.motab.method,
-            params=choice.motab.params,
-            models=choice.motab.models,
-            breach=choice.motab.breach,
-            bifurcation=choice.motab.bifurcation,
-            steps=choice.motab.steps,
-            finish_reason=choice.finish_reason,
-            usage=Usage(**dict(completion.usage)),
-            answer=question.answer,
-            predicted=predicted,
-            correct=_is_correct(predicted, question.answer),
-            attempts=1,
-            seconds=seconds,
-            motab_version=version("motab"),
+        parse = plain_record if synthesis.plain else traced_record
+        return parse(
+            response.content,
+            unit.question,
+            sample=unit.sample,
+            attempts=attempt,
+            seconds=time.monotonic() - started,
         )
-    except ValidationError as error:
-        raise SynthesisError(
-            f"malformed answer: {faults_of(error)}",
-            status=response.status_code,
-            error_type="malformed_answer",
-        ) from error
 
 
-def _is_correct(predicted: str | None, answer: str | None) -> bool | None:
-    if answer is None:
-        return None
-    return predicted == answer.strip().replace(",", "")
+def _transport(base_url: str, max_connections: int) -> AiohttpTransport:
+    def open_session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=max_connections, keepalive_timeout=_KEEPALIVE_S, socket_factory=_probed_socket
+        )
+        # An HTTP_PROXY of the environment cannot reach what listens on our own loopback.
+        trust_env = not _is_loopback(httpx.URL(base_url).host)
+        return aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=trust_env
+        )
+
+    # httpx's own pool is quadratic in waiting requests; aiohttp's is not.
+    return AiohttpTransport(client=open_session)
+
+
+def _probed_socket(address: tuple[Any, ...]) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    probed = socket.socket(family, kind, protocol)
+    probed.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        probed.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
+        probed.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
+    return probed
 
 
 def _refusal(response: httpx.Response) -> SynthesisError:
-    """The proxy's own error, or what a gateway in between said instead."""
-    status = response.status_code
-    try:
-        error = _ErrorAnswer.model_validate_json(response.content).error
-    except ValidationError:
-        excerpt = response.text.strip()[:_EXCERPT_CHARS]
-        return SynthesisError(excerpt or response.reason_phrase, status=status)
-    return SynthesisError(
-        error.message,
-        status=status,
-        error_type=error.type,
-        param=error.param,
-        code=error.code,
+    """The server's own error, or what a gateway in between said instead."""
+    excerpt = response.text.strip()[:_EXCERPT_CHARS]
+    error = refusal(
+        response.status_code, response.content, otherwise=excerpt or response.reason_phrase
     )
+    error.retry_after_s = parse_retry_after(response.headers.get("retry-after"))
+    return error
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,4 +1,6 @@
-"""Shows a trajectory in the terminal: who wrote what, and what the teacher thought of each step."""
+"""Shows in the terminal what a run is doing, and a trajectory: who wrote what, and what the teacher
+thought of each step.
+"""
 
 from collections.abc import Mapping
 from typing import Final
@@ -6,9 +8,11 @@ from typing import Final
 from rich import box
 from rich.console import Group, RenderableType
 from rich.panel import Panel
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from synth_client.figures import Figures
 from synth_client.record import ROLE_LABELS, Record, Role
 
 ROLE_STYLES: Final[Mapping[Role, str]] = {
@@ -39,6 +43,19 @@ def render_trajectory(record: Record, question: str) -> RenderableType:
         _step_table(record),
         _verdict_line(record),
     )
+
+
+def render_progress(figures: Figures) -> RenderableType:
+    """A panel with a bar, where the end is known, and all figures."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column()
+    for label, value in figures.facts():
+        facts.add_row(label, value)
+    ended = figures.done + figures.failed
+    bar = ProgressBar(total=max(figures.total or 0, ended) or None, completed=ended)
+    shown = facts if figures.total is None else Group(bar, facts)
+    return Panel(shown, title="motab synth", title_align="left")
 
 
 def legend() -> RenderableType:

@@ -20,7 +20,7 @@ from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.resume import ResumingWriter
 from proxy.backends.retry import RetryPolicy
 from proxy.demo import demo_questions
-from synth_client.client import last_number
+from synth_client.answer import last_number
 from synth_client.record import read_records
 from tests.e2e.conftest import line_with
 

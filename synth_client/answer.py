@@ -1,0 +1,232 @@
+"""Answers as servers send them, taken apart into records.
+
+For now `predicted` is the last number of the output and `correct` compares it with the answer as
+text; real verification of answers, with math-verify, comes with a later issue.
+"""
+
+import re
+from importlib.metadata import version
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from synth_client.failure import SynthesisError
+from synth_client.question import Question
+from synth_client.record import (
+    Count,
+    FinishReason,
+    Models,
+    MotabUsage,
+    Record,
+    Span,
+    StepRecord,
+    Usage,
+    faults_of,
+)
+
+PLAIN_METHOD: Final = "plain"
+# A comma belongs to a number only where it groups thousands; a minus right after a word or a
+# closing bracket is a hyphen or a subtraction.
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?![0-9])(?:\.[0-9]+)?")
+_MOTAB_VERSION: Final = version("motab")
+
+
+def traced_record(
+    content: bytes, question: Question, *, sample: int, attempts: int, seconds: float
+) -> Record:
+    """The record that the proxy's answer tells, trace and all.
+
+    Raises `SynthesisError` where the answer lacks something or contradicts itself.
+    """
+    try:
+        completion = _Completion.model_validate_json(content)
+        (choice,) = completion.choices
+        trace = choice.motab
+        return _record(
+            question,
+            output=choice.message.content,
+            spans=trace.spans,
+            method=trace.method,
+            params=trace.params,
+            models=trace.models,
+            breach=trace.breach,
+            bifurcation=trace.bifurcation,
+            steps=trace.steps,
+            finish_reason=choice.finish_reason,
+            usage=Usage(**dict(completion.usage)),
+            sample=sample,
+            attempts=attempts,
+            seconds=seconds,
+        )
+    except ValidationError as error:
+        raise _malformed(faults_of(error)) from error
+
+
+def plain_record(
+    content: bytes, question: Question, *, sample: int, attempts: int, seconds: float
+) -> Record:
+    """The record of any OpenAI-compatible answer: one model wrote it all, as a teacher does.
+
+    Raises `SynthesisError` where the answer lacks something.
+    """
+    try:
+        completion = _PlainCompletion.model_validate_json(content)
+        (choice,) = completion.choices
+        if choice.message.reasoning_content or choice.message.reasoning:
+            raise _malformed(
+                "the server keeps the reasoning apart from the content; start it without its"
+                " reasoning parser"
+            )
+        output, usage = choice.message.content, completion.usage
+        spans = (Span(role="teacher", start=0, end=len(output)),) if output else ()
+        return _record(
+            question,
+            output=output,
+            spans=spans,
+            method=PLAIN_METHOD,
+            params={},
+            models=Models(student=None, teacher=completion.model),
+            breach=None,
+            bifurcation=None,
+            steps=(),
+            finish_reason=choice.finish_reason,
+            usage=Usage(**dict(usage), motab=_all_by_the_teacher(usage.completion_tokens)),
+            sample=sample,
+            attempts=attempts,
+            seconds=seconds,
+        )
+    except ValidationError as error:
+        raise _malformed(faults_of(error)) from error
+
+
+def _all_by_the_teacher(completion_tokens: int) -> MotabUsage:
+    return MotabUsage(
+        student_tokens=0,
+        student_tokens_discarded=0,
+        teacher_scored_tokens=0,
+        teacher_cached_tokens=None,
+        teacher_tokens=completion_tokens,
+        student_calls=0,
+        score_calls=0,
+        correction_calls=1,
+    )
+
+
+def _record(question: Question, *, output: str, **fields: Any) -> Record:  # noqa: ANN401
+    if not output.strip():
+        raise _malformed("the output is empty")
+    return with_question(
+        Record(
+            id=question.id,
+            messages=question.messages,
+            output=output,
+            answer=None,
+            predicted=last_number(output),
+            correct=None,
+            motab_version=_MOTAB_VERSION,
+            **fields,
+        ),
+        question,
+    )
+
+
+def with_question(record: Record, question: Question) -> Record:
+    """The record as the answer to `question`, which asks the same but may be called otherwise."""
+    known = None if question.answer is None else question.answer.strip().replace(",", "")
+    correct = None if known is None else record.predicted == known
+    update = {"id": question.id, "answer": question.answer, "correct": correct}
+    return record.model_copy(update=update)
+
+
+def last_number(text: str) -> str | None:
+    """The last number as it is written, without the commas that group its thousands."""
+    numbers = _NUMBER.findall(text)
+    return numbers[-1].replace(",", "") if numbers else None
+
+
+def _malformed(fault: str) -> SynthesisError:
+    return SynthesisError(f"malformed answer: {fault}", status=200, error_type="malformed_answer")
+
+
+class _Wire(BaseModel):
+    """What a strict OpenAI answer may add of its own is none of our business."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class _ChatMessage(_Wire):
+    role: Literal["assistant"]
+    content: str
+
+
+class _Trace(_Wire):
+    method: str
+    breach: int | None
+    bifurcation: int | None
+    spans: tuple[Span, ...]
+    steps: tuple[StepRecord, ...]
+    params: dict[str, JsonValue]
+    models: Models
+
+
+class _Choice(_Wire):
+    message: _ChatMessage
+    finish_reason: FinishReason
+    motab: _Trace
+
+
+class _Usage(Usage):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Completion(_Wire):
+    choices: Annotated[tuple[_Choice, ...], Field(min_length=1, max_length=1)]
+    usage: _Usage
+
+
+class _PlainMessage(_ChatMessage):
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _PlainChoice(_Wire):
+    message: _PlainMessage
+    finish_reason: FinishReason
+
+
+class _PlainUsage(_Wire):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+
+
+class _PlainCompletion(_Wire):
+    model: str
+    choices: Annotated[tuple[_PlainChoice, ...], Field(min_length=1, max_length=1)]
+    usage: _PlainUsage
+
+
+class _ErrorBody(_Wire):
+    message: str
+    type: str | None = None
+    param: str | None = None
+    code: str | int | None = None
+
+
+class _ErrorAnswer(_Wire):
+    error: _ErrorBody
+
+
+def refusal(status: int, content: bytes, otherwise: str) -> SynthesisError:
+    """The server's own error object; `otherwise` is what to say where the answer holds none."""
+    try:
+        error = _ErrorAnswer.model_validate_json(content).error
+    except ValidationError:
+        return SynthesisError(otherwise, status=status)
+    return SynthesisError(
+        error.message,
+        status=status,
+        error_type=error.type,
+        param=error.param,
+        code=None if error.code is None else str(error.code),
+    )

@@ -1,0 +1,164 @@
+"""The command `motab synth`."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import httpx
+import orjson
+import typer
+from pydantic import JsonValue
+from rich.console import Console
+from rich.logging import RichHandler
+
+from synth_client.dataset import open_dataset
+from synth_client.final import Totals
+from synth_client.question import Synthesis
+from synth_client.run import Run, synthesise
+from synth_client.workspace import Workspace
+
+T = TypeVar("T")
+_PRICED: Final = ("prompt", "student", "teacher", "scored")
+
+
+def synth_command(
+    *,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A JSONL, JSON, CSV or Parquet file, a dataset's folder, or a Hugging Face name.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The records, as JSON lines.")],
+    base_url: Annotated[
+        list[str], typer.Option(help="The proxy, with /v1. Repeat it for more than one.")
+    ],
+    model: Annotated[str, typer.Option(help="The model's name there.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples of every question.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many rows.")] = None,
+    split: Annotated[str, typer.Option(help="The split of a dataset.")] = "train",
+    subset: Annotated[str | None, typer.Option(help="The configuration of a dataset.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="The most requests at a time.")] = 64,
+    min_concurrency: Annotated[int, typer.Option(min=1, help="The fewest, when it is cut.")] = 1,
+    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Sample i is asked with this plus i.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A field of the motab object; repeat it."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="The server is not motab's: no motab object, no trace.")
+    ] = False,
+    api_key: Annotated[
+        str | None, typer.Option(envvar=["MOTAB_API_KEY", "OPENAI_API_KEY"], show_envvar=True)
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one trajectory.")] = 3600.0,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--fresh", help="Go on where the journal ends, or move all aside and start."
+        ),
+    ] = True,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=PRICE",
+            help=f"For a million tokens; {', '.join(_PRICED)}. Repeat it.",
+        ),
+    ] = None,
+    progress_file: Annotated[
+        Path | None, typer.Option(help="The progress as JSON lines, one a second.")
+    ] = None,
+) -> None:
+    """Synthesise trajectories for every row of a dataset. Stopped, it goes on where it was."""
+    if min_concurrency > concurrency:
+        raise typer.BadParameter("--min-concurrency is larger than --concurrency")
+    params = dict(_param(text) for text in param or [])
+    if plain and params:
+        raise typer.BadParameter("--plain sends no motab object, so there is no --param")
+    run = Run(
+        dataset=open_dataset(source, limit=limit, split=split, subset=subset),
+        output=output,
+        base_urls=tuple(_url(url) for url in base_url),
+        synthesis=Synthesis(
+            model=model,
+            params=params,
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            seed=seed,
+            plain=plain,
+            timeout_s=timeout,
+        ),
+        num_samples=n,
+        concurrency=concurrency,
+        min_concurrency=min_concurrency,
+        api_key=api_key,
+        fresh=not resume,
+        prices=dict(_price(text) for text in price or []),
+        progress_file=progress_file,
+    )
+    _say(_run(synthesise(run, _console())), Workspace(output))
+
+
+def _say(totals: Totals, workspace: Workspace) -> None:
+    typer.echo(f"{totals.num_records:,} records in {workspace.output}")
+    if totals.num_failed:
+        typer.echo(f"{totals.num_failed:,} failed, in {workspace.failed}; run again to try them")
+    if not totals.num_records:
+        raise typer.Exit(1)
+
+
+def _param(text: str) -> tuple[str, JsonValue]:
+    """A value that is no JSON is a text."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise typer.BadParameter(f"--param {text}: wanted is NAME=VALUE")
+    try:
+        return name, orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return name, value
+
+
+def _price(text: str) -> tuple[str, float]:
+    kind, _, value = text.partition("=")
+    try:
+        price = float(value)
+    except ValueError:
+        price = -1.0
+    if kind not in _PRICED or not 0 <= price < float("inf"):
+        raise typer.BadParameter(f"--price {text}: wanted is one of {', '.join(_PRICED)}=PRICE")
+    return kind, price
+
+
+def _url(text: str) -> str:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise typer.BadParameter(f"--base-url {text}: {error}") from error
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise typer.BadParameter(f"--base-url {text}: wanted is http://HOST:PORT/v1")
+    return text
+
+
+def _console() -> Console:
+    """The log's own, so that its lines and the live panel do not overwrite each other."""
+    handlers = logging.getLogger().handlers
+    shared = (handler.console for handler in handlers if isinstance(handler, RichHandler))
+    return next(shared, Console(stderr=True))
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    if sys.platform == "win32":
+        return asyncio.run(main)
+    import uvloop  # noqa: PLC0415 - not on every platform
+
+    return uvloop.run(main)

@@ -1,0 +1,106 @@
+"""What can come between a question and its record, and what helps against it."""
+
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Final
+
+_SECONDS: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
+
+
+class Trouble(StrEnum):
+    """The classes of errors; each has a budget of attempts of its own."""
+
+    TRANSIENT = "transient"
+    """No answer, or the server's own failure: the same request may succeed soon."""
+    CAPACITY = "capacity"
+    """The server has too much to do: the same request will succeed later."""
+    PERMANENT = "permanent"
+    """The server will never take this request."""
+    CONTENT = "content"
+    """An answer came, but it is no usable one; another may be."""
+
+
+class SynthesisError(Exception):
+    """No trustworthy record came of a request.
+
+    `status` is the HTTP status, None where no answer arrived at all. `message` and the other
+    three are the proxy's error object; a malformed answer has the type "malformed_answer", a
+    failed connection "connection_failed". `retry_after_s` is how many seconds the server wants to
+    be left alone, where it said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None,
+        error_type: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message if status is None else f"HTTP {status}: {message}")
+        self.message = message
+        self.status = status
+        self.error_type = error_type
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def trouble(self) -> Trouble:
+        """The class of the error."""
+        status = self.status
+        if status is None or status in _TRANSIENT_REFUSALS:
+            return Trouble.TRANSIENT
+        if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+            return Trouble.CAPACITY
+        if status == HTTPStatus.OK:
+            return Trouble.CONTENT
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return Trouble.TRANSIENT
+        return Trouble.PERMANENT
+
+    @property
+    def ends_the_run(self) -> bool:
+        """Whether every other question would be answered the same."""
+        if self.status in _RUN_REFUSALS or self.code == "insufficient_quota":
+            return True
+        if self.status is not None and HTTPStatus.MULTIPLE_CHOICES <= self.status < 400:
+            return True
+        if self.status != HTTPStatus.BAD_REQUEST or self.code == "context_length_exceeded":
+            return False
+        # The proxy names the field that it refuses; all but the messages are the run's own.
+        return (self.param or "").split(".")[0] in _RUN_FIELDS
+
+
+_TRANSIENT_REFUSALS: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY}
+_RUN_FIELDS: Final = {"motab", "model", "temperature", "top_p", "seed"}
+_RUN_REFUSALS: Final = {
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.PAYMENT_REQUIRED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+}
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """The seconds that a Retry-After header asks for, given as a number or as an HTTP date.
+
+    None where there is no header or it says neither. RFC 9110, section 10.2.3.
+    """
+    if value is None:
+        return None
+    if _SECONDS.fullmatch(value.strip()):
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())

@@ -1,0 +1,121 @@
+"""Writes the final files from the journal, in the order of the input."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, Self
+
+import orjson
+
+from synth_client.answer import with_question
+from synth_client.dataset import BadRow, Dataset
+from synth_client.errors import InputError, Interrupted, OutputError
+from synth_client.failed import failed_row, read_failed
+from synth_client.journal import RECORD, Journal, reported
+from synth_client.question import Synthesis, Unit, units_of
+from synth_client.record import Record, RecordError
+from synth_client.workspace import Workspace, replace_file
+
+_BUFFER_BYTES: Final = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How many lines either file has."""
+
+    num_records: int
+    num_failed: int
+
+
+def work_of(dataset: Dataset, synthesis: Synthesis, num_samples: int) -> Iterator[Unit | BadRow]:
+    """All units of the run in order, and the rows that cannot be asked in their places."""
+    for row in dataset.rows():
+        if isinstance(row, BadRow):
+            yield row
+        else:
+            yield from units_of(row, synthesis, num_samples)
+
+
+def write_final(
+    work: Iterator[Unit | BadRow],
+    journal: Journal,
+    workspace: Workspace,
+    *,
+    should_stop: Callable[[], bool],
+) -> Totals:
+    """Write both files aside and put them in place; without failures there is no second file.
+
+    One unit is held at a time. Raises `InputError` where the journal lacks a unit, `Interrupted`
+    when `should_stop` says so, `OutputError`; then the files that were there stay.
+    """
+    num_records = num_failed = 0
+    with ExitStack() as stack, reported(workspace.output):
+        records = stack.enter_context(_Aside(workspace.output))
+        failures = stack.enter_context(_Aside(workspace.failed))
+        for item in work:
+            if should_stop():
+                raise Interrupted("stopped while the final files were written")
+            if isinstance(item, BadRow):
+                line, is_record = failed_row(item).to_json_line(), False
+            else:
+                line, is_record = _line(item, journal)
+            if is_record:
+                records.file.write(line)
+                num_records += 1
+            else:
+                failures.file.write(line)
+                num_failed += 1
+        # Failures first: whoever sees the new records finds their failures, too.
+        if num_failed:
+            failures.publish()
+        else:
+            workspace.failed.unlink(missing_ok=True)
+        records.publish()
+    return Totals(num_records, num_failed)
+
+
+def _line(unit: Unit, journal: Journal) -> tuple[bytes, bool]:
+    """What is written of a unit, and whether it is a record."""
+    place = journal.get(unit.key)
+    if place is None:
+        raise InputError(
+            f"question {unit.question.id} came into the input while the run was going on;"
+            " run the same command again"
+        )
+    content = journal.read(place)
+    if place.kind != RECORD:
+        return read_failed(content, unit).to_json_line(), False
+    fields = orjson.loads(content)
+    question = unit.question
+    if (fields["id"], fields["answer"]) == (question.id, question.answer):
+        return content + b"\n", True
+    try:
+        record = Record.from_json_line(content)
+    except RecordError as error:
+        raise OutputError(f"the journal holds no record: {error}") from error
+    return with_question(record, question).to_json_line(), True
+
+
+class _Aside:
+    """A file beside `path` that takes its place once it is published, and goes if it is not."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._aside = path.with_name(f"{path.name}.partial")
+        self.file: BinaryIO = self._aside.open("wb", buffering=_BUFFER_BYTES)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def publish(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        replace_file(self._path, self._aside)
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.file.close()
+        finally:
+            self._aside.unlink(missing_ok=True)

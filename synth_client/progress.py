@@ -1,0 +1,178 @@
+"""What a run is doing, in figures: for the terminal, for the log, and as JSON lines."""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import orjson
+from rich.console import Console
+from rich.live import Live
+
+from synth_client.display import render_progress
+from synth_client.failure import SynthesisError
+from synth_client.figures import Figures
+from synth_client.journal import reported
+from synth_client.limiter import Limiter, wait_for
+from synth_client.pool import Failed, Outcome, Pool
+
+_log = logging.getLogger(__name__)
+
+_WINDOW_S: Final = 60.0
+_TICK_S: Final = 1.0
+_LOG_EVERY: Final = 30
+_TOKENS_OF_A_PRICE: Final = 1e6
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one session. `prices` are per million tokens, by what they are for."""
+
+    prices: Mapping[str, float] = field(default_factory=dict)
+    total: int | None = None
+    num_kept: int = 0
+    """Units that were done before, or are done under another's key."""
+    num_done: int = 0
+    num_failed: int = 0
+    num_breached: int = 0
+    sum_bifurcation: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, outcome: Outcome) -> None:
+        """One more unit has come to its end."""
+        record = outcome.result
+        if isinstance(record, Failed):
+            self.num_failed += 1
+            return
+        self.num_done += 1
+        if record.bifurcation is not None:
+            self.num_breached += 1
+            self.sum_bifurcation += record.bifurcation
+        usage = record.usage.motab
+        self.tokens["prompt"] += record.usage.prompt_tokens
+        self.tokens["student"] += usage.student_tokens
+        self.tokens["teacher"] += usage.teacher_tokens
+        self.tokens["scored"] += usage.teacher_scored_tokens
+
+    def add_error(self, error: SynthesisError) -> None:
+        """One more attempt has failed."""
+        self.errors[error.trouble.value] += 1
+
+    def cost(self) -> float | None:
+        """What the session has cost so far; None without prices."""
+        if not self.prices:
+            return None
+        return sum(
+            price * self.tokens[name] / _TOKENS_OF_A_PRICE for name, price in self.prices.items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    time: float
+    num_done: int
+    num_ended: int
+    tokens: Counter[str]
+
+
+class Progress:
+    """Shows the figures every second until it is stopped. Use `run` as a task."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        pool: Pool,
+        limiter: Limiter,
+        *,
+        console: Console,
+        file: Path | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tally, self._pool, self._limiter = tally, pool, limiter
+        self._console, self._path, self._clock = console, file, clock
+        self._stopped = asyncio.Event()
+        self._started = clock()
+        self._marks: deque[_Mark] = deque([self._mark()])
+
+    def stop(self) -> None:
+        """Show the figures once more and end `run`."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Raises `OutputError` where the progress file cannot be written."""
+        with ExitStack() as stack:
+            file = None
+            if self._path is not None:
+                with reported(self._path):
+                    file = stack.enter_context(self._path.open("ab", buffering=0))
+            live = None
+            if self._console.is_terminal:
+                live = stack.enter_context(
+                    Live(console=self._console, auto_refresh=False, transient=False)
+                )
+            num_ticks = 0
+            while True:
+                is_last = self._stopped.is_set()
+                self._show(live, file, log=is_last or num_ticks % _LOG_EVERY == _LOG_EVERY - 1)
+                if is_last:
+                    return
+                await wait_for(self._stopped, _TICK_S)
+                num_ticks += 1
+
+    def figures(self) -> Figures:
+        """The figures of now. Rates are of the last minute."""
+        now, tally = self._mark(), self._tally
+        while len(self._marks) > 1 and now.time - self._marks[0].time > _WINDOW_S:
+            self._marks.popleft()
+        before = self._marks[0]
+        self._marks.append(now)
+        span_s = max(now.time - before.time, 1e-9)
+        rate = (now.num_done - before.num_done) / span_s
+        ended_rate = (now.num_ended - before.num_ended) / span_s
+        num_ended = tally.num_kept + now.num_ended
+        left = None if tally.total is None else max(tally.total - num_ended, 0)
+        return Figures(
+            seconds=now.time - self._started,
+            total=tally.total,
+            done=tally.num_kept + tally.num_done,
+            failed=tally.num_failed,
+            in_flight=self._limiter.num_active,
+            waiting=self._pool.num_waiting,
+            concurrency=self._limiter.limit,
+            cuts=self._limiter.num_cuts,
+            trajectories_per_s=rate,
+            tokens_per_s={
+                name: (now.tokens[name] - before.tokens[name]) / span_s
+                for name in ("student", "scored", "teacher")
+            },
+            breach_rate=_share(tally.num_breached, tally.num_done),
+            mean_bifurcation=_share(tally.sum_bifurcation, tally.num_breached),
+            errors=dict(tally.errors),
+            cost=tally.cost(),
+            eta_s=left / ended_rate if left is not None and ended_rate > 0 else None,
+        )
+
+    def _mark(self) -> _Mark:
+        tally = self._tally
+        ended = tally.num_done + tally.num_failed
+        return _Mark(self._clock(), tally.num_done, ended, Counter(tally.tokens))
+
+    def _show(self, live: Live | None, file: BinaryIO | None, *, log: bool) -> None:
+        figures = self.figures()
+        if live is not None:
+            live.update(render_progress(figures), refresh=True)
+        elif log:
+            _log.info("%s", figures.line())
+        if file is not None:
+            with reported(self._path or Path()):
+                file.write(orjson.dumps(asdict(figures), option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

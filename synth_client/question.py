@@ -1,0 +1,80 @@
+"""What is asked: a question, how it is asked, and the key under which its answer is kept."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final
+
+import orjson
+from pydantic import JsonValue
+
+from synth_client.record import Message
+
+_KEY_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, with the reference answer where one is known."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synthesis:
+    """How every question of a run is asked.
+
+    `params` is the request's `motab` object: what it leaves out is up to the proxy. A `plain`
+    server is any other OpenAI-compatible one: it is sent no such object and gives no trace. Sample
+    i of a question is asked with `seed` + i. `timeout_s` bounds the silence between two reads, and
+    so the whole trajectory, in seconds; it has no part in what the answer is.
+    """
+
+    model: str
+    params: Mapping[str, JsonValue] = field(default_factory=dict)
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    plain: bool = False
+    timeout_s: float = 3600.0
+
+    def body(self, messages: Iterable[Message], sample: int) -> dict[str, JsonValue]:
+        """The request for one sample. What was not chosen is left to the server."""
+        body: dict[str, JsonValue] = {
+            "model": self.model,
+            "messages": [message.model_dump() for message in messages],
+            "n": 1,
+        }
+        if not self.plain:
+            body["motab"] = dict(self.params)
+        chosen: dict[str, float | None] = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            "seed": None if self.seed is None else self.seed + sample,
+        }
+        return body | {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One unit of work: one sample of one question.
+
+    `key` is 16 bytes of hash over the request and the sample's number, so two units that ask for
+    the same have the same key; the question's id and answer are not part of it.
+    """
+
+    question: Question
+    sample: int
+    key: bytes
+
+
+def units_of(question: Question, synthesis: Synthesis, num_samples: int) -> Iterator[Unit]:
+    """The samples of a question, in order."""
+    for sample in range(num_samples):
+        asked = synthesis.body(question.messages, sample)
+        content = orjson.dumps([asked, sample, synthesis.plain], option=orjson.OPT_SORT_KEYS)
+        yield Unit(question, sample, blake2b(content, digest_size=_KEY_BYTES).digest())

@@ -1,0 +1,242 @@
+"""One run of `motab synth`: from the input to the final files."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+
+import orjson
+from pydantic import JsonValue
+from rich.console import Console
+
+from synth_client.client import SynthClient
+from synth_client.dataset import BadRow, Dataset
+from synth_client.errors import Interrupted, RunAborted, first_of
+from synth_client.failed import failed_unit
+from synth_client.final import Totals, work_of, write_final
+from synth_client.journal import FAILURE, RECORD, Entry, Journal, open_journal
+from synth_client.limiter import Limiter
+from synth_client.pool import Failed, Outcome, Pool
+from synth_client.progress import Progress, Tally
+from synth_client.question import Synthesis, Unit
+from synth_client.record import Record
+from synth_client.workspace import Manifest, Workspace, open_workspace
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything that a run is told. `concurrency` is the most that may be under way."""
+
+    dataset: Dataset
+    output: Path
+    base_urls: tuple[str, ...]
+    synthesis: Synthesis
+    num_samples: int = 1
+    concurrency: int = 64
+    min_concurrency: int = 1
+    api_key: str | None = None
+    fresh: bool = False
+    prices: Mapping[str, float] = field(default_factory=dict)
+    progress_file: Path | None = None
+
+    def manifest(self) -> Manifest:
+        """What of it a journal belongs to, and what may grow."""
+        synthesis = self.synthesis
+        return Manifest(
+            identity={
+                "input": self.dataset.name,
+                "model": synthesis.model,
+                "plain": synthesis.plain,
+                "temperature": synthesis.temperature,
+                "top_p": synthesis.top_p,
+                "max_tokens": synthesis.max_tokens,
+                "seed": synthesis.seed,
+                "params": dict(synthesis.params),
+            },
+            extent={"n": self.num_samples, "limit": self.dataset.limit},
+            motab_version=version("motab"),
+        )
+
+
+async def synthesise(run: Run, console: Console) -> Totals:
+    """Do what is not done yet, then write the final files.
+
+    The first SIGINT or SIGTERM lets what is under way finish, the second stops at once; then
+    `Interrupted` is raised. Raises `ClientError` for all else that ends a run.
+    """
+    with open_workspace(run.output, run.manifest(), fresh=run.fresh) as workspace:
+        async with open_journal(workspace.journal) as journal:
+            session = _Session(run, journal)
+            with _signals(session.on_signal):
+                return await session.run(workspace, console)
+
+
+class _Session:
+    """From the opening of the journal to its end."""
+
+    def __init__(self, run: Run, journal: Journal) -> None:
+        self._run, self._journal = run, journal
+        self._tally = Tally(prices=run.prices)
+        self._limiter = Limiter(run.min_concurrency, run.concurrency)
+        self._taken: set[bytes] = set()
+        """Keys of units that the pool has and the journal has not."""
+        self._setting: dict[str, JsonValue] | None = None
+        self._num_signals = 0
+        self._task = asyncio.current_task()
+        self._pool: Pool | None = None
+
+    def on_signal(self) -> None:
+        self._num_signals += 1
+        if self._num_signals == 1:
+            _log.warning(
+                "finishing the %d under way; signal again to stop at once", self._limiter.num_active
+            )
+            if self._pool is not None:
+                self._pool.drain()
+        elif self._task is not None:
+            self._task.cancel()
+
+    async def run(self, workspace: Workspace, console: Console) -> Totals:
+        try:
+            # In a thread: a long journal's units are read past before the first that is not done.
+            left = self._left()
+            first = await asyncio.to_thread(next, left, None)
+            if first is not None:
+                await self._ask_all(chain([first], left), console)
+            return await asyncio.to_thread(
+                write_final,
+                self._work(),
+                self._journal,
+                workspace,
+                should_stop=lambda: self._num_signals > 0,
+            )
+        except asyncio.CancelledError as error:
+            if self._num_signals < 2:
+                raise
+            raise Interrupted(f"stopped at once; {self._how_to_go_on()}") from error
+
+    async def _ask_all(self, units: Iterator[Unit], console: Console) -> None:
+        run = self._run
+        client = SynthClient(
+            run.base_urls, run.synthesis, api_key=run.api_key, max_connections=run.concurrency
+        )
+        async with client:
+            await client.check()
+            self._pool = pool = Pool(
+                client.synthesise,
+                self._limiter,
+                num_workers=run.concurrency,
+                on_error=self._tally.add_error,
+            )
+            if self._num_signals:
+                pool.drain()
+            progress = Progress(
+                self._tally, pool, self._limiter, console=console, file=run.progress_file
+            )
+            await _beside(
+                [progress.run(), self._count_rows()],
+                pool.run(units, self._deliver),
+                progress.stop,
+            )
+        if self._num_signals:
+            raise Interrupted(f"stopped; {self._how_to_go_on()}")
+
+    def _how_to_go_on(self) -> str:
+        done = self._tally.num_kept + self._tally.num_done
+        return f"{done:,} trajectories are done, and the same command goes on"
+
+    def _work(self) -> Iterator[Unit | BadRow]:
+        return work_of(self._run.dataset, self._run.synthesis, self._run.num_samples)
+
+    def _left(self) -> Iterator[Unit]:
+        """The units that are neither done nor under way."""
+        for item in self._work():
+            if isinstance(item, BadRow):
+                _log.warning("%s, %s: %s", self._run.dataset.name, item.place, item.fault)
+                self._tally.num_failed += self._run.num_samples
+            elif item.key in self._taken or self._journal.get(item.key) is not None:
+                self._tally.num_kept += 1
+            else:
+                self._taken.add(item.key)
+                yield item
+
+    async def _count_rows(self) -> None:
+        num_rows = await asyncio.to_thread(self._run.dataset.count)
+        self._tally.total = None if num_rows is None else num_rows * self._run.num_samples
+
+    async def _deliver(self, outcome: Outcome) -> None:
+        unit, result = outcome.unit, outcome.result
+        if isinstance(result, Failed):
+            failed = failed_unit(unit, result.error, result.attempts)
+            entry = Entry(unit.key, FAILURE, failed.to_json_line().rstrip(b"\n"))
+        else:
+            self._check_setting(result)
+            entry = Entry(unit.key, RECORD, result.to_json_line().rstrip(b"\n"))
+        await self._journal.append(entry)
+        self._taken.discard(unit.key)
+        self._tally.add(outcome)
+
+    def _check_setting(self, record: Record) -> None:
+        """What the proxy adds of its own must stay the same, or the records would not match."""
+        if self._run.synthesis.plain:
+            return
+        here = _setting(record.model_dump(include={"method", "params", "models"}))
+        if self._setting is None:
+            first = self._journal.first
+            kept = here if first is None else _setting(orjson.loads(self._journal.read(first)))
+            self._setting = kept
+        for name, value in here.items():
+            if self._setting.get(name) != value:
+                raise RunAborted(
+                    f"the proxy's settings have changed since the run began: {name} was"
+                    f" {self._setting.get(name)!r} and is {value!r}"
+                )
+
+
+def _setting(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {"method": fields["method"]}
+    for part in ("params", "models"):
+        inner = fields[part]
+        if isinstance(inner, dict):
+            found |= {f"{part}.{name}": value for name, value in inner.items()}
+    return found
+
+
+async def _beside(
+    helpers: list[Awaitable[None]], main: Awaitable[None], stop: Callable[[], None]
+) -> None:
+    """Run `main` with helpers that end after `stop`. The first error of any ends all."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for helper in helpers:
+                group.create_task(_awaited(helper))
+            try:
+                await main
+            finally:
+                stop()
+    except BaseExceptionGroup as failures:
+        raise first_of(failures) from failures
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+@contextmanager
+def _signals(handle: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, handle)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
