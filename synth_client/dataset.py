@@ -213,7 +213,9 @@ def _read_csv(path: Path) -> Iterator[Cells]:
 def _csv_cells(header: list[str], values: list[str], place: str) -> Cells:
     if len(values) != len(header):
         return Cells(place, None, f"{len(values)} fields, but the header has {len(header)}")
-    return Cells(place, dict(zip(header, values, strict=True)))
+    # CSV has no other way to say that there is nothing.
+    filled = [value or None for value in values]
+    return Cells(place, dict(zip(header, filled, strict=True)))
 
 
 def _read_parquet(path: Path) -> Iterator[Cells]:

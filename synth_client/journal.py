@@ -214,9 +214,11 @@ class Journal:
                 self._path,
                 size - self._end,
             )
+        if self._end == size:
+            return
         if self._end < size:
             self._file.truncate(self._end)
-        elif self._end > size:  # only the last newline is missing
+        else:  # only the last newline is missing
             os.pwrite(self._file.fileno(), b"\n", size)
         os.fsync(self._file.fileno())
 
@@ -229,8 +231,10 @@ async def open_journal(path: Path) -> AsyncIterator[Journal]:
     fails, so does the body.
     """
     with reported(path):
+        is_new = not path.exists()
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
-        sync_folder(path.parent)
+        if is_new:
+            sync_folder(path.parent)
     journal = await asyncio.to_thread(Journal, path, file)
     try:
         async with asyncio.TaskGroup() as group:

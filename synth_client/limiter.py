@@ -123,7 +123,7 @@ class Limiter:
         self._num_failures += 1
         self._note_failing(now)
         # What was under way when the outage began is no probe.
-        if self.is_outage and permit.started >= self._last_probe:
+        if self.is_outage and permit.started > self._last_probe:
             wait_s = min(_FIRST_PROBE_S * 2.0**self._num_probes, _LONGEST_PROBE_S)
             self._num_probes = min(self._num_probes + 1, _MOST_DOUBLINGS)
             self._last_probe = now

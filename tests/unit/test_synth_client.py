@@ -1,6 +1,7 @@
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -8,7 +9,11 @@ import httpx
 import orjson
 import pytest
 
-from synth_client.client import Question, SynthClient, Synthesis, SynthesisError, last_number
+from synth_client.answer import last_number
+from synth_client.client import SynthClient
+from synth_client.errors import RunAborted
+from synth_client.failure import SynthesisError, Trouble
+from synth_client.question import Question, Synthesis, Unit, units_of
 from synth_client.record import Message, Record
 from tests.unit.test_record import breached, record_of, unbroken
 
@@ -47,12 +52,16 @@ def answer_of(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def unit_of(synthesis: Synthesis, question: Question = QUESTION, sample: int = 0) -> Unit:
+    return list(units_of(question, synthesis, sample + 1))[sample]
+
+
 async def ask(handler: Handler, question: Question = QUESTION, **how: Any) -> Record:
     transport = httpx.MockTransport(handler)
-    async with SynthClient(
-        "http://proxy/v1", how.pop("synthesis", SYNTHESIS), transport=transport, **how
-    ) as client:
-        return await client.synthesise(question)
+    synthesis = how.pop("synthesis", SYNTHESIS)
+    unit = unit_of(synthesis, question, how.pop("sample", 0))
+    async with SynthClient("http://proxy/v1", synthesis, transport=transport, **how) as client:
+        return await client.synthesise(unit)
 
 
 async def refused(handler: Handler) -> SynthesisError:
@@ -84,14 +93,11 @@ async def test_the_question_is_posted_with_the_parameters_and_nothing_else() -> 
         seen.append(request)
         return answering(answer_of(breached()))(request)
 
-    async with SynthClient(
-        "http://proxy:8800/v1", SYNTHESIS, transport=httpx.MockTransport(handler)
-    ) as client:
-        await client.synthesise(QUESTION, sample=2, seed=7)
+    await ask(handler, synthesis=replace(SYNTHESIS, top_p=0.9, max_tokens=99, seed=5), sample=2)
     (request,) = seen
     assert (request.method, str(request.url)) == (
         "POST",
-        "http://proxy:8800/v1/motab/chat/completions",
+        "http://proxy/v1/motab/chat/completions",
     )
     assert "authorization" not in request.headers
     assert orjson.loads(request.content) == {
@@ -101,6 +107,8 @@ async def test_the_question_is_posted_with_the_parameters_and_nothing_else() -> 
             {"role": "user", "content": "How many apples are in 12 bags [of 3]?"},
         ],
         "temperature": 0.6,
+        "top_p": 0.9,
+        "max_tokens": 99,
         "seed": 7,
         "n": 1,
         "motab": {"base_threshold": 0.3, "stitch": "clean"},
@@ -126,10 +134,7 @@ async def test_a_temperature_and_a_seed_of_zero_are_chosen_and_sent() -> None:
         bodies.append(orjson.loads(request.content))
         return answering(answer_of(breached()))(request)
 
-    transport = httpx.MockTransport(handler)
-    greedy = Synthesis(model="m", temperature=0.0)
-    async with SynthClient("http://proxy/v1", greedy, transport=transport) as client:
-        await client.synthesise(QUESTION, seed=0)
+    await ask(handler, synthesis=Synthesis(model="m", temperature=0.0, seed=0))
     assert (bodies[0]["temperature"], bodies[0]["seed"]) == (0.0, 0)
 
 
@@ -151,9 +156,7 @@ async def test_the_api_key_is_sent_as_a_bearer_token() -> None:
 
 
 async def test_the_record_carries_the_sample_it_was_asked_as() -> None:
-    transport = httpx.MockTransport(answering(answer_of(breached())))
-    async with SynthClient("http://proxy/v1", SYNTHESIS, transport=transport) as client:
-        assert (await client.synthesise(QUESTION, sample=4)).sample == 4
+    assert (await ask(answering(answer_of(breached())), sample=4)).sample == 4
 
 
 async def test_the_seconds_are_those_of_the_request() -> None:
@@ -161,10 +164,7 @@ async def test_the_seconds_are_those_of_the_request() -> None:
         await asyncio.sleep(0.05)
         return answering(answer_of(breached()))(request)
 
-    async with SynthClient(
-        "http://proxy/v1", SYNTHESIS, transport=httpx.MockTransport(handler)
-    ) as client:
-        record = await client.synthesise(QUESTION)
+    record = await ask(handler)
     assert 0.045 < record.seconds < 30
 
 
@@ -330,6 +330,7 @@ def changed(value: Any, *path: str | int) -> dict[str, Any]:
         (changed("tool_calls", "choices", 0, "finish_reason"), "finish_reason"),
         (changed("0.5", "choices", 0, "motab", "steps", 0, "value"), "steps.0.value"),
         (changed(-1, "usage", "motab", "student_tokens"), "student_tokens"),
+        (answer_of(unbroken(output=" \n", spans=[], steps=[])), "the output is empty"),
     ],
 )
 async def test_a_malformed_answer_is_an_error_that_names_what_is_wrong(
@@ -371,4 +372,140 @@ async def test_a_proxy_on_loopback_is_reached_past_the_proxy_of_the_environment(
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         async with SynthClient(f"http://127.0.0.1:{port}/v1", SYNTHESIS) as client:
-            assert (await client.synthesise(QUESTION)).correct
+            assert (await client.synthesise(unit_of(SYNTHESIS))).correct
+
+
+def test_units_have_a_key_for_what_is_asked_and_not_for_what_it_is_called() -> None:
+    keys = {unit_of(SYNTHESIS, sample=sample).key for sample in range(3)}
+    assert len(keys) == 3
+    renamed = replace(QUESTION, id="other", answer=None)
+    assert unit_of(SYNTHESIS, renamed).key == unit_of(SYNTHESIS).key
+    assert unit_of(replace(SYNTHESIS, timeout_s=1.0)).key == unit_of(SYNTHESIS).key
+    asked_otherwise = [
+        replace(SYNTHESIS, model="other"),
+        replace(SYNTHESIS, params={"base_threshold": 0.3}),
+        replace(SYNTHESIS, temperature=0.7),
+        replace(SYNTHESIS, top_p=0.7),
+        replace(SYNTHESIS, max_tokens=7),
+        replace(SYNTHESIS, seed=7),
+        replace(SYNTHESIS, params={}, plain=True),
+        replace(SYNTHESIS, params={}),
+    ]
+    others = {unit_of(synthesis).key for synthesis in asked_otherwise}
+    assert len(others | {unit_of(SYNTHESIS).key}) == 9
+    said = replace(QUESTION, messages=(Message(role="user", content="another"),))
+    assert unit_of(SYNTHESIS, said).key != unit_of(SYNTHESIS).key
+
+
+def test_the_order_of_the_parameters_makes_no_other_key() -> None:
+    turned = dict(reversed(SYNTHESIS.params.items()))
+    assert list(turned) != list(SYNTHESIS.params)
+    assert unit_of(replace(SYNTHESIS, params=turned)).key == unit_of(SYNTHESIS).key
+
+
+@pytest.mark.parametrize(
+    ("status", "trouble"),
+    [
+        (None, Trouble.TRANSIENT),
+        (408, Trouble.TRANSIENT),
+        (500, Trouble.TRANSIENT),
+        (502, Trouble.TRANSIENT),
+        (504, Trouble.TRANSIENT),
+        (429, Trouble.CAPACITY),
+        (503, Trouble.CAPACITY),
+        (400, Trouble.PERMANENT),
+        (413, Trouble.PERMANENT),
+        (422, Trouble.PERMANENT),
+        (200, Trouble.CONTENT),
+    ],
+)
+def test_every_error_has_its_class(status: int | None, trouble: Trouble) -> None:
+    assert SynthesisError("", status=status).trouble is trouble
+
+
+@pytest.mark.parametrize(
+    ("fields", "ends"),
+    [
+        ({"status": 401}, True),
+        ({"status": 403}, True),
+        ({"status": 404}, True),
+        ({"status": 307}, True),
+        ({"status": 429, "code": "insufficient_quota"}, True),
+        ({"status": 400, "param": "motab.gamma"}, True),
+        ({"status": 400, "param": "temperature"}, True),
+        ({"status": 400, "param": "messages[0].content"}, False),
+        ({"status": 400, "param": "max_tokens"}, False),
+        ({"status": 400, "param": "model", "code": "context_length_exceeded"}, False),
+        ({"status": 400}, False),
+        ({"status": 429}, False),
+        ({"status": 500}, False),
+        ({"status": 200}, False),
+        ({"status": None}, False),
+    ],
+)
+def test_what_every_question_would_meet_ends_the_run(fields: dict[str, Any], ends: bool) -> None:
+    assert SynthesisError("", **fields).ends_the_run is ends
+
+
+async def test_how_long_the_server_wants_to_be_left_alone_is_known() -> None:
+    error = await refused(lambda request: httpx.Response(429, headers={"retry-after": "2.5"}))
+    assert error.retry_after_s == 2.5
+
+
+PLAIN = Synthesis(model="m", plain=True)
+
+
+def plain_answer(**message: Any) -> dict[str, Any]:
+    return {
+        "model": "m-2026",
+        "choices": [{"message": {"role": "assistant", **message}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8, "queue_time": 1},
+    }
+
+
+async def test_a_plain_server_is_asked_at_openais_route() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/v1/chat/completions"
+        assert "motab" not in orjson.loads(request.content)
+        return answering(plain_answer(content="It is 36."))(request)
+
+    record = await ask(handler, synthesis=PLAIN)
+    assert (record.method, record.output, record.correct) == ("plain", "It is 36.", True)
+    assert record.usage.motab.teacher_tokens == 5
+    assert Record.from_json_line(record.to_json_line()) == record
+
+
+async def test_reasoning_that_a_plain_server_keeps_apart_is_not_lost_in_silence() -> None:
+    answer = plain_answer(content="36", reasoning_content="12 times 3")
+    with pytest.raises(SynthesisError, match="without its reasoning parser"):
+        await ask(answering(answer), synthesis=PLAIN)
+
+
+async def test_a_question_stays_with_one_server_until_it_fails_there() -> None:
+    hosts: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        hosts.append(request.url.host)
+        return answering(answer_of(breached()))(request)
+
+    urls = ["http://a/v1", "http://b/v1", "http://c/v1"]
+    transport = httpx.MockTransport(handler)
+    async with SynthClient(urls, SYNTHESIS, transport=transport) as client:
+        for sample in range(30):
+            for attempt in (1, 1, 2, 3, 4):
+                await client.synthesise(unit_of(SYNTHESIS, sample=sample), attempt=attempt)
+    assert set(hosts[::5]) == {"a", "b", "c"}
+    for first, again, second, third, fourth in zip(*[iter(hosts)] * 5, strict=True):
+        assert first == again == fourth
+        assert {first, second, third} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+async def test_before_the_first_question_only_a_refused_key_counts(status: int) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(status))
+    async with SynthClient("http://proxy/v1", SYNTHESIS, transport=transport) as client:
+        await client.check()
+    transport = httpx.MockTransport(lambda request: httpx.Response(401, text="no"))
+    async with SynthClient("http://proxy/v1", SYNTHESIS, transport=transport) as client:
+        with pytest.raises(RunAborted, match="HTTP 401: no"):
+            await client.check()
