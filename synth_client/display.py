@@ -51,7 +51,7 @@ def render_progress(figures: Figures) -> RenderableType:
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()
     for label, value in figures.facts():
-        facts.add_row(label, value)
+        facts.add_row(Text(label), Text(value))
     ended = figures.done + figures.failed
     bar = ProgressBar(total=max(figures.total or 0, ended) or None, completed=ended)
     shown = facts if figures.total is None else Group(bar, facts)

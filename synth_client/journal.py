@@ -18,8 +18,9 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final, Literal
+from typing import Final, Literal
 
 from synth_client.errors import OutputError, first_of
 
@@ -109,9 +110,10 @@ class Journal:
     Failures of earlier runs are not in the index: their units are asked again.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = file
+        with reported(path):
+            self._file = _opened(path)
         self._index = Index()
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._came = asyncio.Event()
@@ -230,12 +232,7 @@ async def open_journal(path: Path) -> AsyncIterator[Journal]:
     The caller holds the lock. Raises `OutputError` where it cannot be opened; when the writer
     fails, so does the body.
     """
-    with reported(path):
-        is_new = not path.exists()
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
-        if is_new:
-            sync_folder(path.parent)
-    journal = await asyncio.to_thread(Journal, path, file)
+    journal = await asyncio.to_thread(Journal, path)
     try:
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(journal.write())
@@ -247,7 +244,15 @@ async def open_journal(path: Path) -> AsyncIterator[Journal]:
         journal.close()
 
 
-def _scan(file: BinaryIO, size: int) -> Iterator[_Found]:
+def _opened(path: Path) -> FileIO:
+    is_new = not path.exists()
+    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+    if is_new:
+        sync_folder(path.parent)
+    return file
+
+
+def _scan(file: FileIO, size: int) -> Iterator[_Found]:
     """Every entry and every damaged stretch, in order and without gaps."""
     start = 0
     file.seek(0)
@@ -284,7 +289,7 @@ def _checksum(body: bytes) -> bytes:
     return blake2b(body, digest_size=8).hexdigest().encode()
 
 
-def _ends_with_newline(file: BinaryIO, size: int) -> bool:
+def _ends_with_newline(file: FileIO, size: int) -> bool:
     return os.pread(file.fileno(), 1, size - 1) == b"\n"
 
 

@@ -44,7 +44,10 @@ class Scripted:
         self.statuses: Counter[int | None] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.keeps_bodies = True
+        self.full_at: int | None = None
         self.came = asyncio.Event()
+        self.is_full = asyncio.Event()
+        """Set when there are `full_at` requests at a time."""
         self.released = asyncio.Event()
         self.released.set()
 
@@ -63,6 +66,8 @@ class Scripted:
             return await _fail(fault, request)
         self.num_active += 1
         self.most_active = max(self.most_active, self.num_active)
+        if self.num_active == self.full_at:
+            self.is_full.set()
         try:
             await self.released.wait()
             await asyncio.sleep(self.delay_s)

@@ -1,25 +1,37 @@
 """Whole runs of `motab synth` against a scripted server, killed and resumed."""
 
 import asyncio
+import io
+import logging
 import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
 
+from proxy.cli import app
+from synth_client.dataset import open_dataset
+from synth_client.errors import ClientError
+from synth_client.final import Totals
+from synth_client.journal import Entry
+from synth_client.question import Synthesis
 from synth_client.record import Record, read_records
+from synth_client.run import Run, synthesise
 from tests.integration.openai_server import Fault, Scripted, scripted
 
 ROOT = Path(__file__).parents[2]
 ENV = {k: v for k, v in os.environ.items() if k not in {"FORCE_COLOR", "TERM"}} | {"COLUMNS": "400"}
-MOTAB = [sys.executable, "-c", "from proxy.cli import main; main()", "synth"]
 
 
 @pytest.fixture
@@ -38,13 +50,43 @@ def write_questions(path: Path, number: int) -> Path:
     return path
 
 
-class Synth:
+SYNTHESIS = Synthesis(model="motab/pair", seed=7)
+
+
+async def run(
+    server: Scripted,
+    source: Path,
+    output: Path,
+    *,
+    synthesis: Synthesis = SYNTHESIS,
+    limit: int | None = None,
+    **how: Any,
+) -> Totals:
+    """A run inside this event loop."""
+    asked = Run(
+        dataset=open_dataset(str(source), limit=limit),
+        output=output,
+        base_urls=(server.base_url,),
+        synthesis=synthesis,
+        **how,
+    )
+    return await synthesise(asked, Console(file=io.StringIO()))
+
+
+async def failure(server: Scripted, source: Path, output: Path, **how: Any) -> str:
+    """What a run says that fails."""
+    with pytest.raises(ClientError) as caught:
+        await run(server, source, output, **how)
+    return str(caught.value)
+
+
+class Process:
     """`motab synth` as a process of its own."""
 
     def __init__(self, server: Scripted, source: Path, output: Path, *more: str | Path) -> None:
         self.output = output
         self._arguments = [
-            *MOTAB,
+            *(sys.executable, "-c", "from proxy.cli import main; main()", "synth"),
             *(str(source), "--output", str(output), "--base-url", server.base_url),
             *("--model", "motab/pair", "--seed", "7", *map(str, more)),
         ]
@@ -54,23 +96,20 @@ class Synth:
             *self._arguments, cwd=ROOT, env=ENV, stdout=-1, stderr=-1, **how
         )
 
-    async def run(self, **how: Any) -> tuple[int, str, str]:
+    def peak_memory(self) -> int:
+        """Runs it to its end; the most memory that it had, in KiB."""
+        with subprocess.Popen(self._arguments, cwd=ROOT, env=ENV, stdout=-3, stderr=-3) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return usage.ru_maxrss
+
+    async def ended(self, code: int, **how: Any) -> str:
+        """What it says: where it succeeds, on the one stream, where it fails, on the other."""
         process = await self.start(**how)
         out, err = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, out.decode(), err.decode()
-
-    async def done(self) -> str:
-        """What it says when it succeeds."""
-        code, out, err = await self.run()
-        assert code == 0, err
-        return out
-
-    async def failure(self, code: int = 1, **how: Any) -> str:
-        """What it says when it fails, in one line after the log's."""
-        found, out, err = await self.run(**how)
-        assert (found, out) == (code, ""), err
-        return err.strip().splitlines()[-1]
+        assert process.returncode == code, err.decode()
+        return (err if code else out).decode()
 
 
 def records(path: Path) -> list[Record]:
@@ -96,62 +135,96 @@ async def test_every_sample_of_every_row_is_there_in_the_order_of_the_input(
 ) -> None:
     server.delay_s = 0.01
     source = write_questions(tmp_path / "in.jsonl", 20)
-    said = await Synth(server, source, tmp_path / "out.jsonl", "--n", "3").done()
+    totals = await run(server, source, tmp_path / "out.jsonl", num_samples=3)
     found = records(tmp_path / "out.jsonl")
     assert units(found) == [(f"q{i}", sample) for i in range(20) for sample in range(3)]
     assert {body["seed"] for body in server.bodies} == {7, 8, 9}
-    assert f"60 records in {tmp_path / 'out.jsonl'}" in said
+    assert totals == Totals(60, 0)
     assert not (tmp_path / "out.failed.jsonl").exists()
 
 
+async def test_the_command_says_what_there_is(server: Scripted, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"question": "one"}\n{"question": 2}\n')
+    output = tmp_path / "runs" / "out.jsonl"
+    more = ("--param", "base_threshold=0.3", "--param", "boundary=static", "--max-tokens", "9")
+    said = await Process(server, source, output, *more).ended(0)
+    failed = tmp_path / "runs" / "out.failed.jsonl"
+    assert said == f"1 records in {output}\n1 failed, in {failed}; run again to try them\n"
+    (body,) = server.bodies
+    assert body["motab"] == {"base_threshold": 0.3, "boundary": "static"}
+    assert (body["seed"], body["max_tokens"]) == (7, 9)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--param", "gamma"),
+        ("--price", "water=3"),
+        ("--price", "teacher=cheap"),
+        ("--concurrency", "2", "--min-concurrency", "3"),
+        ("--plain", "--param", "gamma=1"),
+        ("--base-url", "localhost:8000"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(more: tuple[str, ...], tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "in.jsonl", 1)
+    asked = ("--output", str(tmp_path / "out.jsonl"), "--base-url", "http://h/v1", "--model", "m")
+    refused = CliRunner().invoke(app, ["synth", str(source), *asked, *more])
+    assert refused.exit_code == 2
+    assert more[0] in refused.output
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.timeout(400)
 async def test_killed_again_and_again_it_ends_with_what_an_undisturbed_run_has(
     server: Scripted, tmp_path: Path
 ) -> None:
-    server.delay_s = 0.03
     source = write_questions(tmp_path / "in.jsonl", 200)
-    whole = Synth(server, source, tmp_path / "whole.jsonl", "--n", "2", "--concurrency", "8")
-    await whole.done()
+    await run(server, source, tmp_path / "whole.jsonl", num_samples=2)
     server.answered.clear()
-    killed = Synth(server, source, tmp_path / "killed.jsonl", "--n", "2", "--concurrency", "8")
+    server.delay_s = 0.03
+    killed = Process(server, source, tmp_path / "out.jsonl", "--n", "2", "--concurrency", "8")
     draw = random.Random(1)
-    num_kills = 0
-    while num_kills < 20:
+    for _ in range(20):
         server.came.clear()
         process = await killed.start()
-        asked = asyncio.create_task(server.came.wait())
-        ended = asyncio.create_task(process.wait())
-        await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        if ended.done():
-            break
+        await server.came.wait()
         await asyncio.sleep(draw.uniform(0, 0.15))
         process.kill()
         await process.communicate()
-        await ended
-        num_kills += 1
-    assert num_kills >= 10
-    await killed.done()
-    assert steady(killed.output) == steady(whole.output)
+        assert process.returncode == -signal.SIGKILL
+    await killed.ended(0)
+    assert steady(killed.output) == steady(tmp_path / "whole.jsonl")
     # Only what was under way when it was killed was asked twice.
-    assert sum(server.answered.values()) - len(server.answered) <= 8 * num_kills
+    assert sum(server.answered.values()) - len(server.answered) <= 8 * 20
     assert len(server.answered) == 400
 
 
 async def test_run_again_it_asks_nothing_more(server: Scripted, tmp_path: Path) -> None:
-    synth = Synth(server, write_questions(tmp_path / "in.jsonl", 5), tmp_path / "out.jsonl")
-    await synth.done()
-    before, asked = synth.output.read_bytes(), server.num_requests
-    await synth.done()
-    assert (synth.output.read_bytes(), server.num_requests) == (before, asked)
+    source, output = write_questions(tmp_path / "in.jsonl", 5), tmp_path / "out.jsonl"
+    await run(server, source, output)
+    before, asked = output.read_bytes(), server.num_requests
+    await run(server, source, output)
+    assert (output.read_bytes(), server.num_requests) == (before, asked)
+
+
+async def test_what_is_all_done_needs_no_server(server: Scripted, tmp_path: Path) -> None:
+    source, output = write_questions(tmp_path / "in.jsonl", 5), tmp_path / "out.jsonl"
+    await run(server, source, output)
+    output.unlink()
+    gone = Scripted()
+    gone.base_url = "http://127.0.0.1:9/v1"
+    assert await run(gone, source, output) == Totals(5, 0)
 
 
 async def test_more_samples_and_rows_may_be_asked_for_later(
     server: Scripted, tmp_path: Path
 ) -> None:
     source = write_questions(tmp_path / "in.jsonl", 4)
-    await Synth(server, source, tmp_path / "out.jsonl", "--limit", "2").done()
+    await run(server, source, tmp_path / "out.jsonl", limit=2)
     assert server.num_requests == 2
-    await Synth(server, source, tmp_path / "out.jsonl", "--n", "2").done()
+    await run(server, source, tmp_path / "out.jsonl", num_samples=2)
     assert server.num_requests == 8
     assert len(records(tmp_path / "out.jsonl")) == 8
 
@@ -159,36 +232,41 @@ async def test_more_samples_and_rows_may_be_asked_for_later(
 async def test_another_run_is_refused_with_the_difference_until_it_starts_afresh(
     server: Scripted, tmp_path: Path
 ) -> None:
-    source = write_questions(tmp_path / "in.jsonl", 3)
-    await Synth(server, source, tmp_path / "out.jsonl").done()
-    before = (tmp_path / "out.jsonl").read_bytes()
-    other = Synth(server, source, tmp_path / "out.jsonl", "--param", "base_threshold=0.4")
-    said = await other.failure()
+    source, output = write_questions(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    await run(server, source, output)
+    before = output.read_bytes()
+    other = replace(SYNTHESIS, params={"base_threshold": 0.4})
+    said = await failure(server, source, output, synthesis=other)
     assert 'params is {} there and {"base_threshold":0.4} here' in said
-    assert (tmp_path / "out.jsonl").read_bytes() == before
-    fresh = ("--param", "base_threshold=0.4", "--fresh")
-    await Synth(server, source, tmp_path / "out.jsonl", *fresh).done()
-    assert (tmp_path / "out.jsonl").read_bytes() != before
+    assert output.read_bytes() == before
+    for number in (1, 2):
+        asked = server.num_requests
+        await run(server, source, output, synthesis=other, fresh=True)
+        assert server.num_requests == asked + 3
+        assert (tmp_path / "out.journal" / f"old-{number}" / "journal").exists()
+    assert output.read_bytes() != before
     assert (tmp_path / "out.journal" / "old-1" / "out.jsonl").read_bytes() == before
 
 
 async def test_a_file_that_is_in_the_way_is_not_overwritten(
     server: Scripted, tmp_path: Path
 ) -> None:
-    (tmp_path / "out.jsonl").write_text("dear to me", encoding="utf-8")
-    synth = Synth(server, write_questions(tmp_path / "in.jsonl", 1), tmp_path / "out.jsonl")
-    assert "exists and has no journal" in await synth.failure()
-    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "dear to me"
+    output = tmp_path / "out.jsonl"
+    output.write_text("dear to me", encoding="utf-8")
+    source = write_questions(tmp_path / "in.jsonl", 1)
+    assert "exists and has no journal" in await failure(server, source, output)
+    assert output.read_text(encoding="utf-8") == "dear to me"
 
 
 async def test_a_second_process_on_the_same_output_is_refused(
     server: Scripted, tmp_path: Path
 ) -> None:
     server.released.clear()
-    synth = Synth(server, write_questions(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl")
+    source = write_questions(tmp_path / "in.jsonl", 2)
+    synth = Process(server, source, tmp_path / "out.jsonl")
     first = await synth.start()
     await server.came.wait()
-    assert "another motab synth is writing it" in await synth.failure()
+    assert "another motab synth is writing it" in await synth.ended(1)
     server.released.set()
     await first.communicate()
     assert first.returncode == 0
@@ -199,11 +277,10 @@ async def test_the_first_signal_lets_what_is_under_way_finish(
     server: Scripted, tmp_path: Path
 ) -> None:
     server.released.clear()
-    source = write_questions(tmp_path / "in.jsonl", 50)
-    synth = Synth(server, source, tmp_path / "out.jsonl", "--concurrency", "4")
-    process = await synth.start()
-    while server.num_active < 4:
-        await asyncio.sleep(0.01)
+    server.full_at = 4
+    source, output = write_questions(tmp_path / "in.jsonl", 50), tmp_path / "out.jsonl"
+    process = await Process(server, source, output, "--concurrency", "4").start()
+    await server.is_full.wait()
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     while b"finishing the 4 under way" not in await process.stderr.readline():
@@ -213,16 +290,16 @@ async def test_the_first_signal_lets_what_is_under_way_finish(
     assert process.returncode == 1
     assert b"4 trajectories are done, and the same command goes on" in err
     assert server.num_requests == 4
-    assert not synth.output.exists()
-    await synth.done()
+    assert not output.exists()
+    await run(server, source, output)
     assert server.num_requests == 50
-    assert len(records(synth.output)) == 50
+    assert len(records(output)) == 50
 
 
 async def test_the_second_signal_stops_it_at_once(server: Scripted, tmp_path: Path) -> None:
     server.released.clear()
-    synth = Synth(server, write_questions(tmp_path / "in.jsonl", 9), tmp_path / "out.jsonl")
-    process = await synth.start()
+    source = write_questions(tmp_path / "in.jsonl", 9)
+    process = await Process(server, source, tmp_path / "out.jsonl").start()
     await server.came.wait()
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
@@ -242,8 +319,7 @@ async def test_rows_that_cannot_be_asked_fail_and_the_others_go_on(
     source.write_bytes(
         b'{"question": "one"}\n{"question": 2}\n{"broken\n\n{"text": "?"}\n{"problem": "six"}\n'
     )
-    said = await Synth(server, source, tmp_path / "out.jsonl").done()
-    assert "3 failed" in said
+    assert await run(server, source, tmp_path / "out.jsonl") == Totals(2, 3)
     assert [record.id for record in records(tmp_path / "out.jsonl")] == ["0", "4"]
     failed = lines(tmp_path / "out.failed.jsonl")
     assert [(row["id"], row["place"]) for row in failed] == [
@@ -260,7 +336,7 @@ async def test_a_question_that_stands_twice_is_asked_once_and_has_both_records(
     source = tmp_path / "in.jsonl"
     rows = [{"id": "a", "question": "same", "answer": "1"}, {"id": "b", "question": "same"}]
     source.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    await Synth(server, source, tmp_path / "out.jsonl").done()
+    await run(server, source, tmp_path / "out.jsonl")
     first, second = records(tmp_path / "out.jsonl")
     assert server.num_requests == 1
     assert (first.id, first.answer, second.id, second.answer) == ("a", "1", "b", None)
@@ -275,9 +351,9 @@ async def test_a_refused_question_fails_alone_and_is_asked_again_by_the_next_run
     server.script = lambda body, _: (
         Fault(400, refusal) if "3?" in body["messages"][0]["content"] else None
     )
-    synth = Synth(server, write_questions(tmp_path / "in.jsonl", 6), tmp_path / "out.jsonl")
-    assert "1 failed" in await synth.done()
-    assert [record.id for record in records(synth.output)] == ["q0", "q1", "q2", "q4", "q5"]
+    source, output = write_questions(tmp_path / "in.jsonl", 6), tmp_path / "out.jsonl"
+    assert await run(server, source, output) == Totals(5, 1)
+    assert [record.id for record in records(output)] == ["q0", "q1", "q2", "q4", "q5"]
     (failed,) = lines(tmp_path / "out.failed.jsonl")
     assert (failed["id"], failed["sample"], failed["attempts"]) == ("q3", 0, 1)
     assert failed["error"] == {
@@ -289,9 +365,9 @@ async def test_a_refused_question_fails_alone_and_is_asked_again_by_the_next_run
         "code": "context_length_exceeded",
     }
     server.script = lambda _body, _number: None
-    await synth.done()
+    await run(server, source, output)
     assert server.num_requests == 7
-    assert len(records(synth.output)) == 6
+    assert len(records(output)) == 6
     assert not (tmp_path / "out.failed.jsonl").exists()
 
 
@@ -311,11 +387,11 @@ async def test_what_every_question_would_be_answered_ends_the_run_at_once(
 ) -> None:
     server.script = lambda _body, number: fault if number >= 3 else None
     source = write_questions(tmp_path / "in.jsonl", 100)
-    synth = Synth(server, source, tmp_path / "out.jsonl", "--concurrency", "1")
-    assert (await synth.failure()) == f"motab: the server refuses the run: {sentence}"
+    said = await failure(server, source, tmp_path / "out.jsonl", concurrency=1)
+    assert said == f"the server refuses the run: {sentence}"
     assert server.num_requests == 4
     server.script = lambda _body, _number: None
-    await synth.done()
+    await run(server, source, tmp_path / "out.jsonl")
     assert server.num_requests == 101
 
 
@@ -323,15 +399,16 @@ async def test_a_server_that_is_not_there_is_told_at_once(tmp_path: Path) -> Non
     source = write_questions(tmp_path / "in.jsonl", 1)
     gone = Scripted()
     gone.base_url = "http://127.0.0.1:9/v1"
-    said = await Synth(gone, source, tmp_path / "out.jsonl").failure()
-    assert said.startswith("motab: no answer from http://127.0.0.1:9/v1/: ")
+    said = await failure(gone, source, tmp_path / "out.jsonl")
+    assert said.startswith("no answer from http://127.0.0.1:9/v1/: ")
 
 
 async def test_any_openai_compatible_server_gives_plain_records(
     server: Scripted, tmp_path: Path
 ) -> None:
     source = write_questions(tmp_path / "in.jsonl", 2)
-    await Synth(server, source, tmp_path / "out.jsonl", "--plain").done()
+    plain = Synthesis(model="any", plain=True)
+    await run(server, source, tmp_path / "out.jsonl", synthesis=plain)
     assert all("motab" not in body for body in server.bodies)
     record, _ = records(tmp_path / "out.jsonl")
     assert (record.method, record.params, record.steps) == ("plain", {}, ())
@@ -344,12 +421,9 @@ async def test_a_proxy_with_other_settings_than_before_is_noticed(
     server: Scripted, tmp_path: Path
 ) -> None:
     source = write_questions(tmp_path / "in.jsonl", 4)
-    synth = Synth(server, source, tmp_path / "out.jsonl", "--limit", "2")
-    await synth.done()
+    await run(server, source, tmp_path / "out.jsonl", limit=2)
     journal = tmp_path / "out.journal" / "journal"
     # As if the records so far had come of another teacher.
-    from synth_client.journal import Entry
-
     changed = []
     for line in journal.read_bytes().splitlines():
         _, _, key, _, content = line.split(b" ", 4)
@@ -357,7 +431,7 @@ async def test_a_proxy_with_other_settings_than_before_is_noticed(
         assert other != content
         changed.append(Entry(bytes.fromhex(key.decode()), "R", other).line())
     journal.write_bytes(b"".join(changed))
-    said = await Synth(server, source, tmp_path / "out.jsonl").failure()
+    said = await failure(server, source, tmp_path / "out.jsonl")
     assert "models.teacher was 'small' and is 'big'" in said
 
 
@@ -365,38 +439,41 @@ async def test_a_full_disk_is_told_and_costs_nothing_that_was_done(
     server: Scripted, tmp_path: Path
 ) -> None:
     source = write_questions(tmp_path / "in.jsonl", 60)
-    synth = Synth(server, source, tmp_path / "out.jsonl", "--concurrency", "2")
+    synth = Process(server, source, tmp_path / "out.jsonl", "--concurrency", "2")
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    said = await synth.failure(preexec_fn=small_files)
-    assert said.startswith(f"motab: {tmp_path / 'out.journal' / 'journal'}: ")
+    said = (await synth.ended(1, preexec_fn=small_files)).splitlines()[-1]
+    assert said == f"motab: {tmp_path / 'out.journal' / 'journal'}: File too large"
     journal = (tmp_path / "out.journal" / "journal").read_bytes()
     kept = journal.count(b"\n")
     assert kept > 5
     assert journal.endswith(b"\n")
     asked = server.num_requests
-    await synth.done()
+    await run(server, source, synth.output)
     assert server.num_requests - asked == 60 - kept
     assert len(records(synth.output)) == 60
 
 
-async def test_progress_goes_to_the_log_and_to_a_file(server: Scripted, tmp_path: Path) -> None:
+async def test_progress_goes_to_the_log_and_to_a_file(
+    server: Scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "synth_client")
     source = write_questions(tmp_path / "in.jsonl", 8)
     progress = tmp_path / "progress.jsonl"
-    more = ("--progress-file", progress, "--price", "teacher=2", "--n", "2")
-    code, _, err = await Synth(server, source, tmp_path / "out.jsonl", *more).run()
-    assert code == 0
+    output = tmp_path / "out.jsonl"
+    how = {"num_samples": 2, "progress_file": progress, "prices": {"teacher": 2.0}}
+    await run(server, source, output, **how)
     last = lines(progress)[-1]
     assert (last["done"], last["total"], last["failed"], last["in_flight"]) == (16, 16, 0, 0)
-    found = records(tmp_path / "out.jsonl")
+    found = records(output)
     num_breached = sum(record.breach is not None for record in found)
     assert 0 < num_breached < 16
     assert last["breach_rate"] == num_breached / 16
     assert last["mean_bifurcation"] == 2
     assert last["cost"] == pytest.approx(16 * 20 * 2 / 1e6)
-    assert "trajectories: 16 of 16, 0 failed" in err
+    assert "trajectories: 16 of 16, 0 failed" in caplog.text
 
 
 async def test_faults_of_every_kind_lose_nothing_and_double_nothing(
@@ -421,8 +498,47 @@ async def test_faults_of_every_kind_lose_nothing_and_double_nothing(
 
     server.script = script
     source = write_questions(tmp_path / "in.jsonl", 60)
-    await Synth(server, source, tmp_path / "out.jsonl", "--concurrency", "10").done()
+    await run(server, source, tmp_path / "out.jsonl", concurrency=10)
     found = records(tmp_path / "out.jsonl")
     assert units(found) == [(f"q{i}", 0) for i in range(60)]
     assert Counter(record.attempts for record in found) == {1: 30, 2: 30}
     assert set(server.answered.values()) == {1}
+
+
+async def test_concurrency_settles_at_what_the_server_takes(
+    server: Scripted, tmp_path: Path
+) -> None:
+    server.capacity, server.delay_s, server.keeps_bodies = 40, 0.05, False
+    source = write_questions(tmp_path / "in.jsonl", 3000)
+    progress = tmp_path / "progress.jsonl"
+    how = {"concurrency": 400, "progress_file": progress}
+    await run(server, source, tmp_path / "out.jsonl", **how)
+    levels = [line["concurrency"] for line in lines(progress)[1:-1]]
+    assert all(34 <= level <= 46 for level in levels), levels
+    assert server.most_active == 40
+    # Above the level one more is tried now and then; a refusal costs one attempt.
+    assert server.statuses[429] < 150
+    assert server.statuses[200] == 3000
+
+
+async def test_thousands_of_rows_at_a_thousand_at_a_time_are_all_there_once(
+    server: Scripted, tmp_path: Path
+) -> None:
+    server.full_at, server.keeps_bodies = 1000, False
+    source = write_questions(tmp_path / "in.jsonl", 5000)
+    peaks = []
+    for limit in ("1500", "5000"):
+        server.released.clear()
+        server.is_full.clear()
+        more = ("--concurrency", "1000", "--min-concurrency", "1000", "--limit", limit)
+        synth = Process(server, source, tmp_path / f"{limit}.jsonl", *more)
+        peak = asyncio.create_task(asyncio.to_thread(synth.peak_memory))
+        await server.is_full.wait()
+        server.released.set()
+        peaks.append(await peak)
+    assert server.most_active == 1000
+    assert Counter(record.id for record in records(tmp_path / "5000.jsonl")) == Counter(
+        f"q{i}" for i in range(5000)
+    )
+    assert set(server.answered.values()) <= {1, 2}  # once for each of the two outputs
+    assert peaks[1] < 1.15 * peaks[0], peaks

@@ -205,7 +205,7 @@ def test_an_input_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_parquet_file_without_a_question_is_told(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["?"]}), tmp_path / "q.parquet")
-    with pytest.raises(InputError, match="no column messages, .*; there are: text"):
+    with pytest.raises(InputError, match=r"no column messages, .*; there are: text"):
         rows_of(tmp_path / "q.parquet")
 
 

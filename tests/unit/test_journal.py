@@ -167,16 +167,16 @@ async def test_where_nothing_can_be_written_all_who_wait_are_told(
         pwrite(descriptor, bytes(content)[:7], place)
         raise OSError(28, "No space left on device")
 
-    async def two_more(journal: Journal) -> None:
-        async with asyncio.TaskGroup() as group:
-            for i in (1, 2):
-                group.create_task(journal.append(entry(i)))
-
-    with pytest.raises(OutputError, match=f"{path}: No space left on device"):
+    async def fill_the_disk() -> None:
         async with open_journal(path) as journal:
             await journal.append(entry(0))
             monkeypatch.setattr(os, "pwrite", half)
-            await two_more(journal)
+            async with asyncio.TaskGroup() as group:
+                for i in (1, 2):
+                    group.create_task(journal.append(entry(i)))
+
+    with pytest.raises(OutputError, match=f"{path}: No space left on device"):
+        await fill_the_disk()
     monkeypatch.undo()
     assert path.read_bytes() == entry(0).line()
 
