@@ -53,8 +53,10 @@ def render_progress(figures: Figures) -> RenderableType:
     for label, value in figures.facts():
         facts.add_row(Text(label), Text(value))
     ended = figures.done + figures.failed
-    bar = ProgressBar(total=max(figures.total or 0, ended) or None, completed=ended)
-    shown = facts if figures.total is None else Group(bar, facts)
+    shown = Table.grid(expand=True)
+    if figures.total is not None:
+        shown.add_row(ProgressBar(total=max(figures.total, ended), completed=ended))
+    shown.add_row(facts)
     return Panel(shown, title="motab synth", title_align="left")
 
 
