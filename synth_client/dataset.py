@@ -90,7 +90,8 @@ def open_dataset(
     def cells() -> Iterator[Cells]:
         return _numbered(hub.rows())
 
-    return Dataset(hub.name, cells, lambda: hub.num_rows, limit)
+    name = " ".join(part for part in (hub.name, subset, split) if part)
+    return Dataset(name, cells, lambda: hub.num_rows, limit)
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Cells]:

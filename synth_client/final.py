@@ -13,7 +13,8 @@ from synth_client.answer import with_question
 from synth_client.dataset import BadRow, Dataset
 from synth_client.errors import InputError, Interrupted, OutputError
 from synth_client.failed import failed_row, read_failed
-from synth_client.journal import RECORD, Journal, reported
+from synth_client.index import RECORD
+from synth_client.journal import Journal, reported
 from synth_client.question import Synthesis, Unit, units_of
 from synth_client.record import Record, RecordError
 from synth_client.workspace import Workspace, replace_file

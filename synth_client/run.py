@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Final
 
 import orjson
 from pydantic import JsonValue
@@ -19,7 +20,8 @@ from synth_client.dataset import BadRow, Dataset
 from synth_client.errors import Interrupted, RunAborted, first_of
 from synth_client.failed import failed_unit
 from synth_client.final import Totals, work_of, write_final
-from synth_client.journal import FAILURE, RECORD, Entry, Journal, open_journal
+from synth_client.index import FAILURE, RECORD
+from synth_client.journal import Entry, Journal, open_journal
 from synth_client.limiter import Limiter
 from synth_client.pool import Failed, Outcome, Pool
 from synth_client.progress import Progress, Tally
@@ -28,6 +30,8 @@ from synth_client.record import Record
 from synth_client.workspace import Manifest, Workspace, open_workspace
 
 _log = logging.getLogger(__name__)
+
+_MAX_WARNINGS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +92,7 @@ class _Session:
         self._taken: set[bytes] = set()
         """Keys of units that the pool has and the journal has not."""
         self._setting: dict[str, JsonValue] | None = None
-        self._num_signals = 0
+        self._num_bad_rows = self._num_signals = 0
         self._task = asyncio.current_task()
         self._pool: Pool | None = None
 
@@ -158,14 +162,23 @@ class _Session:
     def _left(self) -> Iterator[Unit]:
         """The units that are neither done nor under way."""
         for item in self._work():
+            if self._num_signals:
+                return
             if isinstance(item, BadRow):
-                _log.warning("%s, %s: %s", self._run.dataset.name, item.place, item.fault)
+                self._warn(item)
                 self._tally.num_failed += self._run.num_samples
             elif item.key in self._taken or self._journal.get(item.key) is not None:
                 self._tally.num_kept += 1
             else:
                 self._taken.add(item.key)
                 yield item
+
+    def _warn(self, row: BadRow) -> None:
+        self._num_bad_rows += 1
+        if self._num_bad_rows <= _MAX_WARNINGS:
+            _log.warning("%s, %s: %s", self._run.dataset.name, row.place, row.fault)
+        if self._num_bad_rows == _MAX_WARNINGS:
+            _log.warning("further bad rows are only told in the file of failed rows")
 
     async def _count_rows(self) -> None:
         num_rows = await asyncio.to_thread(self._run.dataset.count)

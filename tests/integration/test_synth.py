@@ -463,7 +463,8 @@ async def test_progress_goes_to_the_log_and_to_a_file(
     source = write_questions(tmp_path / "in.jsonl", 8)
     progress = tmp_path / "progress.jsonl"
     output = tmp_path / "out.jsonl"
-    how = {"num_samples": 2, "progress_file": progress, "prices": {"teacher": 2.0}}
+    how: dict[str, Any] = {"num_samples": 2, "progress_file": progress}
+    how["prices"] = {"teacher": 2.0}
     await run(server, source, output, **how)
     last = lines(progress)[-1]
     assert (last["done"], last["total"], last["failed"], last["in_flight"]) == (16, 16, 0, 0)
@@ -511,7 +512,7 @@ async def test_concurrency_settles_at_what_the_server_takes(
     server.capacity, server.delay_s, server.keeps_bodies = 40, 0.05, False
     source = write_questions(tmp_path / "in.jsonl", 3000)
     progress = tmp_path / "progress.jsonl"
-    how = {"concurrency": 400, "progress_file": progress}
+    how: dict[str, Any] = {"concurrency": 400, "progress_file": progress}
     await run(server, source, tmp_path / "out.jsonl", **how)
     levels = [line["concurrency"] for line in lines(progress)[1:-1]]
     assert all(34 <= level <= 46 for level in levels), levels

@@ -6,6 +6,7 @@ Both read the same weights; what is left is rounding (16-bit weights and cache i
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
 from proxy.backends.base import Message
 from proxy.backends.gguf_files import gguf_path
@@ -13,7 +14,8 @@ from proxy.backends.template import ChatTemplate
 from proxy.config import Config
 from proxy.demo import demo_config, demo_questions
 from proxy.serve import running
-from synth_client.client import SynthClient, Synthesis
+from synth_client.client import SynthClient
+from synth_client.question import Synthesis, units_of
 from synth_client.record import Record
 from tests.servers.reference import Case, forward_pass
 
@@ -38,10 +40,11 @@ def both_ways() -> Config:
 
 
 async def trajectories(model: str) -> list[Record]:
-    synthesis = Synthesis(model=model, temperature=0.6, params={"max_total_tokens": 160})
-    questions = demo_questions()[:NUM_QUESTIONS]
+    params: dict[str, JsonValue] = {"max_total_tokens": 160}
+    synthesis = Synthesis(model=model, temperature=0.6, seed=0, params=params)
+    units = [unit for q in demo_questions()[:NUM_QUESTIONS] for unit in units_of(q, synthesis, 1)]
     async with running(both_ways()) as base_url, SynthClient(base_url, synthesis) as client:
-        return [await client.synthesise(q, seed=i) for i, q in enumerate(questions)]
+        return [await client.synthesise(unit) for unit in units]
 
 
 def reference(teacher: str, records: list[Record]) -> list[list[dict[str, Any]]]:

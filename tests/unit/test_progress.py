@@ -70,7 +70,8 @@ def test_rates_are_of_the_last_minute() -> None:
         clock.now = float(second)
         if second < 30:
             tally.add(UNBROKEN)
-        figures = progress.figures()
+        progress.figures()
+    figures = progress.figures()
     assert figures.trajectories_per_s == 0
     assert figures.done == 30
 

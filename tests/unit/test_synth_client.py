@@ -1,6 +1,6 @@
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -29,6 +29,7 @@ SYNTHESIS = Synthesis(
     model="motab/smol+big", params={"base_threshold": 0.3, "stitch": "clean"}, temperature=0.6
 )
 Handler = Callable[[httpx.Request], httpx.Response]
+AsyncHandler = Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]
 
 
 def answer_of(fields: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def unit_of(synthesis: Synthesis, question: Question = QUESTION, sample: int = 0
     return list(units_of(question, synthesis, sample + 1))[sample]
 
 
-async def ask(handler: Handler, question: Question = QUESTION, **how: Any) -> Record:
+async def ask(handler: Handler | AsyncHandler, question: Question = QUESTION, **how: Any) -> Record:
     transport = httpx.MockTransport(handler)
     synthesis = how.pop("synthesis", SYNTHESIS)
     unit = unit_of(synthesis, question, how.pop("sample", 0))
@@ -398,7 +399,7 @@ def test_units_have_a_key_for_what_is_asked_and_not_for_what_it_is_called() -> N
 
 
 def test_the_order_of_the_parameters_makes_no_other_key() -> None:
-    turned = dict(reversed(SYNTHESIS.params.items()))
+    turned = {name: SYNTHESIS.params[name] for name in reversed(list(SYNTHESIS.params))}
     assert list(turned) != list(SYNTHESIS.params)
     assert unit_of(replace(SYNTHESIS, params=turned)).key == unit_of(SYNTHESIS).key
 
