@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 
 from proxy import __version__
 from proxy.config import Config, load_config
+from proxy.demo import demo
 from proxy.errors import MotabError
 from proxy.probe.run import probe
 from proxy.probe.table import show
@@ -111,9 +112,6 @@ def demo_command(
     ] = None,
 ) -> None:
     """Synthesise the bundled questions with two small real models and show the trajectories."""
-    # Only the demo needs the synthesis client.
-    from proxy.demo import demo  # noqa: PLC0415
-
     output.mkdir(parents=True, exist_ok=True)
     run(demo(output, limit, Console()))
 
