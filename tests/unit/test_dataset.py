@@ -224,12 +224,15 @@ def test_a_large_file_is_not_held(suffix: str, tmp_path: Path) -> None:
         write(path, rows)
     del rows
     before = pa.total_allocated_bytes()
+    most_arrow = number = 0
     tracemalloc.start()
     try:
-        number = sum(1 for _ in open_dataset(str(path)).rows())
+        for _ in open_dataset(str(path)).rows():
+            number += 1
+            most_arrow = max(most_arrow, pa.total_allocated_bytes() - before)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert number == 20_000
     assert peak < 3_000_000
-    assert pa.total_allocated_bytes() - before < 1_000_000
+    assert most_arrow < 5_000_000

@@ -138,6 +138,17 @@ async def test_a_flipped_bit_costs_the_entry_that_it_hit_and_no_other(
         assert (KEYS[hit] in found) == (whole[place : place + 1] == b"\n"), place
 
 
+async def test_damage_to_both_ends_of_an_entry_does_not_reach_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = await write_three(tmp_path / "journal")
+    damaged = bytearray(b"".join(lines))
+    damaged[0] ^= 1
+    damaged[len(lines[0]) - 1] ^= 1
+    (tmp_path / "journal").write_bytes(damaged)
+    assert (await contents(tmp_path / "journal")).keys() == {KEYS[1], KEYS[2]}
+
+
 async def test_damage_is_told_with_its_place(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
