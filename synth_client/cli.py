@@ -81,6 +81,8 @@ def synth_command(
     """Synthesise trajectories for every row of a dataset. Stopped, it goes on where it was."""
     if min_concurrency > concurrency:
         raise typer.BadParameter("--min-concurrency is larger than --concurrency")
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise typer.BadParameter("--output is the input itself")
     params = dict(_param(text) for text in param or [])
     if plain and params:
         raise typer.BadParameter("--plain sends no motab object, so there is no --param")

@@ -222,20 +222,23 @@ def _scan(file: FileIO, size: int) -> Iterator[_Found]:
 
 def _parse(line: bytes, start: int) -> _Found:
     """What a line begins with. The entry's newline may be missing or another byte."""
-    # Where both the length and the newline are damaged, the next entry still begins like one.
-    following = _ANY_HEAD.search(line, 1)
-    damaged = _Found(start, start + (following.start() if following else len(line)))
     head = _HEAD.match(line)
     if head is None:
-        return damaged
+        return _damaged(line, start)
     length = int(head[1], 16)
     body = line[_HEAD_BYTES : _HEAD_BYTES + length]
     parts = _BODY.match(body)
     if parts is None or len(body) != length or _checksum(body) != head[2]:
-        return damaged
+        return _damaged(line, start)
     kind: Kind = RECORD if parts[2] == b"R" else FAILURE
     key = bytes.fromhex(parts[1].decode())
     return _Found(start, start + _HEAD_BYTES + length + 1, key, kind)
+
+
+def _damaged(line: bytes, start: int) -> _Found:
+    # Where both the length and the newline are damaged, the next entry still begins like one.
+    following = _ANY_HEAD.search(line, 1)
+    return _Found(start, start + (following.start() if following else len(line)))
 
 
 def _checksum(body: bytes) -> bytes:

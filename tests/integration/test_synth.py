@@ -176,6 +176,13 @@ def test_options_that_make_no_sense_are_refused(more: tuple[str, ...], tmp_path:
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_the_input_is_not_taken_for_the_output(tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "in.jsonl", 1)
+    asked = ("--output", str(source), "--base-url", "http://h/v1", "--model", "m", "--fresh")
+    refused = CliRunner().invoke(app, ["synth", str(source), *asked])
+    assert (refused.exit_code, list(tmp_path.iterdir())) == (2, [source])
+
+
 @pytest.mark.timeout(400)
 async def test_killed_again_and_again_it_ends_with_what_an_undisturbed_run_has(
     server: Scripted, tmp_path: Path
