@@ -20,6 +20,7 @@ from synth_client.failure import SynthesisError
 from synth_client.question import Question, Synthesis, units_of
 from synth_client.record import Message, Record
 from synth_client.report import write_report
+from synth_client.verify import Verifier
 
 MODEL = "motab/demo"
 _SYNTHESIS = Synthesis(model=MODEL, temperature=0.6, seed=0)
@@ -80,13 +81,14 @@ async def _synthesise(
     waiting = iter([unit for asked in questions for unit in units_of(asked, _SYNTHESIS, 1)])
     # Written aside, so that a demo that is stopped leaves the last complete one as it was.
     aside = output / "records.jsonl.partial"
+    verifier = Verifier("number")
     async with SynthClient(base_url, _SYNTHESIS) as client:
         with aside.open("wb") as file:
 
             async def worker() -> None:
                 for unit in waiting:
                     try:
-                        record = await client.synthesise(unit)
+                        record = verifier.verify(await client.synthesise(unit))
                     except SynthesisError as error:
                         tally.errors.append(f"{unit.question.id}: {error}")
                         console.print(tally.errors[-1], style="red", markup=False)

@@ -1,10 +1,5 @@
-"""Answers as servers send them, taken apart into records.
+"""Answers as servers send them, taken apart into records, which nobody has verified yet."""
 
-For now `predicted` is the last number of the output and `correct` compares it with the answer as
-text; real verification of answers, with math-verify, comes with a later issue.
-"""
-
-import re
 from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal
 
@@ -25,9 +20,6 @@ from synth_client.record import (
 )
 
 PLAIN_METHOD: Final = "plain"
-# A comma belongs to a number only where it groups thousands; a minus right after a word or a
-# closing bracket is a hyphen or a subtraction.
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?![0-9])(?:\.[0-9]+)?")
 _MOTAB_VERSION: Final = version("motab")
 
 
@@ -115,33 +107,16 @@ def _all_by_the_teacher(completion_tokens: int) -> MotabUsage:
 def _record(question: Question, *, output: str, **fields: Any) -> Record:  # noqa: ANN401
     if not output.strip():
         raise _malformed("the output is empty")
-    return with_question(
-        Record(
-            id=question.id,
-            messages=question.messages,
-            output=output,
-            answer=None,
-            predicted=last_number(output),
-            correct=None,
-            motab_version=_MOTAB_VERSION,
-            **fields,
-        ),
-        question,
+    return Record(
+        id=question.id,
+        messages=question.messages,
+        output=output,
+        answer=question.answer,
+        predicted=None,
+        correct=None,
+        motab_version=_MOTAB_VERSION,
+        **fields,
     )
-
-
-def with_question(record: Record, question: Question) -> Record:
-    """The record as the answer to `question`, which asks the same but may be called otherwise."""
-    known = None if question.answer is None else question.answer.strip().replace(",", "")
-    correct = None if known is None else record.predicted == known
-    update = {"id": question.id, "answer": question.answer, "correct": correct}
-    return record.model_copy(update=update)
-
-
-def last_number(text: str) -> str | None:
-    """The last number as it is written, without the commas that group its thousands."""
-    numbers = _NUMBER.findall(text)
-    return numbers[-1].replace(",", "") if numbers else None
 
 
 def _malformed(fault: str) -> SynthesisError:

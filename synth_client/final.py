@@ -9,7 +9,6 @@ from typing import BinaryIO, Final, Self
 
 import orjson
 
-from synth_client.answer import with_question
 from synth_client.dataset import BadRow, Dataset
 from synth_client.errors import InputError, Interrupted, OutputError
 from synth_client.failed import failed_row, read_failed
@@ -17,6 +16,7 @@ from synth_client.index import RECORD
 from synth_client.journal import Journal, reported
 from synth_client.question import Synthesis, Unit, units_of
 from synth_client.record import Record, RecordError
+from synth_client.verify import Verifier
 from synth_client.workspace import Workspace, replace_file
 
 _BUFFER_BYTES: Final = 2**20
@@ -43,6 +43,7 @@ def write_final(
     work: Iterator[Unit | BadRow],
     journal: Journal,
     workspace: Workspace,
+    verifier: Verifier,
     *,
     should_stop: Callable[[], bool],
 ) -> Totals:
@@ -61,7 +62,7 @@ def write_final(
             if isinstance(item, BadRow):
                 line, is_record = failed_row(item).to_json_line(), False
             else:
-                line, is_record = _line(item, journal)
+                line, is_record = _line(item, journal, verifier)
             if is_record:
                 records.file.write(line)
                 num_records += 1
@@ -77,8 +78,11 @@ def write_final(
     return Totals(num_records, num_failed)
 
 
-def _line(unit: Unit, journal: Journal) -> tuple[bytes, bool]:
-    """What is written of a unit, and whether it is a record."""
+def _line(unit: Unit, journal: Journal, verifier: Verifier) -> tuple[bytes, bool]:
+    """What is written of a unit, and whether it is a record.
+
+    A record that was judged against another answer or by another rule is judged again.
+    """
     place = journal.get(unit.key)
     if place is None:
         raise InputError(
@@ -90,13 +94,18 @@ def _line(unit: Unit, journal: Journal) -> tuple[bytes, bool]:
         return read_failed(content, unit).to_json_line(), False
     fields = orjson.loads(content)
     question = unit.question
-    if (fields["id"], fields["answer"]) == (question.id, question.answer):
+    verification = fields.get("verification")
+    is_judged = verification is not None and verification["rule"] == verifier.rule
+    if is_judged and (fields["id"], fields["answer"]) == (question.id, question.answer):
         return content + b"\n", True
     try:
         record = Record.from_json_line(content)
     except RecordError as error:
         raise OutputError(f"the journal holds no record: {error}") from error
-    return with_question(record, question).to_json_line(), True
+    record = record.model_copy(update={"id": question.id, "answer": question.answer})
+    if not is_judged or fields["answer"] != question.answer:
+        record = verifier.verify(record)
+    return record.to_json_line(), True
 
 
 class _Aside:

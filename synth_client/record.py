@@ -130,6 +130,13 @@ class Usage(Part):
     motab: MotabUsage
 
 
+class Verification(Part):
+    """How the answer was judged. `fault` is why it could not be, where it could not."""
+
+    rule: str
+    fault: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A stretch of the output in one role."""
@@ -143,7 +150,8 @@ class Record(Part):
 
     `sample` numbers the trajectories of one question. `breach` (t) and `bifurcation` (t*) are
     indices into `steps`, None without a breach. `predicted` is the answer read from the output
-    and `correct` whether it is the reference `answer`, None where there is nothing to compare.
+    and `correct` whether it is the reference `answer`, None where there is nothing to compare or
+    judging failed; `verification` says by which rule, None where none was applied.
     `seconds` is the wall-clock time of the attempt that succeeded.
     """
 
@@ -166,6 +174,7 @@ class Record(Part):
     attempts: Annotated[int, Field(ge=1)]
     seconds: Annotated[float, Field(ge=0.0)]
     motab_version: str
+    verification: Verification | None = None
 
     @model_validator(mode="after")
     def _keeps_its_promises(self) -> "Record":

@@ -27,6 +27,7 @@ from synth_client.pool import Failed, Outcome, Pool
 from synth_client.progress import Progress, Tally
 from synth_client.question import Synthesis, Unit
 from synth_client.record import Record
+from synth_client.verify import Limits, Verifier
 from synth_client.workspace import Manifest, Workspace, open_workspace
 
 _log = logging.getLogger(__name__)
@@ -36,7 +37,11 @@ _MAX_WARNINGS: Final = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Everything that a run is told. `concurrency` is the most that may be under way."""
+    """Everything that a run is told. `concurrency` is the most that may be under way.
+
+    `verify` is the rule by which answers are judged. It is no part of what a journal belongs to:
+    records that were judged by another are judged again in the end.
+    """
 
     dataset: Dataset
     output: Path
@@ -49,6 +54,8 @@ class Run:
     fresh: bool = False
     prices: Mapping[str, float] = field(default_factory=dict)
     progress_file: Path | None = None
+    verify: str
+    verify_limits: Limits = Limits()
 
     def manifest(self) -> Manifest:
         """What of it a journal belongs to, and what may grow."""
@@ -76,17 +83,19 @@ async def synthesise(run: Run, console: Console) -> Totals:
     `Interrupted` is raised. Raises `ClientError` for all else that ends a run.
     """
     with open_workspace(run.output, run.manifest(), fresh=run.fresh) as workspace:
-        async with open_journal(workspace.journal) as journal:
-            session = _Session(run, journal)
-            with _signals(session.on_signal):
-                return await session.run(workspace, console)
+        with Verifier(run.verify, limits=run.verify_limits) as verifier:
+            await asyncio.to_thread(verifier.start)
+            async with open_journal(workspace.journal) as journal:
+                session = _Session(run, journal, verifier)
+                with _signals(session.on_signal):
+                    return await session.run(workspace, console)
 
 
 class _Session:
     """From the opening of the journal to its end."""
 
-    def __init__(self, run: Run, journal: Journal) -> None:
-        self._run, self._journal = run, journal
+    def __init__(self, run: Run, journal: Journal, verifier: Verifier) -> None:
+        self._run, self._journal, self._verifier = run, journal, verifier
         self._tally = Tally(prices=run.prices)
         self._limiter = Limiter(run.min_concurrency, run.concurrency)
         self._taken: set[bytes] = set()
@@ -119,6 +128,7 @@ class _Session:
                 self._work(),
                 self._journal,
                 workspace,
+                self._verifier,
                 should_stop=lambda: self._num_signals > 0,
             )
         except asyncio.CancelledError as error:
@@ -191,7 +201,8 @@ class _Session:
             entry = Entry(unit.key, FAILURE, failed.to_json_line().rstrip(b"\n"))
         else:
             self._check_setting(result)
-            entry = Entry(unit.key, RECORD, result.to_json_line().rstrip(b"\n"))
+            record = await self._verifier.verified(result)
+            entry = Entry(unit.key, RECORD, record.to_json_line().rstrip(b"\n"))
         await self._journal.append(entry)
         self._taken.discard(unit.key)
         self._tally.add(outcome)
