@@ -68,7 +68,7 @@ async def run(
         output=output,
         base_urls=(server.base_url,),
         synthesis=synthesis,
-        **how,
+        **{"verify": "number", **how},
     )
     return await synthesise(asked, Console(file=io.StringIO()))
 

@@ -1,0 +1,129 @@
+import pytest
+
+from synth_client.errors import InputError
+from synth_client.rules import (
+    PLAIN_RULES,
+    Judgement,
+    check_rule,
+    final_answer,
+    last_choice,
+    last_number,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("", None),
+        ("none at all", None),
+        ("first 1, then 2", "2"),
+        ("The answer is 36.", "36"),
+        ("It costs $1,234,567.50.", "1234567.50"),
+        ("1,2", "2"),
+        ("12,3456", "3456"),
+        ("x = -5", "-5"),
+        ("7-5", "5"),
+        ("(7)-5", "5"),
+        ("well-5", "5"),
+        ("\\boxed{-0.5}", "-0.5"),
+        ("Answer:\n42\n", "42"),
+        ("_42_ apples", "42"),
+        ("USD42", "42"),
+    ],
+)
+def test_the_last_number_is_read_as_it_is_written(text: str, number: str | None) -> None:
+    assert last_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("", None),
+        ("\\boxed{B}", "B"),
+        ("So $\\boxed{\\text{(C)}}$.", "C"),
+        ("\\boxed{A}, no, \\boxed{D}", "D"),
+        ("\\boxed{A \\text{ or } B}", None),
+        ("The answer is (B).", "B"),
+        ("The answer is A because B is wrong.", "A"),
+        ("**Answer:** E", "E"),
+        ("Answer: $\\text{D}$", "D"),
+        ("A good answer would help.\nAnswer: C", "C"),
+        ("I choose it.\n\n(D)", "D"),
+        ("A dog came.", None),
+        ("The answer is F.", None),
+        ("Answer: Because", None),
+        ("answer:", None),
+    ],
+)
+def test_the_choice_is_the_boxed_the_announced_or_the_lone_letter(
+    text: str, choice: str | None
+) -> None:
+    assert last_choice(text) == choice
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" \n", None),
+        ("so \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("so \\boxed{ \\{1\\} }.", "\\{1\\}"),
+        ("so \\boxed{1", "so \\boxed{1"),
+        ("The answer is Paris.", "Paris"),
+        ("**Answer:** New York\nthat is all", "New York"),
+        ("I think.\nblue", "blue"),
+    ],
+)
+def test_the_final_answer_is_the_box_what_is_announced_or_the_last_line(
+    text: str, answer: str | None
+) -> None:
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("rule", "output", "answer", "judgement"),
+    [
+        ("number", "It is 3.", "3", Judgement("3", True)),
+        ("number", "It is 3.", " 3.0 ", Judgement("3", True)),
+        ("number", "It is 1234.", "1,234", Judgement("1234", True)),
+        ("number", "It is 72.", "He has 70 + 2. #### 72", Judgement("72", True)),
+        ("number", "It is 3.", "36", Judgement("3", False)),
+        ("number", "It is 3.", None, Judgement("3", None)),
+        ("number", "Who knows?", "36", Judgement(None, False)),
+        (
+            "number",
+            "It is 3.",
+            "three",
+            Judgement("3", None, "no number in the reference answer 'three'"),
+        ),
+        ("number", "<think>7</think>It is 3.", "3", Judgement("3", True)),
+        ("number", "<think>It is 3.</think>Done.", "3", Judgement(None, False)),
+        ("choice", "Answer: B", "B", Judgement("B", True)),
+        ("choice", "Answer: B", "(C)", Judgement("B", False)),
+        ("choice", "Hm.", "C", Judgement(None, False)),
+        ("choice", "Answer: B", None, Judgement("B", None)),
+        (
+            "choice",
+            "Answer: B",
+            "7",
+            Judgement("B", None, "the reference answer '7' is none of A to E"),
+        ),
+        ("exact", "The answer is Paris.", "Paris ", Judgement("Paris", True)),
+        ("exact", "The answer is Paris.", "paris", Judgement("Paris", False)),
+        ("exact", "The answer is Paris.", None, Judgement("Paris", None)),
+    ],
+)
+def test_a_plain_rule_judges(
+    rule: str, output: str, answer: str | None, judgement: Judgement
+) -> None:
+    assert PLAIN_RULES[rule](output, answer) == judgement
+
+
+@pytest.mark.parametrize("rule", ["math", "exact", "choice", "number", "my.rules:judge"])
+def test_a_rule_has_one_of_the_names_or_is_a_callable(rule: str) -> None:
+    assert check_rule(rule) == rule
+
+
+@pytest.mark.parametrize("rule", ["", "maths", "rules:", ":judge", "my-rules:judge", "a:b:c"])
+def test_an_unknown_rule_is_refused_with_those_there_are(rule: str) -> None:
+    with pytest.raises(InputError, match="there are math, exact, choice, number and MODULE:FUNC"):
+        check_rule(rule)
