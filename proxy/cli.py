@@ -18,6 +18,7 @@ from proxy.probe.table import show
 from proxy.serve import run, serve
 from synth_client.cli import synth_command
 from synth_client.errors import ClientError
+from synth_client.records_cli import export_command, filter_command, verify_command
 
 app = typer.Typer(
     help="Distil reasoning without exposure bias: MOTAB decoding in front of any LLM servers.",
@@ -117,3 +118,6 @@ def demo_command(
 
 
 app.command("synth")(synth_command)
+app.command("verify")(verify_command)
+app.command("filter")(filter_command)
+app.command("export")(export_command)

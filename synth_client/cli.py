@@ -15,9 +15,13 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from synth_client.dataset import open_dataset
+from synth_client.filters import Filters
 from synth_client.final import Totals
 from synth_client.question import Synthesis
+from synth_client.records_cli import FILTER_HELP, RULE_HELP, say_dropped
+from synth_client.rules import MATH, check_rule
 from synth_client.run import Run, synthesise
+from synth_client.verify import Limits
 from synth_client.workspace import Workspace
 
 T = TypeVar("T")
@@ -74,6 +78,17 @@ def synth_command(
             help=f"For a million tokens; {', '.join(_PRICED)}. Repeat it.",
         ),
     ] = None,
+    verify: Annotated[str, typer.Option(help=RULE_HELP)] = MATH,
+    verify_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for judging one answer.")
+    ] = 10.0,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="What stays in the output; the rest goes to OUT.dropped.jsonl. " + FILTER_HELP,
+        ),
+    ] = None,
     progress_file: Annotated[
         Path | None, typer.Option(help="The progress as JSON lines, one a second.")
     ] = None,
@@ -107,12 +122,18 @@ def synth_command(
         fresh=not resume,
         prices=dict(_price(text) for text in price or []),
         progress_file=progress_file,
+        verify=check_rule(verify),
+        verify_limits=Limits(seconds=verify_timeout),
+        filters=Filters(filters or ()),
     )
     _say(_run(synthesise(run, _console())), Workspace(output))
 
 
 def _say(totals: Totals, workspace: Workspace) -> None:
     typer.echo(f"{totals.num_records:,} records in {workspace.output}")
+    if totals.kept.num_dropped:
+        say_dropped(totals.kept)
+        typer.echo(f"the {totals.kept.num_dropped:,} that were dropped are in {workspace.dropped}")
     if totals.num_failed:
         typer.echo(f"{totals.num_failed:,} failed, in {workspace.failed}; run again to try them")
     if not totals.num_records:

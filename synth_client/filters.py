@@ -37,7 +37,7 @@ class Filter:
 
 @dataclass(slots=True)
 class Kept:
-    """What has become of the records so far, by filter in order."""
+    """What has become of the records so far: `dropped` counts them by filter, in order."""
 
     num_kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -62,6 +62,7 @@ class Filters:
 
     def sift(self, records: Records, kept: Kept) -> Iterator[tuple[Record, bool]]:
         """Every record, and whether it passes; `kept` is counted up on the way."""
+        kept.dropped.update(dict.fromkeys(self.names, 0))
         chosen = self._chosen(records)
         for index, record in enumerate(records()):
             dropper = self._dropper(record, index, chosen)

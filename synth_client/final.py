@@ -1,33 +1,31 @@
 """Writes the final files from the journal, in the order of the input."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Final, Self
+from dataclasses import dataclass, field
 
 import orjson
 
+from synth_client.aside import AsideFile
 from synth_client.dataset import BadRow, Dataset
 from synth_client.errors import InputError, Interrupted, OutputError
 from synth_client.failed import failed_row, read_failed
+from synth_client.filters import Kept
 from synth_client.index import RECORD
 from synth_client.journal import Journal, reported
 from synth_client.question import Synthesis, Unit, units_of
 from synth_client.record import Record, RecordError
 from synth_client.verify import Verifier
-from synth_client.workspace import Workspace, replace_file
-
-_BUFFER_BYTES: Final = 2**20
+from synth_client.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """How many lines either file has."""
+    """How many lines each file has; `kept` says what the filters did."""
 
     num_records: int
     num_failed: int
+    kept: Kept = field(default_factory=Kept)
 
 
 def work_of(dataset: Dataset, synthesis: Synthesis, num_samples: int) -> Iterator[Unit | BadRow]:
@@ -54,8 +52,8 @@ def write_final(
     """
     num_records = num_failed = 0
     with ExitStack() as stack, reported(workspace.output):
-        records = stack.enter_context(_Aside(workspace.output))
-        failures = stack.enter_context(_Aside(workspace.failed))
+        records = stack.enter_context(AsideFile(workspace.output))
+        failures = stack.enter_context(AsideFile(workspace.failed))
         for item in work:
             if should_stop():
                 raise Interrupted("stopped while the final files were written")
@@ -106,26 +104,3 @@ def _line(unit: Unit, journal: Journal, verifier: Verifier) -> tuple[bytes, bool
     if not is_judged or fields["answer"] != question.answer:
         record = verifier.verify(record)
     return record.to_json_line(), True
-
-
-class _Aside:
-    """A file beside `path` that takes its place once it is published, and goes if it is not."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._aside = path.with_name(f"{path.name}.partial")
-        self.file: BinaryIO = self._aside.open("wb", buffering=_BUFFER_BYTES)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def publish(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        replace_file(self._path, self._aside)
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.file.close()
-        finally:
-            self._aside.unlink(missing_ok=True)

@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from synth_client.errors import InputError
+
 Author = Literal["student", "teacher"]
 Role = Literal["student", "flawed", "revise", "teacher"]
 FinishReason = Literal["stop", "length"]
@@ -39,7 +41,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 _NUM_FAULTS_SHOWN = 3
 
 
-class RecordError(ValueError):
+class RecordError(InputError):
     """A line is no record. `path` and `line` (counted from 1) are None outside a file."""
 
     def __init__(self, fault: str, *, path: Path | None = None, line: int | None = None) -> None:

@@ -148,4 +148,4 @@ def check_rule(name: str) -> str:
     if name == MATH or name in PLAIN_RULES or _CALLABLE.fullmatch(name):
         return name
     known = ", ".join([MATH, *PLAIN_RULES])
-    raise InputError(f"--verify {name}: no such rule; there are {known} and MODULE:FUNCTION")
+    raise InputError(f"no such rule: {name!r}; there are {known} and MODULE:FUNCTION")

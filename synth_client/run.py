@@ -5,7 +5,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from synth_client.client import SynthClient
 from synth_client.dataset import BadRow, Dataset
 from synth_client.errors import Interrupted, RunAborted, first_of
 from synth_client.failed import failed_unit
+from synth_client.filters import Filters
 from synth_client.final import Totals, work_of, write_final
 from synth_client.index import FAILURE, RECORD
 from synth_client.journal import Entry, Journal, open_journal
@@ -27,6 +28,7 @@ from synth_client.pool import Failed, Outcome, Pool
 from synth_client.progress import Progress, Tally
 from synth_client.question import Synthesis, Unit
 from synth_client.record import Record
+from synth_client.sift import filter_records
 from synth_client.verify import Limits, Verifier
 from synth_client.workspace import Manifest, Workspace, open_workspace
 
@@ -55,7 +57,8 @@ class Run:
     prices: Mapping[str, float] = field(default_factory=dict)
     progress_file: Path | None = None
     verify: str
-    verify_limits: Limits = Limits()
+    verify_limits: Limits = field(default_factory=Limits)
+    filters: Filters = field(default_factory=lambda: Filters(()))
 
     def manifest(self) -> Manifest:
         """What of it a journal belongs to, and what may grow."""
@@ -88,7 +91,17 @@ async def synthesise(run: Run, console: Console) -> Totals:
             async with open_journal(workspace.journal) as journal:
                 session = _Session(run, journal, verifier)
                 with _signals(session.on_signal):
-                    return await session.run(workspace, console)
+                    totals = await session.run(workspace, console)
+        return await asyncio.to_thread(_filtered, workspace, run.filters, totals)
+
+
+def _filtered(workspace: Workspace, filters: Filters, totals: Totals) -> Totals:
+    """What the journal has stays there, so that another filter takes no new answers."""
+    if not filters.names:
+        workspace.dropped.unlink(missing_ok=True)
+        return totals
+    kept = filter_records(workspace.output, workspace.output, workspace.dropped, filters)
+    return replace(totals, num_records=kept.num_kept, kept=kept)
 
 
 class _Session:

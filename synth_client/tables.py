@@ -23,8 +23,8 @@ class Table:
 
 def read_parquet(path: Path) -> Table:
     """A Parquet file. Raises `InputError` where it is none."""
-    parquet = _library("pyarrow.parquet", "Parquet")
-    arrow = _library("pyarrow", "Parquet")
+    parquet = library("pyarrow.parquet", "reading Parquet")
+    arrow = library("pyarrow", "reading Parquet")
     try:
         with parquet.ParquetFile(path) as file:
             columns, num_rows = file.schema_arrow.names, file.metadata.num_rows
@@ -52,7 +52,7 @@ def read_hub(source: str, split: str, subset: str | None) -> Table:
     """A dataset that `datasets` knows: saved by it in a folder, a folder of data files, or on the
     hub, which is read as a stream. Raises `InputError` where it cannot be opened.
     """
-    datasets = _library("datasets", "datasets")
+    datasets = library("datasets", "reading datasets")
     path = Path(source)
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
@@ -88,11 +88,12 @@ def _table(source: str, found: Any, num_rows: int | None) -> Table:  # noqa: ANN
     return Table(name, found.column_names or (), num_rows, rows)
 
 
-def _library(module: str, what: str) -> Any:  # noqa: ANN401
+def library(module: str, what: str) -> Any:  # noqa: ANN401
+    """A library of the extra `data`. Raises `InputError` where it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise InputError(f"reading {what} needs {error.name}: pip install 'motab[data]'") from error
+        raise InputError(f"{what} needs {error.name}: pip install 'motab[data]'") from error
 
 
 def _reason(error: BaseException) -> str:

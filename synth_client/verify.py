@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +87,8 @@ class Verifier:
     def verify(self, record: Record) -> Record:
         """The record with `predicted`, `correct` and `verification`. Takes up to the time limit."""
         plain = PLAIN_RULES.get(self.rule)
-        if plain is None:
-            judgement = self._judge(record)
-        else:
-            judgement = plain(record.output, record.answer)
+        judge = self._judge if plain is None else (lambda one: plain(one.output, one.answer))
+        judgement = judge(record)
         return record.model_copy(
             update={
                 "predicted": judgement.predicted,
@@ -99,12 +97,15 @@ class Verifier:
             }
         )
 
+    def submit(self, record: Record) -> Future[Record]:
+        """The same in a thread."""
+        return self._threads.submit(self.verify, record)
+
     async def verified(self, record: Record) -> Record:
         """The same without holding up the event loop."""
         if self.rule in PLAIN_RULES:
             return self.verify(record)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.verify, record)
+        return await asyncio.wrap_future(self.submit(record))
 
     def _judge(self, record: Record) -> Judgement:
         line = record.to_json_line()
@@ -135,7 +136,7 @@ class Verifier:
             self._all.add(worker)
         if (fault := worker.greeting()) is not None:
             self._discard(worker)
-            raise InputError(f"--verify {self.rule}: {fault}")
+            raise InputError(f"the rule {self.rule} cannot be loaded: {fault}")
         return worker
 
     def _discard(self, worker: "_Worker") -> None:
@@ -152,9 +153,9 @@ class _Worker:
         self._limits = limits
         # It finds what we find, and a callable of the user's in the current folder.
         paths = [path or str(Path.cwd()) for path in sys.path]
+        command = [sys.executable, "-P", "-W", "ignore", "-m", "synth_client.verify_worker"]
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-P", "-W", "ignore", "-m", "synth_client.verify_worker"]
-            + [rule, str(limits.seconds)],
+            [*command, rule, str(limits.seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(Path.cwd())])},

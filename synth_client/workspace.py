@@ -1,7 +1,7 @@
 """The files around an output.
 
-`OUT.jsonl`, `OUT.failed.jsonl`, and `OUT.journal/` with `lock`, `journal`, `manifest.json` and, in
-`old-1` and so on, what was moved aside.
+`OUT.jsonl`, `OUT.failed.jsonl`, `OUT.dropped.jsonl`, and `OUT.journal/` with `lock`, `journal`,
+`manifest.json` and, in `old-1` and so on, what was moved aside.
 """
 
 import os
@@ -44,6 +44,11 @@ class Workspace:
     def failed(self) -> Path:
         """Where failed rows go."""
         return self.output.with_name(f"{self._stem}.failed.jsonl")
+
+    @property
+    def dropped(self) -> Path:
+        """Where records go that a filter dropped."""
+        return self.output.with_name(f"{self._stem}.dropped.jsonl")
 
     @property
     def folder(self) -> Path:
@@ -137,7 +142,8 @@ def _shown(value: JsonValue) -> str:
 
 def _move_aside(workspace: Workspace) -> None:
     folder = workspace.folder
-    there = [folder / _JOURNAL, folder / _MANIFEST, workspace.output, workspace.failed]
+    there = [folder / _JOURNAL, folder / _MANIFEST]
+    there += [workspace.output, workspace.failed, workspace.dropped]
     there = [path for path in there if path.exists()]
     if not there:
         return

@@ -72,7 +72,7 @@ def test_an_answer_that_nobody_judged_is_not_correct() -> None:
 def test_the_first_filter_that_drops_a_record_is_the_one_that_counts() -> None:
     records = [BREACHED, UNBROKEN, record_of(unbroken(finish_reason="length"))]
     counts = sift(records, "finish=stop", "correct", "breach")
-    assert counts == ([0], {"finish=stop": 1, "correct": 1})
+    assert counts == ([0], {"finish=stop": 1, "correct": 1, "breach": 0})
 
 
 def test_without_filters_everything_passes() -> None:
@@ -126,8 +126,20 @@ def test_a_dropped_duplicate_is_counted_for_unique() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "right", "tokens", "tokens<8", "tokens<=-1", "tokens<=x", "unique", "unique=longest"]
-    + ["finish=error", "chars<=1e3", "correct=no", "unsafe<=3"],
+    [
+        "",
+        "right",
+        "tokens",
+        "tokens<8",
+        "tokens<=-1",
+        "tokens<=x",
+        "unique",
+        "unique=longest",
+        "finish=error",
+        "chars<=1e3",
+        "correct=no",
+        "unsafe<=3",
+    ],
 )
 def test_what_is_no_filter_is_refused_with_those_there_are(text: str) -> None:
     with pytest.raises(InputError) as caught:

@@ -1,0 +1,36 @@
+"""Which characters of an output are learned from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from synth_client.record import Record, Role
+
+Mask = Literal["all", "correction", "unflawed"]
+_LEARNED: Final[Mapping[Mask, frozenset[Role]]] = {
+    "all": frozenset(("student", "flawed", "revise", "teacher")),
+    # The turn itself is learned: to notice the flaw is the point of it.
+    "correction": frozenset(("revise", "teacher")),
+    "unflawed": frozenset(("student", "revise", "teacher")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LossSpan:
+    """Characters `start` to `end` (exclusive) of the output."""
+
+    start: int
+    end: int
+
+
+def loss_spans(record: Record, mask: Mask) -> tuple[LossSpan, ...]:
+    """The spans to learn from, in order, neighbours joined; empty where there is nothing."""
+    found: list[LossSpan] = []
+    for span in record.spans:
+        if span.role not in _LEARNED[mask]:
+            continue
+        if found and found[-1].end == span.start:
+            found[-1] = LossSpan(found[-1].start, span.end)
+        else:
+            found.append(LossSpan(span.start, span.end))
+    return tuple(found)

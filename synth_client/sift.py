@@ -1,0 +1,93 @@
+"""Files of records made from files of records: verified again, or filtered."""
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from synth_client.aside import AsideFile
+from synth_client.errors import InputError
+from synth_client.filters import Filters, Kept
+from synth_client.journal import reported
+from synth_client.record import Record, read_records
+from synth_client.verify import Verifier
+
+_AHEAD_OF_A_WORKER: Final = 4
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """How many records were judged how; `faults` counts those that could not be, by reason."""
+
+    num_right: int = 0
+    num_wrong: int = 0
+    num_unknown: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: Record) -> None:
+        fault = None if record.verification is None else record.verification.fault
+        if fault is not None:
+            self.faults[fault] += 1
+        elif record.correct is None:
+            self.num_unknown += 1
+        elif record.correct:
+            self.num_right += 1
+        else:
+            self.num_wrong += 1
+
+
+def open_records(path: Path) -> Iterator[Record]:
+    """The records of a file, one at a time. Raises `InputError` where there are none to be read."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with reported(path):
+        yield from read_records(path)
+
+
+def filter_records(source: Path, output: Path, dropped: Path | None, filters: Filters) -> Kept:
+    """Write what passes to `output` and, where asked for, the rest to `dropped`.
+
+    Both may be the source. A `dropped` without anything in it is removed.
+    """
+    kept = Kept()
+    with ExitStack() as stack, reported(output):
+        good = stack.enter_context(AsideFile(output))
+        bad = None if dropped is None else stack.enter_context(AsideFile(dropped))
+        for record, passes in filters.sift(lambda: open_records(source), kept):
+            if passes:
+                good.file.write(record.to_json_line())
+            elif bad is not None:
+                bad.file.write(record.to_json_line())
+        # The dropped first: whoever sees the new file finds what is missing from it.
+        if bad is not None and dropped is not None:
+            if kept.num_dropped:
+                bad.publish()
+            else:
+                dropped.unlink(missing_ok=True)
+        good.publish()
+    return kept
+
+
+def verify_records(source: Path, output: Path, verifier: Verifier) -> Verdicts:
+    """Write the records of `source`, which may be `output`, with their answers judged anew."""
+    verdicts = Verdicts()
+    ahead = _AHEAD_OF_A_WORKER * verifier.num_workers
+    pending: deque[Future[Record]] = deque()
+    with reported(output), AsideFile(output) as aside:
+
+        def write(future: Future[Record]) -> None:
+            record = future.result()
+            verdicts.add(record)
+            aside.file.write(record.to_json_line())
+
+        for record in open_records(source):
+            pending.append(verifier.submit(record))
+            if len(pending) > ahead:
+                write(pending.popleft())
+        while pending:
+            write(pending.popleft())
+        aside.publish()
+    return verdicts
