@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install
 SERVERS := .venv-servers
 REFERENCE := .venv-reference
+TRAINER := .venv-trainer
 
 .DEFAULT_GOAL := help
 
@@ -17,7 +18,7 @@ demo: $(VENV)/.demo  ## synthesise the bundled questions with two small real mod
 	$(BIN)/motab demo
 
 .PHONY: test
-test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers
+test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers and test-trainer
 	$(BIN)/pytest
 
 .PHONY: check
@@ -35,13 +36,17 @@ format: $(VENV)/.dev  ## format the code and mend what lint can
 test-servers: $(VENV)/.dev $(SERVERS)/.installed $(REFERENCE)/.installed  ## against a real vLLM, and values against transformers
 	$(BIN)/pytest tests/servers
 
+.PHONY: test-trainer
+test-trainer: $(VENV)/.dev $(TRAINER)/.installed  ## exports as LLaMA-Factory itself loads them
+	$(BIN)/pytest tests/trainer
+
 .PHONY: hooks
 hooks: $(VENV)/.dev  ## run the checks at every commit
 	$(BIN)/pre-commit install
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf $(VENV) $(SERVERS) $(REFERENCE) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) $(REFERENCE) $(TRAINER) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The lock files hold every hash; `make lock` renews them. TORCH tells uv where PyTorch's CPU build is,
 # such as TORCH="--extra-index-url https://download.pytorch.org/whl/cpu".
@@ -57,7 +62,7 @@ lock: $(VENV)/.dev
 	$$compile pyproject.toml --extra litellm -c requirements/dev.lock -o requirements/serve.lock && \
 	$$compile requirements/build.in -c requirements/dev.lock -o requirements/build.lock && \
 	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
-	for name in servers reference; do \
+	for name in servers reference trainer; do \
 		$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.11 \
 		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
 		$(TORCH) requirements/$$name.in -o requirements/$$name.lock || exit 1; done

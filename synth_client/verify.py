@@ -71,7 +71,7 @@ class Verifier:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Kills the workers, busy or not."""
         with self._lock:
             self._is_closed = True

