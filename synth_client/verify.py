@@ -78,7 +78,7 @@ class Verifier:
             workers = list(self._all)
         for worker in workers:
             worker.kill()
-        self._threads.shutdown()
+        self._threads.shutdown(cancel_futures=True)
         for _ in range(self.num_workers):
             self._places.acquire()
         for worker in workers:
