@@ -1,0 +1,314 @@
+"""What a report's plots show, added up one record at a time.
+
+Numbers are kept as counts of rounded values, so memory grows with the steps shown, not with the
+records; only the number of distinct questions needs a hash for each.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from synth_client.record import Record, StepRecord
+
+NUM_STEPS_SHOWN: Final = 60
+"""Plots over steps end here: step indices are kept below it."""
+RELATIVE_BINS: Final = 20
+_PER_ONE: Final = 200
+"""Numbers are rounded to so many parts of one."""
+_NUM_NAMES_SHOWN: Final = 6
+
+PARAM_LABELS: Final[Mapping[str, str]] = {
+    "base_threshold": "base threshold (eps_0)",
+    "entropy_scale": "entropy scale (theta)",
+    "boundary": "boundary",
+    "backtrack": "backtrack",
+    "stitch": "stitch",
+}
+USAGE_LABELS: Final[Mapping[str, str]] = {
+    "student_tokens": "written by the student",
+    "student_tokens_discarded": "of the student, discarded",
+    "teacher_scored_tokens": "scored by the teacher",
+    "teacher_cached_tokens": "context from its cache",
+    "teacher_tokens": "written by the teacher",
+    "student_calls": "calls to the student",
+    "score_calls": "calls to score",
+    "correction_calls": "calls to correct",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """The middle of a distribution and the values that a tenth lies below and above."""
+
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(slots=True)
+class Spread:
+    """A distribution of numbers, each rounded to a multiple of 0.005."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def add(self, number: float) -> None:
+        """One more number."""
+        self.counts[round(number * _PER_ONE)] += 1
+
+    @property
+    def num(self) -> int:
+        return self.counts.total()
+
+    def quantiles(self) -> Quantiles:
+        """The numbers at ranks ceil(n / 10), ceil(n / 2) and ceil(9 n / 10); n must not be 0."""
+        low, median, high = (self._at(-(-self.num * tenths // 10)) for tenths in (1, 5, 9))
+        return Quantiles(low, median, high)
+
+    def binned(self, width: float) -> Counter[int]:
+        """The counts by bins of that width; bin b begins at b * width."""
+        # Rounded values stand for what lies around them, so a value on an edge goes up.
+        binned: Counter[int] = Counter()
+        for number, count in self.counts.items():
+            binned[math.floor(number / _PER_ONE / width + 1e-9)] += count
+        return binned
+
+    def _at(self, rank: int) -> float:
+        so_far = 0
+        for number in sorted(self.counts):
+            so_far += self.counts[number]
+            if so_far >= rank:
+                return number / _PER_ONE
+        raise ValueError("a distribution of no numbers has no quantiles")
+
+
+Spreads = defaultdict[int, Spread]
+
+
+def _spreads() -> Spreads:
+    return defaultdict(Spread)
+
+
+@dataclass(slots=True)
+class Names:
+    """Which values of a setting occur in the records."""
+
+    found: set[str] = field(default_factory=set)
+
+    def __str__(self) -> str:
+        names = sorted(self.found)
+        num_hidden = len(names) - _NUM_NAMES_SHOWN
+        shown = ", ".join(names[:_NUM_NAMES_SHOWN])
+        return f"{shown} and {num_hidden:,} more" if num_hidden > 0 else shown
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """How many answers were checked, and how many were right."""
+
+    num_checked: int = 0
+    num_right: int = 0
+
+    def add(self, correct: bool | None) -> None:  # noqa: FBT001
+        """One more answer."""
+        if correct is not None:
+            self.num_checked += 1
+            self.num_right += correct
+
+
+@dataclass(slots=True)
+class Margins:
+    """The safety margin V_t - eps_t of every scored step: over the steps, and of all of them."""
+
+    over_steps: Spreads = field(default_factory=_spreads)
+    of_all: Spread = field(default_factory=Spread)
+
+
+@dataclass(slots=True)
+class Statistics:
+    """A run in numbers. Steps count from 0.
+
+    The *absolute* unsafe point is the breach's index. The *relative* one is the share of the
+    characters that the student had written at the end of the breach, of these and the correction
+    together; where left-out steps were not kept with their text it is not known
+    (`num_unplaced`). The *depth* of backtracking is breach minus bifurcation, in steps. Margins
+    are kept apart for trajectories with and without a breach, and for those with one also over the
+    steps before it (`margins_to_breach`; key -1 is the step before the breach).
+    """
+
+    num_records: int = 0
+    num_breached: int = 0
+    num_scored: int = 0
+    """Trajectories with at least one scored step."""
+    num_long: int = 0
+    """Trajectories with scored steps beyond those shown."""
+    num_unplaced: int = 0
+    questions: set[int] = field(default_factory=set)
+    students: Names = field(default_factory=Names)
+    teachers: Names = field(default_factory=Names)
+    methods: Names = field(default_factory=Names)
+    versions: Names = field(default_factory=Names)
+    params: Mapping[str, Names] = field(
+        default_factory=lambda: {name: Names() for name in PARAM_LABELS}
+    )
+    outcomes: Mapping[bool, Outcomes] = field(
+        default_factory=lambda: {False: Outcomes(), True: Outcomes()}
+    )
+    """By whether there was a breach."""
+    tokens: Counter[str] = field(default_factory=Counter)
+    num_cache_unknown: int = 0
+    unsafe_points: Counter[int] = field(default_factory=Counter)
+    relative_points: Counter[int] = field(default_factory=Counter)
+    """By bin: bin b of `RELATIVE_BINS` holds shares from b / RELATIVE_BINS on."""
+    depths: Counter[int] = field(default_factory=Counter)
+    values: Spreads = field(default_factory=_spreads)
+    entropies: Spreads = field(default_factory=_spreads)
+    boundaries: Spreads = field(default_factory=_spreads)
+    margins: Mapping[bool, Margins] = field(
+        default_factory=lambda: {False: Margins(), True: Margins()}
+    )
+    """By whether there was a breach."""
+    margins_to_breach: Spreads = field(default_factory=_spreads)
+
+    def add(self, record: Record) -> None:
+        """One more record."""
+        self.num_records += 1
+        self.questions.add(hash(record.id))
+        self.outcomes[record.breach is not None].add(record.correct)
+        self._add_setting(record)
+        self._add_tokens(record)
+        if record.breach is not None and record.bifurcation is not None:
+            self._add_breach(record, record.breach, record.bifurcation)
+        scored = [
+            (index, step) for index, step in enumerate(record.steps) if step.value is not None
+        ]
+        self.num_scored += bool(scored)
+        self.num_long += any(index >= NUM_STEPS_SHOWN for index, _ in scored)
+        for index, step in scored:
+            self._add_step(index, step, record.breach)
+
+    @property
+    def num_checked(self) -> int:
+        return sum(outcomes.num_checked for outcomes in self.outcomes.values())
+
+    @property
+    def num_right(self) -> int:
+        return sum(outcomes.num_right for outcomes in self.outcomes.values())
+
+    @property
+    def num_backtracked(self) -> int:
+        """Trajectories corrected from a step before the breach."""
+        return self.num_breached - self.depths[0]
+
+    def _add_setting(self, record: Record) -> None:
+        self.students.found.add(record.models.student or "none")
+        self.teachers.found.add(record.models.teacher or "none")
+        self.methods.found.add(record.method)
+        self.versions.found.add(record.motab_version)
+        for name, names in self.params.items():
+            names.found.add(str(record.params.get(name, "not recorded")))
+
+    def _add_tokens(self, record: Record) -> None:
+        usage = record.usage.motab
+        self.tokens["prompt"] += record.usage.prompt_tokens
+        for name in USAGE_LABELS:
+            self.tokens[name] += getattr(usage, name) or 0
+        self.num_cache_unknown += usage.teacher_cached_tokens is None
+
+    def _add_breach(self, record: Record, breach: int, bifurcation: int) -> None:
+        self.num_breached += 1
+        self.unsafe_points[breach] += 1
+        self.depths[breach - bifurcation] += 1
+        texts = [record.step_text(index) for index in range(breach + 1)]
+        num_draft = sum(len(text) for text in texts if text is not None)
+        whole = num_draft + sum(
+            span.end - span.start for span in record.spans if span.role == "teacher"
+        )
+        if None in texts or not whole:
+            self.num_unplaced += 1
+            return
+        self.relative_points[min(RELATIVE_BINS * num_draft // whole, RELATIVE_BINS - 1)] += 1
+
+    def _add_step(self, index: int, step: StepRecord, breach: int | None) -> None:
+        is_shown = index < NUM_STEPS_SHOWN
+        if is_shown:
+            shown = (self.values, self.entropies, self.boundaries)
+            for spreads, number in zip(
+                shown, (step.value, step.entropy, step.boundary), strict=True
+            ):
+                if number is not None:
+                    spreads[index].add(number)
+        if step.value is None or step.boundary is None:
+            return
+        margin = step.value - step.boundary
+        margins = self.margins[breach is not None]
+        margins.of_all.add(margin)
+        if is_shown:
+            margins.over_steps[index].add(margin)
+        if breach is not None and breach - index < NUM_STEPS_SHOWN:
+            self.margins_to_breach[index - breach].add(margin)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A line of the summary; `detail` says what a share is a share of."""
+
+    label: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The numbers of a run: the main ones, its setting, and its cost."""
+
+    headline: tuple[Fact, ...]
+    setting: tuple[Fact, ...]
+    cost: tuple[Fact, ...]
+
+
+def summarise(statistics: Statistics) -> Summary:
+    """The numbers of the run; a share of nothing is not given."""
+    run = statistics
+    headline = (
+        Fact("trajectories", f"{run.num_records:,}"),
+        Fact("questions", f"{len(run.questions):,}"),
+        _share("with a breach", run.num_breached, run.num_records),
+        _share("t* before the breach", run.num_backtracked, run.num_breached),
+        _share("right, of those checked", run.num_right, run.num_checked),
+    )
+    setting = (
+        Fact("student", str(run.students)),
+        Fact("teacher", str(run.teachers)),
+        Fact("method", str(run.methods)),
+        *(Fact(label, str(run.params[name])) for name, label in PARAM_LABELS.items()),
+        Fact("motab version", str(run.versions)),
+    )
+    cost = tuple(Fact(label, _total(run, name)) for name, label in USAGE_LABELS.items())
+    return Summary(headline, setting, cost)
+
+
+def _share(label: str, part: int, whole: int) -> Fact:
+    if not whole:
+        return Fact(label, "none")
+    return Fact(label, f"{part / whole:.0%}", f"{part:,} of {whole:,}")
+
+
+def _total(statistics: Statistics, name: str) -> str:
+    total = f"{statistics.tokens[name]:,}"
+    if name != "teacher_cached_tokens" or not statistics.num_cache_unknown:
+        return total
+    is_known = statistics.num_cache_unknown < statistics.num_records
+    return f"at least {total}" if is_known else "not reported"
+
+
+def mean(counts: Mapping[int, int]) -> float | None:
+    """The mean of counted numbers, None where there are none."""
+    num = sum(counts.values())
+    return sum(number * count for number, count in counts.items()) / num if num else None
+
+
+def quantiles_by_step(spreads: Mapping[int, Spread]) -> Sequence[tuple[int, Quantiles]]:
+    """The quantiles at each step, in order of the steps."""
+    return [(index, spreads[index].quantiles()) for index in sorted(spreads)]
