@@ -23,6 +23,7 @@ from proxy.demo import demo_questions
 from synth_client.record import read_records
 from synth_client.rules import last_number
 from tests.e2e.conftest import line_with
+from tests.pages import data_of
 
 MOTAB = Path(sys.executable).parent / "motab"
 
@@ -40,7 +41,8 @@ def test_the_demo_writes_records_and_a_report(tmp_path: Path) -> None:
     assert {record.id for record in records} == {"demo-01", "demo-02"}
     assert all(record.predicted == last_number(record.output) for record in records)
     assert "2 trajectories" in done.stdout
-    assert "demo-02" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    index = data_of((tmp_path / "report.html").read_text(encoding="utf-8"))["index"]
+    assert [entry[0] for entry in index] == ["demo-01", "demo-02"]
     assert not list(tmp_path.glob("*.partial"))
 
 

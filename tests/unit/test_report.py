@@ -1,27 +1,24 @@
+import hashlib
 import re
-import xml.etree.ElementTree as ET
+from base64 import b64encode
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from synth_client import page
+from synth_client.page import PageError
+from synth_client.palette import PALETTE
+from synth_client.plots import plots_of
 from synth_client.record import Record
-from synth_client.report import render_report, summarise, write_report
-from tests.unit.test_record import (
-    CORRECTION,
-    FLAWED,
-    REVISE,
-    SAFE,
-    breached,
-    left_out,
-    record_of,
-    spans_of,
-    steps_of,
-    unbroken,
-)
+from synth_client.report import report, write_report
+from tests.pages import data_of, without_data
+from tests.unit.test_record import breached, record_of, spans_of, steps_of, unbroken
+from tests.unit.test_statistics import statistics_of
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
+EVIL = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\" ' & {{ 7 * 7 }}"
 
 
 class Page(HTMLParser):
@@ -32,7 +29,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.loads: list[str] = []
         self.texts: list[tuple[str, str]] = []
-        self._open: list[tuple[str, str]] = []
+        self._open: list[str] = []
         self.feed(html)
         self.close()
         assert self._open == []
@@ -43,255 +40,192 @@ class Page(HTMLParser):
         self.loads += [value or "" for name, value in attrs if name in {"src", "href", "srcset"}]
         assert not [name for name in named if name.startswith("on")]
         if tag not in VOID:
-            self._open.append((tag, named.get("class") or ""))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
+            self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop()[0] == tag
+        assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self._open:
-            self.texts.append((self._open[-1][1], data))
+        if self._open and self._open[-1] not in {"script", "style"}:
+            self.texts.append((self._open[-1], data))
 
     @property
     def text(self) -> str:
         return " ".join("".join(text for _, text in self.texts).split())
 
-    def in_class(self, name: str) -> list[str]:
-        return [text for classes, text in self.texts if name in classes.split()]
+
+def html_of(*records: dict[str, Any], **options: Any) -> str:
+    return "".join(report(map(record_of, records), **options))
 
 
-def page_of(*records: dict[str, Any]) -> Page:
-    return Page(render_report(map(record_of, records)))
+def hostile() -> dict[str, Any]:
+    fields = breached()
+    fields |= {
+        "id": EVIL,
+        "method": EVIL,
+        "messages": [{"role": "user", "content": EVIL}],
+        "models": {"student": EVIL, "teacher": EVIL},
+        "params": {"base_threshold": EVIL},
+        "output": EVIL,
+        "spans": spans_of([("teacher", EVIL)]),
+        "answer": EVIL,
+        "predicted": EVIL,
+        "motab_version": EVIL,
+    }
+    for step in fields["steps"]:
+        step |= {"start": None, "end": None, "text": EVIL}
+    return fields
 
 
-def svgs_of(*records: dict[str, Any]) -> list[ET.Element]:
-    html = render_report(map(record_of, records))
-    return [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
+def test_the_page_loads_nothing() -> None:
+    html = without_data(html_of(breached()))
+    parsed = Page(html)
+    assert all(load.startswith("#") for load in parsed.loads)
+    assert not {"link", "img", "iframe", "object", "base", "form"} & set(parsed.tags)
+    assert not re.search(r"@import|url\(|https?:|fetch\(|XMLHttpRequest|WebSocket", html)
 
 
-def facts_of(*records: dict[str, Any]) -> dict[str, str]:
-    summary = summarise([record_of(fields) for fields in records])
-    facts = (*summary.headline, *summary.setting, *summary.cost)
-    return {fact.label: fact.value for fact in facts}
-
-
-def test_the_page_loads_nothing_and_runs_nothing() -> None:
-    html = render_report([record_of(breached())])
-    page = Page(html)
-    assert page.loads == []
-    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
-    assert not re.search(r"@import|url\(|https?:", html)
-    assert "default-src 'none'" in html
+def test_only_the_scripts_of_the_page_may_run_and_the_network_is_forbidden() -> None:
+    html = html_of(breached())
+    found = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert found
+    policy = found[1].replace("&#39;", "'")
+    scripts = [*re.findall(r"<script>(.*?)</script>", html, re.DOTALL), data_of(html)["plotly"]]
+    hashes = [
+        f"'sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    ]
+    assert len(scripts) == 3
+    assert policy == (
+        f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline';"
+        " base-uri 'none'; form-action 'none'"
+    )
 
 
 def test_the_page_follows_the_colour_scheme_and_the_width_of_the_device() -> None:
-    html = render_report([record_of(breached())])
+    html = html_of(breached())
     assert "prefers-color-scheme: dark" in html
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
 
 
 def test_hostile_text_stays_text_wherever_it_stands() -> None:
-    evil = "</style></p><script>alert(1)</script><img src=x onerror=alert(2)>\" ' & {{ 7 * 7 }}"
-    fields = breached()
-    fields |= {
-        "id": evil,
-        "method": evil,
-        "messages": [{"role": "user", "content": evil}],
-        "models": {"student": evil, "teacher": evil},
-        "params": {"base_threshold": evil},
-        "output": evil,
-        "spans": spans_of([("teacher", evil)]),
-        "answer": evil,
-        "predicted": evil,
-        "motab_version": evil,
+    html = html_of(hostile())
+    parsed = Page(without_data(html))
+    assert parsed.tags.count("script") == 2
+    assert "img" not in parsed.tags
+    # Student, teacher, method, base threshold and version in the summary, the rest as data.
+    assert parsed.text.count(EVIL) == 5
+    assert without_data(html).count("<script>alert") == 0
+    data = data_of(html)
+    assert data["index"][0][0] == EVIL
+    assert data["chunk-0"][0]["steps"][0][0] == EVIL
+
+
+def test_no_two_colours_of_plots_are_alike_in_the_light() -> None:
+    lights = [colour.light for colour in PALETTE.values()]
+    assert len(set(lights)) == len(lights)
+
+
+def test_every_colour_of_a_plot_is_in_the_palette() -> None:
+    known = {colour.light for colour in PALETTE.values()}
+    groups = plots_of(statistics_of(breached(), unbroken()))
+    for group in groups:
+        for plot in group.plots:
+            text = plot.figure.to_json()
+            used = set(re.findall(r'"(#[0-9a-fA-F]{3,8}|rgba?\([^"]*\))"', text))
+            assert used <= known, plot.name
+
+
+def test_the_page_has_a_plot_for_each_question_asked_of_a_run() -> None:
+    data = data_of(html_of(breached(), unbroken()))
+    assert set(data["plots"]) == {
+        "unsafe-absolute",
+        "unsafe-relative",
+        "depth",
+        "values",
+        "entropies",
+        "margin-without",
+        "margin-with",
+        "margin-breach",
+        "margin-distribution",
+        "tokens",
     }
-    for step in fields["steps"]:
-        step |= {"start": None, "end": None, "text": evil}
-    page = page_of(fields)
-    assert not {"script", "img"} & set(page.tags)
-    # Heading, question, output, prediction, answer, 5 facts and 4 steps.
-    assert page.text.count(evil) == 14
+    (bars,) = data["plots"]["unsafe-absolute"]["data"]
+    assert (bars["x"], bars["y"]) == ([3], [1])
+    (bars,) = data["plots"]["depth"]["data"]
+    assert (bars["x"], bars["y"]) == ([1], [1])
+    (bars,) = data["plots"]["tokens"]["data"]
+    assert bars["x"] == [40, 72, 8, 64, 40]
 
 
-def test_the_output_is_cut_into_its_roles_and_joins_to_itself() -> None:
-    html = render_report([record_of(breached())])
-    spans = re.findall(r'<span class="(\w+)" title="[^"]*">([^<]*)</span>', html)
-    assert spans == [
-        ("student", "".join(SAFE)),
-        ("flawed", "".join(FLAWED)),
-        ("revise", REVISE),
-        ("teacher", CORRECTION),
-    ]
-
-
-def test_no_blank_lines_trail_the_output() -> None:
-    text = "Done.\n\n"
-    fields = unbroken(output=text, spans=spans_of([("student", text)]), steps=[])
-    html = render_report([record_of(fields)])
-    assert '<span class="student" title="student, safe">Done.</span></p>' in html
-
-
-def test_the_legend_names_every_role_in_its_colour() -> None:
-    page = page_of(breached())
-    assert page.in_class("student")[0] == "student, safe"
-    assert page.in_class("flawed")[0] == "student, flawed"
-    assert page.in_class("revise")[0] == "revise token"
-    assert page.in_class("teacher")[0] == "teacher"
-
-
-@pytest.mark.parametrize(
-    ("fields", "badges"),
-    [
-        (breached(), ["breach at step 3", "back to step 2", "right"]),
-        (unbroken(), ["no breach", "wrong"]),
-        (unbroken(answer=None, correct=None), ["no breach", "answer unknown"]),
-        (unbroken(finish_reason="length"), ["no breach", "wrong", "cut at the token limit"]),
-    ],
-)
-def test_each_trajectory_says_how_it_went(fields: dict[str, Any], badges: list[str]) -> None:
-    assert page_of(fields).in_class("badge") == badges
-
-
-def test_the_steps_are_listed_with_their_numbers_and_marks() -> None:
-    html = render_report([record_of(breached())])
-    rows = re.findall(r"<tr><td.*?</tr>", html, re.DOTALL)
-    cells = [
-        [" ".join(re.sub(r"<[^>]*>", "", cell).split()) for cell in re.findall(r"<td.*?</td>", row)]
-        for row in rows
-    ]
-    assert cells == [
-        ["0", "0.810", "0.121", "0.500", "\u2013", "safe", SAFE[0].strip()],
-        ["1", "0.740", "0.121", "0.500", "-0.070", "safe", SAFE[1].strip()],
-        ["2", "0.310", "0.121", "0.500", "-0.430", "safe t*", FLAWED[0].strip()],
-        ["3", "0.050", "0.121", "0.500", "-0.260", "breach", FLAWED[1].strip()],
-    ]
-
-
-def test_a_step_left_out_of_the_output_is_shown_whole() -> None:
-    fields = left_out()
-    fields["steps"][3]["text"] = "lost " * 100 + "end"
-    page = page_of(fields)
-    assert page.text.count("left out") == 2
-    assert "lost " * 100 + "end" in page.text
-
-
-def test_a_long_step_is_shortened_in_the_table_for_it_stands_in_the_output() -> None:
-    text = "word " * 100 + "end"
-    fields = unbroken(
-        output=text, spans=spans_of([("student", text)]), steps=steps_of([text], [0.9])
+def test_both_margins_are_drawn_to_one_scale() -> None:
+    plots = data_of(html_of(breached(), unbroken()))["plots"]
+    without, with_breach = (
+        plots[name]["layout"]["yaxis"]["range"] for name in ("margin-without", "margin-with")
     )
-    assert page_of(fields).text.count("end") == 1
+    assert without == with_breach
 
 
-def test_the_chart_draws_each_value_to_scale_and_the_breach_as_one() -> None:
-    (svg,) = svgs_of(breached())
-    bars = svg.findall(".//rect")
-    heights = [float(bar.attrib["height"]) for bar in bars]
-    assert [round(height / heights[0], 3) for height in heights] == [1.0, 0.914, 0.383, 0.062]
-    assert [bar.attrib["class"] for bar in bars] == ["bar safe"] * 3 + ["bar breach"]
-
-
-def test_the_chart_draws_the_boundary_above_the_value_of_the_breach_only() -> None:
-    (svg,) = svgs_of(breached())
-    tops = [float(bar.attrib["y"]) for bar in svg.findall(".//rect")]
-    limits = [float(line.attrib["y1"]) for line in svg.findall(".//line[@class='limit']")]
-    assert [limit < top for limit, top in zip(limits, tops, strict=True)] == [False] * 3 + [True]
-
-
-def test_the_chart_marks_bifurcation_and_breach_over_their_bars() -> None:
-    (svg,) = svgs_of(breached())
-    groups = svg.findall("g")
-    marks = [group.findtext("text[@class='mark']") for group in groups]
-    assert marks == [None, None, "t*", "✗"]
-    assert groups[3].findtext("title") == "step 3: value 0.050, boundary 0.121, breach"
-
-
-def test_a_chart_of_many_steps_stays_within_its_frame() -> None:
-    texts = ["a"] * 300
-    fields = unbroken(
-        output="a" * 300,
-        spans=spans_of([("student", "a" * 300)]),
-        steps=steps_of(texts, [1.0] + [0.5] * 298 + [0.0]),
+def test_a_run_that_nobody_scored_has_no_plots_of_values() -> None:
+    data = data_of(
+        html_of(
+            unbroken(steps=steps_of(["a"], [None]), output="a", spans=spans_of([("student", "a")]))
+        )
     )
-    (svg,) = svgs_of(fields)
-    width, height = (float(number) for number in svg.attrib["viewBox"].split()[2:])
-    for bar in svg.findall(".//rect"):
-        assert float(bar.attrib["x"]) >= 0
-        assert float(bar.attrib["x"]) + float(bar.attrib["width"]) <= width
-        assert float(bar.attrib["y"]) >= 0
-        assert float(bar.attrib["y"]) + float(bar.attrib["height"]) <= height
-    assert len(svg.findall("g/text")) <= 16
+    assert set(data["plots"]) == {"tokens"}
 
 
-def test_a_trajectory_nobody_scored_has_no_chart() -> None:
-    fields = unbroken(steps=steps_of(SAFE, [None, None]))
-    assert svgs_of(fields) == []
-    assert "The teacher scored no step." in page_of(fields).text
+def costs_of(html: str) -> list[list[str]]:
+    (table,) = re.findall(r'<table class="cost">(.*?)</table>', html, re.DOTALL)
+    rows = re.findall(r"<tr>(<td>.*?)</tr>", table, re.DOTALL)
+    return [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in rows]
 
 
-def test_the_summary_counts_trajectories_questions_breaches_and_right_answers() -> None:
-    facts = facts_of(
-        breached(), unbroken(), unbroken(sample=1), unbroken(sample=2, answer=None, correct=None)
-    )
-    assert facts["trajectories"] == "4"
-    assert facts["questions"] == "2"
-    assert facts["with a breach"] == "1 of 4 (25%)"
-    assert facts["right, of those checked"] == "1 of 3 (33%)"
+def test_tokens_cost_what_their_prices_say() -> None:
+    html = without_data(html_of(*[breached()] * 1000, prices={"student": 0.5, "teacher": 2.0}))
+    assert costs_of(html) == [
+        ["questions", "20,000", "\u2013", "\u2013"],
+        ["written by the student", "40,000", "0.50", "0.0200"],
+        ["scored by the teacher", "32,000", "\u2013", "\u2013"],
+        ["written by the teacher", "20,000", "2.00", "0.0400"],
+        ["together", "", "", "0.0600"],
+        ["a trajectory", "", "", "0.000060"],
+    ]
+    assert "Prices were not given" not in html
 
 
-def test_the_summary_gives_no_rate_where_nothing_was_checked() -> None:
-    assert facts_of(unbroken(answer=None, correct=None))["right, of those checked"] == "none"
-
-
-def test_the_summary_adds_up_the_tokens_of_either_model() -> None:
-    facts = facts_of(*[unbroken(sample=sample) for sample in range(30)])
-    assert facts["written by the student"] == "1,200"
-    assert facts["of the student, discarded"] == "120"
-    assert facts["scored by the teacher"] == "960"
-    assert facts["context from its cache"] == "480"
-    assert facts["written by the teacher"] == "600"
-    assert facts["calls to score"] == "120"
-
-
-def test_a_cache_that_was_not_reported_is_not_an_empty_cache() -> None:
-    silent = unbroken()
-    silent["usage"]["motab"]["teacher_cached_tokens"] = None
-    assert facts_of(silent)["context from its cache"] == "not reported"
-    assert facts_of(silent, breached())["context from its cache"] == "at least 16"
-
-
-def test_the_summary_names_models_methods_and_thresholds_that_occur() -> None:
-    models = {"student": "smol", "teacher": None}
-    other = unbroken(method="student", params={"base_threshold": 0.3}, models=models)
-    facts = facts_of(breached(), other)
-    assert facts["student"] == "smol"
-    assert facts["teacher"] == "big, none"
-    assert facts["method"] == "motab, student"
-    assert facts["base threshold (eps_0)"] == "0.2, 0.3"
-    assert facts["entropy scale (theta)"] == "1.0, not recorded"
-
-
-def test_the_page_shows_the_summary() -> None:
-    page = page_of(breached())
-    for label, value in facts_of(breached()).items():
-        assert label in page.text
-        assert value in page.text
+def test_without_prices_there_is_no_cost() -> None:
+    text = Page(without_data(html_of(breached()))).text
+    assert "Prices were not given" in text
+    assert "together" not in text
 
 
 def test_a_page_about_no_records_says_so() -> None:
-    page = page_of()
-    assert "There are no records" in page.text
-    assert "trajectories" not in page.text
+    parsed = Page(without_data(html_of()))
+    assert "There are no records" in parsed.text
+    assert "trajectories" not in parsed.text
+
+
+def test_a_sample_is_said_to_be_one() -> None:
+    records = [unbroken(sample=sample) for sample in range(30)]
+    html = html_of(*records, max_trajectories=7)
+    text = Page(without_data(html)).text
+    assert "7 of 30, drawn at random" in text
+    assert len(data_of(html)["index"]) == 7
+    assert "drawn at random" not in Page(without_data(html_of(*records))).text
+
+
+def test_a_page_that_would_be_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MAX_DATA_BYTES", 2**20)
+    with pytest.raises(PageError, match=r"2 MB, 1 MB at most open well: .*--max-trajectories"):
+        html_of(breached())
 
 
 def test_the_page_is_written_where_it_was_asked_for_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "report.html"
     records = [record_of(breached())]
     write_report(records, path)
-    assert path.read_text(encoding="utf-8") == render_report(records)
+    assert path.read_text(encoding="utf-8") == "".join(report(records))
     assert list(path.parent.iterdir()) == [path]
 
 

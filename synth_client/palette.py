@@ -1,0 +1,32 @@
+"""The colours of the pages, in light and dark."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Colour:
+    """One colour under either `prefers-color-scheme`."""
+
+    light: str
+    dark: str
+
+
+# Plots are made in light colours and translated in the page, so no two may share a light one.
+PALETTE: Final[Mapping[str, Colour]] = {
+    "page": Colour("#f6f6f3", "#131517"),
+    "card": Colour("#fffffe", "#1b1e21"),
+    "ink": Colour("#1c1f23", "#e7e6e2"),
+    "soft": Colour("#5d646b", "#a3a9af"),
+    "line": Colour("#e2e2dc", "#33383d"),
+    "focus": Colour("#2457a6", "#8ab4f0"),
+    "student": Colour("#2b7a63", "#5fbf9f"),
+    "flawed": Colour("#b5443c", "#ee8d83"),
+    "revise": Colour("#a87a1a", "#dcb65c"),
+    "teacher": Colour("#35679f", "#7fb1e4"),
+    "student-band": Colour("rgba(43,122,99,0.16)", "rgba(95,191,159,0.18)"),
+    "flawed-band": Colour("rgba(181,68,60,0.15)", "rgba(238,141,131,0.18)"),
+    "revise-band": Colour("rgba(168,122,26,0.18)", "rgba(220,182,92,0.18)"),
+    "teacher-band": Colour("rgba(53,103,159,0.15)", "rgba(127,177,228,0.18)"),
+}
