@@ -1,0 +1,296 @@
+"""What other thresholds would have done, from the values and entropies that records hold.
+
+The rules are the proxy's own (`proxy.core`). A record's steps end at its breach, for nothing was
+scored behind it. So a trajectory that passes all its stored steps under other thresholds is settled
+only if it had no breach; otherwise it may breach later or not at all, and is counted apart as open.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+from proxy.core.boundary import boundary
+from proxy.core.credit import bifurcation
+from proxy.core.params import Params
+from proxy.core.types import JUDGES
+from synth_client.errors import ClientError
+from synth_client.record import Record
+
+# What a step is and what its numbers mean must not differ between the records of one table.
+_SHARED: Final = ("delimiter", "entropy_top_k", "max_step_tokens", "backtrack", "boundary")
+
+
+class RescoreError(ClientError):
+    """Records do not hold what rescoring needs, or no threshold gives what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a record tells about its student's text: steps in order, each with V, H and tokens."""
+
+    values: tuple[float, ...]
+    entropies: tuple[float, ...]
+    tokens: tuple[int, ...]
+    is_open: bool
+    """The text went on behind these steps, unscored: the last one was the breach."""
+    backtracks: bool
+    """The teacher goes back to t*, not only to the breach."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A trajectory under other thresholds.
+
+    `breach` and `bifurcation` are None without a breach in the stored steps, after which the
+    trajectory `is_open` or settled. `accepted_tokens` of the student are those before t*, or all;
+    at least so many where it is open.
+    """
+
+    breach: int | None
+    bifurcation: int | None
+    is_open: bool
+    accepted_tokens: int
+
+
+def outcome_of(scored: Scored, params: Params) -> Outcome:
+    """Judge the stored steps under the thresholds of `params` (Eq. 6 to 8)."""
+    boundaries: list[float] = []
+    for index, (value, entropy) in enumerate(zip(scored.values, scored.entropies, strict=True)):
+        boundaries.append(boundary(entropy, params))
+        if value < boundaries[-1]:
+            cut = index
+            if scored.backtracks:
+                cut = bifurcation(scored.values[: index + 1], boundaries)
+            return Outcome(index, cut, is_open=False, accepted_tokens=sum(scored.tokens[:cut]))
+    kept = len(scored.values)
+    if scored.is_open and scored.backtracks:
+        # A later breach may lead back to the steepest fall so far, but to no step before it.
+        kept = max(bifurcation(scored.values, boundaries), 1)
+    return Outcome(None, None, scored.is_open, sum(scored.tokens[:kept]))
+
+
+@dataclass(slots=True)
+class Row:
+    """All trajectories under one pair of thresholds."""
+
+    base_threshold: float
+    entropy_scale: float
+    num_trajectories: int = 0
+    num_open: int = 0
+    depths: Counter[int] = field(default_factory=Counter)
+    """Breach minus bifurcation, of the known breaches."""
+    accepted_tokens: int = 0
+    student_tokens: int = 0
+    """Of the scored steps."""
+
+    @property
+    def params(self) -> Params:
+        return Params(base_threshold=self.base_threshold, entropy_scale=self.entropy_scale)
+
+    def add(self, scored: Scored, params: Params) -> None:
+        """One more trajectory; `params` are this row's."""
+        outcome = outcome_of(scored, params)
+        self.num_trajectories += 1
+        self.num_open += outcome.is_open
+        self.accepted_tokens += outcome.accepted_tokens
+        self.student_tokens += sum(scored.tokens)
+        if outcome.breach is not None and outcome.bifurcation is not None:
+            self.depths[outcome.breach - outcome.bifurcation] += 1
+
+    @property
+    def num_breached(self) -> int:
+        return self.depths.total()
+
+    @property
+    def lowest_rate(self) -> float:
+        """The breach rate if no open trajectory breaches."""
+        return self.num_breached / self.num_trajectories
+
+    @property
+    def highest_rate(self) -> float:
+        """The breach rate if every open trajectory breaches."""
+        return (self.num_breached + self.num_open) / self.num_trajectories
+
+    @property
+    def mean_depth(self) -> float | None:
+        if not self.depths:
+            return None
+        return sum(depth * num for depth, num in self.depths.items()) / self.num_breached
+
+    @property
+    def accepted_share(self) -> float:
+        """Of the student's tokens in scored steps; at least that, where trajectories are open."""
+        return self.accepted_tokens / self.student_tokens if self.student_tokens else 0.0
+
+
+def scored_steps(records: Iterable[Record]) -> Iterator[Scored]:
+    """What each record holds for rescoring.
+
+    Raises `RescoreError` for a record without it, and for one that differs from the first in what
+    its steps and numbers are.
+    """
+    first: Record | None = None
+    for record in records:
+        first = first or record
+        _check_same(first, record)
+        yield _scored_of(record)
+
+
+def own_thresholds(record: Record) -> tuple[float, float]:
+    """eps_0 and theta under which a record was made; theta is 0 where its boundary was static."""
+    found = []
+    for name in ("base_threshold", "entropy_scale"):
+        number = record.params.get(name)
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise RescoreError(f"record {record.id}: its params do not hold {name}")
+        found.append(float(number))
+    base_threshold, entropy_scale = found
+    return base_threshold, 0.0 if record.params.get("boundary") == "static" else entropy_scale
+
+
+def rescore(steps: Iterable[Scored], thresholds: Sequence[tuple[float, float]]) -> list[Row]:
+    """A row for each pair of eps_0 and theta, over all trajectories; raises where there are none.
+
+    Raises `ParameterError` (a ValueError) for a threshold out of bounds.
+    """
+    rows = [Row(*pair) for pair in thresholds]
+    params = [row.params for row in rows]
+    for scored in steps:
+        for row, its in zip(rows, params, strict=True):
+            row.add(scored, its)
+    if rows and not rows[0].num_trajectories:
+        raise RescoreError("there are no records to rescore")
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The eps_0 that comes closest to a wanted breach rate under one theta.
+
+    If `exact`, every eps_0 from just above `low` to `base_threshold` gives that rate. Otherwise
+    trajectories are open there, and the threshold wanted lies between `low` and `base_threshold`,
+    at which the known breaches alone make up the rate.
+    """
+
+    base_threshold: float
+    entropy_scale: float
+    low: float
+    exact: bool
+
+
+@dataclass(slots=True)
+class Calibrator:
+    """Collects, for one theta, the eps_0 above which each trajectory breaches (16 bytes each).
+
+    A step is unsafe when V < eps_0 * exp(-theta * H), so a trajectory breaches when eps_0 is above
+    the smallest V * exp(theta * H) of its steps.
+    """
+
+    entropy_scale: float
+    settled: list[float] = field(default_factory=list)
+    opened: list[float] = field(default_factory=list)
+
+    def add(self, scored: Scored) -> None:
+        """One more trajectory."""
+        limits = (
+            value * math.exp(self.entropy_scale * entropy)
+            for value, entropy in zip(scored.values, scored.entropies, strict=True)
+        )
+        (self.opened if scored.is_open else self.settled).append(min(limits, default=math.inf))
+
+    def threshold(self, rate: float) -> Calibration:
+        """The eps_0 whose known breaches come closest to `rate` of all trajectories.
+
+        Raises `RescoreError` where the rate is less than half a trajectory, or even eps_0 = 1
+        leaves it further than that below.
+        """
+        limits = [*self.settled, *self.opened]
+        wanted = rate * len(limits)
+        reached = [limit for limit in limits if limit < 1.0]
+        if wanted < 0.5:
+            raise RescoreError(
+                f"a breach rate of {rate:g} is less than half of one of {len(limits):,}"
+                " trajectories: it takes more records"
+            )
+        if wanted > len(reached) + 0.5:
+            raise RescoreError(
+                f"entropy_scale {self.entropy_scale:g}: at base_threshold 1, the highest there is,"
+                f" {len(reached) / len(limits):.1%} breach, so {rate:.1%} cannot be had; a smaller"
+                " entropy_scale raises it"
+            )
+        below, above = _gap(reached, wanted)
+        chosen = _plain_number(below, above)
+        # At 0 nothing breaches, whatever came behind the stored steps.
+        if chosen == 0.0 or not any(limit >= chosen for limit in self.opened):
+            return Calibration(chosen, self.entropy_scale, below, exact=True)
+        # All open trajectories may breach: then so many settled ones are enough.
+        num_settled = wanted - len(self.opened)
+        low = _gap([limit for limit in self.settled if limit < 1.0], num_settled)[0]
+        return Calibration(chosen, self.entropy_scale, min(low, chosen), exact=False)
+
+
+def _gap(limits: Sequence[float], wanted: float) -> tuple[float, float]:
+    """Between which eps_0 the number of `limits` below it is closest to `wanted`."""
+    counts = Counter(limits)
+    so_far, best = 0, (abs(wanted), 0.0, 0.0)  # nothing breaches at 0
+    for low, high in pairwise(sorted({0.0, *limits, 1.0})):
+        so_far += counts[low]
+        best = min(best, (abs(so_far - wanted), low, high))
+    return best[1:]
+
+
+def _plain_number(low: float, high: float) -> float:
+    """A number between, near the middle, with as few digits as there can be."""
+    middle = (low + high) / 2
+    for digits in range(1, 17):
+        number = round(middle, digits)
+        if low < number < high:
+            return number
+    return middle
+
+
+def _check_same(first: Record, record: Record) -> None:
+    for name in _SHARED:
+        if first.params.get(name) != record.params.get(name):
+            raise RescoreError(
+                f"records {first.id} and {record.id} do not share {name}"
+                f" ({first.params.get(name)!r}, {record.params.get(name)!r}): their steps and"
+                " values cannot stand in one table; rescore them apart"
+            )
+    if first.models != record.models:
+        raise RescoreError(
+            f"records {first.id} and {record.id} are of different models"
+            f" ({first.models.student} and {first.models.teacher}; {record.models.student} and"
+            f" {record.models.teacher}): rescore them apart"
+        )
+
+
+def _scored_of(record: Record) -> Scored:
+    if record.method != "motab":
+        raise RescoreError(
+            f"record {record.id} is of method {record.method}, which scores no steps: rescoring"
+            " needs records of method motab"
+        )
+    scoring = record.params.get("scoring")
+    if scoring in JUDGES:
+        raise RescoreError(
+            f"record {record.id} was scored by {scoring}: a judge's verdicts are no probabilities"
+            " and come without the entropy that thresholds are made of"
+        )
+    for index, step in enumerate(record.steps):
+        if step.value is None or step.entropy is None:
+            lacking = "value" if step.value is None else "entropy"
+            raise RescoreError(
+                f"record {record.id}: step {index} has no {lacking}; it was not scored, or by a"
+                " judge, and cannot be rescored"
+            )
+    return Scored(
+        values=tuple(step.value for step in record.steps if step.value is not None),
+        entropies=tuple(step.entropy for step in record.steps if step.entropy is not None),
+        tokens=tuple(step.student_tokens for step in record.steps),
+        is_open=record.breach is not None,
+        backtracks=record.params.get("backtrack") != "none",
+    )
