@@ -19,6 +19,7 @@ from proxy.serve import run, serve
 from synth_client.cli import synth_command
 from synth_client.errors import ClientError
 from synth_client.records_cli import export_command, filter_command, verify_command
+from synth_client.report_cli import report_command, rescore_command
 
 app = typer.Typer(
     help="Distil reasoning without exposure bias: MOTAB decoding in front of any LLM servers.",
@@ -121,3 +122,5 @@ app.command("synth")(synth_command)
 app.command("verify")(verify_command)
 app.command("filter")(filter_command)
 app.command("export")(export_command)
+app.command("report")(report_command)
+app.command("rescore")(rescore_command)
