@@ -18,8 +18,12 @@ demo: $(VENV)/.demo  ## synthesise the bundled questions with two small real mod
 	$(BIN)/motab demo
 
 .PHONY: test
-test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers and test-trainer
+test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -browser and -trainer
 	$(BIN)/pytest
+
+.PHONY: test-browser
+test-browser: $(VENV)/.dev  ## the report in a real Chromium, which must be installed
+	$(BIN)/pytest tests/browser
 
 .PHONY: check
 check: $(VENV)/.dev  ## lint and types only
