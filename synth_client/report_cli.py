@@ -1,7 +1,7 @@
 """The commands `motab report` and `motab rescore`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -19,6 +19,7 @@ from synth_client.rescore import (
     Calibration,
     Calibrator,
     RescoreError,
+    Scored,
     own_thresholds,
     rescore,
     scored_steps,
@@ -90,13 +91,17 @@ def rescore_command(
         raise RescoreError(f"{records} holds no records")
     own = own_thresholds(first)
     scales = entropy_scale or [own[1]]
-    found = [] if calibrate is None else _calibrate(records, scales, calibrate)
+    with_entropy = any(scales)
+    found = []
+    if calibrate is not None:
+        steps = scored_steps(_read(records), with_entropy=with_entropy)
+        found = _calibrate(steps, scales, calibrate)
     bases = base_threshold or ([own[0]] if calibrate is None else [])
     pairs = sorted(
         {*product(bases, scales), *((one.base_threshold, one.entropy_scale) for one in found)},
         key=lambda pair: (pair[1], pair[0]),
     )
-    rows = rescore(scored_steps(_read(records)), pairs)
+    rows = rescore(scored_steps(_read(records), with_entropy=with_entropy), pairs)
     # It imports Plotly, which is slow.
     from synth_client.rescore_view import (  # noqa: PLC0415
         render_rows,
@@ -121,9 +126,9 @@ def rescore_command(
         typer.echo(f"Page in {output}")
 
 
-def _calibrate(records: Path, scales: list[float], rate: float) -> list[Calibration]:
+def _calibrate(steps: Iterable[Scored], scales: list[float], rate: float) -> list[Calibration]:
     calibrators = [Calibrator(scale) for scale in scales]
-    for scored in scored_steps(_read(records)):
+    for scored in steps:
         for calibrator in calibrators:
             calibrator.add(scored)
     return [calibrator.threshold(rate) for calibrator in calibrators]

@@ -29,10 +29,13 @@ class RescoreError(ClientError):
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a record tells about its student's text: steps in order, each with V, H and tokens."""
+    """What a record tells about its student's text: steps in order, each with V, H and tokens.
+
+    An entropy is None where the teacher's server gave none, as it may under a static boundary.
+    """
 
     values: tuple[float, ...]
-    entropies: tuple[float, ...]
+    entropies: tuple[float | None, ...]
     tokens: tuple[int, ...]
     is_open: bool
     """The text went on behind these steps, unscored: the last one was the breach."""
@@ -56,7 +59,10 @@ class Outcome:
 
 
 def outcome_of(scored: Scored, params: Params) -> Outcome:
-    """Judge the stored steps under the thresholds of `params` (Eq. 6 to 8)."""
+    """Judge the stored steps under the thresholds of `params` (Eq. 6 to 8).
+
+    Raises ValueError where the boundary is adaptive and an entropy is missing.
+    """
     boundaries: list[float] = []
     for index, (value, entropy) in enumerate(zip(scored.values, scored.entropies, strict=True)):
         boundaries.append(boundary(entropy, params))
@@ -70,6 +76,15 @@ def outcome_of(scored: Scored, params: Params) -> Outcome:
         # A later breach may lead back to the steepest fall so far, but to no step before it.
         kept = max(bifurcation(scored.values, boundaries), 1)
     return Outcome(None, None, scored.is_open, sum(scored.tokens[:kept]))
+
+
+def thresholds(base_threshold: float, entropy_scale: float) -> Params:
+    """eps_0 and theta; with a theta of 0 the boundary is static, so that it needs no entropy."""
+    return Params(
+        base_threshold=base_threshold,
+        entropy_scale=entropy_scale,
+        boundary="adaptive" if entropy_scale else "static",
+    )
 
 
 @dataclass(slots=True)
@@ -88,7 +103,7 @@ class Row:
 
     @property
     def params(self) -> Params:
-        return Params(base_threshold=self.base_threshold, entropy_scale=self.entropy_scale)
+        return thresholds(self.base_threshold, self.entropy_scale)
 
     def add(self, scored: Scored, params: Params) -> None:
         """One more trajectory; `params` are this row's."""
@@ -126,8 +141,8 @@ class Row:
         return self.accepted_tokens / self.student_tokens if self.student_tokens else 0.0
 
 
-def scored_steps(records: Iterable[Record]) -> Iterator[Scored]:
-    """What each record holds for rescoring.
+def scored_steps(records: Iterable[Record], *, with_entropy: bool) -> Iterator[Scored]:
+    """What each record holds for rescoring; entropies only matter where theta is not 0.
 
     Raises `RescoreError` for a record without it, and for one that differs from the first in what
     its steps and numbers are.
@@ -136,7 +151,7 @@ def scored_steps(records: Iterable[Record]) -> Iterator[Scored]:
     for record in records:
         first = first or record
         _check_same(first, record)
-        yield _scored_of(record)
+        yield _scored_of(record, with_entropy=with_entropy)
 
 
 def own_thresholds(record: Record) -> tuple[float, float]:
@@ -151,12 +166,12 @@ def own_thresholds(record: Record) -> tuple[float, float]:
     return base_threshold, 0.0 if record.params.get("boundary") == "static" else entropy_scale
 
 
-def rescore(steps: Iterable[Scored], thresholds: Sequence[tuple[float, float]]) -> list[Row]:
+def rescore(steps: Iterable[Scored], pairs: Sequence[tuple[float, float]]) -> list[Row]:
     """A row for each pair of eps_0 and theta, over all trajectories; raises where there are none.
 
     Raises `ParameterError` (a ValueError) for a threshold out of bounds.
     """
-    rows = [Row(*pair) for pair in thresholds]
+    rows = [Row(*pair) for pair in pairs]
     params = [row.params for row in rows]
     for scored in steps:
         for row, its in zip(rows, params, strict=True):
@@ -195,8 +210,9 @@ class Calibrator:
 
     def add(self, scored: Scored) -> None:
         """One more trajectory."""
+        params = thresholds(1.0, self.entropy_scale)
         limits = (
-            value * math.exp(self.entropy_scale * entropy)
+            _critical(value, boundary(entropy, params))
             for value, entropy in zip(scored.values, scored.entropies, strict=True)
         )
         (self.opened if scored.is_open else self.settled).append(min(limits, default=math.inf))
@@ -230,6 +246,11 @@ class Calibrator:
         num_settled = wanted - len(self.opened)
         low = _gap([limit for limit in self.settled if limit < 1.0], num_settled)[0]
         return Calibration(chosen, self.entropy_scale, min(low, chosen), exact=False)
+
+
+def _critical(value: float, unit: float) -> float:
+    """The eps_0 above which a step is unsafe, where eps_0 = 1 has the boundary `unit`."""
+    return value / unit if unit > 0.0 else math.inf
 
 
 def _gap(limits: Sequence[float], wanted: float) -> tuple[float, float]:
@@ -268,7 +289,7 @@ def _check_same(first: Record, record: Record) -> None:
         )
 
 
-def _scored_of(record: Record) -> Scored:
+def _scored_of(record: Record, *, with_entropy: bool) -> Scored:
     if record.method != "motab":
         raise RescoreError(
             f"record {record.id} is of method {record.method}, which scores no steps: rescoring"
@@ -277,19 +298,21 @@ def _scored_of(record: Record) -> Scored:
     scoring = record.params.get("scoring")
     if scoring in JUDGES:
         raise RescoreError(
-            f"record {record.id} was scored by {scoring}: a judge's verdicts are no probabilities"
-            " and come without the entropy that thresholds are made of"
+            f"record {record.id} was scored by {scoring}: a judge's marks are no probabilities, and"
+            " thresholds for one are none for the other"
         )
-    for index, step in enumerate(record.steps):
-        if step.value is None or step.entropy is None:
-            lacking = "value" if step.value is None else "entropy"
-            raise RescoreError(
-                f"record {record.id}: step {index} has no {lacking}; it was not scored, or by a"
-                " judge, and cannot be rescored"
-            )
+    values = tuple(step.value for step in record.steps if step.value is not None)
+    entropies = tuple(step.entropy for step in record.steps)
+    if len(values) < len(record.steps):
+        raise RescoreError(f"record {record.id}: not all of its steps have a value")
+    if with_entropy and None in entropies:
+        raise RescoreError(
+            f"record {record.id}: step {entropies.index(None)} has no entropy, so it can be"
+            " rescored with an entropy_scale of 0 (a static boundary) only"
+        )
     return Scored(
-        values=tuple(step.value for step in record.steps if step.value is not None),
-        entropies=tuple(step.entropy for step in record.steps if step.entropy is not None),
+        values=values,
+        entropies=entropies,
         tokens=tuple(step.student_tokens for step in record.steps),
         is_open=record.breach is not None,
         backtracks=record.params.get("backtrack") != "none",

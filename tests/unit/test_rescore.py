@@ -99,7 +99,7 @@ def test_a_row_adds_trajectories_up_and_bounds_what_is_open() -> None:
 
 def test_the_stored_decision_comes_out_again_under_the_stored_thresholds() -> None:
     record = record_of(breached())
-    (row,) = rescore(scored_steps([record]), [own_thresholds(record)])
+    (row,) = rescore(scored_steps([record], with_entropy=True), [own_thresholds(record)])
     assert (row.num_breached, row.num_open, row.mean_depth) == (1, 0, 1.0)
     assert row.accepted_tokens == 18
 
@@ -110,11 +110,19 @@ def test_a_static_boundary_is_one_without_entropy() -> None:
     assert own_thresholds(record_of(fields)) == (0.2, 0.0)
 
 
-def judged() -> dict[str, Any]:
+def without_entropy() -> dict[str, Any]:
     fields = unbroken()
-    for step in fields["steps"]:
-        step["entropy"] = None
+    fields["steps"][1]["entropy"] = None
     return fields
+
+
+def test_entropies_may_be_missing_where_none_is_needed() -> None:
+    steps = list(scored_steps([record_of(without_entropy())], with_entropy=False))
+    (row,) = rescore(steps, [(0.75, 0.0)])
+    assert row.num_breached == 1
+    made = Calibrator(0.0)
+    made.add(steps[0])
+    assert made.threshold(1.0).low == 0.74
 
 
 @pytest.mark.parametrize(
@@ -127,31 +135,31 @@ def judged() -> dict[str, Any]:
                 output="a",
                 spans=[{"role": "student", "start": 0, "end": 1}],
             ),
-            "record bags: step 0 has no value",
+            "record bags: not all of its steps have a value",
         ),
-        (judged(), "record bags: step 0 has no entropy; it was not scored, or by a judge"),
+        (without_entropy(), "record bags: step 1 has no entropy, so it can be rescored with"),
         (
             unbroken(params=breached()["params"] | {"scoring": "judge_logprob"}),
-            "record bags was scored by judge_logprob: a judge's verdicts are no probabilities",
+            "record bags was scored by judge_logprob: a judge's marks are no probabilities",
         ),
     ],
 )
 def test_records_without_scores_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RescoreError, match=message):
-        list(scored_steps([record_of(fields)]))
+        list(scored_steps([record_of(fields)], with_entropy=True))
 
 
 @pytest.mark.parametrize("name", ["delimiter", "entropy_top_k", "backtrack", "boundary"])
 def test_records_that_do_not_share_what_steps_are_stand_in_no_table(name: str) -> None:
     other = unbroken(params=breached()["params"] | {name: "other"})
     with pytest.raises(RescoreError, match=f"records apples and bags do not share {name} "):
-        list(scored_steps([record_of(breached()), record_of(other)]))
+        list(scored_steps([record_of(breached()), record_of(other)], with_entropy=True))
 
 
 def test_records_of_different_models_stand_in_no_table() -> None:
     other = unbroken(models={"student": "smol", "teacher": "bigger"})
     with pytest.raises(RescoreError, match="smol and big; smol and bigger"):
-        list(scored_steps([record_of(breached()), record_of(other)]))
+        list(scored_steps([record_of(breached()), record_of(other)], with_entropy=True))
 
 
 def test_records_without_their_thresholds_have_no_own() -> None:
@@ -191,6 +199,11 @@ def test_calibration_takes_the_entropy_into_account() -> None:
     made = calibrator(*uncertain, entropy_scale=1.0).threshold(0.5)
     assert 0.1 < made.base_threshold < 0.1 * math.e
     assert made.exact
+
+
+def test_a_boundary_too_small_for_a_number_is_never_crossed() -> None:
+    made = calibrator(scored((0.1,), (5.0,)), scored((0.1,), (0.0,)), entropy_scale=1000.0)
+    assert made.settled == [math.inf, 0.1]
 
 
 def test_calibration_takes_the_rate_that_is_closest_where_trajectories_are_alike() -> None:
