@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import orjson
@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from synth_client.dataset import open_dataset
 from synth_client.filters import Filters
 from synth_client.final import Totals
+from synth_client.prices import PRICED, parse_prices
 from synth_client.question import Synthesis
 from synth_client.records_cli import FILTER_HELP, RULE_HELP, say_dropped
 from synth_client.rules import MATH, check_rule
@@ -25,7 +26,6 @@ from synth_client.verify import Limits
 from synth_client.workspace import Workspace
 
 T = TypeVar("T")
-_PRICED: Final = ("prompt", "student", "teacher", "scored")
 
 
 def synth_command(
@@ -75,7 +75,7 @@ def synth_command(
         list[str] | None,
         typer.Option(
             metavar="KIND=PRICE",
-            help=f"For a million tokens; {', '.join(_PRICED)}. Repeat it.",
+            help=f"For a million tokens; {', '.join(PRICED)}. Repeat it.",
         ),
     ] = None,
     verify: Annotated[str, typer.Option(help=RULE_HELP)] = MATH,
@@ -120,7 +120,7 @@ def synth_command(
         min_concurrency=min_concurrency,
         api_key=api_key,
         fresh=not resume,
-        prices=dict(_price(text) for text in price or []),
+        prices=parse_prices(price),
         progress_file=progress_file,
         verify=check_rule(verify),
         verify_limits=Limits(seconds=verify_timeout),
@@ -149,17 +149,6 @@ def _param(text: str) -> tuple[str, JsonValue]:
         return name, orjson.loads(value)
     except orjson.JSONDecodeError:
         return name, value
-
-
-def _price(text: str) -> tuple[str, float]:
-    kind, _, value = text.partition("=")
-    try:
-        price = float(value)
-    except ValueError:
-        price = -1.0
-    if kind not in _PRICED or not 0 <= price < float("inf"):
-        raise typer.BadParameter(f"--price {text}: wanted is one of {', '.join(_PRICED)}=PRICE")
-    return kind, price
 
 
 def _url(text: str) -> str:

@@ -1,8 +1,10 @@
 """What tokens cost: prices for a million tokens, by what the tokens are for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
+
+import typer
 
 PRICED: Final[Mapping[str, str]] = {
     "prompt": "questions",
@@ -34,13 +36,17 @@ def costs_of(tokens: Mapping[str, int], prices: Mapping[str, float]) -> tuple[Co
     )
 
 
-def parse_price(text: str) -> tuple[str, float]:
-    """`KIND=PRICE` of the command line; raises ValueError saying what would be right."""
+def parse_prices(texts: Iterable[str] | None) -> dict[str, float]:
+    """The values of `--price KIND=PRICE`; raises `BadParameter` saying what would be right."""
+    return dict(_parse(text) for text in texts or ())
+
+
+def _parse(text: str) -> tuple[str, float]:
     kind, _, value = text.partition("=")
     try:
         price = float(value)
     except ValueError:
         price = -1.0
     if kind not in PRICED or not 0 <= price < float("inf"):
-        raise ValueError(f"{text}: wanted is one of {', '.join(PRICED)}=PRICE")
+        raise typer.BadParameter(f"--price {text}: wanted is one of {', '.join(PRICED)}=PRICE")
     return kind, price

@@ -20,13 +20,13 @@ from synth_client.figures import Figures
 from synth_client.journal import reported
 from synth_client.limiter import Limiter, wait_for
 from synth_client.pool import Failed, Outcome, Pool
+from synth_client.prices import costs_of
 
 _log = logging.getLogger(__name__)
 
 _WINDOW_S: Final = 60.0
 _TICK_S: Final = 1.0
 _LOG_EVERY: Final = 30
-_TOKENS_OF_A_PRICE: Final = 1e6
 
 
 @dataclass(slots=True)
@@ -68,9 +68,8 @@ class Tally:
         """What the session has cost so far; None without prices."""
         if not self.prices:
             return None
-        return sum(
-            price * self.tokens[name] / _TOKENS_OF_A_PRICE for name, price in self.prices.items()
-        )
+        costs = (one.cost for one in costs_of(self.tokens, self.prices))
+        return sum(cost for cost in costs if cost is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from synth_client.errors import InputError, OutputError
 from synth_client.page import write_page
-from synth_client.prices import PRICED, parse_price
+from synth_client.prices import PRICED, parse_prices
 from synth_client.record import Record, RecordError, read_records
 from synth_client.report import MAX_TRAJECTORIES, write_report
 from synth_client.rescore import (
@@ -46,10 +46,7 @@ def report_command(
     ] = None,
 ) -> None:
     """Write one HTML page about a run: numbers, plots and every trajectory. It opens offline."""
-    try:
-        prices = dict(parse_price(text) for text in price or [])
-    except ValueError as error:
-        raise typer.BadParameter(f"--price {error}") from error
+    prices = parse_prices(price)
     _check_apart(records, output)
     with _reported(output):
         write_report(_read(records), output, max_trajectories=max_trajectories, prices=prices)
