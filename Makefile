@@ -60,7 +60,7 @@ lock: $(VENV)/.dev
 	$(PIP) uv
 	export UV_CUSTOM_COMPILE_COMMAND="make lock"; \
 	compile="$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate"; \
-	$$compile pyproject.toml requirements/build.in --extra embedded -o requirements/demo.lock && \
+	$$compile pyproject.toml requirements/build.in --extra embedded --extra report -o requirements/demo.lock && \
 	$$compile pyproject.toml requirements/build.in --extra embedded --extra dev \
 		-c requirements/demo.lock -o requirements/dev.lock && \
 	$$compile pyproject.toml --extra litellm -c requirements/dev.lock -o requirements/serve.lock && \

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -113,6 +114,12 @@ def write_page(pieces: Iterable[str], path: Path) -> None:
 
 def _asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def require_plotly() -> None:
+    """Raise `PageError` where Plotly, which is in the extra `report`, is not installed."""
+    if find_spec("plotly") is None:
+        raise PageError("pages need plotly: pip install 'motab[report]'")
 
 
 @cache

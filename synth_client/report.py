@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from synth_client.page import page, write_page
+from synth_client.page import page, require_plotly, write_page
 from synth_client.prices import costs_of
 from synth_client.record import ROLE_LABELS, Record
 from synth_client.statistics import Statistics, summarise
@@ -37,6 +37,7 @@ def report(
     prices: Mapping[str, float] | None = None,
 ) -> Iterator[str]:
     """The page piece by piece."""
+    require_plotly()
     # Plotly is slow to import, and every command imports this module.
     from synth_client.plots import plots_of  # noqa: PLC0415
 

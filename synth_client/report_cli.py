@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from synth_client.errors import InputError, OutputError
-from synth_client.page import write_page
+from synth_client.page import require_plotly, write_page
 from synth_client.prices import PRICED, parse_prices
 from synth_client.record import Record, RecordError, read_records
 from synth_client.report import MAX_TRAJECTORIES, write_report
@@ -99,6 +99,7 @@ def rescore_command(
         key=lambda pair: (pair[1], pair[0]),
     )
     rows = rescore(scored_steps(_read(records), with_entropy=with_entropy), pairs)
+    require_plotly()
     # It imports Plotly, which is slow.
     from synth_client.rescore_view import (  # noqa: PLC0415
         render_rows,

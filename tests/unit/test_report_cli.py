@@ -164,3 +164,13 @@ def test_an_empty_file_cannot_be_rescored_but_reported(tmp_path: Path) -> None:
     assert isinstance(error_of("rescore", empty), RescoreError)
     assert run("report", empty, "--output", tmp_path / "page.html").exit_code == 0
     assert "There are no records" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["report", "rescore"])
+def test_without_plotly_the_command_says_what_to_install(
+    command: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synth_client.page.find_spec", lambda _name: None)
+    error = error_of(command, records, "--output", tmp_path / "page.html")
+    assert str(error) == "pages need plotly: pip install 'motab[report]'"
+    assert not (tmp_path / "page.html").exists()
