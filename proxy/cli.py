@@ -55,8 +55,11 @@ def _options(
     ] = False,
 ) -> None:
     level = logging.DEBUG if verbose else logging.INFO
-    handler = RichHandler(console=_errors, show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    if _errors.is_terminal:
+        handler: logging.Handler = RichHandler(console=_errors, show_path=False)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    else:  # a file, which has no width to wrap lines at
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     for package in ("proxy", "synth_client"):
         logging.getLogger(package).setLevel(level)
 

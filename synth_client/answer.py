@@ -3,9 +3,10 @@
 from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from synth_client.failure import SynthesisError
+from synth_client.failure import REASONING_APART, SynthesisError
 from synth_client.question import Question
 from synth_client.record import (
     Count,
@@ -13,6 +14,7 @@ from synth_client.record import (
     Models,
     MotabUsage,
     Record,
+    Scoring,
     Span,
     StepRecord,
     Usage,
@@ -20,6 +22,7 @@ from synth_client.record import (
 )
 
 PLAIN_METHOD: Final = "plain"
+_EXCERPT_CHARS: Final = 200
 _MOTAB_VERSION: Final = version("motab")
 
 
@@ -41,6 +44,7 @@ def traced_record(
             method=trace.method,
             params=trace.params,
             models=trace.models,
+            scoring=trace.scoring,
             breach=trace.breach,
             bifurcation=trace.bifurcation,
             steps=trace.steps,
@@ -51,7 +55,7 @@ def traced_record(
             seconds=seconds,
         )
     except ValidationError as error:
-        raise _malformed(faults_of(error)) from error
+        raise _malformed_as(error, content) from error
 
 
 def plain_record(
@@ -65,9 +69,11 @@ def plain_record(
         completion = _PlainCompletion.model_validate_json(content)
         (choice,) = completion.choices
         if choice.message.reasoning_content or choice.message.reasoning:
-            raise _malformed(
-                "the server keeps the reasoning apart from the content; start it without its"
-                " reasoning parser"
+            raise SynthesisError(
+                "the server keeps the reasoning apart from the content, and the record would lose"
+                " it; start the server without its reasoning parser",
+                status=200,
+                error_type=REASONING_APART,
             )
         output, usage = choice.message.content, completion.usage
         spans = (Span(role="teacher", start=0, end=len(output)),) if output else ()
@@ -78,6 +84,7 @@ def plain_record(
             method=PLAIN_METHOD,
             params={},
             models=Models(student=None, teacher=completion.model),
+            scoring=None,
             breach=None,
             bifurcation=None,
             steps=(),
@@ -88,7 +95,7 @@ def plain_record(
             seconds=seconds,
         )
     except ValidationError as error:
-        raise _malformed(faults_of(error)) from error
+        raise _malformed_as(error, content) from error
 
 
 def _all_by_the_teacher(completion_tokens: int) -> MotabUsage:
@@ -119,6 +126,26 @@ def _record(question: Question, *, output: str, **fields: Any) -> Record:  # noq
     )
 
 
+def excerpt_of(content: bytes) -> str:
+    """How an answer begins, in one line."""
+    text = content[: 4 * _EXCERPT_CHARS].decode(errors="replace")
+    return " ".join(text.split())[:_EXCERPT_CHARS]
+
+
+def is_json(content: bytes) -> bool:
+    """Whether an answer is JSON at all."""
+    try:
+        orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _malformed_as(error: ValidationError, content: bytes) -> SynthesisError:
+    fault = faults_of(error)
+    return _malformed(fault if is_json(content) else f"{fault}: '{excerpt_of(content)}'")
+
+
 def _malformed(fault: str) -> SynthesisError:
     return SynthesisError(f"malformed answer: {fault}", status=200, error_type="malformed_answer")
 
@@ -138,6 +165,7 @@ class _Trace(_Wire):
     method: str
     breach: int | None
     bifurcation: int | None
+    scoring: Scoring | None
     spans: tuple[Span, ...]
     steps: tuple[StepRecord, ...]
     params: dict[str, JsonValue]

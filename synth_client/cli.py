@@ -37,7 +37,9 @@ def synth_command(
             help="A JSONL, JSON, CSV or Parquet file, a dataset's folder, or a Hugging Face name.",
         ),
     ],
-    output: Annotated[Path, typer.Option(help="The records, as JSON lines.")],
+    output: Annotated[
+        Path, typer.Option(dir_okay=False, help="The records, as JSON lines (OUT.jsonl).")
+    ],
     base_url: Annotated[
         list[str], typer.Option(help="The proxy, with /v1. Repeat it for more than one.")
     ],
@@ -48,9 +50,13 @@ def synth_command(
     subset: Annotated[str | None, typer.Option(help="The configuration of a dataset.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="The most requests at a time.")] = 64,
     min_concurrency: Annotated[int, typer.Option(min=1, help="The fewest, when it is cut.")] = 1,
-    temperature: Annotated[float | None, typer.Option(min=0)] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="The student's. Left out, as the server has it.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Likewise.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The most tokens of an output. Likewise.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Sample i is asked with this plus i.")
     ] = None,
@@ -62,7 +68,10 @@ def synth_command(
         bool, typer.Option("--plain", help="The server is not motab's: no motab object, no trace.")
     ] = False,
     api_key: Annotated[
-        str | None, typer.Option(envvar=["MOTAB_API_KEY", "OPENAI_API_KEY"], show_envvar=True)
+        str | None,
+        typer.Option(
+            envvar=["MOTAB_API_KEY", "OPENAI_API_KEY"], show_envvar=True, help="The server's key."
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one trajectory.")] = 3600.0,
     resume: Annotated[
@@ -90,7 +99,8 @@ def synth_command(
         ),
     ] = None,
     progress_file: Annotated[
-        Path | None, typer.Option(help="The progress as JSON lines, one a second.")
+        Path | None,
+        typer.Option(dir_okay=False, help="The progress as JSON lines, one a second."),
     ] = None,
 ) -> None:
     """Synthesise trajectories for every row of a dataset. Stopped, it goes on where it was."""
@@ -130,12 +140,16 @@ def synth_command(
 
 
 def _say(totals: Totals, workspace: Workspace) -> None:
-    typer.echo(f"{totals.num_records:,} records in {workspace.output}")
+    records = "record" if totals.num_records == 1 else "records"
+    typer.echo(f"{totals.num_records:,} {records} in {workspace.output}")
     if totals.kept.num_dropped:
         say_dropped(totals.kept)
         typer.echo(f"the {totals.kept.num_dropped:,} that were dropped are in {workspace.dropped}")
     if totals.num_failed:
-        typer.echo(f"{totals.num_failed:,} failed, in {workspace.failed}; run again to try them")
+        typer.echo(
+            f"{totals.num_failed:,} failed: {workspace.failed} says why, and the same command"
+            " tries them again"
+        )
     if not totals.num_records:
         raise typer.Exit(1)
 

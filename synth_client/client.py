@@ -6,6 +6,7 @@ for an hour must be kept from being forgotten on the way, so the kernel probes i
 read timeout of its own needs one that is longer than the longest trajectory.
 """
 
+import os
 import socket
 import sys
 import time
@@ -18,7 +19,7 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from synth_client.answer import plain_record, refusal, traced_record
+from synth_client.answer import excerpt_of, is_json, plain_record, refusal, traced_record
 from synth_client.errors import RunAborted
 from synth_client.failure import SynthesisError, parse_retry_after
 from synth_client.question import Synthesis, Unit
@@ -28,7 +29,8 @@ _CONNECT_TIMEOUT_S: Final = 10.0
 # Shorter than the 5 s after which uvicorn, by default, closes an idle connection.
 _KEEPALIVE_S: Final = 4.0
 _PROBE_S: Final = 30
-_EXCERPT_CHARS: Final = 200
+_NO_ROUTE: Final = {httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED}
+_WRONG_ADDRESS: Final = "--base-url ends in /v1, and a server that is not motab's needs --plain"
 
 
 class SynthClient:
@@ -72,7 +74,7 @@ class SynthClient:
             await server.aclose()
 
     async def check(self) -> None:
-        """Raises `RunAborted` where a server cannot be reached, or does not take the key.
+        """Raises `RunAborted` where a server cannot be reached, is none, or refuses the key.
 
         Anything else is left to the questions: not every server lists its models.
         """
@@ -80,11 +82,18 @@ class SynthClient:
             try:
                 response = await server.get("models", timeout=_CONNECT_TIMEOUT_S)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                raise RunAborted(f"no answer from {server.base_url}: {_words(error)}") from error
+                raise RunAborted(
+                    f"no answer from {_url(server)}: {_words(error)}; is the server running there?"
+                ) from error
             except (httpx.HTTPError, aiohttp.ClientError, OSError):
                 continue
             if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
-                raise RunAborted(f"{server.base_url}: {_refusal(response)}")
+                raise RunAborted(f"{_url(server)}: {_refusal(response)}")
+            if response.status_code == httpx.codes.OK and not is_json(response.content):
+                raise RunAborted(
+                    f"{_url(server)} is no OpenAI-compatible server: to GET models it answers"
+                    f" '{excerpt_of(response.content)}'; {_WRONG_ADDRESS}"
+                )
 
     async def synthesise(self, unit: Unit, *, attempt: int = 1) -> Record:
         """One trajectory. Raises `SynthesisError` for whatever comes between it and a record.
@@ -101,7 +110,7 @@ class SynthClient:
             response = await server.post(path, json=body)
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             raise SynthesisError(
-                f"no answer from {server.base_url}: {_words(error)}",
+                f"no answer from {_url(server)}: {_words(error)}",
                 status=None,
                 error_type="connection_failed",
             ) from error
@@ -144,15 +153,35 @@ def _probed_socket(address: tuple[Any, ...]) -> socket.socket:
 
 def _refusal(response: httpx.Response) -> SynthesisError:
     """The server's own error, or what a gateway in between said instead."""
-    excerpt = response.text.strip()[:_EXCERPT_CHARS]
+    excerpt = excerpt_of(response.content)
     error = refusal(
         response.status_code, response.content, otherwise=excerpt or response.reason_phrase
     )
+    if response.status_code in _NO_ROUTE and "model" not in error.message:
+        error = SynthesisError(
+            f"{response.request.url.path}: {error.message}; {_WRONG_ADDRESS}",
+            status=error.status,
+            error_type=error.error_type,
+            param=error.param,
+            code=error.code,
+        )
     error.retry_after_s = parse_retry_after(response.headers.get("retry-after"))
     return error
 
 
+def _url(server: httpx.AsyncClient) -> str:
+    return str(server.base_url).rstrip("/")
+
+
 def _words(error: BaseException) -> str:
+    """What the system says, without aiohttp's words around it."""
+    cause = error.__cause__
+    if isinstance(cause, aiohttp.ClientConnectorError):
+        system = cause.os_error
+        # asyncio puts the address in the place of the reason.
+        if isinstance(system, ConnectionError) and system.errno:
+            return os.strerror(system.errno)
+        return system.strerror or str(system)
     return str(error) or type(error).__name__
 
 

@@ -1,8 +1,9 @@
 """Reads questions from files and datasets, one row at a time, whatever their size."""
 
 import csv
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,10 +18,13 @@ from synth_client.record import Message, faults_of
 from synth_client.tables import read_hub, read_parquet
 
 QUESTION_COLUMNS: Final = ("question", "problem", "prompt", "instruction", "input")
+_HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 _COLUMNS: Final = ("messages", *QUESTION_COLUMNS)
 _MESSAGES: Final = TypeAdapter(tuple[Message, ...])
 _MAX_FIELD_CHARS: Final = 2**31 - 1
 _COUNT_BYTES: Final = 2**20
+# So many bad rows at the begin, and none before them that asks anything, are no input of ours.
+_MOST_BAD_FIRST: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +51,37 @@ class Dataset:
 
     `rows` raises `InputError` where nothing after a place can be read; a row that is wrong on its
     own is a `BadRow`. `count` gives the number of rows, None where that takes reading them all.
+    `source` is the input as the user named it, `name` what it is called wherever it lies.
     """
 
     name: str
+    source: str
     cells: Callable[[], Iterator[Cells]]
     count_all: Callable[[], int | None]
     limit: int | None
 
     def rows(self) -> Iterator[Question | BadRow]:
-        """Every row in order, up to the limit. Raises `InputError` where there is none."""
-        index = -1
-        for index, cells in enumerate(islice(self.cells(), self.limit)):
-            yield _row(cells, index)
-        if index < 0:
-            raise InputError(f"{self.name} holds no rows")
+        """Every row in order, up to the limit.
+
+        Raises `InputError` where there is none, or where none at the begin asks anything.
+        """
+        rows = (_row(cells, i) for i, cells in enumerate(islice(self.cells(), self.limit)))
+        first: list[Question | BadRow] = []
+        for row in islice(rows, _MOST_BAD_FIRST):
+            first.append(row)
+            if isinstance(row, Question):
+                break
+        else:
+            raise self._asks_nothing(first)
+        yield from first
+        yield from rows
+
+    def _asks_nothing(self, rows: Sequence[Question | BadRow]) -> InputError:
+        row = rows[0] if rows else None
+        if not isinstance(row, BadRow):
+            return InputError(f"{self.source} holds no rows")
+        first = "first row asks" if len(rows) == 1 else f"first {len(rows):,} rows ask"
+        return InputError(f"{self.source}: the {first} nothing; {row.place}: {row.fault}")
 
     def count(self) -> int | None:
         """How many rows there are within the limit, where that is known."""
@@ -82,16 +103,20 @@ def open_dataset(
             known = ", ".join(_READERS)
             raise InputError(f"{path}: '{suffix}' is no known format; known are {known}")
         reader = _READERS[suffix]
-        return Dataset(path.name, lambda: reader.read(path), lambda: reader.count(path), limit)
+        return Dataset(
+            path.name, source, lambda: reader.read(path), lambda: reader.count(path), limit
+        )
     if suffix in _READERS:
         raise InputError(f"{path}: no such file")
+    if not path.exists() and not _HUB_NAME.fullmatch(source):
+        raise InputError(f"{source}: no such file or folder")
     hub = read_hub(source, split, subset)
 
     def cells() -> Iterator[Cells]:
         return _numbered(hub.rows())
 
     name = " ".join(part for part in (hub.name, subset, split) if part)
-    return Dataset(name, cells, lambda: hub.num_rows, limit)
+    return Dataset(name, source, cells, lambda: hub.num_rows, limit)
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Cells]:
@@ -164,11 +189,19 @@ def _read_jsonl(path: Path) -> Iterator[Cells]:
                 continue
             place = f"line {number}"
             try:
-                columns = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+                columns = orjson.loads(line.removeprefix(b"\xef\xbb\xbf").rstrip())
             except orjson.JSONDecodeError as error:
-                yield Cells(place, None, f"no valid JSON: {error}")
+                yield Cells(place, None, _json_fault(line, error))
                 continue
             yield _cells(place, columns)
+
+
+def _json_fault(line: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        line.decode()
+    except UnicodeDecodeError as wrong:
+        return f"not valid UTF-8 at byte {wrong.start + 1} of the line"
+    return f"no valid JSON: {error.msg} at character {error.pos + 1} of the line"
 
 
 def _cells(place: str, columns: object) -> Cells:
@@ -187,7 +220,8 @@ def _read_json(path: Path) -> Iterator[Cells]:
             for number, columns in enumerate(ijson.items(file, "item", use_float=True), start=1):
                 yield _cells(f"row {number}", columns)
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
+            # yajl draws an arrow under the place.
+            reason = " ".join(str(error).partition("(right here)")[0].split())
             raise InputError(f"{path}: no valid JSON after row {number}: {reason}") from error
     if number == 0:
         raise InputError(f"{path}: holds no array of rows")
@@ -199,16 +233,20 @@ def _read_csv(path: Path) -> Iterator[Cells]:
     # What is not UTF-8 fails its own row only, so it is let through here.
     with _opened(path), path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
         reader = csv.reader(f, delimiter=delimiter, strict=True)
+        num_read = 0
         try:
             header = next(reader, None)
             if header is None:
                 return
             _check_columns(path, header)
+            num_read = reader.line_num
             for values in reader:
                 if values:
-                    yield _csv_cells(header, values, f"line {reader.line_num}")
+                    yield _csv_cells(header, values, f"line {num_read + 1}")
+                num_read = reader.line_num
         except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: no valid CSV: {error}") from error
+            place = f"{path}, line {num_read + 1}"
+            raise InputError(f"{place}: no valid CSV from here on: {error}") from error
 
 
 def _csv_cells(header: list[str], values: list[str], place: str) -> Cells:

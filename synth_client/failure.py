@@ -7,6 +7,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import Final
 
+REASONING_APART: Final = "reasoning_kept_apart"
 _SECONDS: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
 
 
@@ -68,6 +69,8 @@ class SynthesisError(Exception):
     def ends_the_run(self) -> bool:
         """Whether every other question would be answered the same."""
         if self.status in _RUN_REFUSALS or self.code == "insufficient_quota":
+            return True
+        if self.error_type == REASONING_APART:
             return True
         if self.status is not None and HTTPStatus.MULTIPLE_CHOICES <= self.status < 400:
             return True

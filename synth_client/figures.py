@@ -39,14 +39,15 @@ class Figures:
         total = "" if self.total is None else f" of {self.total:,}"
         tokens = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.tokens_per_s.items())
         errors = ", ".join(f"{name} {number:,}" for name, number in sorted(self.errors.items()))
-        concurrency = f"{self.in_flight:,} of {self.concurrency:,}, cut {self.cuts:,} times"
+        cuts = "once" if self.cuts == 1 else f"{self.cuts:,} times"
+        concurrency = f"{self.in_flight:,} under way, limit {self.concurrency:,}, cut {cuts}"
         facts = [
             ("trajectories", f"{self.done:,}{total}, {self.failed:,} failed"),
             ("per second", f"{self.trajectories_per_s:,.2f}"),
             ("tokens per second", tokens),
             ("breach rate", _percent(self.breach_rate)),
             ("mean bifurcation", _number(self.mean_bifurcation)),
-            ("concurrency", f"{concurrency}; {self.waiting:,} to be tried again"),
+            ("concurrency", f"{concurrency}; {self.waiting:,} wait for another attempt"),
             ("errors", errors or "none"),
         ]
         if self.cost is not None:

@@ -11,6 +11,7 @@ from synth_client.dataset import BadRow, Dataset
 from synth_client.errors import InputError, Interrupted, OutputError
 from synth_client.failed import failed_row, read_failed
 from synth_client.filters import Kept
+from synth_client.ids import RepeatedIds
 from synth_client.index import RECORD
 from synth_client.journal import Journal, reported
 from synth_client.question import Synthesis, Unit, units_of
@@ -54,12 +55,14 @@ def write_final(
     with ExitStack() as stack, reported(workspace.output):
         records = stack.enter_context(AsideFile(workspace.output))
         failures = stack.enter_context(AsideFile(workspace.failed))
+        ids = stack.enter_context(RepeatedIds())
         for item in work:
             if should_stop():
                 raise Interrupted("stopped while the final files were written")
             if isinstance(item, BadRow):
                 line, is_record = failed_row(item).to_json_line(), False
             else:
+                ids.add(item.question.id, item.sample)
                 line, is_record = _line(item, journal, verifier)
             if is_record:
                 records.file.write(line)
@@ -73,6 +76,7 @@ def write_final(
         else:
             workspace.failed.unlink(missing_ok=True)
         records.publish()
+        ids.tell()
     return Totals(num_records, num_failed)
 
 

@@ -193,6 +193,8 @@ class Pool:
         except SynthesisError as error:
             return self._failed(job, permit, error)
         else:
+            if self._limiter.is_outage:
+                _log.info("the server is back after %.0f s", self._limiter.failing_s)
             self._limiter.succeeded(permit)
             return Outcome(job.unit, record)
         finally:
@@ -225,7 +227,10 @@ class Pool:
                 is_down = error.status == HTTPStatus.SERVICE_UNAVAILABLE
                 self._limiter.refused(permit, error.retry_after_s, is_down=is_down)
             case Trouble.TRANSIENT:
+                was_outage = self._limiter.is_outage
                 self._limiter.failed(permit)
+                if self._limiter.is_outage and not was_outage:
+                    _log.warning("%s; asking one at a time until the server is back", error)
             case _:  # it answered
                 self._limiter.succeeded(permit)
 

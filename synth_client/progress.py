@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _WINDOW_S: Final = 60.0
 _TICK_S: Final = 1.0
 _LOG_EVERY: Final = 30
+_FEW: Final = 10
 
 
 @dataclass(slots=True)
@@ -135,6 +136,9 @@ class Progress:
         rate = (now.num_done - before.num_done) / span_s
         ended_rate = (now.num_ended - before.num_ended) / span_s
         num_ended = tally.num_kept + now.num_ended
+        if now.num_ended - before.num_ended < _FEW:
+            # Trajectories may take longer than the window.
+            ended_rate = now.num_ended / max(now.time - self._started, 1e-9)
         left = None if tally.total is None else max(tally.total - num_ended, 0)
         return Figures(
             seconds=now.time - self._started,

@@ -27,6 +27,8 @@ Author = Literal["student", "teacher"]
 Role = Literal["student", "flawed", "revise", "teacher"]
 FinishReason = Literal["stop", "length"]
 Verdict = Literal["safe", "unsafe", "breach", "unscored"]
+Scoring = Literal["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "judge_sample"]
+"""The ways to a teacher's values. Those of the judges are marks, the others probabilities."""
 
 ROLE_LABELS: Final[Mapping[Role, str]] = {
     "student": "student, safe",
@@ -151,7 +153,8 @@ class Record(Part):
     """One trajectory. `spans` are contiguous and cover `output`; indices count from 0.
 
     `sample` numbers the trajectories of one question. `breach` (t) and `bifurcation` (t*) are
-    indices into `steps`, None without a breach. `predicted` is the answer read from the output
+    indices into `steps`, None without a breach. `scoring` is how the teacher came to the values of
+    the steps, None where its method scores nothing. `predicted` is the answer read from the output
     and `correct` whether it is the reference `answer`, None where there is nothing to compare or
     judging failed; `verification` says by which rule, None where none was applied.
     `seconds` is the wall-clock time of the attempt that succeeded.
@@ -165,6 +168,7 @@ class Record(Part):
     method: str
     params: dict[str, JsonValue]
     models: Models
+    scoring: Scoring | None
     breach: Count | None
     bifurcation: Count | None
     steps: tuple[StepRecord, ...]
@@ -198,6 +202,8 @@ class Record(Part):
 
     def _check_steps(self) -> None:
         for index, step in enumerate(self.steps):
+            if step.value is not None and self.scoring is None:
+                raise ValueError(f"step {index} has a value, but scoring is null")
             if step.start is None or step.end is None:
                 if step.start != step.end:
                     raise ValueError(f"step {index} has only one of start and end")

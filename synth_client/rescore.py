@@ -295,10 +295,9 @@ def _scored_of(record: Record, *, with_entropy: bool) -> Scored:
             f"record {record.id} is of method {record.method}, which scores no steps: rescoring"
             " needs records of method motab"
         )
-    scoring = record.params.get("scoring")
-    if scoring in JUDGES:
+    if record.scoring in JUDGES:
         raise RescoreError(
-            f"record {record.id} was scored by {scoring}: a judge's marks are no probabilities, and"
+            f"record {record.id} was scored by {record.scoring}: a judge's marks are no probabilities, and"
             " thresholds for one are none for the other"
         )
     values = tuple(step.value for step in record.steps if step.value is not None)

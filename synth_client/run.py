@@ -17,7 +17,7 @@ from rich.console import Console
 
 from synth_client.client import SynthClient
 from synth_client.dataset import BadRow, Dataset
-from synth_client.errors import Interrupted, RunAborted, first_of
+from synth_client.errors import ClientError, Interrupted, RunAborted, first_of
 from synth_client.failed import failed_unit
 from synth_client.filters import Filters
 from synth_client.final import Totals, work_of, write_final
@@ -88,10 +88,7 @@ async def synthesise(run: Run, console: Console) -> Totals:
     with open_workspace(run.output, run.manifest(), fresh=run.fresh) as workspace:
         with Verifier(run.verify, limits=run.verify_limits) as verifier:
             await asyncio.to_thread(verifier.start)
-            async with open_journal(workspace.journal) as journal:
-                session = _Session(run, journal, verifier)
-                with _signals(session.on_signal):
-                    totals = await session.run(workspace, console)
+            totals = await _in_session(run, workspace, verifier, console)
         return await asyncio.to_thread(_filtered, workspace, run.filters, totals)
 
 
@@ -102,6 +99,23 @@ def _filtered(workspace: Workspace, filters: Filters, totals: Totals) -> Totals:
         return totals
     kept = filter_records(workspace.output, workspace.output, workspace.dropped, filters)
     return replace(totals, num_records=kept.num_kept, kept=kept)
+
+
+async def _in_session(
+    run: Run, workspace: Workspace, verifier: Verifier, console: Console
+) -> Totals:
+    session: _Session | None = None
+    try:
+        async with open_journal(workspace.journal) as journal:
+            session = _Session(run, journal, verifier)
+            with _signals(session.on_signal):
+                return await session.run(workspace, console)
+    except Interrupted:
+        raise
+    except ClientError:
+        if session is not None:
+            session.tell_what_stays()
+        raise
 
 
 class _Session:
@@ -175,9 +189,15 @@ class _Session:
         if self._num_signals:
             raise Interrupted(f"stopped; {self._how_to_go_on()}")
 
+    def tell_what_stays(self) -> None:
+        """For a run that came to an end with an error of its own."""
+        if self._tally.num_done:
+            _log.info("%s", self._how_to_go_on())
+
     def _how_to_go_on(self) -> str:
         done = self._tally.num_kept + self._tally.num_done
-        return f"{done:,} trajectories are done, and the same command goes on"
+        are_done = "1 trajectory is done" if done == 1 else f"{done:,} trajectories are done"
+        return f"{are_done}, and the same command goes on"
 
     def _work(self) -> Iterator[Unit | BadRow]:
         return work_of(self._run.dataset, self._run.synthesis, self._run.num_samples)
@@ -199,7 +219,7 @@ class _Session:
     def _warn(self, row: BadRow) -> None:
         self._num_bad_rows += 1
         if self._num_bad_rows <= _MAX_WARNINGS:
-            _log.warning("%s, %s: %s", self._run.dataset.name, row.place, row.fault)
+            _log.warning("%s, %s: %s", self._run.dataset.source, row.place, row.fault)
         if self._num_bad_rows == _MAX_WARNINGS:
             _log.warning("further bad rows are only told in the file of failed rows")
 
@@ -224,7 +244,7 @@ class _Session:
         """What the proxy adds of its own must stay the same, or the records would not match."""
         if self._run.synthesis.plain:
             return
-        here = _setting(record.model_dump(include={"method", "params", "models"}))
+        here = _setting(record.model_dump(include={"method", "scoring", "params", "models"}))
         if self._setting is None:
             first = self._journal.first
             kept = here if first is None else _setting(orjson.loads(self._journal.read(first)))
@@ -238,7 +258,7 @@ class _Session:
 
 
 def _setting(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    found: dict[str, JsonValue] = {"method": fields["method"]}
+    found: dict[str, JsonValue] = {name: fields[name] for name in ("method", "scoring")}
     for part in ("params", "models"):
         inner = fields[part]
         if isinstance(inner, dict):

@@ -148,6 +148,7 @@ class Statistics:
     students: Names = field(default_factory=Names)
     teachers: Names = field(default_factory=Names)
     methods: Names = field(default_factory=Names)
+    scorings: Names = field(default_factory=Names)
     versions: Names = field(default_factory=Names)
     params: Mapping[str, Names] = field(
         default_factory=lambda: {name: Names() for name in PARAM_LABELS}
@@ -205,6 +206,7 @@ class Statistics:
         self.students.found.add(record.models.student or "none")
         self.teachers.found.add(record.models.teacher or "none")
         self.methods.found.add(record.method)
+        self.scorings.found.add(record.scoring or "none")
         self.versions.found.add(record.motab_version)
         for name, names in self.params.items():
             names.found.add(str(record.params.get(name, "not recorded")))
@@ -282,6 +284,7 @@ def summarise(statistics: Statistics) -> Summary:
         Fact("student", str(run.students)),
         Fact("teacher", str(run.teachers)),
         Fact("method", str(run.methods)),
+        Fact("scoring", str(run.scorings)),
         *(Fact(label, str(run.params[name])) for name, label in PARAM_LABELS.items()),
         Fact("motab version", str(run.versions)),
     )

@@ -63,7 +63,8 @@ def read_hub(source: str, split: str, subset: str | None) -> Table:
     except InputError:
         raise
     except Exception as error:  # the library has no root of its own for what goes wrong
-        raise InputError(f"{source}: no such file or dataset: {_reason(error)}") from error
+        what = "no readable dataset" if path.exists() else "no such file or dataset"
+        raise InputError(f"{source}: {what}: {_reason(error)}") from error
     info = (found.info.splits or {}).get(split)
     return _table(source, found, getattr(info, "num_examples", None) or None)
 

@@ -99,7 +99,8 @@ def _check(workspace: Workspace, manifest: Manifest) -> None:
     path = workspace.folder / _MANIFEST
     if path.exists():
         kept = _read(path)
-        if differences := _differences(kept.identity, manifest.identity):
+        differences = _differences(kept.identity, manifest.identity)
+        if differences and _is_begun(workspace):
             raise RunMismatch(
                 f"{workspace.folder} is the journal of a different run: {differences};"
                 " choose another output, or --fresh to move it aside and start over"
@@ -118,6 +119,13 @@ def _check(workspace: Workspace, manifest: Manifest) -> None:
             file.flush()
             os.fsync(file.fileno())
         replace_file(path, aside)
+
+
+def _is_begun(workspace: Workspace) -> bool:
+    """Whether anything is there that a run has done."""
+    with reported(workspace.journal):
+        is_empty = not workspace.journal.exists() or workspace.journal.stat().st_size == 0
+    return workspace.output.exists() or not is_empty
 
 
 def _read(path: Path) -> Manifest:

@@ -24,6 +24,9 @@ class Fault:
     retry_after: str | None = None
 
 
+FULL = Fault(429, {"error": {"message": "full", "code": "over_capacity"}}, "1")
+"""What `motab serve` says when it is full."""
+
 Script = Callable[[dict[str, Any], int], Fault | None]
 """What a request meets, by its body and how many came before it; None is an answer."""
 
@@ -39,6 +42,7 @@ class Scripted:
         self.num_requests = 0
         self.num_active = 0
         self.most_active = 0
+        self.num_held = 0
         self.answered: Counter[str] = Counter()
         """How often each (question, seed) was answered."""
         self.statuses: Counter[int | None] = Counter()
@@ -47,9 +51,11 @@ class Scripted:
         self.full_at: int | None = None
         self.came = asyncio.Event()
         self.is_full = asyncio.Event()
-        """Set when there are `full_at` requests at a time."""
+        """Set when there are `full_at` requests that wait for `released`."""
         self.released = asyncio.Event()
         self.released.set()
+        self.held: Fault | None = None
+        """What those are answered that had to wait for `released`, if no answer."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
@@ -59,20 +65,27 @@ class Scripted:
             self.bodies.append(body)
         fault = self.script(body, number)
         if fault is None and self.capacity is not None and self.num_active >= self.capacity:
-            fault = Fault(429, {"error": {"message": "full", "code": "over_capacity"}})
+            fault = FULL
         self.came.set()
         if fault is not None:
             self.statuses[fault.status] += 1
             return await _fail(fault, request)
         self.num_active += 1
         self.most_active = max(self.most_active, self.num_active)
-        if self.num_active == self.full_at:
-            self.is_full.set()
         try:
-            await self.released.wait()
+            if not self.released.is_set():
+                self.num_held += 1
+                if self.num_held == self.full_at:
+                    self.is_full.set()
+                await self.released.wait()
+                self.num_held -= 1
+                fault = self.held
             await asyncio.sleep(self.delay_s)
         finally:
             self.num_active -= 1
+        if fault is not None:
+            self.statuses[fault.status] += 1
+            return await _fail(fault, request)
         question = body["messages"][-1]["content"]
         self.statuses[200] += 1
         self.answered[f"{question}|{body.get('seed')}"] += 1
@@ -115,7 +128,7 @@ def answer_to(body: dict[str, Any], *, traced: bool) -> dict[str, Any]:
             "breach": None,
             "bifurcation": None,
         }
-    trace = ("method", "params", "models", "breach", "bifurcation", "spans", "steps")
+    trace = ("method", "params", "models", "scoring", "breach", "bifurcation", "spans", "steps")
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": fields["output"]},

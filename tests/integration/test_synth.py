@@ -29,7 +29,7 @@ from synth_client.journal import Entry
 from synth_client.question import Synthesis
 from synth_client.record import Record, read_records
 from synth_client.run import Run, synthesise
-from tests.integration.openai_server import Fault, Scripted, scripted
+from tests.integration.openai_server import FULL, Fault, Scripted, scripted
 
 ROOT = Path(__file__).parents[2]
 ENV = {k: v for k, v in os.environ.items() if k not in {"FORCE_COLOR", "TERM"}} | {"COLUMNS": "400"}
@@ -84,11 +84,11 @@ async def failure(server: Scripted, source: Path, output: Path, **how: Any) -> s
 class Process:
     """`motab synth` as a process of its own."""
 
-    def __init__(self, server: Scripted, source: Path, output: Path, *more: str | Path) -> None:
+    def __init__(self, base_url: str, source: Path, output: Path, *more: str | Path) -> None:
         self.output = output
         self._arguments = [
             *(sys.executable, "-c", "from proxy.cli import main; main()", "synth"),
-            *(str(source), "--output", str(output), "--base-url", server.base_url),
+            *(str(source), "--output", str(output), "--base-url", base_url),
             *("--model", "motab/pair", "--seed", "7", "--verify", "number", *map(str, more)),
         ]
 
@@ -149,9 +149,12 @@ async def test_the_command_says_what_there_is(server: Scripted, tmp_path: Path) 
     source.write_bytes(b'{"question": "one"}\n{"question": 2}\n')
     output = tmp_path / "runs" / "out.jsonl"
     more = ("--param", "base_threshold=0.3", "--param", "boundary=static", "--max-tokens", "9")
-    said = await Process(server, source, output, *more).ended(0)
+    said = await Process(server.base_url, source, output, *more).ended(0)
     failed = tmp_path / "runs" / "out.failed.jsonl"
-    assert said == f"1 records in {output}\n1 failed, in {failed}; run again to try them\n"
+    assert said == (
+        f"1 record in {output}\n"
+        f"1 failed: {failed} says why, and the same command tries them again\n"
+    )
     (body,) = server.bodies
     assert body["motab"] == {"base_threshold": 0.3, "boundary": "static"}
     assert (body["seed"], body["max_tokens"]) == (7, 9)
@@ -166,6 +169,8 @@ async def test_the_command_says_what_there_is(server: Scripted, tmp_path: Path) 
         ("--concurrency", "2", "--min-concurrency", "3"),
         ("--plain", "--param", "gamma=1"),
         ("--base-url", "localhost:8000"),
+        ("--output", "."),
+        ("--n", "0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(more: tuple[str, ...], tmp_path: Path) -> None:
@@ -192,7 +197,9 @@ async def test_killed_again_and_again_it_ends_with_what_an_undisturbed_run_has(
     await run(server, source, tmp_path / "whole.jsonl", num_samples=2)
     server.answered.clear()
     server.delay_s = 0.03
-    killed = Process(server, source, tmp_path / "out.jsonl", "--n", "2", "--concurrency", "8")
+    killed = Process(
+        server.base_url, source, tmp_path / "out.jsonl", "--n", "2", "--concurrency", "8"
+    )
     draw = random.Random(1)
     for _ in range(20):
         server.came.clear()
@@ -256,6 +263,19 @@ async def test_another_run_is_refused_with_the_difference_until_it_starts_afresh
     assert (tmp_path / "out.journal" / "old-1" / "out.jsonl").read_bytes() == before
 
 
+async def test_a_run_that_has_done_nothing_yet_may_become_another(
+    server: Scripted, tmp_path: Path
+) -> None:
+    source, output = write_questions(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    server.script = lambda body, _: (
+        None if body["model"] == "motab/pair" else Fault(404, {"error": {"message": "no model"}})
+    )
+    typo = replace(SYNTHESIS, model="motab/pear")
+    assert "no model" in await failure(server, source, output, synthesis=typo)
+    assert await run(server, source, output) == Totals(3, 0)
+    assert 'model is "motab/pair" there' in await failure(server, source, output, synthesis=typo)
+
+
 async def test_a_file_that_is_in_the_way_is_not_overwritten(
     server: Scripted, tmp_path: Path
 ) -> None:
@@ -271,7 +291,7 @@ async def test_a_second_process_on_the_same_output_is_refused(
 ) -> None:
     server.released.clear()
     source = write_questions(tmp_path / "in.jsonl", 2)
-    synth = Process(server, source, tmp_path / "out.jsonl")
+    synth = Process(server.base_url, source, tmp_path / "out.jsonl")
     first = await synth.start()
     await server.came.wait()
     assert "another motab synth is writing it" in await synth.ended(1)
@@ -287,7 +307,7 @@ async def test_the_first_signal_lets_what_is_under_way_finish(
     server.released.clear()
     server.full_at = 4
     source, output = write_questions(tmp_path / "in.jsonl", 50), tmp_path / "out.jsonl"
-    process = await Process(server, source, output, "--concurrency", "4").start()
+    process = await Process(server.base_url, source, output, "--concurrency", "4").start()
     await server.is_full.wait()
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
@@ -307,7 +327,7 @@ async def test_the_first_signal_lets_what_is_under_way_finish(
 async def test_the_second_signal_stops_it_at_once(server: Scripted, tmp_path: Path) -> None:
     server.released.clear()
     source = write_questions(tmp_path / "in.jsonl", 9)
-    process = await Process(server, source, tmp_path / "out.jsonl").start()
+    process = await Process(server.base_url, source, tmp_path / "out.jsonl").start()
     await server.came.wait()
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
@@ -350,6 +370,36 @@ async def test_a_question_that_stands_twice_is_asked_once_and_has_both_records(
     assert (first.id, first.answer, second.id, second.answer) == ("a", "1", "b", None)
     assert (first.correct, second.correct) == (False, None)
     assert first.output == second.output
+
+
+async def test_rows_with_the_same_id_are_told_and_can_be_mended_without_asking_again(
+    server: Scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [{"id": name, "question": f"{i}?"} for i, name in enumerate("abba")]
+    source.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    await run(server, source, output, num_samples=2)
+    assert "rows with the id of a row before them: 2, first 'b'" in caplog.text
+    assert [record.id for record in records(output)] == list("aabbbbaa")
+    for i, row in enumerate(rows):
+        row["id"] = str(i)
+    source.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    caplog.clear()
+    await run(server, source, output, num_samples=2)
+    assert (server.num_requests, caplog.text) == (8, "")
+    assert [record.id for record in records(output)] == list("00112233")
+
+
+async def test_an_outage_is_told_when_it_begins_and_when_it_ends(
+    server: Scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "synth_client")
+    server.script = lambda _body, number: Fault(502) if number in range(8, 17) else None
+    source = write_questions(tmp_path / "in.jsonl", 40)
+    await run(server, source, tmp_path / "out.jsonl", concurrency=8)
+    assert caplog.text.count("asking one at a time until the server is back") == 1
+    assert caplog.text.count("the server is back after") == 1
+    assert len(records(tmp_path / "out.jsonl")) == 40
 
 
 async def test_a_refused_question_fails_alone_and_is_asked_again_by_the_next_run(
@@ -408,7 +458,9 @@ async def test_a_server_that_is_not_there_is_told_at_once(tmp_path: Path) -> Non
     gone = Scripted()
     gone.base_url = "http://127.0.0.1:9/v1"
     said = await failure(gone, source, tmp_path / "out.jsonl")
-    assert said.startswith("no answer from http://127.0.0.1:9/v1/: ")
+    assert said == (
+        "no answer from http://127.0.0.1:9/v1: Connection refused; is the server running there?"
+    )
 
 
 async def test_any_openai_compatible_server_gives_plain_records(
@@ -447,15 +499,16 @@ async def test_a_full_disk_is_told_and_costs_nothing_that_was_done(
     server: Scripted, tmp_path: Path
 ) -> None:
     source = write_questions(tmp_path / "in.jsonl", 60)
-    synth = Process(server, source, tmp_path / "out.jsonl", "--concurrency", "2")
+    synth = Process(server.base_url, source, tmp_path / "out.jsonl", "--concurrency", "2")
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    said = (await synth.ended(1, preexec_fn=small_files)).splitlines()[-1]
+    told, said = (await synth.ended(1, preexec_fn=small_files)).splitlines()[-2:]
     assert said == f"motab: {tmp_path / 'out.journal' / 'journal'}: File too large"
     journal = (tmp_path / "out.journal" / "journal").read_bytes()
     kept = journal.count(b"\n")
+    assert told.endswith(f"INFO {kept} trajectories are done, and the same command goes on")
     assert kept > 5
     assert journal.endswith(b"\n")
     asked = server.num_requests
@@ -522,12 +575,33 @@ async def test_concurrency_settles_at_what_the_server_takes(
     progress = tmp_path / "progress.jsonl"
     how: dict[str, Any] = {"concurrency": 400, "progress_file": progress}
     await run(server, source, tmp_path / "out.jsonl", **how)
-    levels = [line["concurrency"] for line in lines(progress)[1:-1]]
+    found = [line["concurrency"] for line in lines(progress)]
+    levels = found[len(found) // 2 :]
+    assert len(levels) > 2
     assert all(34 <= level <= 46 for level in levels), levels
     assert server.most_active == 40
     # Above the level one more is tried now and then; a refusal costs one attempt.
-    assert server.statuses[429] < 150
+    assert server.statuses[429] < 300
     assert server.statuses[200] == 3000
+
+
+async def test_one_burst_of_refusals_is_one_cut(server: Scripted, tmp_path: Path) -> None:
+    def script(_body: dict[str, Any], number: int) -> None:
+        if number == 300:  # by then the limit is at the ceiling
+            server.released.clear()
+
+    server.script, server.delay_s, server.full_at, server.held = script, 0.02, 40, FULL
+    source = write_questions(tmp_path / "in.jsonl", 500)
+    progress = tmp_path / "progress.jsonl"
+    how: dict[str, Any] = {"concurrency": 40, "progress_file": progress}
+    running = asyncio.create_task(run(server, source, tmp_path / "out.jsonl", **how))
+    await server.is_full.wait()
+    server.released.set()
+    assert await running == Totals(500, 0)
+    assert server.statuses == {200: 500, 429: 40}
+    last = lines(progress)[-1]
+    assert last["cuts"] == 1
+    assert 36 <= last["concurrency"] <= 40
 
 
 async def test_thousands_of_rows_at_a_thousand_at_a_time_are_all_there_once(
@@ -540,7 +614,7 @@ async def test_thousands_of_rows_at_a_thousand_at_a_time_are_all_there_once(
         server.released.clear()
         server.is_full.clear()
         more = ("--concurrency", "1000", "--min-concurrency", "1000", "--limit", limit)
-        synth = Process(server, source, tmp_path / f"{limit}.jsonl", *more)
+        synth = Process(server.base_url, source, tmp_path / f"{limit}.jsonl", *more)
         peak = asyncio.create_task(asyncio.to_thread(synth.peak_memory))
         await server.is_full.wait()
         server.released.set()

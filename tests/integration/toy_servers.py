@@ -113,9 +113,15 @@ class Toy:
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """No request is open."""
     base_url: str = ""
+    delay_s: float = 0.0
+    """How long every answer takes."""
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by every request to write or to score."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read() or b"{}")
+        if request.method == "GET" and request.path == "/v1/models":
+            return web.Response(body=_json({"data": [{"id": "toy"}]}))
         session = request.headers.get("x-session-id", "")
         content = getattr(self, f"_{self.kind}")(request.path, body, session)
         events = content if isinstance(content, list) else [content]
@@ -124,7 +130,9 @@ class Toy:
         fault = self.faults.get(session)
         self.num_open += 1
         self.idle.clear()
+        self.came.set()
         try:
+            await asyncio.sleep(self.delay_s)
             if fault is None or fault.request != index:
                 return await _send(request, events, streams=isinstance(content, list))
             self.happened[session] = "stream" if isinstance(content, list) else "answer"

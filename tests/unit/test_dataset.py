@@ -53,8 +53,8 @@ def rows_of(path: Path, **how: Any) -> list[Question | BadRow]:
 
 def only(tmp_path: Path, row: Any) -> Question | BadRow:
     path = tmp_path / "in.jsonl"
-    path.write_bytes(orjson.dumps(row))
-    (found,) = rows_of(path)
+    path.write_bytes(b'{"question": "first"}\n' + orjson.dumps(row))
+    _, found = rows_of(path)
     return found
 
 
@@ -100,7 +100,7 @@ def test_the_number_of_rows_is_known_where_that_is_cheap(
 @pytest.mark.parametrize("column", ["question", "problem", "prompt", "instruction", "input"])
 def test_the_column_of_the_question_is_recognised(column: str, tmp_path: Path) -> None:
     found = only(tmp_path, {"x": 1, column: "Why?"})
-    assert found == Question("0", (Message(role="user", content="Why?"),))
+    assert found == Question("1", (Message(role="user", content="Why?"),))
 
 
 def test_the_first_of_several_columns_that_holds_something_is_the_question(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_row_that_asks_nothing_is_told_with_its_place(
 ) -> None:
     found = only(tmp_path, row)
     assert isinstance(found, BadRow)
-    assert (found.id, found.place) == ("0", "line 1")
+    assert (found.id, found.place) == ("1", "line 2")
     assert found.fault.startswith(fault)
 
 
@@ -151,10 +151,10 @@ def test_a_bad_line_is_a_bad_row_and_the_others_are_read(tmp_path: Path) -> None
     assert isinstance(first, Question)
     assert isinstance(last, Question)
     assert (first.id, last.id) == ("0", "3")
-    for bad, line in ((second, 3), (third, 4)):
-        assert isinstance(bad, BadRow)
-        assert bad.place == f"line {line}"
-        assert bad.fault.startswith("no valid JSON: ")
+    assert second == BadRow(
+        "1", "line 3", "no valid JSON: unexpected end of data at character 12 of the line"
+    )
+    assert third == BadRow("2", "line 4", "not valid UTF-8 at byte 15 of the line")
 
 
 def test_a_csv_row_of_another_length_is_a_bad_row(tmp_path: Path) -> None:
@@ -180,7 +180,9 @@ def test_a_csv_row_of_another_length_is_a_bad_row(tmp_path: Path) -> None:
         ("q.csv", b"", "q.csv holds no rows"),
         ("q.csv", b"question\n", "q.csv holds no rows"),
         ("q.csv", b"text,label\na,b\n", "no column messages, question, problem, prompt,"),
-        ("q.csv", b'question\n"open\n', "line 2: no valid CSV: "),
+        ("q.csv", b'question\none\n"open\ntwo\n', "line 3: no valid CSV from here on: "),
+        ("q.jsonl", b'{"q": 1}\n' * 3, "the first 3 rows ask nothing; line 1: no question: "),
+        ("q.jsonl", b"{", "q.jsonl: the first row asks nothing; line 1: no valid JSON: "),
         ("q.parquet", b"PAR1 nonsense", "no readable Parquet: "),
         ("q.xlsx", b"", "'.xlsx' is no known format; known are .jsonl, .ndjson, .json, .csv"),
     ],
@@ -199,8 +201,25 @@ def test_an_input_that_cannot_be_read_is_told_in_one_line(
 def test_an_input_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
         open_dataset(str(tmp_path / "none.jsonl"))
-    with pytest.raises(InputError, match="no such file or dataset"):
+    with pytest.raises(InputError, match="nothing: no such file or folder"):
         open_dataset(str(tmp_path / "nothing"))
+
+
+def test_a_folder_without_data_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no readable dataset: "):
+        open_dataset(str(tmp_path))
+
+
+def test_an_input_that_begins_with_bad_rows_is_read_up_to_a_hundred_of_them(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"[]\n" * 99 + b'{"question": "?"}\n[]\n')
+    rows = rows_of(path)
+    assert [isinstance(row, BadRow) for row in rows] == [True] * 99 + [False, True]
+    path.write_bytes(b"[]\n" * 100 + b'{"question": "?"}\n')
+    with pytest.raises(InputError, match="the first 100 rows ask nothing; line 1: a list"):
+        rows_of(path)
 
 
 def test_a_parquet_file_without_a_question_is_told(tmp_path: Path) -> None:

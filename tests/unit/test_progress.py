@@ -76,6 +76,17 @@ def test_rates_are_of_the_last_minute() -> None:
     assert figures.done == 30
 
 
+def test_trajectories_of_many_minutes_have_an_end_in_sight() -> None:
+    tally, clock = Tally(total=40), Clock()
+    progress = progress_of(tally, clock)
+    for minute in range(1, 21):
+        clock.now = 60.0 * minute
+        if minute % 2:
+            tally.add(UNBROKEN)
+        figures = progress.figures()
+    assert figures.eta_s == pytest.approx(30 * 120)
+
+
 def test_what_is_not_known_is_not_zero() -> None:
     clock = Clock()
     progress = progress_of(Tally(), clock)

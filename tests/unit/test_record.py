@@ -24,6 +24,7 @@ FIELDS = [
     "method",
     "params",
     "models",
+    "scoring",
     "breach",
     "bifurcation",
     "steps",
@@ -91,6 +92,7 @@ def breached() -> dict[str, Any]:
         "method": "motab",
         "params": {"base_threshold": 0.2, "entropy_scale": 1.0, "boundary": "adaptive"},
         "models": {"student": "smol", "teacher": "big"},
+        "scoring": "prompt_logprobs",
         "breach": 3,
         "bifurcation": 2,
         "steps": steps_of(student, VALUES),
@@ -241,6 +243,8 @@ def test_spans_that_do_not_cover_the_output_one_after_another_are_refused(
         ({"finish_reason": "error"}, "finish_reason: "),
         ({"messages": []}, "messages: "),
         ({"surprise": 1}, "surprise: "),
+        ({"scoring": "guessed"}, "scoring: "),
+        ({"scoring": None}, "step 0 has a value, but scoring is null"),
     ],
 )
 def test_a_record_that_contradicts_the_format_is_refused(
@@ -343,7 +347,7 @@ def test_records_are_read_in_the_order_of_their_lines(tmp_path: Path) -> None:
         (b'{"id": "half', "Invalid JSON"),
         (b'{"id": "\xff"}', "Invalid JSON"),
         (b"[1, 2]", "object"),
-        (b"{}", "id: Field required; sample: Field required; messages: Field required; and 16"),
+        (b"{}", "id: Field required; sample: Field required; messages: Field required; and 17"),
     ],
 )
 def test_a_bad_line_is_named_with_its_file_its_number_and_its_fault(

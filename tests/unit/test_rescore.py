@@ -139,7 +139,7 @@ def test_entropies_may_be_missing_where_none_is_needed() -> None:
         ),
         (without_entropy(), "record bags: step 1 has no entropy, so it can be rescored with"),
         (
-            unbroken(params=breached()["params"] | {"scoring": "judge_logprob"}),
+            unbroken(scoring="judge_logprob"),
             "record bags was scored by judge_logprob: a judge's marks are no probabilities",
         ),
     ],

@@ -33,7 +33,7 @@ AsyncHandler = Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]
 
 def answer_of(fields: dict[str, Any]) -> dict[str, Any]:
     """The proxy's answer, from which the record `fields` should come."""
-    traced = ("method", "breach", "bifurcation", "spans", "steps", "params", "models")
+    traced = ("method", "breach", "bifurcation", "spans", "steps", "params", "models", "scoring")
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -45,7 +45,7 @@ def answer_of(fields: dict[str, Any]) -> dict[str, Any]:
                 "message": {"role": "assistant", "content": fields["output"], "refusal": None},
                 "logprobs": None,
                 "finish_reason": fields["finish_reason"],
-                "motab": {**{name: fields[name] for name in traced}, "scoring": "prompt_logprobs"},
+                "motab": {name: fields[name] for name in traced},
             }
         ],
         "usage": {**fields["usage"], "prompt_tokens_details": {"cached_tokens": 0}},
@@ -423,13 +423,15 @@ async def test_a_plain_server_is_asked_at_openais_route() -> None:
     record = await ask(handler, synthesis=PLAIN)
     assert (record.method, record.output) == ("plain", "It is 36.")
     assert record.usage.motab.teacher_tokens == 5
+    assert record.scoring is None
     assert Record.from_json_line(record.to_json_line()) == record
 
 
 async def test_reasoning_that_a_plain_server_keeps_apart_is_not_lost_in_silence() -> None:
     answer = plain_answer(content="36", reasoning_content="12 times 3")
-    with pytest.raises(SynthesisError, match="without its reasoning parser"):
+    with pytest.raises(SynthesisError, match="without its reasoning parser") as caught:
         await ask(answering(answer), synthesis=PLAIN)
+    assert caught.value.ends_the_run
 
 
 async def test_a_question_stays_with_one_server_until_it_fails_there() -> None:
@@ -451,12 +453,52 @@ async def test_a_question_stays_with_one_server_until_it_fails_there() -> None:
         assert {first, second, third} == {"a", "b", "c"}
 
 
-@pytest.mark.parametrize("status", [200, 404, 500])
-async def test_before_the_first_question_only_a_refused_key_counts(status: int) -> None:
-    transport = httpx.MockTransport(lambda request: httpx.Response(status))
+async def check(status: int, content: bytes) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(status, content=content))
     async with SynthClient("http://proxy/v1", SYNTHESIS, transport=transport) as client:
         await client.check()
-    transport = httpx.MockTransport(lambda request: httpx.Response(401, text="no"))
-    async with SynthClient("http://proxy/v1", SYNTHESIS, transport=transport) as client:
-        with pytest.raises(RunAborted, match="HTTP 401: no"):
+
+
+@pytest.mark.parametrize(("status", "content"), [(200, b"{}"), (404, b"no"), (500, b"")])
+async def test_before_the_first_question_a_server_need_not_know_its_models(
+    status: int, content: bytes
+) -> None:
+    await check(status, content)
+
+
+async def test_before_the_first_question_a_refused_key_is_told() -> None:
+    with pytest.raises(RunAborted, match="http://proxy/v1: HTTP 401: no"):
+        await check(401, b"no")
+
+
+async def test_before_the_first_question_a_server_of_web_pages_is_told() -> None:
+    with pytest.raises(RunAborted) as caught:
+        await check(200, b"<!DOCTYPE html>\n<html>")
+    assert str(caught.value).startswith(
+        "http://proxy/v1 is no OpenAI-compatible server: to GET models it answers"
+        " '<!DOCTYPE html> <html>'; --base-url ends in /v1"
+    )
+
+
+@pytest.mark.parametrize("body", [{"detail": "Not Found"}, {"error": {"message": "unknown"}}])
+async def test_a_route_that_is_not_there_tells_what_may_be_wrong(body: dict[str, Any]) -> None:
+    error = await refused(answering(body, 404))
+    assert error.message.startswith("/v1/motab/chat/completions: ")
+    assert error.message.endswith(
+        "--base-url ends in /v1, and a server that is not motab's needs --plain"
+    )
+    assert error.ends_the_run
+
+
+async def test_a_connection_that_is_refused_is_told_in_the_systems_words() -> None:
+    async with SynthClient("http://127.0.0.1:9/v1", SYNTHESIS) as client:
+        with pytest.raises(SynthesisError) as caught:
+            await client.synthesise(unit_of(SYNTHESIS))
+        assert caught.value.message == "no answer from http://127.0.0.1:9/v1: Connection refused"
+        with pytest.raises(RunAborted, match="Connection refused; is the server running there"):
             await client.check()
+
+
+async def test_an_answer_that_is_no_json_is_quoted() -> None:
+    error = await refused(answering(b"<html>\n<body>hello"))
+    assert error.message.endswith(": '<html> <body>hello'")
