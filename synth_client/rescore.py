@@ -297,8 +297,8 @@ def _scored_of(record: Record, *, with_entropy: bool) -> Scored:
         )
     if record.scoring in JUDGES:
         raise RescoreError(
-            f"record {record.id} was scored by {record.scoring}: a judge's marks are no probabilities, and"
-            " thresholds for one are none for the other"
+            f"record {record.id} was scored by {record.scoring}: a judge's marks are no"
+            " probabilities, and thresholds for one are none for the other"
         )
     values = tuple(step.value for step in record.steps if step.value is not None)
     entropies = tuple(step.entropy for step in record.steps)

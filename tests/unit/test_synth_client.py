@@ -14,7 +14,7 @@ from synth_client.errors import RunAborted
 from synth_client.failure import SynthesisError, Trouble
 from synth_client.question import Question, Synthesis, Unit, units_of
 from synth_client.record import Message, Record
-from tests.unit.test_record import breached, record_of, unbroken
+from tests.unit.test_record import SAFE, breached, record_of, steps_of, unbroken
 
 QUESTION = Question(
     id="apples",
@@ -80,6 +80,16 @@ async def test_an_answer_becomes_the_record_it_describes() -> None:
     unverified = {"predicted": None, "correct": None, "verification": None}
     expected = record_of(breached() | unverified | {"seconds": record.seconds})
     assert record == expected.model_copy(update={"motab_version": version("motab")})
+
+
+@pytest.mark.parametrize("scoring", ["forced_decode", "judge_sample"])
+async def test_the_record_tells_how_the_teacher_scored(scoring: str) -> None:
+    assert (await ask(answering(answer_of(breached() | {"scoring": scoring})))).scoring == scoring
+
+
+async def test_where_nothing_is_scored_no_way_of_scoring_is_recorded() -> None:
+    alone = unbroken(method="student", scoring=None, steps=steps_of(SAFE, [None, None]))
+    assert (await ask(answering(answer_of(alone)))).scoring is None
 
 
 async def test_the_record_survives_the_way_through_its_line() -> None:
