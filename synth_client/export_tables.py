@@ -119,6 +119,7 @@ def _schema() -> Any:  # noqa: ANN401
             "method": text,
             "params": text,
             "models": arrow.struct({"student": text, "teacher": text}),
+            "scoring": text,
             "breach": count,
             "bifurcation": count,
             "steps": listed(

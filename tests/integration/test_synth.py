@@ -32,7 +32,8 @@ from synth_client.run import Run, synthesise
 from tests.integration.openai_server import FULL, Fault, Scripted, scripted
 
 ROOT = Path(__file__).parents[2]
-ENV = {k: v for k, v in os.environ.items() if k not in {"FORCE_COLOR", "TERM"}} | {"COLUMNS": "400"}
+# What a user's terminal may set is taken out: a pipe has 80 columns, and no line may be cut there.
+ENV = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "FORCE_COLOR", "TERM"}}
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ class Toy:
     delay_s: float = 0.0
     """How long every answer takes."""
     came: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set by every request to write or to score."""
+    """Set by every request for tokens, text or scores."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read() or b"{}")
