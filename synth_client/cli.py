@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import httpx
 import orjson
@@ -17,6 +18,7 @@ from rich.logging import RichHandler
 from synth_client.dataset import open_dataset
 from synth_client.filters import Filters
 from synth_client.final import Totals
+from synth_client.fleet import Cluster, require_ray
 from synth_client.prices import PRICED, parse_prices
 from synth_client.question import Synthesis
 from synth_client.records_cli import FILTER_HELP, RULE_HELP, say_dropped
@@ -26,6 +28,7 @@ from synth_client.verify import Limits
 from synth_client.workspace import Workspace
 
 T = TypeVar("T")
+Executor = Literal["local", "ray"]
 
 
 def synth_command(
@@ -74,6 +77,18 @@ def synth_command(
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one trajectory.")] = 3600.0,
+    executor: Annotated[
+        Executor, typer.Option(help="Ask from this process, or from actors on a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of the cluster, or auto; else RAY_ADDRESS, else Ray is started here."
+        ),
+    ] = None,
+    ray_workers: Annotated[
+        int | None, typer.Option(min=1, help="The actors; by default one on every node.")
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -104,6 +119,7 @@ def synth_command(
     ] = None,
 ) -> None:
     """Synthesise trajectories for every row of a dataset. Stopped, it goes on where it was."""
+    cluster = _cluster(executor, ray_address, ray_workers)
     if min_concurrency > concurrency:
         raise typer.BadParameter("--min-concurrency is larger than --concurrency")
     if output.exists() and Path(source).exists() and output.samefile(source):
@@ -129,6 +145,7 @@ def synth_command(
         concurrency=concurrency,
         min_concurrency=min_concurrency,
         api_key=api_key,
+        cluster=cluster,
         fresh=not resume,
         prices=parse_prices(price),
         progress_file=progress_file,
@@ -137,6 +154,22 @@ def synth_command(
         filters=Filters(filters or ()),
     )
     _say(_run(synthesise(run, _console())), Workspace(output))
+
+
+def _cluster(executor: Executor, address: str | None, num_workers: int | None) -> Cluster | None:
+    if executor == "local":
+        for name, value in (("--ray-address", address), ("--ray-workers", num_workers)):
+            if value is not None:
+                raise typer.BadParameter(f"{name} needs --executor ray")
+        return None
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is not None and address.startswith("ray://"):
+        raise typer.BadParameter(
+            f"--ray-address {address}: Ray Client cannot read this machine's files;"
+            " run motab on a node of the cluster, with HOST:PORT or auto"
+        )
+    require_ray()
+    return Cluster(address, num_workers)
 
 
 def _say(totals: Totals, workspace: Workspace) -> None:

@@ -24,6 +24,10 @@ class RunAborted(ClientError):
     """The server will answer no question of this run, so none is asked any more."""
 
 
+class ClusterError(ClientError):
+    """Ray is not there, cannot be reached, or has failed."""
+
+
 class Interrupted(ClientError):
     """A signal ended the run before everything was done."""
 

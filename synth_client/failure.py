@@ -1,9 +1,11 @@
 """What can come between a question and its record, and what helps against it."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -50,6 +52,12 @@ class SynthesisError(Exception):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Callable[[str], "SynthesisError"], tuple[str]]:
+        # Without this an exception is unpickled with its text alone.
+        fields = ("status", "error_type", "param", "code", "retry_after_s")
+        made = partial(type(self), **{name: getattr(self, name) for name in fields})
+        return made, (self.message,)
 
     @property
     def trouble(self) -> Trouble:

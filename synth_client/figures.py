@@ -6,6 +6,24 @@ from datetime import timedelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Requests under way, trajectories that wait for another attempt, the limit, and its cuts."""
+
+    num_active: int = 0
+    num_waiting: int = 0
+    limit: int = 0
+    num_cuts: int = 0
+
+    def __add__(self, other: "Load") -> "Load":
+        return Load(
+            num_active=self.num_active + other.num_active,
+            num_waiting=self.num_waiting + other.num_waiting,
+            limit=self.limit + other.limit,
+            num_cuts=self.num_cuts + other.num_cuts,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """A line of the progress file.
 

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 
 from synth_client.errors import ClientError, RunAborted, first_of
 from synth_client.failure import SynthesisError, Trouble
+from synth_client.figures import Load
 from synth_client.limiter import Limiter, Permit, wait_for
 from synth_client.question import Unit
 from synth_client.record import Record
@@ -111,9 +112,15 @@ class Pool:
         self._dispatcher: asyncio.Task[None] | None = None
 
     @property
-    def num_waiting(self) -> int:
-        """Units that wait for their next attempt."""
-        return len(self._retries)
+    def load(self) -> Load:
+        """What is under way now."""
+        limiter = self._limiter
+        return Load(
+            num_active=limiter.num_active,
+            num_waiting=len(self._retries),
+            limit=limiter.limit,
+            num_cuts=limiter.num_cuts,
+        )
 
     def drain(self) -> None:
         """Begin nothing more: `run` ends when what is under way has come to its end."""

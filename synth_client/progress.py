@@ -16,10 +16,10 @@ from rich.live import Live
 
 from synth_client.display import render_progress
 from synth_client.failure import SynthesisError
-from synth_client.figures import Figures
+from synth_client.figures import Figures, Load
 from synth_client.journal import reported
-from synth_client.limiter import Limiter, wait_for
-from synth_client.pool import Failed, Outcome, Pool
+from synth_client.limiter import wait_for
+from synth_client.pool import Failed, Outcome
 from synth_client.prices import costs_of
 
 _log = logging.getLogger(__name__)
@@ -87,14 +87,13 @@ class Progress:
     def __init__(
         self,
         tally: Tally,
-        pool: Pool,
-        limiter: Limiter,
+        load: Callable[[], Load],
         *,
         console: Console,
         file: Path | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tally, self._pool, self._limiter = tally, pool, limiter
+        self._tally, self._load = tally, load
         self._console, self._path, self._clock = console, file, clock
         self._stopped = asyncio.Event()
         self._started = clock()
@@ -127,7 +126,7 @@ class Progress:
 
     def figures(self) -> Figures:
         """The figures of now. Rates are of the last minute."""
-        now, tally = self._mark(), self._tally
+        now, tally, load = self._mark(), self._tally, self._load()
         while len(self._marks) > 1 and now.time - self._marks[0].time > _WINDOW_S:
             self._marks.popleft()
         before = self._marks[0]
@@ -145,10 +144,10 @@ class Progress:
             total=tally.total,
             done=tally.num_kept + tally.num_done,
             failed=tally.num_failed,
-            in_flight=self._limiter.num_active,
-            waiting=self._pool.num_waiting,
-            concurrency=self._limiter.limit,
-            cuts=self._limiter.num_cuts,
+            in_flight=load.num_active,
+            waiting=load.num_waiting,
+            concurrency=load.limit,
+            cuts=load.num_cuts,
             trajectories_per_s=rate,
             tokens_per_s={
                 name: (now.tokens[name] - before.tokens[name]) / span_s

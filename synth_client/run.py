@@ -9,18 +9,21 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import orjson
 from pydantic import JsonValue
 from rich.console import Console
 
+from synth_client.actors import Asking
 from synth_client.client import SynthClient
 from synth_client.dataset import BadRow, Dataset
 from synth_client.errors import ClientError, Interrupted, RunAborted, first_of
 from synth_client.failed import failed_unit
+from synth_client.figures import Load
 from synth_client.filters import Filters
 from synth_client.final import Totals, work_of, write_final
+from synth_client.fleet import Cluster, Fleet
 from synth_client.index import FAILURE, RECORD
 from synth_client.journal import Entry, Journal, open_journal
 from synth_client.limiter import Limiter
@@ -53,6 +56,8 @@ class Run:
     concurrency: int = 64
     min_concurrency: int = 1
     api_key: str | None = None
+    cluster: Cluster | None = None
+    """None runs everything in this process."""
     fresh: bool = False
     prices: Mapping[str, float] = field(default_factory=dict)
     progress_file: Path | None = None
@@ -118,28 +123,40 @@ async def _in_session(
         raise
 
 
+class Executor(Protocol):
+    """What works units off; see `Pool` and `Fleet`."""
+
+    @property
+    def load(self) -> Load: ...
+
+    def drain(self) -> None: ...
+
+    async def run(
+        self, units: Iterator[Unit], deliver: Callable[[Outcome], Awaitable[None]]
+    ) -> None: ...
+
+
 class _Session:
     """From the opening of the journal to its end."""
 
     def __init__(self, run: Run, journal: Journal, verifier: Verifier) -> None:
         self._run, self._journal, self._verifier = run, journal, verifier
         self._tally = Tally(prices=run.prices)
-        self._limiter = Limiter(run.min_concurrency, run.concurrency)
         self._taken: set[bytes] = set()
         """Keys of units that the pool has and the journal has not."""
         self._setting: dict[str, JsonValue] | None = None
         self._num_bad_rows = self._num_signals = 0
         self._task = asyncio.current_task()
-        self._pool: Pool | None = None
+        self._executor: Executor | None = None
 
     def on_signal(self) -> None:
         self._num_signals += 1
         if self._num_signals == 1:
-            _log.warning(
-                "finishing the %d under way; signal again to stop at once", self._limiter.num_active
-            )
-            if self._pool is not None:
-                self._pool.drain()
+            executor = self._executor
+            num_active = 0 if executor is None else executor.load.num_active
+            _log.warning("finishing the %d under way; signal again to stop at once", num_active)
+            if executor is not None:
+                executor.drain()
         elif self._task is not None:
             self._task.cancel()
 
@@ -149,7 +166,7 @@ class _Session:
             left = self._left()
             first = await asyncio.to_thread(next, left, None)
             if first is not None:
-                await self._ask_all(chain([first], left), console)
+                await self._ask_all(chain([first], left), workspace, console)
             return await asyncio.to_thread(
                 write_final,
                 self._work(),
@@ -163,27 +180,22 @@ class _Session:
                 raise
             raise Interrupted(f"stopped at once; {self._how_to_go_on()}") from error
 
-    async def _ask_all(self, units: Iterator[Unit], console: Console) -> None:
+    async def _ask_all(self, units: Iterator[Unit], workspace: Workspace, console: Console) -> None:
         run = self._run
         client = SynthClient(
             run.base_urls, run.synthesis, api_key=run.api_key, max_connections=run.concurrency
         )
         async with client:
             await client.check()
-            self._pool = pool = Pool(
-                client.synthesise,
-                self._limiter,
-                num_workers=run.concurrency,
-                on_error=self._tally.add_error,
-            )
+            self._executor = executor = self._executor_of(client, workspace)
             if self._num_signals:
-                pool.drain()
+                executor.drain()
             progress = Progress(
-                self._tally, pool, self._limiter, console=console, file=run.progress_file
+                self._tally, lambda: executor.load, console=console, file=run.progress_file
             )
             await _beside(
                 [progress.run(), self._count_rows()],
-                pool.run(units, self._deliver),
+                executor.run(units, self._deliver),
                 progress.stop,
             )
         if self._num_signals:
@@ -193,6 +205,25 @@ class _Session:
         """For a run that came to an end with an error of its own."""
         if self._tally.num_done:
             _log.info("%s", self._how_to_go_on())
+
+    def _executor_of(self, client: SynthClient, workspace: Workspace) -> "Executor":
+        run = self._run
+        if run.cluster is None:
+            limiter = Limiter(run.min_concurrency, run.concurrency)
+            return Pool(
+                client.synthesise,
+                limiter,
+                num_workers=run.concurrency,
+                on_error=self._tally.add_error,
+            )
+        asking = Asking(
+            base_urls=run.base_urls,
+            synthesis=run.synthesis,
+            api_key=run.api_key,
+            concurrency=run.concurrency,
+            min_concurrency=run.min_concurrency,
+        )
+        return Fleet(run.cluster, asking, workspace.units, on_error=self._tally.add_error)
 
     def _how_to_go_on(self) -> str:
         done = self._tally.num_kept + self._tally.num_done

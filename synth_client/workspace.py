@@ -61,6 +61,11 @@ class Workspace:
         return self.folder / _JOURNAL
 
     @property
+    def units(self) -> Path:
+        """Where the units of a run on a cluster wait, while it lasts."""
+        return self.folder / "units"
+
+    @property
     def _stem(self) -> str:
         return self.output.name.removesuffix(".jsonl")
 

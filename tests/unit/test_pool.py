@@ -183,7 +183,7 @@ async def test_when_everything_fails_only_so_many_units_are_begun() -> None:
     running = asyncio.create_task(pool.run(units(1000), deliver))
     await asyncio.sleep(0.2)
     assert len(begun) <= 12
-    assert pool.num_waiting == len(begun)
+    assert pool.load.num_waiting == len(begun)
     pool.drain()
     await asyncio.wait_for(running, 1)
 

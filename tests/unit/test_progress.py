@@ -37,10 +37,9 @@ async def never(unit: Unit, *, attempt: int) -> Record:
 def progress_of(
     tally: Tally, clock: Clock, console: Console | None = None, file: Path | None = None
 ) -> Progress:
-    limiter = Limiter(1, 12, start=12)
-    pool = Pool(never, limiter, num_workers=12)
+    pool = Pool(never, Limiter(1, 12, start=12), num_workers=12)
     shown = console or Console(file=io.StringIO())
-    return Progress(tally, pool, limiter, console=shown, file=file, clock=clock)
+    return Progress(tally, lambda: pool.load, console=shown, file=file, clock=clock)
 
 
 def test_the_figures_are_of_what_came() -> None:
