@@ -30,8 +30,8 @@ _ROWS_PER_GROUP: Final = 4096
 _MOST_ROWS_PER_BLOCK: Final = 64
 # A worker has up to twice as many units as it may ask at a time, in about so many blocks.
 _BLOCKS_PER_WORKER: Final = 16
-# It waits for the network nearly all the time.
-_CPUS_PER_WORKER: Final = 0.1
+# It waits for the network nearly all the time, and cutting into blocks wants a whole one.
+_CPUS_PER_WORKER: Final = 0
 # Posts that wait for their fsync are calls under way, and must not keep other calls out.
 _MOST_CALLS: Final = 1_000_000
 _SCHEMA: Final = pa.schema(

@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import logging
 import shutil
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -107,9 +108,11 @@ class Fleet:
         self, ray: ModuleType, path: Path, deliver: Callable[[Outcome], Awaitable[None]]
     ) -> None:
         with ExitStack() as stack:
-            # In a thread: it takes seconds, and in this one it would replace SIGTERM's handler.
+            # In a thread, for it takes seconds.
             entering = asyncio.to_thread(stack.enter_context, ray.connected(self._cluster.address))
             await _uncancelled(entering)
+            # Ray's C++ part has put one before it that prints a stack.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             num_workers = self._cluster.num_workers or ray.num_nodes()
             mailbox = ray.open_mailbox()
             asking = self._share(num_workers)
