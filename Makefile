@@ -18,7 +18,7 @@ demo: $(VENV)/.demo  ## synthesise the bundled questions with two small real mod
 	$(BIN)/motab demo
 
 .PHONY: test
-test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -browser and -trainer
+test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -cluster, -browser and -trainer
 	$(BIN)/pytest
 
 .PHONY: test-browser
@@ -35,6 +35,10 @@ check: $(VENV)/.dev  ## lint and types only
 format: $(VENV)/.dev  ## format the code and mend what lint can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.PHONY: test-cluster
+test-cluster: $(VENV)/.dev  ## synthesis on a local Ray
+	$(BIN)/pytest tests/cluster
 
 .PHONY: test-servers
 test-servers: $(VENV)/.dev $(SERVERS)/.installed $(REFERENCE)/.installed  ## against a real vLLM, and values against transformers

@@ -6,9 +6,11 @@ see, cut into blocks, and asked by an actor on every node.
 
 import logging
 import os
-from collections.abc import Awaitable, Iterator
+import socket
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,6 +21,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from synth_client.actors import Asking, Handle, Mailbox, Worker, row_of
 from synth_client.errors import ClusterError
@@ -32,6 +35,7 @@ _MOST_ROWS_PER_BLOCK: Final = 64
 _BLOCKS_PER_WORKER: Final = 16
 # It waits for the network nearly all the time, and cutting into blocks wants a whole one.
 _CPUS_PER_WORKER: Final = 0
+_CONNECT_TIMEOUT_S: Final = 10.0
 # Posts that wait for their fsync are calls under way, and must not keep other calls out.
 _MOST_CALLS: Final = 1_000_000
 _SCHEMA: Final = pa.schema(
@@ -60,6 +64,8 @@ def write_units(batches: Iterator[list[Unit]], path: Path) -> int:
 def connected(address: str | None) -> Iterator[None]:
     """Within a cluster; without an address in one that is started here and goes afterwards."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if address is not None:
+        _check(address)
     try:
         ray.init(
             address or "local",
@@ -73,6 +79,17 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check(address: str) -> None:
+    """Ray itself waits for minutes where nobody answers."""
+    host, colon, port = address.rpartition(":")
+    if not colon:  # "auto", "local"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster at {address}: {error}") from error
 
 
 def num_nodes() -> int:
@@ -125,10 +142,21 @@ def _work(path: Path, asking: Asking, num_workers: int, mailbox: Handle) -> None
                 max_concurrent_calls_per_actor=num_blocks,
             ),
             num_cpus=_CPUS_PER_WORKER,
+            ray_remote_args_fn=_nodes(),
         )
     )
     for _ in blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
         pass
+
+
+def _nodes() -> Callable[[], dict[str, Any]]:
+    """Where each worker goes: round all nodes; once its node is lost, to any other."""
+    nodes = cycle([node["NodeID"] for node in ray.nodes() if node["Alive"]])
+
+    def placed() -> dict[str, Any]:
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(next(nodes), soft=True)}
+
+    return placed
 
 
 async def answered(call: Awaitable[T]) -> T:

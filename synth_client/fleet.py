@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import shutil
 import signal
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from synth_client.question import Unit
 _log = logging.getLogger(__name__)
 
 _READ_AHEAD: Final = 4096
+_FORGOTTEN_AFTER_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +68,15 @@ class Fleet:
     ) -> None:
         self._cluster, self._asking, self._folder = cluster, asking, folder
         self._on_error = on_error
-        self._loads: dict[str, Load] = {}
+        self._loads: dict[str, tuple[float, Load]] = {}
         self._num_delivered = 0
         self._draining = asyncio.Event()
 
     @property
     def load(self) -> Load:
-        """What is under way in all workers, as they told last."""
-        return sum(self._loads.values(), Load())
+        """What is under way in all workers, as they told last; a lost one tells nothing."""
+        oldest = time.monotonic() - _FORGOTTEN_AFTER_S
+        return sum((load for told, load in self._loads.values() if told > oldest), Load())
 
     def drain(self) -> None:
         """Begin nothing more: `run` ends when what is under way has come to its end."""
@@ -154,7 +157,7 @@ class Fleet:
                 await deliver(letter)
                 self._num_delivered += 1
             case Report(worker, load, errors):
-                self._loads[worker] = load
+                self._loads[worker] = (time.monotonic(), load)
                 for error in errors:
                     self._on_error(error)
             case Aborted(reason):

@@ -260,6 +260,8 @@ class _Session:
 
     async def _deliver(self, outcome: Outcome) -> None:
         unit, result = outcome.unit, outcome.result
+        if unit.key not in self._taken:
+            return  # done again after its worker was lost
         if isinstance(result, Failed):
             failed = failed_unit(unit, result.error, result.attempts)
             entry = Entry(unit.key, FAILURE, failed.to_json_line().rstrip(b"\n"))
