@@ -143,6 +143,8 @@ class Worker:
         if not self._beside:
             self._beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._tell())]
         rows = block.to_pylist()
+        if not rows:
+            return pa.table({"num_units": [0]})
         keys = [row["key"] for row in rows]
         left = await self._mailbox.begin.remote(keys)
         await self._ask([unit_of(row) for row in rows if row["key"] in left])

@@ -107,11 +107,9 @@ def begin_work(path: Path, asking: Asking, num_workers: int, mailbox: Handle) ->
 
     Ray Data's own loop runs in a process of Ray, too: here it would be a thread that nothing stops.
     """
-    return (
-        ray.remote(_work)
-        .options(max_retries=0, **_here())
-        .remote(path.absolute(), asking, num_workers, mailbox)
-    )
+    task = ray.remote(_work).options(max_retries=0, **_here())
+    working: Awaitable[None] = task.remote(path.absolute(), asking, num_workers, mailbox)
+    return working
 
 
 def _here() -> dict[str, Any]:
@@ -167,7 +165,7 @@ async def answered(call: Awaitable[T]) -> T:
         raise ClusterError(f"Ray: {_first_line(error)}") from error
 
 
-class _Units(Datasource):
+class _Units(Datasource):  # type: ignore[misc] # Ray is not typed
     """The file of units, by its row groups. What is read again is the same."""
 
     def __init__(self, path: Path) -> None:
@@ -211,4 +209,6 @@ def _read_group(path: Path, group: int) -> list[pa.Table]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    # A failed task's own text is the stack of where it failed.
+    cause = getattr(error, "cause", None) or error
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__

@@ -116,7 +116,8 @@ class Fleet:
             await _uncancelled(entering)
             # Ray's C++ part has put one before it that prints a stack.
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-            num_workers = self._cluster.num_workers or ray.num_nodes()
+            wanted = self._cluster.num_workers or ray.num_nodes()
+            num_workers = min(wanted, self._asking.concurrency)
             mailbox = ray.open_mailbox()
             asking = self._share(num_workers)
             work = ray.begin_work(path, asking, num_workers, mailbox)
