@@ -51,7 +51,7 @@ async def test_killed_and_run_again_it_ends_with_what_a_local_run_has(
     server.answered.clear()
     server.delay_s = other.delay_s = 0.1
     more = ("--n", "2", "--base-url", other.base_url, *RAY)
-    synth = Process(server, source, tmp_path / "out.jsonl", *more)
+    synth = Process(server.base_url, source, tmp_path / "out.jsonl", *more)
     process = await synth.start()
     await answered(server, 15)
     process.kill()
@@ -76,7 +76,7 @@ async def test_ctrl_c_lets_what_is_under_way_finish_and_a_local_run_goes_on(
 ) -> None:
     server.delay_s = 0.3
     source = write_questions(tmp_path / "in.jsonl", 200)
-    synth = Process(server, source, tmp_path / "out.jsonl", *RAY)
+    synth = Process(server.base_url, source, tmp_path / "out.jsonl", *RAY)
     process = await synth.start(start_new_session=True)
     await answered(server, 10)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -107,7 +107,7 @@ async def test_a_proxy_that_goes_down_costs_nothing_but_attempts(
     server.script, other.script = refuse, down
     source = write_questions(tmp_path / "in.jsonl", 20)
     more = ("--base-url", other.base_url, "--progress-file", tmp_path / "progress.jsonl", *RAY)
-    synth = Process(server, source, tmp_path / "out.jsonl", *more)
+    synth = Process(server.base_url, source, tmp_path / "out.jsonl", *more)
     await synth.ended(0)
     found = {record.id: record.attempts for record in records(synth.output)}
     assert found.keys() == {f"q{i}" for i in range(20) if i != 3}
@@ -126,7 +126,7 @@ async def test_what_ends_the_run_on_one_worker_ends_it(server: Scripted, tmp_pat
     error = {"message": "must be below 1", "param": "motab.gamma"}
     server.script = lambda _body, _number: Fault(400, {"error": error})
     source = write_questions(tmp_path / "in.jsonl", 100)
-    synth = Process(server, source, tmp_path / "out.jsonl", *RAY)
+    synth = Process(server.base_url, source, tmp_path / "out.jsonl", *RAY)
     said = (await synth.ended(1)).splitlines()[-1]
     assert said == "motab: the server refuses the run: HTTP 400: must be below 1"
     assert server.num_requests <= 8
@@ -135,6 +135,6 @@ async def test_what_ends_the_run_on_one_worker_ends_it(server: Scripted, tmp_pat
 async def test_a_cluster_that_is_not_there_is_told(server: Scripted, tmp_path: Path) -> None:
     source = write_questions(tmp_path / "in.jsonl", 1)
     more = ("--executor", "ray", "--ray-address", "127.0.0.1:1")
-    said = await Process(server, source, tmp_path / "out.jsonl", *more).ended(1)
+    said = await Process(server.base_url, source, tmp_path / "out.jsonl", *more).ended(1)
     assert said.splitlines()[-1].startswith("motab: no Ray cluster at 127.0.0.1:1: ")
     assert server.num_requests == 0
