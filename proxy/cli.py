@@ -20,6 +20,7 @@ from synth_client.cli import synth_command
 from synth_client.errors import ClientError
 from synth_client.records_cli import export_command, filter_command, verify_command
 from synth_client.report_cli import report_command, rescore_command
+from trainer.eval_cli import eval_command
 
 app = typer.Typer(
     help="Distil reasoning without exposure bias: MOTAB decoding in front of any LLM servers.",
@@ -60,7 +61,7 @@ def _options(
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     else:  # a file, which has no width to wrap lines at
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    for package in ("proxy", "synth_client"):
+    for package in ("proxy", "synth_client", "trainer"):
         logging.getLogger(package).setLevel(level)
 
 
@@ -127,3 +128,4 @@ app.command("filter")(filter_command)
 app.command("export")(export_command)
 app.command("report")(report_command)
 app.command("rescore")(rescore_command)
+app.command("eval")(eval_command)

@@ -22,6 +22,7 @@ from synth_client.record import (
 )
 
 PLAIN_METHOD: Final = "plain"
+EMPTY_OUTPUT: Final = "empty_output"
 _EXCERPT_CHARS: Final = 200
 _MOTAB_VERSION: Final = version("motab")
 
@@ -113,7 +114,7 @@ def _all_by_the_teacher(completion_tokens: int) -> MotabUsage:
 
 def _record(question: Question, *, output: str, **fields: Any) -> Record:  # noqa: ANN401
     if not output.strip():
-        raise _malformed("the output is empty")
+        raise _malformed("the output is empty", code=EMPTY_OUTPUT)
     return Record(
         id=question.id,
         messages=question.messages,
@@ -146,8 +147,10 @@ def _malformed_as(error: ValidationError, content: bytes) -> SynthesisError:
     return _malformed(fault if is_json(content) else f"{fault}: '{excerpt_of(content)}'")
 
 
-def _malformed(fault: str) -> SynthesisError:
-    return SynthesisError(f"malformed answer: {fault}", status=200, error_type="malformed_answer")
+def _malformed(fault: str, code: str | None = None) -> SynthesisError:
+    return SynthesisError(
+        f"malformed answer: {fault}", status=200, error_type="malformed_answer", code=code
+    )
 
 
 class _Wire(BaseModel):

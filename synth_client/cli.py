@@ -130,7 +130,7 @@ def synth_command(
     run = Run(
         dataset=open_dataset(source, limit=limit, split=split, subset=subset),
         output=output,
-        base_urls=tuple(_url(url) for url in base_url),
+        base_urls=tuple(check_url(url) for url in base_url),
         synthesis=Synthesis(
             model=model,
             params=params,
@@ -153,7 +153,7 @@ def synth_command(
         verify_limits=Limits(seconds=verify_timeout),
         filters=Filters(filters or ()),
     )
-    _say(_run(synthesise(run, _console())), Workspace(output))
+    _say(run_loop(synthesise(run, log_console())), Workspace(output))
 
 
 def _cluster(executor: Executor, address: str | None, num_workers: int | None) -> Cluster | None:
@@ -198,7 +198,8 @@ def _param(text: str) -> tuple[str, JsonValue]:
         return name, value
 
 
-def _url(text: str) -> str:
+def check_url(text: str) -> str:
+    """The value of --base-url, where it is one."""
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
@@ -208,14 +209,15 @@ def _url(text: str) -> str:
     return text
 
 
-def _console() -> Console:
+def log_console() -> Console:
     """The log's own, so that its lines and the live panel do not overwrite each other."""
     handlers = logging.getLogger().handlers
     shared = (handler.console for handler in handlers if isinstance(handler, RichHandler))
     return next(shared, Console(stderr=True))
 
 
-def _run(main: Coroutine[Any, Any, T]) -> T:
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run it in the fastest event loop that there is here."""
     if sys.platform == "win32":
         return asyncio.run(main)
     import uvloop  # noqa: PLC0415 - not on every platform

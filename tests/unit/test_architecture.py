@@ -26,7 +26,8 @@ ALLOWED = {
     },
     # The client knows the proxy over HTTP; rescoring applies the algorithm's rules, which are pure.
     "synth_client": {"proxy.core"},
-    "trainer": set(),
+    # An evaluation is a plain run of the client with its answers judged.
+    "trainer": {"synth_client"},
     "configs": set(),
 }
 CORE_MODULES = {"collections", "dataclasses", "math", "typing"}

@@ -1,0 +1,115 @@
+"""A benchmark: problems with known answers, from whatever the synthesis client can read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import islice
+from typing import Any, Final
+
+import orjson
+
+from synth_client.dataset import BadRow, Cells, Dataset, open_dataset
+from synth_client.errors import InputError
+from synth_client.question import Question
+
+PLACE: Final = "{problem}"
+_DIGEST_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a result is told by; `level` and `subject` are None where the benchmark has none."""
+
+    id: str
+    level: str | None
+    subject: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """`dataset` asks the problems in the order of `problems`, each worded as `prompt` says.
+
+    `digest` is 16 bytes of BLAKE2b over ids, messages and answers, in hexadecimal: two results
+    with the same one are of the same problems, asked in the same words.
+    """
+
+    name: str
+    dataset: Dataset
+    prompt: str
+    problems: tuple[Problem, ...]
+    digest: str
+
+
+def load_benchmark(
+    source: str,
+    *,
+    prompt: str = PLACE,
+    limit: int | None = None,
+    split: str = "test",
+    subset: str | None = None,
+) -> Benchmark:
+    """Read it all, since one bad row would make another benchmark of it.
+
+    `prompt` is the last message's text, with `{problem}` where the problem stands. Raises
+    `InputError`, naming the row, where one asks nothing, has no answer or has another's id.
+    """
+    found = open_dataset(source, limit=limit, split=split, subset=subset)
+    read = [_with_id(cells) for cells in islice(found.cells(), limit)]
+    problems: dict[str, Problem] = {}
+    asked = []
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+    for row, cells in zip(_over(found, read).rows(), read, strict=True):
+        question = _checked(row, f"{found.name}, {cells.place}")
+        if question.id in problems:
+            raise InputError(f"{found.name}, {cells.place}: the id {question.id} is there already")
+        problems[question.id] = _problem(question.id, cells, found.name)
+        columns = _columns(question, prompt)
+        digest.update(orjson.dumps(columns, option=orjson.OPT_APPEND_NEWLINE))
+        asked.append(Cells(cells.place, columns))
+    dataset = _over(found, asked)
+    return Benchmark(found.name, dataset, prompt, tuple(problems.values()), digest.hexdigest())
+
+
+def _over(dataset: Dataset, cells: list[Cells]) -> Dataset:
+    return replace(dataset, cells=lambda: iter(cells), count_all=lambda: len(cells))
+
+
+def _with_id(cells: Cells) -> Cells:
+    """MATH-500 calls it `unique_id`."""
+    columns = cells.columns
+    if columns is None or columns.get("id") not in (None, "") or "unique_id" not in columns:
+        return cells
+    return replace(cells, columns={**columns, "id": columns["unique_id"]})
+
+
+def _checked(row: Question | BadRow, place: str) -> Question:
+    if isinstance(row, BadRow):
+        raise InputError(f"{place}: {row.fault}")
+    if row.answer is None or not row.answer.strip():
+        raise InputError(f"{place}: no answer; every problem of a benchmark needs one")
+    return row
+
+
+def _columns(question: Question, prompt: str) -> Mapping[str, Any]:
+    messages = [message.model_dump() for message in question.messages]
+    messages[-1]["content"] = prompt.replace(PLACE, messages[-1]["content"])
+    return {"id": question.id, "messages": messages, "answer": question.answer}
+
+
+def _problem(name: str, cells: Cells, benchmark: str) -> Problem:
+    columns = cells.columns or {}
+    level, subject = (
+        _label(columns.get(column), column, f"{benchmark}, {cells.place}")
+        for column in ("level", "subject")
+    )
+    return Problem(name, level, subject)
+
+
+def _label(value: object, column: str, place: str) -> str | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a Parquet column with gaps
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value).strip()
+    raise InputError(f"{place}: {column} is neither text nor a whole number")

@@ -1,0 +1,81 @@
+"""pass@k, estimated without bias, and how far the estimate can be trusted."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+from statistics import fmean
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """How intervals are made. They cover both the choice of problems and the luck of samples."""
+
+    method: str = "percentile bootstrap over problems"
+    level: float = 0.95
+    num_resamples: int = 2000
+    seed: int = 0
+
+
+INTERVAL: Final = Interval()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`c` of the `n` judged samples of a problem are right."""
+
+    n: int
+    c: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassAtK:
+    """The mean of pass@k, between 0 and 1, over the problems with at least k judged samples.
+
+    `value` is None where there is no such problem; `low` and `high` are None for fewer than two.
+    """
+
+    k: int
+    value: float | None
+    low: float | None
+    high: float | None
+    num_problems: int
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that k of the n samples, drawn without replacement, have a right one.
+
+    Unbiased for the chance that k new samples have one: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021,
+    arXiv 2107.03374, eq. 1). Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not 0 <= c <= n:
+        raise ValueError(f"{c} of {n} samples cannot be right")
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} cannot be estimated from {n} samples")
+    return 1 - comb(n - c, k) / comb(n, k)
+
+
+def estimate(outcomes: Sequence[Outcome], k: int, interval: Interval = INTERVAL) -> PassAtK:
+    """pass@k over problems, with its interval."""
+    chances = [pass_at_k(one.n, one.c, k) for one in outcomes if one.n >= k]
+    if not chances:
+        return PassAtK(k, None, None, None, 0)
+    value = fmean(chances)
+    if len(chances) == 1:
+        return PassAtK(k, value, None, None, 1)
+    means = sorted(_resampled(chances, interval))
+    num_outside = int((1 - interval.level) / 2 * len(means))
+    return PassAtK(k, value, means[num_outside], means[-1 - num_outside], len(chances))
+
+
+def _resampled(chances: Sequence[float], interval: Interval) -> list[float]:
+    draw = random.Random(interval.seed)  # noqa: S311 - nothing secret
+    means = []
+    for _ in range(interval.num_resamples):
+        # Few chances are distinct, so that most of the work is the drawing itself.
+        drawn = Counter(draw.choices(chances, k=len(chances)))
+        total = sum(chance * num for chance, num in sorted(drawn.items()))
+        means.append(total / len(chances))
+    return means

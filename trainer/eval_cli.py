@@ -1,0 +1,125 @@
+"""The command `motab eval`."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from synth_client.cli import check_url, log_console, run_loop
+from synth_client.question import Synthesis
+from synth_client.records_cli import RULE_HELP
+from synth_client.rules import MATH, check_rule
+from synth_client.run import Run
+from synth_client.verify import Limits
+from trainer.benchmark import PLACE, load_benchmark
+from trainer.evaluate import RECORDS, RESULTS, TABLE, Evaluation, evaluate
+from trainer.results import Results
+
+_KS: Final = (1, 4, 8)
+_NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def eval_command(
+    *,
+    model: Annotated[str, typer.Option(help="The model's name there.")],
+    base_url: Annotated[
+        list[str], typer.Option(help="The server, with /v1. Repeat it for more than one.")
+    ],
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            help="Problems with answers: a JSONL, JSON, CSV or Parquet file, a dataset's folder, or"
+            " a Hugging Face name."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A folder.", show_default="runs/eval/MODEL/BENCHMARK"),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples of every problem.")] = 8,
+    k: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--k", min=1, help="Estimate pass@k; repeat it.", show_default="1, 4, 8, up to n"
+        ),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help=f"How a problem is asked; {PLACE} is where it stands.")
+    ] = PLACE,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many problems.")] = None,
+    split: Annotated[str, typer.Option(help="The split of a dataset.")] = "test",
+    subset: Annotated[str | None, typer.Option(help="The configuration of a dataset.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="The most requests at a time.")] = 64,
+    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Sample i is asked with this plus i.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar=["MOTAB_API_KEY", "OPENAI_API_KEY"], show_envvar=True)
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one sample.")] = 3600.0,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--fresh", help="Go on where the journal ends, or move all aside and start."
+        ),
+    ] = True,
+    verify: Annotated[str, typer.Option(help=RULE_HELP)] = MATH,
+    verify_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for judging one answer.")
+    ] = 10.0,
+) -> None:
+    """Estimate pass@k of any served model on a benchmark. Stopped, it goes on where it was."""
+    ks = _ks(k, n)
+    if PLACE not in prompt:
+        raise typer.BadParameter(f"--prompt has no {PLACE}, so it would ask nothing")
+    base_urls = tuple(check_url(url) for url in base_url)
+    rule = check_rule(verify)
+    loaded = load_benchmark(benchmark, prompt=prompt, limit=limit, split=split, subset=subset)
+    name = Path(loaded.name).stem if Path(benchmark).is_file() else loaded.name
+    folder = output or Path("runs/eval", _file_name(model), _file_name(name))
+    run = Run(
+        dataset=loaded.dataset,
+        output=folder / RECORDS,
+        base_urls=base_urls,
+        synthesis=Synthesis(
+            model=model,
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            seed=seed,
+            plain=True,
+            timeout_s=timeout,
+        ),
+        num_samples=n,
+        concurrency=concurrency,
+        api_key=api_key,
+        fresh=not resume,
+        verify=rule,
+        verify_limits=Limits(seconds=verify_timeout),
+    )
+    evaluation = Evaluation(benchmark=loaded, run=run, ks=ks)
+    _say(run_loop(evaluate(evaluation, log_console())), folder)
+
+
+def _ks(asked: list[int] | None, n: int) -> tuple[int, ...]:
+    if asked is None:
+        return tuple(k for k in _KS if k <= n)
+    if max(asked) > n:
+        raise typer.BadParameter(f"--k {max(asked)} needs as many samples, and --n is {n}")
+    return tuple(sorted(set(asked)))
+
+
+def _file_name(text: str) -> str:
+    return _NOT_IN_A_NAME.sub("-", text).strip(".-") or "unnamed"
+
+
+def _say(results: Results, folder: Path) -> None:
+    typer.echo(results.to_markdown())
+    typer.echo(f"{folder / RESULTS} has every problem, {folder / TABLE} this table")
+    if results.num_failed:
+        typer.echo(f"{results.num_failed:,} samples failed; run again to try them", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,174 @@
+"""What an evaluation has found: as JSON, whose fields docs/evaluation.md explains, and a table."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import orjson
+
+from trainer.estimate import Interval, Outcome, PassAtK, estimate
+
+SCHEMA_VERSION: Final = 1
+_DIGITS: Final = re.compile(r"(\d+)")
+
+By = Literal["all", "level", "subject"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemResult:
+    """The samples of one problem: `n` were judged, `c` of them are right.
+
+    Neither the `num_failed`, of which no answer came, nor the `num_unjudged`, whose judging failed,
+    are among the `n`; the `num_empty`, in which nothing was said, are, as wrong ones.
+    """
+
+    id: str
+    level: str | None
+    subject: str | None
+    n: int
+    c: int
+    num_empty: int
+    num_truncated: int
+    num_unjudged: int
+    num_failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: all problems, or those of one level or subject."""
+
+    by: By
+    name: str | None
+    num_problems: int
+    pass_at_k: tuple[PassAtK, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How every problem was asked. What is None was left to the server."""
+
+    n: int
+    temperature: float | None
+    top_p: float | None
+    max_tokens: int | None
+    seed: int | None
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """`served_as` are the names that the server gave the model in its answers."""
+
+    schema_version: int
+    motab_version: str
+    benchmark: str
+    digest: str
+    model: str
+    served_as: tuple[str, ...]
+    sampling: Sampling
+    verify: str
+    interval: Interval
+    completion_tokens: int
+    table: tuple[Row, ...]
+    problems: tuple[ProblemResult, ...]
+
+    @property
+    def num_failed(self) -> int:
+        return sum(problem.num_failed for problem in self.problems)
+
+    @property
+    def num_unjudged(self) -> int:
+        return sum(problem.num_unjudged for problem in self.problems)
+
+    def to_json(self) -> bytes:
+        """One object, indented."""
+        return orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    def to_markdown(self) -> str:
+        """The table in percent, and under it how it was made and what is missing."""
+        ks = [one.k for one in self.table[-1].pass_at_k]
+        lines = [
+            f"# {_escaped(self.model)} on {_escaped(self.benchmark)}",
+            "",
+            f"| | problems | {' | '.join(f'pass@{k}' for k in ks)} |",
+            "|---|---:|" + "---:|" * len(ks),
+            *(_line(row) for row in self.table),
+            "",
+            self._how(),
+        ]
+        return "\n".join([*lines, *self._missing()]) + "\n"
+
+    def _how(self) -> str:
+        sampling, interval = self.sampling, self.interval
+        chosen = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+        }
+        told = "".join(f", {name} {value}" for name, value in chosen.items() if value is not None)
+        return (
+            f"In percent; {sampling.n} samples a problem{told}; answers judged by"
+            f" `{self.verify}`. pass@k is the unbiased estimate, in brackets its"
+            f" {interval.level:.0%} interval ({interval.method},"
+            f" {interval.num_resamples:,} resamples, seed {interval.seed})."
+        )
+
+    def _missing(self) -> Iterator[str]:
+        num_truncated = sum(problem.num_truncated for problem in self.problems)
+        num_empty = sum(problem.num_empty for problem in self.problems)
+        num_asked = len(self.problems) * self.sampling.n
+        counted = [(num_truncated, "were cut off at the length limit"), (num_empty, "are empty")]
+        left_out = [(self.num_failed, "failed"), (self.num_unjudged, "could not be judged")]
+        for told, what in ((counted, "counted as judged"), (left_out, "not counted")):
+            if parts := [f"{number:,} {how}" for number, how in told if number]:
+                yield f"\nOf {num_asked:,} samples {' and '.join(parts)}: {what}."
+
+
+def table_of(
+    problems: Sequence[ProblemResult], ks: Sequence[int], interval: Interval
+) -> tuple[Row, ...]:
+    """A row for each level and each subject, then one for all."""
+    rows = []
+    for by in ("level", "subject"):
+        labels = {label for one in problems if (label := getattr(one, by)) is not None}
+        rows += [
+            _row(by, label, [one for one in problems if getattr(one, by) == label], ks, interval)
+            for label in sorted(labels, key=_natural)
+        ]
+    return (*rows, _row("all", None, problems, ks, interval))
+
+
+def _row(
+    by: By, name: str | None, problems: Sequence[ProblemResult], ks: Sequence[int], how: Interval
+) -> Row:
+    outcomes = [Outcome(one.n, one.c) for one in problems]
+    return Row(by, name, len(problems), tuple(estimate(outcomes, k, how) for k in ks))
+
+
+def _natural(label: str) -> list[tuple[int, str]]:
+    """Level 10 comes after level 9."""
+    parts = _DIGITS.split(label)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _line(row: Row) -> str:
+    name = "all" if row.name is None else f"{row.by}: {_escaped(row.name)}"
+    cells = [_cell(one, row.num_problems) for one in row.pass_at_k]
+    return f"| {name} | {row.num_problems:,} | {' | '.join(cells)} |"
+
+
+def _cell(one: PassAtK, num_problems: int) -> str:
+    if one.value is None:
+        return "unknown"
+    text = f"{100 * one.value:.1f}"
+    if one.low is not None and one.high is not None:
+        text += f" ({100 * one.low:.1f} to {100 * one.high:.1f})"
+    if one.num_problems < num_problems:
+        text += f", {one.num_problems:,} of {num_problems:,} problems"
+    return text
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
