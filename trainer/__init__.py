@@ -1,1 +1,1 @@
-"""From records to a better student: evaluation."""
+"""From records to a better student: recipes, training and evaluation."""

@@ -12,6 +12,7 @@ from synth_client.records_cli import RULE_HELP
 from synth_client.rules import MATH, check_rule
 from synth_client.run import Run
 from synth_client.verify import Limits
+from synth_client.workspace import Workspace
 from trainer.benchmark import PLACE, load_benchmark
 from trainer.evaluate import RECORDS, RESULTS, TABLE, Evaluation, evaluate
 from trainer.results import Results
@@ -121,5 +122,9 @@ def _say(results: Results, folder: Path) -> None:
     typer.echo(results.to_markdown())
     typer.echo(f"{folder / RESULTS} has every problem, {folder / TABLE} this table")
     if results.num_failed:
-        typer.echo(f"{results.num_failed:,} samples failed; run again to try them", err=True)
+        failed = Workspace(folder / RECORDS).failed
+        typer.echo(
+            f"failed: {results.num_failed:,}; {failed} says why, and the same command tries again",
+            err=True,
+        )
         raise typer.Exit(1)

@@ -119,11 +119,11 @@ class Results:
         num_truncated = sum(problem.num_truncated for problem in self.problems)
         num_empty = sum(problem.num_empty for problem in self.problems)
         num_asked = len(self.problems) * self.sampling.n
-        counted = [(num_truncated, "were cut off at the length limit"), (num_empty, "are empty")]
-        left_out = [(self.num_failed, "failed"), (self.num_unjudged, "could not be judged")]
-        for told, what in ((counted, "counted as judged"), (left_out, "not counted")):
+        counted = [(num_truncated, "cut off at the length limit"), (num_empty, "empty")]
+        left_out = [(self.num_failed, "failed"), (self.num_unjudged, "not judged")]
+        for told, what in ((counted, "counted as they are judged"), (left_out, "not counted")):
             if parts := [f"{number:,} {how}" for number, how in told if number]:
-                yield f"\nOf {num_asked:,} samples {' and '.join(parts)}: {what}."
+                yield f"\nOf {num_asked:,} samples, {' and '.join(parts)}: {what}."
 
 
 def table_of(

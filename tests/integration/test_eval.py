@@ -201,8 +201,9 @@ async def test_a_sample_that_failed_is_missing_and_not_wrong_until_it_is_there(
     server.script = said(refusing)
     run = Eval(server, tmp_path, "--verify", "number")
     out, err = await run.ended(1)
-    assert "1 samples failed; run again to try them" in err
-    assert "Of 16 samples 1 failed: not counted." in out
+    said_why = f"failed: 1; {run.folder}/records.failed.jsonl says why, and the same command"
+    assert said_why in err
+    assert "Of 16 samples, 1 failed: not counted." in out
     assert run.counts("n", "c", "num_failed")[3] == (3, 3, 1)
     pass_at_4 = run.results()["table"][-1]["pass_at_k"][-1]
     assert (pass_at_4["k"], pass_at_4["num_problems"]) == (4, 3)
@@ -227,8 +228,8 @@ async def test_an_empty_answer_is_wrong_and_one_that_cannot_be_judged_is_neither
     out, _ = await run.ended(0)
     names = ("n", "c", "num_empty", "num_truncated", "num_unjudged", "num_failed")
     assert run.counts(*names)[:2] == [(4, 0, 1, 0, 0, 0), (3, 0, 0, 1, 1, 0)]
-    assert "Of 16 samples 1 were cut off at the length limit and 1 are empty" in out
-    assert "Of 16 samples 1 could not be judged: not counted." in out
+    assert "Of 16 samples, 1 cut off at the length limit and 1 empty: counted" in out
+    assert "Of 16 samples, 1 not judged: not counted." in out
 
 
 async def test_a_model_that_the_server_does_not_know_ends_it_at_once(

@@ -57,8 +57,8 @@ def test_what_is_missing_is_told_under_the_table() -> None:
     assert "| all | 3 | 0.0 (0.0 to 0.0), 2 of 3 problems | 0.0, 1 of 3 problems |\n" in text
     assert text.endswith(
         HOW
-        + "\nOf 6 samples 1 were cut off at the length limit and 2 are empty: counted as judged.\n"
-        "\nOf 6 samples 1 failed and 2 could not be judged: not counted.\n"
+        + "\nOf 6 samples, 1 cut off at the length limit and 2 empty: counted as they are judged.\n"
+        "\nOf 6 samples, 1 failed and 2 not judged: not counted.\n"
     )
     assert "| all | 1 | unknown | unknown |" in results(dead).to_markdown()
 
