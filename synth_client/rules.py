@@ -14,6 +14,7 @@ from typing import Final
 from synth_client.errors import InputError
 
 MATH: Final = "math"
+CHOICE: Final = "choice"
 _CALLABLE: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 _THOUGHT_END: Final = "</think>"
 # A comma belongs to a number only where it groups thousands; a minus right after a word or a
@@ -138,7 +139,7 @@ def _judge_exact(output: str, answer: str | None) -> Judgement:
 
 PLAIN_RULES: Final[Mapping[str, Rule]] = {
     "exact": _judge_exact,
-    "choice": _judge_choice,
+    CHOICE: _judge_choice,
     "number": _judge_number,
 }
 

@@ -11,6 +11,8 @@ import orjson
 from synth_client.dataset import BadRow, Cells, Dataset, open_dataset
 from synth_client.errors import InputError
 from synth_client.question import Question
+from synth_client.rules import CHOICE, MATH
+from trainer.choices import has_choices, laid_out
 
 PLACE: Final = "{problem}"
 _DIGEST_BYTES: Final = 16
@@ -29,6 +31,7 @@ class Problem:
 class Benchmark:
     """`dataset` asks the problems in the order of `problems`, each worded as `prompt` says.
 
+    `rule` is the one by which its answers are judged unless another is wanted.
     `digest` is 16 bytes of BLAKE2b over ids, messages and answers, in hexadecimal: two results
     with the same one are of the same problems, asked in the same words.
     """
@@ -36,6 +39,7 @@ class Benchmark:
     name: str
     dataset: Dataset
     prompt: str
+    rule: str
     problems: tuple[Problem, ...]
     digest: str
 
@@ -54,7 +58,9 @@ def load_benchmark(
     `InputError`, naming the row, where one asks nothing, has no answer or has another's id.
     """
     found = open_dataset(source, limit=limit, split=split, subset=subset)
-    read = [_with_id(cells) for cells in islice(found.cells(), limit)]
+    there = list(islice(found.cells(), limit))
+    are_choices = all(cells.columns and has_choices(cells.columns) for cells in there)
+    read = [_as_synth_reads(cells, found.name) for cells in there]
     problems: dict[str, Problem] = {}
     asked = []
     digest = blake2b(digest_size=_DIGEST_BYTES)
@@ -66,20 +72,33 @@ def load_benchmark(
         columns = _columns(question, prompt)
         digest.update(orjson.dumps(columns, option=orjson.OPT_APPEND_NEWLINE))
         asked.append(Cells(cells.place, columns))
-    dataset = _over(found, asked)
-    return Benchmark(found.name, dataset, prompt, tuple(problems.values()), digest.hexdigest())
+    return Benchmark(
+        name=found.name,
+        dataset=_over(found, asked),
+        prompt=prompt,
+        rule=CHOICE if are_choices else MATH,
+        problems=tuple(problems.values()),
+        digest=digest.hexdigest(),
+    )
 
 
 def _over(dataset: Dataset, cells: list[Cells]) -> Dataset:
     return replace(dataset, cells=lambda: iter(cells), count_all=lambda: len(cells))
 
 
-def _with_id(cells: Cells) -> Cells:
-    """MATH-500 calls it `unique_id`."""
+def _as_synth_reads(cells: Cells, benchmark: str) -> Cells:
+    """Benchmarks have names of their own: MATH-500 calls the id `unique_id`."""
     columns = cells.columns
-    if columns is None or columns.get("id") not in (None, "") or "unique_id" not in columns:
+    if columns is None:
         return cells
-    return replace(cells, columns={**columns, "id": columns["unique_id"]})
+    if has_choices(columns):
+        try:
+            return replace(cells, columns=laid_out(columns))
+        except ValueError as error:
+            raise InputError(f"{benchmark}, {cells.place}: {error}") from error
+    if columns.get("id") in (None, "") and "unique_id" in columns:
+        return replace(cells, columns={**columns, "id": columns["unique_id"]})
+    return cells
 
 
 def _checked(row: Question | BadRow, place: str) -> Question:

@@ -9,7 +9,7 @@ import typer
 from synth_client.cli import check_url, log_console, run_loop
 from synth_client.question import Synthesis
 from synth_client.records_cli import RULE_HELP
-from synth_client.rules import MATH, check_rule
+from synth_client.rules import CHOICE, MATH, check_rule
 from synth_client.run import Run
 from synth_client.verify import Limits
 from synth_client.workspace import Workspace
@@ -68,7 +68,13 @@ def eval_command(
             "--resume/--fresh", help="Go on where the journal ends, or move all aside and start."
         ),
     ] = True,
-    verify: Annotated[str, typer.Option(help=RULE_HELP)] = MATH,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            help=RULE_HELP,
+            show_default=f"{MATH}, or {CHOICE} for rows of right and wrong answers",
+        ),
+    ] = None,
     verify_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for judging one answer.")
     ] = 10.0,
@@ -78,7 +84,7 @@ def eval_command(
     if PLACE not in prompt:
         raise typer.BadParameter(f"--prompt has no {PLACE}, so it would ask nothing")
     base_urls = tuple(check_url(url) for url in base_url)
-    rule = check_rule(verify)
+    rule = None if verify is None else check_rule(verify)
     loaded = load_benchmark(benchmark, prompt=prompt, limit=limit, split=split, subset=subset)
     name = Path(loaded.name).stem if Path(benchmark).is_file() else loaded.name
     folder = output or Path("runs/eval", _file_name(model), _file_name(name))
@@ -99,7 +105,7 @@ def eval_command(
         concurrency=concurrency,
         api_key=api_key,
         fresh=not resume,
-        verify=rule,
+        verify=rule or loaded.rule,
         verify_limits=Limits(seconds=verify_timeout),
     )
     evaluation = Evaluation(benchmark=loaded, run=run, ks=ks)

@@ -232,6 +232,23 @@ async def test_an_empty_answer_is_wrong_and_one_that_cannot_be_judged_is_neither
     assert "Of 16 samples, 1 not judged: not counted." in out
 
 
+async def test_choices_are_judged_by_letter(server: Scripted, tmp_path: Path) -> None:
+    answers = {"Correct Answer": "yes"} | {f"Incorrect Answer {i}": f"no {i}" for i in (1, 2, 3)}
+    row = {"Record ID": "r", "Question": "Is it?", **answers}
+
+    def by_text(problem: str, sample: int) -> dict[str, Any]:
+        wanted = "yes" if sample < 3 else "no 2"
+        letter = next(line[0] for line in problem.splitlines() if line[3:] == wanted)
+        return completion(f"The answer is {letter}.")
+
+    server.script = said(by_text)
+    run = Eval(server, tmp_path)
+    (tmp_path / "math.jsonl").write_bytes(orjson.dumps(row))
+    await run.ended(0)
+    assert run.counts("id", "n", "c") == [("r", 4, 3)]
+    assert run.results()["verify"] == "choice"
+
+
 async def test_a_model_that_the_server_does_not_know_ends_it_at_once(
     server: Scripted, tmp_path: Path
 ) -> None:

@@ -1,3 +1,4 @@
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ MATH_500 = {
     "subject": "Prealgebra",
     "level": 1,
     "unique_id": "test/prealgebra/1.json",
+}
+
+GPQA = {
+    "Record ID": "rec1",
+    "Question": "Which planet is the largest?\n",
+    "Correct Answer": "Jupiter",
+    "Incorrect Answer 1": "Mars",
+    "Incorrect Answer 2": " Venus",
+    "Incorrect Answer 3": "Saturn",
+    "High-level domain": "Physics",
 }
 
 
@@ -96,6 +107,49 @@ def test_a_row_that_is_no_problem_is_named_and_ends_it(
     with pytest.raises(InputError) as caught:
         load(tmp_path, {"problem": "good", "answer": "1"}, row)
     assert str(caught.value).startswith(f"math.jsonl, line 2: {fault}")
+
+
+def test_a_row_of_gpqa_becomes_a_question_with_lettered_choices(tmp_path: Path) -> None:
+    found = load(tmp_path, GPQA, prompt="{problem}\n\nEnd with the letter.")
+    assert (found.problems, found.rule) == ((Problem("rec1", None, "Physics"),), "choice")
+    (question,) = questions(found)
+    first, blank, *choices, gap, last = question.messages[0].content.splitlines()
+    assert (first, last) == ("Which planet is the largest?", "End with the letter.")
+    assert (blank, gap) == ("", "")
+    assert [line[:3] for line in choices] == ["A) ", "B) ", "C) ", "D) "]
+    assert {line[3:] for line in choices} == {"Jupiter", "Mars", "Venus", "Saturn"}
+    assert f"{question.answer}) Jupiter" in choices
+
+
+def test_gpqa_is_read_from_a_folder_with_its_csv(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    names = [name for name in GPQA if "Answer" in name]
+    row = GPQA | {"Question": "One, or another?"} | dict(zip(names, "1234", strict=True))
+    with (tmp_path / "gpqa_diamond.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(row))
+        table.writeheader()
+        table.writerow(row)
+    found = load_benchmark(str(tmp_path), split="train")
+    (question,) = questions(found)
+    assert f"\n{question.answer}) 1" in question.messages[0].content
+
+
+def test_the_right_choice_has_no_favourite_letter_and_keeps_its_own(tmp_path: Path) -> None:
+    rows = [GPQA | {"Record ID": str(i), "Question": f"Which, {i}?"} for i in range(400)]
+    answers = [question.answer for question in questions(load(tmp_path, *rows))]
+    assert all(70 <= answers.count(letter) <= 130 for letter in "ABCD")
+    # Whatever the order of the rows is.
+    assert [q.answer for q in questions(load(tmp_path, *rows[::-1]))] == answers[::-1]
+
+
+def test_a_row_of_gpqa_without_one_of_its_answers_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"math\.jsonl, line 2: Incorrect Answer 2 is neither a"):
+        load(tmp_path, GPQA, GPQA | {"Incorrect Answer 2": None})
+
+
+def test_rows_with_answers_are_judged_by_math_unless_all_are_choices(tmp_path: Path) -> None:
+    assert load(tmp_path, MATH_500).rule == "math"
+    assert load(tmp_path, GPQA, MATH_500).rule == "math"
 
 
 def test_a_benchmark_without_rows_or_without_a_file_is_refused(tmp_path: Path) -> None:
