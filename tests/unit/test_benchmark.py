@@ -2,6 +2,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import datasets
 import orjson
 import pytest
 
@@ -122,7 +123,6 @@ def test_a_row_of_gpqa_becomes_a_question_with_lettered_choices(tmp_path: Path) 
 
 
 def test_gpqa_is_read_from_a_folder_with_its_csv(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     names = [name for name in GPQA if "Answer" in name]
     row = GPQA | {"Question": "One, or another?"} | dict(zip(names, "1234", strict=True))
     with (tmp_path / "gpqa_diamond.csv").open("w", newline="", encoding="utf-8") as file:
@@ -160,7 +160,6 @@ def test_a_benchmark_without_rows_or_without_a_file_is_refused(tmp_path: Path) -
 
 
 def test_a_folder_of_data_files_is_read_by_its_test_split(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     row = {**MATH_500, "level": 2}
     splits = {"train": datasets.Dataset.from_list([row | {"problem": "no"}])}
     splits["test"] = datasets.Dataset.from_list([row, row | {"unique_id": "b", "level": None}])
