@@ -36,7 +36,11 @@ def eval_command(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="A folder.", show_default="runs/eval/MODEL/BENCHMARK"),
+        typer.Option(
+            file_okay=False,
+            help="The folder for records and results.",
+            show_default="runs/eval/MODEL/BENCHMARK",
+        ),
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Samples of every problem.")] = 8,
     k: Annotated[
@@ -52,14 +56,21 @@ def eval_command(
     split: Annotated[str, typer.Option(help="The split of a dataset.")] = "test",
     subset: Annotated[str | None, typer.Option(help="The configuration of a dataset.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="The most requests at a time.")] = 64,
-    temperature: Annotated[float | None, typer.Option(min=0)] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Left out, as the server has it.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Likewise.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The most tokens of an answer. Likewise.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Sample i is asked with this plus i.")
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar=["MOTAB_API_KEY", "OPENAI_API_KEY"], show_envvar=True)
+        str | None,
+        typer.Option(
+            envvar=["MOTAB_API_KEY", "OPENAI_API_KEY"], show_envvar=True, help="The server's key."
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for one sample.")] = 3600.0,
     resume: Annotated[
