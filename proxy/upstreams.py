@@ -117,7 +117,16 @@ async def _open_server(
         await backend.check()
         writer, reader = ResumingWriter(backend, client), local or backend
         reasoning = await _reasoning(name, config, reader)
-        return Upstream(name, reader, writer, (backend,), config.max_concurrent, reasoning, reader)
+        return Upstream(
+            name,
+            reader,
+            writer,
+            (backend,),
+            config.max_concurrent,
+            reasoning,
+            reader,
+            "scaled" if isinstance(config, SGLangConfig) else "yes",
+        )
 
     upstream = await _once_up(connected, wait_s)
     client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
@@ -141,7 +150,7 @@ async def _text_server(
         config.max_concurrent,
         reasoning,
         reader,
-        backend.why_not,
+        why_not=backend.why_not,
     )
 
 

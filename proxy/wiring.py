@@ -68,9 +68,9 @@ def _check_pair(name: str, model: ServedModel) -> None:
             f"not tell how '{teacher.name}' continues a text"
         )
         raise ConfigError(f"upstreams.{teacher.name}.continuation: {message}")
-    if options.method == "motab":
-        try:
-            model.scorer(options, {})
-        except RequestError as error:
-            where = f"models.{name}.params.{str(error.param).removeprefix('motab.')}"
-            raise ConfigError(f"{where}: {error}") from error
+    try:
+        model.check_method(options)
+        model.scorer_of_method(options, {})
+    except RequestError as error:
+        where = f"models.{name}.params.{str(error.param).removeprefix('motab.')}"
+        raise ConfigError(f"{where}: {error}") from error

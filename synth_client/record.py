@@ -78,15 +78,16 @@ class StepRecord(Part):
     """One step and what decided about it.
 
     `start` and `end` are character offsets into the output. They are None for a flawed step that
-    `stitch: clean` left out, whose `text` may stand here instead. The teacher's numbers are None
-    where nothing was scored; `entropy` is in nats.
+    `stitch: clean` left out and for one that `skd` rejected, whose `text` may stand here instead.
+    The teacher's numbers are None where nothing was scored; `entropy` is in nats. `boundary` may be
+    above 1 in `skd`, whose gamma may be.
     """
 
     start: Count | None
     end: Count | None
     value: Probability | None
     entropy: Annotated[float, Field(ge=0.0)] | None
-    boundary: Probability | None
+    boundary: Annotated[float, Field(ge=0.0)] | None
     td_error: Annotated[float, Field(ge=-1.0, le=1.0)] | None
     safe: bool | None
     student_tokens: Count
@@ -113,6 +114,7 @@ class MotabUsage(Part):
     """What the trajectory cost, in tokens of either model and in calls.
 
     `teacher_cached_tokens` is None where the teacher's server does not report its cache.
+    `teacher_tokens_discarded` is part of `teacher_tokens`.
     """
 
     student_tokens: Count
@@ -123,6 +125,7 @@ class MotabUsage(Part):
     student_calls: Count
     score_calls: Count
     correction_calls: Count
+    teacher_tokens_discarded: Count = 0
 
 
 class Usage(Part):
@@ -247,7 +250,8 @@ class Record(Part):
         """The role of a step; a step left out of the output is flawed, too."""
         if self.steps[index].author == "teacher":
             return "teacher"
-        is_flawed = self.bifurcation is not None and index >= self.bifurcation
+        is_left_out = self.steps[index].start is None
+        is_flawed = is_left_out or (self.bifurcation is not None and index >= self.bifurcation)
         return "flawed" if is_flawed else "student"
 
     def step_verdict(self, index: int) -> Verdict:

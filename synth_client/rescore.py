@@ -292,8 +292,8 @@ def _check_same(first: Record, record: Record) -> None:
 def _scored_of(record: Record, *, with_entropy: bool) -> Scored:
     if record.method != "motab":
         raise RescoreError(
-            f"record {record.id} is of method {record.method}, which scores no steps: rescoring"
-            " needs records of method motab"
+            f"record {record.id} is of method {record.method}, which has no thresholds of MOTAB's:"
+            " rescoring needs records of method motab"
         )
     if record.scoring in JUDGES:
         raise RescoreError(

@@ -48,11 +48,56 @@ class ServedModel:
 
     def check_method(self, options: Options) -> None:
         """A plain upstream can only write alone."""
+        if options.method == "skd" and self.pair.student and self.pair.teacher:
+            self._check_logprobs(self.pair.student)
         lacks_student = options.method != "teacher" and self.pair.student is None
         if lacks_student or (options.method != "student" and self.pair.teacher is None):
             alone = "teacher" if self.pair.student is None else "student"
             message = f"this model is a {alone} alone, it has no method '{options.method}'"
             raise RequestError(message, param="motab.method")
+
+    def _check_logprobs(self, student: Upstream) -> None:
+        if student.writes_logprobs == "no":
+            message = (
+                f"method 'skd' needs the student's log-probabilities, and upstream '{student.name}'"
+                " gives none while it writes; kind vllm, sglang, llamacpp or embedded does"
+            )
+            raise RequestError(message, param="motab.method")
+
+    def check_temperature(self, options: Options, temperature: float) -> None:
+        """What a server scaled by its temperature is U_t at the temperatures 0 and 1 only."""
+        student = self.pair.student
+        if options.method != "skd" or student is None or student.writes_logprobs != "scaled":
+            return
+        if temperature not in {0.0, 1.0}:
+            message = (
+                f"method 'skd' needs temperature 0 or 1 here: upstream '{student.name}' scales its"
+                " log-probabilities by the temperature"
+            )
+            raise RequestError(message, param="temperature")
+
+    def scorer_of_method(self, options: Options, asked: Mapping[str, Any]) -> Scorer | None:
+        """The scorer that the method needs; None where it does not score.
+
+        Raises as `scorer` does, and where marks would be compared with probabilities.
+        """
+        if not options.scores:
+            return None
+        if options.method == "motab":
+            return self.scorer(options, asked)
+        scorer = self._scorer(options)
+        if scorer.scoring in JUDGES:
+            message = (
+                f"method '{options.method}' compares probabilities, and the teacher's values come"
+                f" from '{scorer.scoring}' and are none"
+            )
+            raise RequestError(message, param="motab.method")
+        return scorer
+
+    def _scorer(self, options: Options) -> Scorer:
+        if self.pair.teacher is None:
+            raise RequestError("this model has no teacher to score with", param="model")
+        return self.pair.teacher.scorer(options.scoring)
 
     def scorer(self, options: Options, asked: Mapping[str, Any]) -> Scorer:
         """The teacher's scorer that the options call for.
@@ -60,9 +105,7 @@ class ServedModel:
         Raises `ScoringUnavailable`, and `RequestError` where a judge would be held against a
         boundary that was made for V_t: its values are another quantity and it knows no entropy.
         """
-        if self.pair.teacher is None:
-            raise RequestError("this model has no teacher to score with", param="model")
-        scorer = self.pair.teacher.scorer(options.scoring)
+        scorer = self._scorer(options)
         if scorer.scoring in JUDGES:
             about = f"the teacher's values come from '{scorer.scoring}' and are no probabilities"
             if options.boundary != "static":
@@ -186,7 +229,8 @@ class Service:
         forced = {"trace": "full"} if always_full else {}
         options = self._options(model, {**request.motab, **forced}, _length_limit(request))
         model.check_method(options)
-        scorer = model.scorer(options, request.motab) if options.method == "motab" else None
+        scorer = model.scorer_of_method(options, request.motab)
+        model.check_temperature(options, request.temperature)
         if request.n > self.config.max_n:
             raise RequestError(f"n must be at most {self.config.max_n} here", param="n")
         if request.stream_options is not None and not request.stream:

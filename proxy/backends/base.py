@@ -86,6 +86,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     special_tokens: bool = False
     """Special tokens are written out: the text of a harmony model makes no sense without."""
+    logprobs: bool = False
+    """Drafts must bring them; only for servers that give them (`Upstream.writes_logprobs`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,16 @@ class Draft:
     `token_ids` are what a stream that breaks is resumed from: where all text up to here is spelled
     by exactly the ids of all drafts up to here, those that this one adds, else None (and the next
     draft that has some adds the missing ones). There is one id for each piece so far.
+
+    `logprobs`, where `Sampling` asked for them, has for each piece the natural logarithms of the
+    tokens that it stands for; NaN where the server gave none.
     """
 
     pieces: tuple[str, ...]
     end: FinishReason | None = None
     num_cached_tokens: int | None = None
     token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import orjson
 from proxy.backends.alignment import as_in_running_text, decoded, without_follower
 from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.backends.http import UpstreamClient
+from proxy.backends.logprobs import PieceLogprobs
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
@@ -165,8 +166,10 @@ class LlamaCpp:
         }
         if sampling.seed is not None:
             body["seed"] = sampling.seed & 0x7FFFFFFF
+        if sampling.logprobs:
+            body["n_probs"] = 1
         last: Draft | None = None
-        reading = _Reading()
+        reading = _Reading(PieceLogprobs(sampling.logprobs))
         async with self._slots.lease(call.session_id) as slot:
             body["id_slot"] = slot
             async with self._client.stream("/completion", body, call) as events:
@@ -277,6 +280,9 @@ class LlamaCpp:
 class _Reading:
     """What has come of a stream."""
 
+    logprobs: PieceLogprobs
+    num_told: int = 0
+    """How many tokens log-probabilities were told of, or found missing."""
     num_tokens: int = 0
     """How many tokens the text that has come is made of."""
     token_ids: list[int] = field(default_factory=list)
@@ -293,6 +299,7 @@ class _Reading:
         """
         text, count = str(row["content"]), int(row["tokens_predicted"])
         if not row["stop"]:
+            self._add_logprobs(row, count)
             self.token_ids += map(int, row.get("tokens", ()))
             return self._written(text, count) if text else None
         if row["stop_type"] not in _END_REASONS:
@@ -300,15 +307,28 @@ class _Reading:
         # The end token is counted, but it is no text.
         num_new = count - self.num_tokens - (row["stop_type"] == "eos")
         end = _END_REASONS[row["stop_type"]]
-        return Draft(_pieces(text, num_new), end, int(row["timings"]["cache_n"]))
+        if row["stop_type"] == "eos":
+            self.logprobs.drop_last()
+        pieces = _pieces(text, num_new)
+        told = self.logprobs.take(len(pieces))
+        return Draft(pieces, end, int(row["timings"]["cache_n"]), logprobs=told)
+
+    def _add_logprobs(self, row: dict[str, Any], count: int) -> None:
+        """Tokens that end inside a character come without any, and before the one that has some."""
+        if self.logprobs.wanted:
+            told = [_finite(entry["logprob"]) for entry in row.get("completion_probabilities", ())]
+            self.logprobs.add([None] * (count - self.num_told - len(told)))
+            self.logprobs.add(told)
+            self.num_told = count
 
     def _written(self, text: str, count: int) -> Draft:
         pieces = _pieces(text, count - self.num_tokens)
         self.num_tokens = count
+        told = self.logprobs.take(len(pieces))
         if len(self.token_ids) != count - self.num_known:
-            return Draft(pieces)
+            return Draft(pieces, logprobs=told)
         token_ids, self.token_ids, self.num_known = tuple(self.token_ids), [], count
-        return Draft(pieces, token_ids=token_ids)
+        return Draft(pieces, token_ids=token_ids, logprobs=told)
 
 
 def _told(reply: dict[str, Any], logprob: float | None, num_top: int) -> _Forced:

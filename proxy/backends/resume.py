@@ -111,6 +111,8 @@ class _Text:
     """The ids of the first of `pieces`."""
     _waiting: tuple[str, ...] = ()
     """Pieces without text, not handed on yet."""
+    _waiting_logprobs: tuple[tuple[float, ...], ...] = ()
+    """Theirs, where they were asked for."""
     _position: int = 0
     """How many of `pieces` the running attempt has come to."""
     _seam: str = ""
@@ -144,7 +146,7 @@ class _Text:
         num_known = len(self._token_ids)
         known = "".join(self.pieces[:num_known])
         longest = max(map(len, self.sampling.stop), default=1) - 1
-        self._position, self._waiting = num_known, ()
+        self._position, self._waiting, self._waiting_logprobs = num_known, (), ()
         self._seam, self._seam_left = known[max(0, len(known) - longest) :], longest
         context = _copy(self.context)
         if num_known:
@@ -154,6 +156,9 @@ class _Text:
     def take(self, draft: Draft) -> Draft:
         """What of a draft is new. Raises `UpstreamInterrupted` where it is not the same text."""
         pieces = (*self._waiting, *draft.pieces)
+        logprobs = None
+        if draft.logprobs is not None:
+            logprobs = (*self._waiting_logprobs, *draft.logprobs)
         num_ready = len(pieces)
         if draft.token_ids is not None:
             self._token_ids += draft.token_ids
@@ -161,6 +166,7 @@ class _Text:
             while num_ready and not pieces[num_ready - 1]:
                 num_ready -= 1
         ready, self._waiting = pieces[:num_ready], pieces[num_ready:]
+        self._waiting_logprobs = () if logprobs is None else logprobs[num_ready:]
         self._check_seam("".join(ready))
         num_old = min(len(self.pieces) - self._position, num_ready)
         if list(ready[:num_old]) != self.pieces[self._position : self._position + num_old]:
@@ -173,7 +179,8 @@ class _Text:
         cached = draft.num_cached_tokens
         if cached is not None:  # of the prompt, of which our own text is no part
             cached = min(cached, len(self.context.token_ids))
-        return Draft(new, draft.end, cached)
+        told = None if logprobs is None else logprobs[num_old:num_ready]
+        return Draft(new, draft.end, cached, logprobs=told)
 
     def _check_seam(self, text: str) -> None:
         """A server looks for stop strings in what it writes itself, not across the seam."""

@@ -22,7 +22,7 @@ from proxy.backends.alignment import (
 )
 from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.backends.http import UpstreamClient
-from proxy.backends.logprobs import complete, finite
+from proxy.backends.logprobs import PieceLogprobs, complete, finite
 from proxy.backends.models import require_model
 from proxy.backends.spelling import Spelling, Token
 from proxy.backends.template import ChatTemplate
@@ -147,7 +147,9 @@ class SGLang:
             "return_logprob": True,
             "return_text_in_logprobs": True,
         }
-        reading = _Reading(len(context.token_ids), sampling.stop)
+        reading = _Reading(
+            len(context.token_ids), sampling.stop, PieceLogprobs(sampling.logprobs)
+        )
         last: Draft | None = None
         async with self._client.stream("/generate", body, call) as events:
             # To the very end, so that the connection is kept.
@@ -235,6 +237,7 @@ class _Reading:
 
     num_prompt_tokens: int
     stop: tuple[str, ...]
+    logprobs: PieceLogprobs
     num_tokens: int = 0
     text: str = ""
     spelling: Spelling = field(default_factory=Spelling)
@@ -247,6 +250,7 @@ class _Reading:
             raise ValueError(f"{self.num_prompt_tokens} tokens sent, {meta['prompt_tokens']} read")
         text: str = row["text"]
         tokens = [Token(int(i), s) for _, i, s in meta["output_token_logprobs"]]
+        logprobs = [finite(row[0], _LOWEST) for row in meta["output_token_logprobs"]]
         count, total = len(row["output_ids"]), meta["completion_tokens"]
         if len(tokens) != count:
             raise ValueError(f"{count} output_ids, but {len(tokens)} log-probabilities")
@@ -254,6 +258,7 @@ class _Reading:
             if not text.startswith(self.text):
                 raise ValueError("its text does not go on from the text before")
             tokens, text = tokens[self.num_tokens :], text[len(self.text) :]
+            logprobs = logprobs[self.num_tokens :]
         elif self.num_tokens + count != total:
             raise ValueError(f"{self.num_tokens} tokens and then {count} make no {total}")
         self.num_tokens, self.text = total, self.text + text
@@ -263,9 +268,13 @@ class _Reading:
         if end == "length":  # half a character, for which no more tokens come
             text = text.rstrip(REPLACEMENT)
         spelt = self.spelling.feed(text, tokens)
+        self.logprobs.add(logprobs[: len(tokens)])
         if end is None:
-            return Draft(spelt.pieces, token_ids=spelt.token_ids)
-        return Draft(spelt.pieces + self.spelling.rest(), end, _cached_tokens(meta))
+            told = self.logprobs.take(len(spelt.pieces))
+            return Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=told)
+        pieces = spelt.pieces + self.spelling.rest()
+        told = self.logprobs.take(len(pieces))
+        return Draft(pieces, end, _cached_tokens(meta), logprobs=told)
 
 
 def _end(reason: dict[str, Any] | None, stop: tuple[str, ...]) -> tuple[FinishReason | None, bool]:

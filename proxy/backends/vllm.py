@@ -23,7 +23,7 @@ from proxy.backends.alignment import (
 )
 from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.backends.http import UpstreamClient
-from proxy.backends.logprobs import complete, finite
+from proxy.backends.logprobs import PieceLogprobs, complete, finite
 from proxy.backends.models import require_model
 from proxy.backends.spelling import Spelling, Token
 from proxy.backends.template import ChatTemplate
@@ -46,6 +46,7 @@ class _Event:
 
     text: str
     tokens: tuple[Token, ...]
+    logprobs: tuple[float | None, ...]
     end: FinishReason | None
     is_usage: bool
     num_cached_tokens: int | None
@@ -157,7 +158,7 @@ class Vllm:
         end: FinishReason | None = None
         num_cached: int | None = None
         has_usage = False
-        spelling = Spelling()
+        spelling, logprobs = Spelling(), PieceLogprobs(sampling.logprobs)
         async with self._client.stream("/v1/completions", body, call) as events:
             # To the very end, so that the connection is kept.
             async for payload in events:
@@ -168,12 +169,15 @@ class Vllm:
                 num_cached = event.num_cached_tokens
                 end = event.end or end
                 spelt = spelling.feed(event.text, event.tokens)
+                logprobs.add(event.logprobs)
                 if spelt.pieces:
-                    yield Draft(spelt.pieces, token_ids=spelt.token_ids)
+                    told = logprobs.take(len(spelt.pieces))
+                    yield Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=told)
             if end is None or not has_usage:
                 message = "its stream broke off before the end"
                 raise UpstreamUnreachable(self._client.upstream, message)
-        yield Draft(spelling.rest(), end, num_cached)
+        rest = spelling.rest()
+        yield Draft(rest, end, num_cached, logprobs=logprobs.take(len(rest)))
 
     def _completion(self, context: Context, temperature: float, top_p: float) -> dict[str, Any]:
         """The fields of every completion. An omitted sampling field would be filled from the
@@ -197,7 +201,7 @@ class Vllm:
             if "error" in row:
                 raise self._client.stream_failure(row["error"])
             if not row["choices"]:
-                return _Event("", (), None, bool(row["usage"]), _cached_tokens(row))
+                return _Event("", (), (), None, bool(row["usage"]), _cached_tokens(row))
             choice = row["choices"][0]
             reason = choice["finish_reason"]
             if reason in _FAILURES:
@@ -206,7 +210,11 @@ class Vllm:
                 raise ValueError(f"unknown finish_reason {reason!r}")
             end = None if reason is None else _END_REASONS[reason]
             text, tokens = str(choice["text"]), _tokens(choice)
-            return _Event(text, tokens, end, is_usage=False, num_cached_tokens=None)
+            told = choice["logprobs"]["token_logprobs"]
+            if len(told) < len(tokens):
+                raise ValueError(f"{len(tokens)} tokens, but {len(told)} token_logprobs")
+            logprobs = tuple(finite(x, _LOWEST) for x in told[: len(tokens)])
+            return _Event(text, tokens, logprobs, end, is_usage=False, num_cached_tokens=None)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         body = {

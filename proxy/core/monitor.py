@@ -7,8 +7,11 @@ trajectory is the same: decisions depend on the step texts and their scores alon
 
 from typing import Protocol
 
+from proxy.core.imitkd import ImitKdMonitor
 from proxy.core.params import Params
+from proxy.core.prefix import PrefixMonitor
 from proxy.core.segmenter import Segmenter
+from proxy.core.skd import SkdMonitor
 from proxy.core.solo import SoloMonitor
 from proxy.core.stitch import blank_line_after, blank_line_before, cover, stitch
 from proxy.core.types import (
@@ -45,11 +48,19 @@ class Monitor(Protocol):
         ...
 
 
-def monitor_for(params: Params) -> Monitor:
-    """The state machine of `params.method`."""
-    if params.method == "motab":
-        return MotabMonitor(params)
-    return SoloMonitor(params, author=params.method)
+def monitor_for(params: Params, seed: int = 0) -> Monitor:
+    """The state machine of `params.method`; `seed` decides what `imitkd` and `prefix` draw."""
+    match params.method:
+        case "motab":
+            return MotabMonitor(params)
+        case "imitkd":
+            return ImitKdMonitor(params, seed)
+        case "skd":
+            return SkdMonitor(params)
+        case "prefix":
+            return PrefixMonitor(params, seed)
+        case author:
+            return SoloMonitor(params, author)
 
 
 class MotabMonitor:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-Method = Literal["motab", "teacher", "student"]
+Method = Literal["motab", "teacher", "student", "imitkd", "skd", "prefix"]
 
 
 class ParameterError(ValueError):
@@ -23,7 +23,8 @@ class Params:
     """
 
     method: Method = "motab"
-    """Who writes: `motab` as in the paper, or the `teacher` or the `student` alone."""
+    """Who writes: `motab` as in the paper, the `teacher` or the `student` alone, or one of the
+    methods that the paper compares with: `imitkd`, `skd`, `prefix`."""
     base_threshold: float = 0.2
     """eps_0 of Eq. 6, in [0, 1]: the boundary where the teacher is certain."""
     entropy_scale: float = 1.0
@@ -44,8 +45,17 @@ class Params:
     """`none`: the teacher takes over at the breach itself (ablation "w/o back")."""
     stitch: Literal["flawed", "clean"] = "flawed"
     """`clean`: safe prefix and correction only (ablation "w/o stitch")."""
+    gamma: float = 1.0
+    """Method `skd`, above 0: a step is kept where V_t > gamma U_t."""
+    beta: float = 0.5
+    """Method `imitkd`, in [0, 1]: the probability that the teacher writes a step."""
     teacher_temperature: float = 0.6
     """Sampling temperature of whatever the teacher writes."""
+
+    @property
+    def scores(self) -> bool:
+        """Whether the teacher scores steps under this method."""
+        return self.method in {"motab", "skd"}
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -53,6 +63,8 @@ class Params:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ParameterError(field.name, f"must be a finite number, not {value}")
         self._require("in [0, 1]", 0.0 <= self.base_threshold <= 1.0, "base_threshold")
+        self._require("above 0", self.gamma > 0.0, "gamma")
+        self._require("in [0, 1]", 0.0 <= self.beta <= 1.0, "beta")
         self._require("at least 0", self.entropy_scale >= 0.0, "entropy_scale")
         self._require("at least 0", self.teacher_temperature >= 0.0, "teacher_temperature")
         self._require("at least 1", self.max_step_tokens >= 1, "max_step_tokens")

@@ -38,9 +38,9 @@ class StepScore:
 class StepTrace:
     """One step of a finished trajectory, with everything that decided about it.
 
-    `start` and `end` are character offsets into the trajectory's text, None for a flawed step that
-    `stitch: clean` left out. The teacher's numbers are None where no teacher scored the step, and
-    `td_error` (delta_t, Eq. 7) is None for the first step.
+    `start` and `end` are character offsets into the trajectory's text, None for a step that is not
+    part of it: a flawed one that `stitch: clean` left out, one that `skd` rejected. The teacher's
+    numbers are None where no teacher scored the step, and `td_error` (delta_t, Eq. 7) is None for the first step.
     """
 
     text: str
@@ -91,11 +91,14 @@ class Wrote:
     """Text of the running write, one piece per token.
 
     A token that ends inside a multi-byte character brings an empty piece; the token that completes
-    the character brings it whole.
+    the character brings it whole. Where `Write` asked for them, `logprobs` has, for each piece, the
+    log-probabilities of the tokens that it stands for: of one, or of none for text that comes after
+    its tokens, as half characters do.
     """
 
     write_id: int
     pieces: tuple[str, ...]
+    logprobs: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +129,16 @@ Event = Wrote | WriteEnded | Scored
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Let `author` continue the question plus `steps`, for at most `max_tokens` of its tokens."""
+    """Let `author` continue the question plus `steps`, for at most `max_tokens` of its tokens.
+
+    `logprobs`: they must come with its text.
+    """
 
     write_id: int
     author: Author
     steps: tuple[str, ...]
     max_tokens: int
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ class Upstream:
     """How its model's text opens a thought; None where that is not known."""
     markup: MarkupReader | None = None
     """`reader`, where it knows special tokens; None: the model reads the text as it is."""
+    writes_logprobs: Literal["no", "yes", "scaled"] = "no"
+    """Whether its text can come with log-probabilities; `scaled`: by the sampling temperature."""
     why_not: Mapping[Scoring, str] = field(default_factory=dict)
     """Why a way that such servers may have is not among the scorers."""
     writing: asyncio.Semaphore = field(init=False)

@@ -5,6 +5,8 @@ decisions are the monitor's: this file only does what it says and tells it what 
 """
 
 import asyncio
+import secrets
+from collections import deque
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -33,6 +35,10 @@ from proxy.core.types import (
 from proxy.engine.contexts import ModelContext
 from proxy.engine.limits import Upstream
 from proxy.errors import MotabError, UpstreamMalformed
+
+
+# 2^64 by the golden ratio: its multiples lie far apart, also in the 31 bits that llama.cpp takes.
+_SEED_STEP = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ class Usage:
     teacher_cached_tokens: int | None = 0
     """None where the teacher's server does not tell."""
     teacher_tokens: int = 0
+    teacher_tokens_discarded: int = 0
     student_calls: int = 0
     score_calls: int = 0
     correction_calls: int = 0
@@ -109,7 +116,8 @@ class TrajectoryRun:
     question: Question
     params: Params
     sampling: Sampling
-    """The student's; the teacher writes with `params.teacher_temperature` and the same seed."""
+    """The student's; the teacher writes with `params.teacher_temperature` and the same seed. A
+    later write of the same author has another seed, which follows from it."""
     call: Call
     observer: Observer
     scorer: Scorer | None = None
@@ -122,11 +130,15 @@ class TrajectoryRun:
     """The first step that was scored."""
     _writes: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
     _halted: set[int] = field(init=False, default_factory=set)
+    _authors: dict[int, Author] = field(init=False, default_factory=dict)
+    _num_writes: dict[Author, int] = field(init=False, default_factory=dict)
     _revise_tokens: int = field(init=False, default=0)
     _trajectory: Trajectory | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._monitor = monitor_for(self.params)
+        seed = self.sampling.seed
+        # The one place where chance comes in; the core draws by what it is given.
+        self._monitor = monitor_for(self.params, secrets.randbits(64) if seed is None else seed)
 
     async def run(self) -> Outcome:
         """Run to the end. Cancelling this cancels every request upstream.
@@ -146,6 +158,7 @@ class TrajectoryRun:
         for command in commands:
             match command:
                 case Write():
+                    self._authors[command.write_id] = command.author
                     write = self._group.create_task(self._write(command))
                     self._writes[command.write_id] = write
                 case Halt(write_id):
@@ -163,16 +176,18 @@ class TrajectoryRun:
                 case Finish(trajectory):
                     self._trajectory = trajectory
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: Event, upstream: Upstream) -> None:
         try:
             commands = self._monitor.handle(event)
         except ValueError as error:
-            raise UpstreamMalformed(self.pair.of("teacher").name, str(error)) from error
+            raise UpstreamMalformed(upstream.name, str(error)) from error
         self._obey(commands)
 
     def _halt(self, write_id: int) -> None:
         self._halted.add(write_id)
         task = self._writes[write_id]
+        if self._authors[write_id] == "teacher":  # the end, which tells, will not come
+            self._count_cached(None)
         # A write that halts itself, at a token cap, ends by returning.
         if task is not asyncio.current_task():
             task.cancel()
@@ -181,12 +196,12 @@ class TrajectoryRun:
         upstream = self.pair.of(command.author)
         is_student = command.author == "student"
         reads = self._reads(command.author)
-        sampling = self.sampling if is_student else self._teacher_sampling()
-        if reads.bridge.own.kind == "harmony":
-            sampling = replace(sampling, special_tokens=True)
+        sampling = self._sampling_of(command, reads)
         # With that stitch the flawed steps stand before what it writes.
-        follows = not is_student and self.params.stitch == "flawed"
+        corrects = not is_student and self.params.method == "motab"
+        follows = corrects and self.params.stitch == "flawed"
         before = self._first_step if follows else ""
+        logprobs: deque[tuple[float, ...]] = deque()
         async with upstream.writing:
             context = await reads.at(command.steps, before)
             translator = reads.translator(command.steps, before)
@@ -195,15 +210,17 @@ class TrajectoryRun:
             async with aclosing(drafts):
                 async for draft in drafts:
                     self._count_tokens(len(draft.pieces), is_student=is_student)
+                    logprobs.extend(draft.logprobs or ())
                     pieces = translator.feed(draft.pieces)
                     if draft.end is not None:
                         pieces += translator.end()
                     if pieces:
-                        self._tell(Wrote(command.write_id, pieces))
+                        told = _first(logprobs, len(pieces)) if command.logprobs else None
+                        self._tell(Wrote(command.write_id, pieces, told), upstream)
                     if draft.end is not None:
                         if not is_student:
                             self._count_cached(draft.num_cached_tokens)
-                        self._tell(WriteEnded(command.write_id, draft.end))
+                        self._tell(WriteEnded(command.write_id, draft.end), upstream)
                     if draft.end is not None or command.write_id in self._halted:
                         return
         raise UpstreamMalformed(upstream.name, "its text ended without a reason")
@@ -224,7 +241,7 @@ class TrajectoryRun:
         self._usage.score_calls += 1
         self._usage.teacher_scored_tokens += scores.num_tokens
         self._count_cached(scores.num_cached_tokens)
-        self._tell(Scored(scores.steps, scores.next_entropy))
+        self._tell(Scored(scores.steps, scores.next_entropy), self.pair.of("teacher"))
 
     def _reads(self, author: Author) -> ModelContext:
         """The author's context, which grows with the trajectory."""
@@ -237,12 +254,18 @@ class TrajectoryRun:
             self._contexts[author] = context
         return self._contexts[author]
 
-    def _teacher_sampling(self) -> Sampling:
-        return Sampling(
-            temperature=self.params.teacher_temperature,
-            seed=self.sampling.seed,
-            stop=self.sampling.stop,
-        )
+    def _sampling_of(self, command: Write, reads: ModelContext) -> Sampling:
+        if command.author == "student":
+            sampling = replace(self.sampling, logprobs=command.logprobs)
+        else:
+            sampling = Sampling(self.params.teacher_temperature, stop=self.sampling.stop)
+        num_before = self._num_writes.get(command.author, 0)
+        self._num_writes[command.author] = num_before + 1
+        if self.sampling.seed is not None:
+            sampling = replace(sampling, seed=_seed_of(self.sampling.seed, num_before))
+        if reads.bridge.own.kind == "harmony":
+            sampling = replace(sampling, special_tokens=True)
+        return sampling
 
     def _count_call(self, context: Context, *, is_student: bool) -> None:
         if is_student:
@@ -271,10 +294,29 @@ class TrajectoryRun:
     def _outcome(self, trajectory: Trajectory) -> Outcome:
         usage = self._usage
         usage.student_tokens_discarded = usage.student_tokens - trajectory.student_tokens
+        usage.teacher_tokens_discarded = usage.teacher_tokens - trajectory.teacher_tokens
         usage.completion_tokens = (
             trajectory.student_tokens + self._revise_tokens + trajectory.teacher_tokens
         )
         return Outcome(trajectory, usage, None if self.scorer is None else self.scorer.scoring)
+
+
+def _first(
+    logprobs: deque[tuple[float, ...]], num_pieces: int
+) -> tuple[tuple[float, ...], ...] | None:
+    """Take those of the oldest pieces, for a translator may have kept some back. None where fewer
+    came, which core refuses.
+    """
+    if len(logprobs) < num_pieces:
+        return None
+    return tuple(logprobs.popleft() for _ in range(num_pieces))
+
+
+def _seed_of(seed: int, num_before: int) -> int:
+    """The seed of an author's next write, in 64 bits like the first: none repeats another's random
+    numbers, nor those of another choice's trajectory.
+    """
+    return (seed + num_before * _SEED_STEP + 2**63) % 2**64 - 2**63
 
 
 def first_error(errors: BaseExceptionGroup) -> BaseException:

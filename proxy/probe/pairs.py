@@ -28,9 +28,15 @@ def judge_pair(
         checks = reports[name].checks
         reasons += [f"{role} '{name}': {reason}" for reason in _writing_faults(checks)]
         notes += [f"{role} '{name}': {note}" for note in _notes(checks)]
+    pair = Pair(upstreams.get(model.student), upstreams.get(model.teacher))
+    if pair.student is not None and pair.teacher is not None:
+        try:
+            ServedModel(pair, model.params, {}).check_method(options)
+        except RequestError as error:
+            reasons.append(str(error))
     scoring: Scoring | None = None
     # A teacher that does not even answer has been told of.
-    if options.method == "motab" and model.teacher in upstreams:
+    if options.scores and model.teacher in upstreams:
         teacher = f"teacher '{model.teacher}': "
         try:
             scoring = _scoring(model, options, upstreams)
@@ -55,7 +61,11 @@ def judge_pair(
 def _scoring(model: ModelConfig, options: Options, upstreams: Mapping[str, Upstream]) -> Scoring:
     """The rung that a request would be scored by. Raises the `RequestError` that it would get."""
     pair = Pair(upstreams.get(model.student), upstreams[model.teacher])
-    return ServedModel(pair, model.params, {}).scorer(options, {}).scoring
+    served = ServedModel(pair, model.params, {})
+    scorer = served.scorer_of_method(options, {})
+    if scorer is None:
+        raise RequestError(f"method '{options.method}' does not score", param="motab.method")
+    return scorer.scoring
 
 
 def _writing_faults(checks: UpstreamChecks) -> list[str]:
@@ -77,7 +87,7 @@ def _scoring_faults(checks: UpstreamChecks, scoring: Scoring, options: Options) 
     faults = []
     if way.self_test.result in {"no", "failed"}:
         faults.append(f"{scoring} fails the self-test: {way.self_test.detail}")
-    if options.boundary == "adaptive":
+    if options.method == "motab" and options.boundary == "adaptive":
         faults += _top_k_faults(way.top_k, options.entropy_top_k)
     return faults
 

@@ -30,7 +30,7 @@ ALLOWED = {
     "trainer": {"synth_client"},
     "configs": set(),
 }
-CORE_MODULES = {"collections", "dataclasses", "math", "typing"}
+CORE_MODULES = {"collections", "dataclasses", "math", "random", "typing"}
 
 
 def imports_of(path: Path) -> set[str]:

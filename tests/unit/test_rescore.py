@@ -128,7 +128,8 @@ def test_entropies_may_be_missing_where_none_is_needed() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (unbroken(method="student"), "record bags is of method student, which scores no steps"),
+        (unbroken(method="student"), "record bags is of method student, which has no thresholds"),
+        (unbroken(method="skd"), "record bags is of method skd, which has no thresholds"),
         (
             unbroken(
                 steps=steps_of(["a"], [None]),

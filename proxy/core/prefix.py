@@ -1,0 +1,60 @@
+"""The state machine of method `prefix`: the teacher finishes what the student began."""
+
+from dataclasses import replace
+from random import Random
+
+from proxy.core.params import Params
+from proxy.core.relay import Relay, unscored
+from proxy.core.types import Command, Emit, Event, Scored, Step, WriteEnded, Wrote
+
+
+class PrefixMonitor(Relay):
+    """The student writes to its end or cap; one of its n steps is drawn, and the teacher continues
+    from the context before it, to its own end or the remaining budget.
+
+    The step's index, from 0, is floor(n r), with r the first `random()` of Python's Mersenne
+    Twister, started with the seed modulo 2^64: each step is equally likely, and the teacher
+    writes at least the drawn one. Where the student wrote nothing, the teacher writes all.
+    """
+
+    _DRAFT = 0
+
+    def __init__(self, params: Params, seed: int) -> None:
+        # A step cap bounds what stays unscored; here nothing is scored.
+        super().__init__(replace(params, max_step_tokens=params.max_total_tokens + 1))
+        self._random = Random(seed % 2**64)  # noqa: S311 - it is to be repeatable
+        self._drafted: list[Step] = []
+
+    def start(self) -> list[Command]:
+        return [self._begin("student", _never)]
+
+    def handle(self, event: Event) -> list[Command]:  # noqa: PLR0911 - one for each event
+        match event:
+            case Wrote(self._DRAFT, pieces) if self._is_current(self._DRAFT):
+                self._drafted += self._stretch.take(pieces).steps
+                return self._pass_on() if self._stretch.is_exhausted else []
+            case Wrote(write_id) if self._is_current(write_id):
+                return self._wrote(event)
+            case WriteEnded(write_id, reason):
+                self._open.discard(write_id)
+                if not self._is_current(write_id):
+                    return []
+                if write_id != self._DRAFT:
+                    return self._ended(reason)
+                self._drafted += self._stretch.close()
+                return self._pass_on()
+            case Scored():
+                raise ValueError("method prefix asks for no scores")
+            case Wrote(write_id):  # more than it was asked for, or what a halted write brings
+                return self._halt(write_id)
+
+    def _pass_on(self) -> list[Command]:
+        num_kept = int(len(self._drafted) * self._random.random())
+        for step in self._drafted[:num_kept]:
+            self._keep(unscored(step, "student"))
+        emit: list[Command] = [Emit("".join(self._kept))] if self._kept else []
+        return [*emit, self._begin("teacher", _never)]
+
+
+def _never(_num_steps: int) -> bool:
+    return False

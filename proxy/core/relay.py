@@ -1,0 +1,218 @@
+"""What the methods share in which student and teacher write one text, stretch by stretch.
+
+A stretch is what one author writes in one go: as many steps as the method leaves it, in one stream.
+The step that ends it ends with the delimiter, and whatever its author wrote beyond is thrown away;
+a token that the cut goes through counts for that step, since part of its text is kept. So every
+stretch costs a token at least, and the trajectory ends.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from proxy.core.params import Params
+from proxy.core.segmenter import Segmenter
+from proxy.core.stitch import cover
+from proxy.core.types import (
+    Author,
+    Command,
+    Emit,
+    Finish,
+    FinishReason,
+    Halt,
+    Step,
+    StepTrace,
+    Trajectory,
+    Write,
+    Wrote,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The steps that were completed, and the new text of the stretch."""
+
+    steps: tuple[Step, ...]
+    text: str
+
+
+class Stretch:
+    """One author's text, cut into steps up to its last one."""
+
+    def __init__(self, write: Write, params: Params, ends_after: Callable[[int], bool]) -> None:
+        """`ends_after(k)` says whether its k-th step, counted from 1, is its last."""
+        self.write_id = write.write_id
+        self.author: Author = write.author
+        self.is_cut = False
+        """Its last step was completed; whatever else its author writes is not part of it."""
+        self.num_steps = 0
+        self._delimiter = params.delimiter
+        self._segmenter = Segmenter(params.delimiter, params.max_step_tokens, write.max_tokens)
+        self._ends_after = ends_after
+
+    @property
+    def is_exhausted(self) -> bool:
+        """A token cap cut it, or it was reached right after the last step."""
+        return self._segmenter.exhausted
+
+    @property
+    def stops_by_itself(self) -> bool:
+        """Its author was asked for no more than has come."""
+        return self.is_exhausted and not self._segmenter.step_was_cut
+
+    def take(self, pieces: Iterable[str]) -> Taken:
+        """Take more of the author's text, one piece a token."""
+        steps: list[Step] = []
+        text = ""
+        for piece in pieces:
+            if self.is_cut or self.is_exhausted:
+                break
+            num_taken = len(self._segmenter.open_text)
+            kept = list(self._kept(self._segmenter.feed(piece)))
+            written = "".join(step.text for step in kept)
+            text += (written if self.is_cut else written + self._segmenter.open_text)[num_taken:]
+            steps += kept
+        return Taken(tuple(steps), text)
+
+    def _kept(self, steps: list[Step]) -> Iterator[Step]:
+        for position, step in enumerate(steps, start=1):
+            self.num_steps += 1
+            if step.text.endswith(self._delimiter) and self._ends_after(self.num_steps):
+                self.is_cut = True
+                goes_on = position < len(steps) or bool(self._segmenter.open_text)
+                yield Step(step.text, step.num_tokens + goes_on)
+                return
+            yield step
+
+    def close(self) -> list[Step]:
+        """The author has ended: what is left is its last step."""
+        return self._segmenter.close()
+
+
+class Relay:
+    """A text that passes from author to author; methods say who writes next, and what is kept.
+
+    What a halted write still brings is ignored, even an end right after the delimiter: how much of
+    it comes depends on timing.
+    """
+
+    def __init__(self, params: Params) -> None:
+        self._params = params
+        self._steps: list[StepTrace] = []
+        """All that were decided on, also those that are not kept."""
+        self._kept: list[str] = []
+        self._budget = params.max_total_tokens
+        """Tokens that are left, counted in those of each step's author."""
+        self._stretch: Stretch
+        self._num_writes = 0
+        self._open: set[int] = set()
+        """Writes whose servers have not said the end and were not told to stop."""
+        self._is_finished = False
+
+    def _pass_on(self) -> list[Command]:
+        """The stretch was cut and there is budget left: let somebody go on."""
+        raise NotImplementedError
+
+    def _begin(
+        self, author: Author, ends_after: Callable[[int], bool], *, logprobs: bool = False
+    ) -> Write:
+        write = Write(self._num_writes, author, tuple(self._kept), self._budget, logprobs=logprobs)
+        self._num_writes += 1
+        self._open.add(write.write_id)
+        self._stretch = Stretch(write, self._params, ends_after)
+        return write
+
+    def _is_current(self, write_id: int) -> bool:
+        stretch = self._stretch
+        over = self._is_finished or stretch.is_cut or stretch.is_exhausted
+        return write_id == stretch.write_id and not over
+
+    def _halt(self, write_id: int) -> list[Command]:
+        """Once; not where the server has ended, either."""
+        if write_id not in self._open:
+            return []
+        self._open.remove(write_id)
+        return [Halt(write_id)]
+
+    def _keep(self, step: StepTrace) -> None:
+        self._steps.append(step)
+        self._kept.append(step.text)
+        by_student = step.author == "student"
+        self._budget -= step.student_tokens if by_student else step.teacher_tokens
+
+    def _wrote(self, event: Wrote) -> list[Command]:
+        """More of a stretch that is kept as it is written."""
+        stretch = self._stretch
+        taken = stretch.take(event.pieces)
+        for step in taken.steps:
+            self._keep(unscored(step, stretch.author))
+        commands: list[Command] = [Emit(taken.text)] if taken.text else []
+        if stretch.is_cut:
+            commands += self._halt(stretch.write_id)
+            return commands + (self._pass_on() if self._budget else [self._finish("length")])
+        if stretch.is_exhausted:
+            if not stretch.stops_by_itself:
+                commands += self._halt(stretch.write_id)
+            commands.append(self._finish("length"))
+        return commands
+
+    def _ended(self, reason: FinishReason) -> list[Command]:
+        """The author of such a stretch has ended, and with it the trajectory."""
+        for step in self._stretch.close():
+            self._keep(unscored(step, self._stretch.author))
+        return [self._finish(reason)]
+
+    def _finish(self, reason: FinishReason) -> Finish:
+        self._is_finished = True
+        steps = _placed(self._steps)
+        kept = [step for step in steps if step.start is not None]
+        output = cover(*_by_author(kept))
+        return Finish(
+            Trajectory(
+                text=output.text,
+                spans=output.spans,
+                steps=tuple(steps),
+                breach=None,
+                bifurcation=None,
+                finish_reason=reason,
+                student_tokens=sum(s.student_tokens for s in kept if s.author == "student"),
+                teacher_tokens=sum(s.teacher_tokens for s in kept if s.author == "teacher"),
+            )
+        )
+
+
+def unscored(step: Step, author: Author) -> StepTrace:
+    """A step that nobody scored."""
+    by_student = author == "student"
+    return StepTrace(
+        text=step.text,
+        author=author,
+        student_tokens=step.num_tokens if by_student else 0,
+        teacher_tokens=0 if by_student else step.num_tokens,
+    )
+
+
+def _placed(steps: Iterable[StepTrace]) -> list[StepTrace]:
+    """The steps with their offsets; those that were found unsafe are not part of the text."""
+    placed: list[StepTrace] = []
+    end = 0
+    for step in steps:
+        if step.safe is False:
+            placed.append(step)
+            continue
+        start, end = end, end + len(step.text)
+        placed.append(replace(step, start=start, end=end))
+    return placed
+
+
+def _by_author(steps: Iterable[StepTrace]) -> Iterator[tuple[Author, str]]:
+    """The text of each run of steps by one author."""
+    author: Author | None = None
+    text = ""
+    for step in steps:
+        if author is not None and step.author != author:
+            yield author, text
+            text = ""
+        author = step.author
+        text += step.text
+    if author is not None:
+        yield author, text

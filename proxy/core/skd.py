@@ -1,0 +1,141 @@
+"""The state machine of method `skd`: the teacher keeps the student's steps or rewrites them."""
+
+from dataclasses import dataclass
+
+from proxy.core.params import Params
+from proxy.core.relay import Relay
+from proxy.core.scoring import oracle_value
+from proxy.core.types import (
+    Command,
+    Emit,
+    Event,
+    FinishReason,
+    Judged,
+    Score,
+    Scored,
+    Step,
+    StepScore,
+    StepTrace,
+    WriteEnded,
+    Wrote,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drafted:
+    """A step of the student that was not judged yet, and U_t."""
+
+    step: Step
+    own_value: float
+
+
+class SkdMonitor(Relay):
+    """A step of the student is kept where V_t > gamma U_t; else the teacher writes that step anew
+    from s_{t-1}, and the student goes on after it.
+
+    U_t is the geometric mean of the probabilities that the student gave to the tokens it wrote:
+    those that end in the step, or, where none does, the one token that the step lies in. The
+    student does not wait for verdicts: its stream goes on beside the scoring and is halted when a
+    step is rejected, with what it wrote since.
+    """
+
+    def __init__(self, params: Params) -> None:
+        super().__init__(params)
+        self._drafted: list[_Drafted] = []
+        self._open_logprobs: list[tuple[float, ...]] = []
+        """Of the student's tokens after its last whole step."""
+        self._num_in_flight = 0
+        self._draft_end: FinishReason | None = None
+
+    def start(self) -> list[Command]:
+        return self._pass_on()
+
+    def handle(self, event: Event) -> list[Command]:
+        match event:
+            case Wrote(write_id) if self._is_current(write_id):
+                by_student = self._stretch.author == "student"
+                return self._draft(event) if by_student else self._wrote(event)
+            case WriteEnded(write_id, reason):
+                self._open.discard(write_id)
+                if not self._is_current(write_id):
+                    return []
+                if self._stretch.author == "teacher":
+                    return self._ended(reason)
+                self._add(self._stretch.close())
+                self._draft_end = reason
+                return self._advance()
+            case Scored():
+                return self._scored(event)
+            case Wrote(write_id):  # more than it was asked for, or what a halted write brings
+                return self._halt(write_id)
+
+    def _pass_on(self) -> list[Command]:
+        self._drafted.clear()
+        self._open_logprobs.clear()
+        self._draft_end = None
+        return [self._begin("student", lambda _num: False, logprobs=True)]
+
+    def _draft(self, event: Wrote) -> list[Command]:
+        if event.logprobs is None:
+            raise ValueError("the log-probabilities of its tokens are missing")
+        stretch = self._stretch
+        commands: list[Command] = []
+        for piece, logprobs in zip(event.pieces, event.logprobs, strict=True):
+            self._open_logprobs.append(logprobs)
+            self._add(stretch.take((piece,)).steps)
+            if stretch.is_exhausted:
+                self._draft_end = "length"
+                if not stretch.stops_by_itself:
+                    commands += self._halt(stretch.write_id)
+                break
+        return commands + self._advance()
+
+    def _add(self, steps: tuple[Step, ...] | list[Step]) -> None:
+        for step in steps:
+            covering = self._open_logprobs[: step.num_tokens] or self._open_logprobs[-1:]
+            own_value = oracle_value([x for logprobs in covering for x in logprobs])
+            del self._open_logprobs[: step.num_tokens]
+            self._drafted.append(_Drafted(step, own_value))
+
+    def _advance(self) -> list[Command]:
+        if self._num_in_flight:
+            return []
+        if self._drafted:
+            self._num_in_flight = len(self._drafted)
+            texts = (*self._kept, *(drafted.step.text for drafted in self._drafted))
+            # No entropy is needed, so none need be asked for.
+            return [Score(texts, self._num_in_flight, entropy_known=True)]
+        return [] if self._draft_end is None else [self._finish(self._draft_end)]
+
+    def _scored(self, event: Scored) -> list[Command]:
+        if len(event.scores) != self._num_in_flight:
+            raise ValueError(
+                f"{self._num_in_flight} steps were to be scored, {len(event.scores)} scores came"
+            )
+        self._num_in_flight = 0
+        commands: list[Command] = []
+        for score in event.scores:
+            step = self._judged(self._drafted.pop(0), score)
+            commands.append(Judged(len(self._steps), step))
+            if not step.safe:
+                self._steps.append(step)
+                rewrite = self._begin("teacher", lambda _num: True)
+                return [*commands, *self._halt(rewrite.write_id - 1), rewrite]
+            self._keep(step)
+            commands.append(Emit(step.text))
+        return commands + self._advance()
+
+    def _judged(self, drafted: _Drafted, score: StepScore) -> StepTrace:
+        """Raises ValueError where the score is impossible."""
+        if not 0.0 <= score.value <= 1.0:
+            raise ValueError(f"a value must be in [0, 1], not {score.value}")
+        limit = self._params.gamma * drafted.own_value
+        return StepTrace(
+            text=drafted.step.text,
+            author="student",
+            student_tokens=drafted.step.num_tokens,
+            teacher_tokens=score.num_tokens,
+            value=score.value,
+            boundary=limit,
+            safe=score.value > limit,
+        )
