@@ -32,6 +32,7 @@ USAGE_LABELS: Final[Mapping[str, str]] = {
     "teacher_scored_tokens": "scored by the teacher",
     "teacher_cached_tokens": "context from its cache",
     "teacher_tokens": "written by the teacher",
+    "teacher_tokens_discarded": "of the teacher, discarded",
     "student_calls": "calls to the student",
     "score_calls": "calls to score",
     "correction_calls": "calls to correct",

@@ -88,6 +88,8 @@ class ScriptedBackend:
     cached: int | None = 0
     decode_logprob: float = 0.0
     """What every token was decoded with."""
+    written_logprob: float | None = 0.0
+    """What every token is written with; None where this server tells none."""
     scoring: Scoring = "prompt_logprobs"
     rendered: list[Question] = field(default_factory=list)
     encoded: list[str] = field(default_factory=list)
@@ -160,7 +162,7 @@ class ScriptedBackend:
                         pieces = (item,) if isinstance(item, str) else item
                         pieces = pieces[: max_tokens - len(writing.pieces)]
                         writing.pieces += pieces
-                        yield Draft(pieces)
+                        yield Draft(pieces, logprobs=self._told(sampling, len(pieces)))
                     if len(writing.pieces) >= max_tokens:
                         writing.ended = True
                         yield Draft((), "length", script.cached)
@@ -170,6 +172,11 @@ class ScriptedBackend:
                     yield Draft((), script.end, script.cached)
         finally:
             writing.closed.set()
+
+    def _told(self, sampling: Sampling, num: int) -> tuple[tuple[float, ...], ...] | None:
+        if not sampling.logprobs or self.written_logprob is None:
+            return None
+        return ((self.written_logprob,),) * num
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         await self._called("decode")
@@ -207,7 +214,7 @@ def upstream(
     reasoning: Reasoning | None = None,
 ) -> Upstream:
     """The backend as the engine knows it."""
-    return Upstream(name, backend, backend, (backend,), 16, reasoning, backend)
+    return Upstream(name, backend, backend, (backend,), 16, reasoning, backend, "yes")
 
 
 def pair(student: ScriptedBackend, teacher: ScriptedBackend) -> Pair:

@@ -12,6 +12,7 @@ _TOKEN_KINDS = (
     "teacher_scored_tokens",
     "teacher_cached_tokens",
     "teacher_tokens",
+    "teacher_tokens_discarded",
 )
 _CALL_KINDS = ("student_calls", "score_calls", "correction_calls")
 

@@ -147,9 +147,7 @@ class SGLang:
             "return_logprob": True,
             "return_text_in_logprobs": True,
         }
-        reading = _Reading(
-            len(context.token_ids), sampling.stop, PieceLogprobs(sampling.logprobs)
-        )
+        reading = _Reading(len(context.token_ids), sampling.stop, PieceLogprobs(sampling.logprobs))
         last: Draft | None = None
         async with self._client.stream("/generate", body, call) as events:
             # To the very end, so that the connection is kept.

@@ -28,7 +28,7 @@ class PrefixMonitor(Relay):
     def start(self) -> list[Command]:
         return [self._begin("student", _never)]
 
-    def handle(self, event: Event) -> list[Command]:  # noqa: PLR0911 - one for each event
+    def handle(self, event: Event) -> list[Command]:
         match event:
             case Wrote(self._DRAFT, pieces) if self._is_current(self._DRAFT):
                 self._drafted += self._stretch.take(pieces).steps

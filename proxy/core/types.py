@@ -40,7 +40,8 @@ class StepTrace:
 
     `start` and `end` are character offsets into the trajectory's text, None for a step that is not
     part of it: a flawed one that `stitch: clean` left out, one that `skd` rejected. The teacher's
-    numbers are None where no teacher scored the step, and `td_error` (delta_t, Eq. 7) is None for the first step.
+    numbers are None where no teacher scored the step, and `td_error` (delta_t, Eq. 7) is None for
+    the first step and where no fall of the value is asked for.
     """
 
     text: str

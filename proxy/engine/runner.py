@@ -36,7 +36,6 @@ from proxy.engine.contexts import ModelContext
 from proxy.engine.limits import Upstream
 from proxy.errors import MotabError, UpstreamMalformed
 
-
 # 2^64 by the golden ratio: its multiples lie far apart, also in the 31 bits that llama.cpp takes.
 _SEED_STEP = 0x9E3779B97F4A7C15
 

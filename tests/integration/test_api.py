@@ -1,10 +1,11 @@
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from math import inf
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import httpx
 import openai
@@ -184,6 +185,7 @@ async def test_the_cost_of_a_trajectory_is_in_the_usage() -> None:
         "teacher_scored_tokens": len(A + B),
         "teacher_cached_tokens": 0,
         "teacher_tokens": 2,
+        "teacher_tokens_discarded": 0,
         "student_calls": 1,
         "score_calls": 1,
         "correction_calls": 1,
@@ -491,6 +493,10 @@ async def test_a_waiting_stream_is_kept_open_by_comments() -> None:
         ({"motab": {"base_threshold": 2}}, "motab.base_threshold", "invalid_value"),
         ({"motab": {"gama": 1}}, "motab.gama", "invalid_value"),
         ({"motab": {"method": "guess"}}, "motab.method", "invalid_value"),
+        ({"motab": {"gamma": "1.0"}}, "motab.gamma", "invalid_value"),
+        ({"motab": {"gamma": 0}}, "motab.gamma", "invalid_value"),
+        ({"motab": {"beta": True}}, "motab.beta", "invalid_value"),
+        ({"motab": {"beta": 1.5}}, "motab.beta", "invalid_value"),
         ({"motab": {"max_total_tokens": 131073}}, "motab.max_total_tokens", "invalid_value"),
     ],
 )
@@ -978,6 +984,7 @@ async def test_the_metrics_count_requests_trajectories_tokens_and_calls() -> Non
         "teacher_scored": 3 * len(A + B),
         "teacher_cached": 0,
         "teacher": 6,
+        "teacher_discarded": 0,
     }
     calls = {key[1]: v for key, v in samples.items() if key[0] == "motab_calls_total"}
     assert calls == {"student": 3, "score": 3, "correction": 3}
@@ -1322,3 +1329,96 @@ async def test_a_server_that_ends_lets_running_requests_finish() -> None:
             await serving
     assert response.json()["choices"][0]["message"]["content"] == "xy"
     assert service.admission.draining
+
+
+# The methods that share the pen.
+
+
+async def test_skd_is_asked_for_by_its_parameters_and_tells_what_it_rejected() -> None:
+    student = ScriptedBackend(iter_of(says(A, B), says()), written_logprob=math.log(0.5))
+    teacher = ScriptedBackend(says("T.\n\n"), values({A: 0.5, B: 0.3}))
+    asked = chat(motab={"method": "skd", "gamma": 0.9, "trace": "full"})
+    response = await answer(service_of(student, teacher), CHAT, asked)
+    assert response.headers["x-motab-scoring"] == "prompt_logprobs"
+    (choice,) = response.json()["choices"]
+    assert choice["message"]["content"] == A + "T.\n\n"
+    assert choice["motab"]["method"] == "skd"
+    kept, rejected, rewritten = choice["motab"]["steps"]
+    assert (kept["author"], kept["safe"], kept["boundary"]) == (
+        "student",
+        True,
+        pytest.approx(0.45),
+    )
+    assert (rejected["safe"], rejected["start"], rejected["text"]) == (False, None, B)
+    assert (rewritten["author"], rewritten["value"], rewritten["safe"]) == ("teacher", None, None)
+
+
+def iter_of(*scripts: Script) -> Callable[[Sampling], Script]:
+    left = iter(scripts)
+    return lambda _sampling: next(left)
+
+
+@pytest.mark.parametrize(
+    ("tells", "fields", "param", "about"),
+    [
+        ("no", {}, "motab.method", "needs the student's log-probabilities"),
+        ("scaled", {"temperature": 0.7}, "temperature", "needs temperature 0 or 1 here"),
+    ],
+)
+async def test_skd_without_the_students_own_probabilities_is_a_400(
+    tells: Literal["no", "scaled"], fields: dict[str, Any], param: str, about: str
+) -> None:
+    service = service_of(student := ScriptedBackend(says("x")))
+    found = service.models[MODEL].pair.student
+    assert found is not None
+    found.writes_logprobs = tells
+    status, error = await error_of(service, CHAT, chat(motab={"method": "skd"}, **fields))
+    assert (status, error["param"]) == (400, param)
+    assert about in error["message"]
+    assert not student.writes
+    # The other methods do not mind.
+    asked = chat(motab={"method": "imitkd", "beta": 0}, **fields)
+    assert (await answer(service, CHAT, asked)).status_code == 200
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+async def test_what_a_server_scaled_is_good_where_that_changes_nothing(temperature: int) -> None:
+    service = service_of(ScriptedBackend(says("x"), written_logprob=-1.0))
+    found = service.models[MODEL].pair.student
+    assert found is not None
+    found.writes_logprobs = "scaled"
+    asked = chat(motab={"method": "skd"}, temperature=temperature)
+    assert (await answer(service, CHAT, asked)).status_code == 200
+
+
+async def test_skd_compares_no_marks_with_probabilities() -> None:
+    teacher = ScriptedBackend(scoring="judge_sample")
+    service = service_of(ScriptedBackend(says("x")), teacher)
+    asked = chat(motab={"method": "skd", "boundary": "static", "base_threshold": 0.5})
+    status, error = await error_of(service, CHAT, asked)
+    assert (status, error["param"]) == (400, "motab.method")
+    assert "judge_sample" in error["message"]
+
+
+@pytest.mark.parametrize("method", ["imitkd", "skd", "prefix"])
+async def test_a_plain_model_shares_no_pen(method: str) -> None:
+    service = service_of(ScriptedBackend(says("x")))
+    for model in ("student/s", "teacher/t"):
+        status, error = await error_of(service, CHAT, chat(model=model, motab={"method": method}))
+        assert (status, error["param"]) == (400, "motab.method")
+
+
+async def test_a_seed_repeats_what_was_drawn() -> None:
+    def service() -> Service:
+        return service_of(ScriptedBackend(says("s")), ScriptedBackend(says("t")))
+
+    async def text_of(seed: int) -> str:
+        asked = chat(motab={"method": "imitkd"}, seed=seed)
+        content: str = (await answer(service(), CHAT, asked)).json()["choices"][0]["message"][
+            "content"
+        ]
+        return content
+
+    first = [await text_of(seed) for seed in range(8)]
+    assert [await text_of(seed) for seed in range(8)] == first
+    assert set(first) == {"s", "t"}

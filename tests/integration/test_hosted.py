@@ -126,6 +126,14 @@ async def test_a_pair_that_does_not_score_needs_no_boundary(up: Replay) -> None:
     assert found["choices"][0]["message"]["content"] == STUDENTS_TEXT
 
 
+async def test_a_student_that_tells_no_log_probabilities_does_not_start_with_skd(
+    up: Replay,
+) -> None:
+    plays(up)
+    with pytest.raises(ConfigError, match=r"params.method: method 'skd' needs the student's log-"):
+        await answered(configured(up, {"method": "skd"}))
+
+
 async def test_a_teacher_that_cannot_mark_does_not_start_a_pair(up: Replay) -> None:
     plays(up, logprobs="chat_no_digit_logprobs", mark="chat_no_digit")
     with pytest.raises(ConfigError, match=r"params.scoring: upstream 't' has no way to score"):

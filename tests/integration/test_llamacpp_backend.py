@@ -299,6 +299,45 @@ async def test_text_held_back_for_a_stop_string_comes_with_the_token_that_frees_
     assert pieces == [" nice", "", "", "", ".\n\nThe", " only"]
 
 
+TOLD = {
+    "eos": [("Yes", -1.0310745239257813), (".", -0.3918466866016388)],
+    # Those of the tokens inside a character are missing, and so are no zeros.
+    "emoji": [("", None), ("", None), ("🎉", -0.7547796964645386)],
+    "stop_not_reached": [
+        (" nice", -0.19169242680072784),
+        ("", -0.020708542317152023),
+        ("", -0.061251718550920486),
+        ("", -0.0028776167891919613),
+        (".\n\nThe", -2.714951753616333),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+async def test_each_piece_brings_its_tokens_log_probability_where_asked_for(
+    up: Replay, name: str
+) -> None:
+    request = LLAMACPP.request(f"stream_logprobs_{name}")
+    up.on("POST", COMPLETION, stream_reply(LLAMACPP.body(f"stream_logprobs_{name}")))
+    sampling = Sampling(0.0, stop=tuple(request["stop"]), logprobs=True)
+    context = prompted(*request["prompt"])
+    writing = backend(up).write(context, sampling, request["n_predict"], CALL)
+    drafts = [draft async for draft in writing]
+    assert up.bodies(COMPLETION) == [request]
+    pieces = pieces_of(drafts)
+    told = [x for draft in drafts for x in draft.logprobs or ()]
+    assert len(told) == len(pieces)
+    for (piece, logprob), ours, (got,) in zip(TOLD[name], pieces, told, strict=False):
+        assert ours == piece
+        assert got == logprob if logprob is not None else math.isnan(got)
+
+
+async def test_without_being_asked_a_stream_brings_no_log_probabilities(up: Replay) -> None:
+    drafts = await drafts_of(up, LLAMACPP.body("stream_eos"))
+    assert all(draft.logprobs is None for draft in drafts)
+    assert "n_probs" not in up.bodies(COMPLETION)[0]
+
+
 async def test_the_drafts_are_the_same_when_every_byte_comes_alone(up: Replay) -> None:
     body = LLAMACPP.body("stream_emoji")
     whole = await drafts_of(up, body)

@@ -538,6 +538,19 @@ async def test_the_first_token_may_take_longer_than_those_after_it() -> None:
     assert seen == [b'{"n":1}']
 
 
+async def test_log_probabilities_stay_with_their_pieces_where_some_come_again(
+    scene: Scene,
+) -> None:
+    def told(text: str, *logprobs: float) -> Item:
+        return Draft(tuple(text), token_ids=None, logprobs=tuple((x,) for x in logprobs))
+
+    first = [told("ab", -1.0, -2.0), Draft(("",), logprobs=((-3.0,),)), BROKEN]
+    again = [told("a", -1.0), told("b", -2.0), Draft(("", "é"), logprobs=((-3.0,), (-4.0,)))]
+    drafts = await scene.drafts(first, [*again, END], sampling=GREEDY)
+    pieces = [(p, x) for d in drafts for p, x in zip(d.pieces, d.logprobs or (), strict=True)]
+    assert pieces == [("a", (-1.0,)), ("b", (-2.0,)), ("", (-3.0,)), ("é", (-4.0,))]
+
+
 async def test_a_stalled_stream_is_resumed() -> None:
     parts = [event + b"\n\n" for event in LLAMACPP.body("stream_limit").split(b"\n\n") if event]
     patience = Patience(answer_s=60, stall_s=0.1)

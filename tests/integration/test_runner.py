@@ -40,9 +40,7 @@ def run_of(pair_: Pair, observer: Observed | None = None, **params: Any) -> Traj
         sampling=Sampling(0.7, 0.9, seed=5),
         call=Call("r-0"),
         observer=observer or Observed(),
-        scorer=pair_.of("teacher").scorer("auto")
-        if params.get("method", "motab") == "motab"
-        else None,
+        scorer=pair_.of("teacher").scorer("auto") if Params(**params).scores else None,
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from tokenizers import Tokenizer, models
 
@@ -423,6 +424,24 @@ async def test_a_last_event_without_a_new_token_is_an_end(up: Replay) -> None:
     drafts = await drafts_of(up, SGLANG.edited("delta_length", nothing_new))
     assert pieces_of(drafts) == STREAMS["length"][0][:-1]
     assert drafts[-1].end == "stop"
+
+
+@pytest.mark.parametrize("name", ALL_STREAMS)
+async def test_each_piece_brings_its_tokens_log_probability_where_asked_for(
+    up: Replay, name: str
+) -> None:
+    stop = tuple(SGLANG.request(name)["sampling_params"]["stop"])
+    asked = Sampling(0.0, stop=stop, logprobs=True)
+    drafts = await drafts_of(up, SGLANG.body(name), sampling=asked)
+    pieces = pieces_of(drafts)
+    told = [x for draft in drafts for x in draft.logprobs or ()]
+    rows: list[Any] = []
+    for line in SGLANG.body(name).splitlines():
+        if line.startswith(b"data: {"):
+            new = orjson.loads(line[6:])["meta_info"]["output_token_logprobs"]
+            rows = new if name.startswith("cumulative") else rows + new
+    assert [x for one in told for x in one] == [row[0] for row in rows[: len(pieces)]]
+    assert all(draft.logprobs is None for draft in await golden_drafts(up, name))
 
 
 @pytest.mark.parametrize("name", ["cumulative_eos", "delta_eos"])

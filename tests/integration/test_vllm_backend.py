@@ -326,6 +326,31 @@ async def test_a_write_says_every_sampling_field(up: Replay) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ALL_STREAMS)
+async def test_each_piece_brings_its_tokens_log_probability_where_asked_for(
+    up: Replay, name: str
+) -> None:
+    asked = Sampling(0.0, logprobs=True)
+    drafts = await drafts_of(up, VLLM.body(name), sampling=asked)
+    pieces = pieces_of(drafts)
+    told = [x for draft in drafts for x in draft.logprobs or ()]
+    events = [
+        orjson.loads(line[6:])
+        for line in VLLM.body(name).splitlines()
+        if line.startswith(b"data: {")
+    ]
+    recorded = [
+        x
+        for event in events
+        for choice in event["choices"]
+        for x in choice["logprobs"]["token_logprobs"]
+    ]
+    # The end token's, which is no text, is left out.
+    assert [x for one in told for x in one] == recorded[: len(pieces)]
+    assert len(told) == len(pieces)
+    assert all(draft.logprobs is None for draft in await drafts_of(up, VLLM.body(name)))
+
+
 async def test_a_write_without_a_seed_names_none(up: Replay) -> None:
     await drafts_of(up, VLLM.body("interval1_eos"))
     assert "seed" not in up.bodies(COMPLETIONS)[0]

@@ -116,9 +116,7 @@ def prefix(writes: Writes, caps: Caps, seed: int) -> Result:
     draft = writes("student", "")
     steps, counts, _ = cut_into_steps(draft.tokens, caps.delimiter, total + 1, total)
     cut_at = math.floor(len(steps) * Random(seed).random())
-    rows = [
-        Row("student", s, c) for s, c in zip(steps[:cut_at], counts[:cut_at], strict=True)
-    ]
+    rows = [Row("student", s, c) for s, c in zip(steps[:cut_at], counts[:cut_at], strict=True)]
     context, budget = "".join(steps[:cut_at]), total - sum(counts[:cut_at])
     text = writes("teacher", context)
     steps, counts, cut = cut_into_steps(text.tokens, caps.delimiter, total + 1, budget)
@@ -134,9 +132,7 @@ def own_value(draft: Text, steps: list[str], counts: list[int], index: int) -> f
     return math.exp(math.fsum(logprobs) / len(logprobs))
 
 
-def skd(
-    writes: Writes, caps: Caps, gamma: float, value_of: Callable[[str, str], float]
-) -> Result:
+def skd(writes: Writes, caps: Caps, gamma: float, value_of: Callable[[str, str], float]) -> Result:
     rows: list[Row] = []
     asked: list[tuple[str, str, int]] = []
     budget = caps.max_total_tokens

@@ -187,6 +187,11 @@ def test_an_author_alone_writes_everything(author: str) -> None:
         ("max_step_tokens", 0),
         ("max_total_tokens", 0),
         ("teacher_temperature", -0.1),
+        ("gamma", 0.0),
+        ("gamma", math.inf),
+        ("beta", -0.1),
+        ("beta", 1.1),
+        ("beta", math.nan),
     ],
 )
 def test_a_parameter_out_of_bounds_is_named(field: str, value: object) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -211,6 +212,18 @@ async def test_values_without_an_entropy_do_for_a_static_boundary_only() -> None
         "teacher 'teacher': entropy_top_k is 20, 0 candidates come; boundary: static would do",
     )
     assert verdict(checks, backend, boundary="static").can
+
+
+async def test_skd_needs_a_student_that_tells_its_log_probabilities() -> None:
+    checks = await checks_of(backend := ScriptedBackend(says("text"), decode_logprob=math.log(0.9)))
+    reports = {name: UpstreamReport("vllm", None, "m", checks) for name in ("student", "teacher")}
+    model = ModelConfig(student="student", teacher="teacher", params={"method": "skd"})
+    both = {name: upstream(name, backend) for name in ("student", "teacher")}
+    assert judge_pair(model, reports, both).can
+    assert judge_pair(model, reports, both).scoring == "prompt_logprobs"
+    both["student"].writes_logprobs = "no"
+    (reason,) = judge_pair(model, reports, both).reasons
+    assert "needs the student's log-probabilities" in reason
 
 
 async def test_a_self_test_of_no_token_has_failed() -> None:

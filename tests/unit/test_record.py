@@ -110,6 +110,7 @@ def breached() -> dict[str, Any]:
                 "student_calls": 1,
                 "score_calls": 4,
                 "correction_calls": 1,
+                "teacher_tokens_discarded": 0,
             },
         },
         "answer": "36",
@@ -319,6 +320,16 @@ def test_steps_from_the_bifurcation_on_are_flawed_even_where_they_were_left_out(
         record = record_of(fields)
         roles = [record.step_role(index) for index in range(4)]
         assert roles == ["student", "student", "flawed", "flawed"]
+
+
+def test_a_step_that_skd_rejected_is_flawed_and_its_boundary_may_be_above_one() -> None:
+    fields = unbroken(method="skd")
+    rejected = {**fields["steps"][0], "start": None, "end": None, "text": "No.\n\n"}
+    rejected |= {"safe": False, "boundary": 1.1}
+    record = record_of(fields | {"steps": [rejected, *fields["steps"]]})
+    assert record.step_role(0) == "flawed"
+    assert record.step_role(1) == "student"
+    assert record.step_verdict(0) == "unsafe"
 
 
 def test_a_step_of_the_teacher_is_the_teachers() -> None:
