@@ -55,6 +55,11 @@ class Stretch:
         return self._segmenter.exhausted
 
     @property
+    def is_over(self) -> bool:
+        """Nothing more is taken."""
+        return self.is_cut or self.is_exhausted
+
+    @property
     def stops_by_itself(self) -> bool:
         """Its author was asked for no more than has come."""
         return self.is_exhausted and not self._segmenter.step_was_cut
@@ -64,7 +69,7 @@ class Stretch:
         steps: list[Step] = []
         text = ""
         for piece in pieces:
-            if self.is_cut or self.is_exhausted:
+            if self.is_over:
                 break
             num_taken = len(self._segmenter.open_text)
             kept = list(self._kept(self._segmenter.feed(piece)))
@@ -122,9 +127,8 @@ class Relay:
         return write
 
     def _is_current(self, write_id: int) -> bool:
-        stretch = self._stretch
-        over = self._is_finished or stretch.is_cut or stretch.is_exhausted
-        return write_id == stretch.write_id and not over
+        over = self._is_finished or self._stretch.is_over
+        return write_id == self._stretch.write_id and not over
 
     def _halt(self, write_id: int) -> list[Command]:
         """Once; not where the server has ended, either."""

@@ -299,7 +299,7 @@ async def test_text_held_back_for_a_stop_string_comes_with_the_token_that_frees_
     assert pieces == [" nice", "", "", "", ".\n\nThe", " only"]
 
 
-TOLD = {
+TOLD: dict[str, list[tuple[str, float | None]]] = {
     "eos": [("Yes", -1.0310745239257813), (".", -0.3918466866016388)],
     # Those of the tokens inside a character are missing, and so are no zeros.
     "emoji": [("", None), ("", None), ("🎉", -0.7547796964645386)],
