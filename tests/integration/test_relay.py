@@ -184,9 +184,9 @@ async def test_prefix_lets_the_teacher_finish_from_the_drawn_step_on() -> None:
 async def test_a_teacher_that_rewrites_the_first_step_thinks_as_it_would() -> None:
     # No flawed attempt stands before what it writes, so none decides whether it thinks.
     student = ScriptedBackend(in_turn(says("Plain.\n\n"), says()))
-    teacher = ScriptedBackend(says("<think>\nHm.\n\n"), values({"Plain.\n\n": 0.0}))
-    think = Reasoning("think")
-    both = Pair(upstream("student", student, think), upstream("teacher", teacher, think))
+    teacher = ScriptedBackend(says("Hm.\n\n"), values({"Plain.\n\n": 0.0}))
+    think, opened = Reasoning("think"), Reasoning("think", opened=True)
+    both = Pair(upstream("student", student, think), upstream("teacher", teacher, opened))
     async with asyncio.timeout(5):
         outcome = await run_of(both, method="skd").run()
     assert teacher.writes[0].context == PROMPT
