@@ -125,7 +125,10 @@ def _number(number: float | None, *, signed: bool = False) -> Text:
 
 def _verdict_line(record: Record) -> Text:
     line = Text()
-    if record.breach is None:
+    num_rejected = sum(step.safe is False for step in record.steps)
+    if record.breach is None and num_rejected:
+        line.append(f"{num_rejected} of the student's steps rejected.", _BREACH_STYLE)
+    elif record.breach is None:
         line.append("No breach.")
     else:
         line.append(f"Breach at step {record.breach}", _BREACH_STYLE)

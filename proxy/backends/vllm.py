@@ -164,7 +164,7 @@ class Vllm:
             async for payload in events:
                 if payload == b"[DONE]":
                     continue
-                event = self._event(payload)
+                event = self._event(payload, logprobs=sampling.logprobs)
                 has_usage |= event.is_usage
                 num_cached = event.num_cached_tokens
                 end = event.end or end
@@ -195,7 +195,7 @@ class Vllm:
             "frequency_penalty": 0.0,
         }
 
-    def _event(self, payload: bytes) -> _Event:
+    def _event(self, payload: bytes, *, logprobs: bool) -> _Event:
         with self._client.expecting("a stream event"):
             row = orjson.loads(payload)
             if "error" in row:
@@ -210,11 +210,8 @@ class Vllm:
                 raise ValueError(f"unknown finish_reason {reason!r}")
             end = None if reason is None else _END_REASONS[reason]
             text, tokens = str(choice["text"]), _tokens(choice)
-            told = choice["logprobs"]["token_logprobs"]
-            if len(told) < len(tokens):
-                raise ValueError(f"{len(tokens)} tokens, but {len(told)} token_logprobs")
-            logprobs = tuple(finite(x, _LOWEST) for x in told[: len(tokens)])
-            return _Event(text, tokens, logprobs, end, is_usage=False, num_cached_tokens=None)
+            told = _token_logprobs(choice, len(tokens)) if logprobs else ()
+            return _Event(text, tokens, told, end, is_usage=False, num_cached_tokens=None)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         body = {
@@ -271,6 +268,13 @@ def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:
     if choice["finish_reason"] == "stop" and not isinstance(choice["stop_reason"], str):
         tokens = tokens[:-1]
     return tokens
+
+
+def _token_logprobs(choice: dict[str, Any], num_tokens: int) -> tuple[float | None, ...]:
+    told = choice["logprobs"]["token_logprobs"]
+    if len(told) < num_tokens:
+        raise ValueError(f"{num_tokens} tokens, but {len(told)} token_logprobs")
+    return tuple(finite(x, _LOWEST) for x in told[:num_tokens])
 
 
 def _step_scores(

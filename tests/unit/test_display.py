@@ -147,6 +147,16 @@ def test_a_step_without_a_score_shows_no_number() -> None:
         (breached(), "Breach at step 3, went back to step 2. Answer 36: right."),
         (unbroken(), "No breach. Answer 3: wrong, expected 36."),
         (unbroken(answer=None, correct=None), "No breach. Answer 3: unknown."),
+        (
+            unbroken(
+                method="skd",
+                steps=[
+                    {**unbroken()["steps"][0], "start": None, "end": None, "safe": False},
+                    *unbroken()["steps"],
+                ],
+            ),
+            "1 of the student's steps rejected. Answer 3: wrong, expected 36.",
+        ),
         (unbroken(predicted=None), "No breach. No answer: wrong, expected 36."),
         (
             unbroken(finish_reason="length"),
