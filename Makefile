@@ -44,8 +44,11 @@ test-cluster: $(VENV)/.dev  ## synthesis on a local Ray
 test-servers: $(VENV)/.dev $(SERVERS)/.installed $(REFERENCE)/.installed  ## against a real vLLM, and values against transformers
 	$(BIN)/pytest tests/servers
 
+.PHONY: train-env
+train-env: $(TRAINER)/.installed  ## the environment that motab train trains in
+
 .PHONY: test-trainer
-test-trainer: $(VENV)/.dev $(TRAINER)/.installed  ## exports as LLaMA-Factory itself loads them
+test-trainer: $(VENV)/.dev $(TRAINER)/.installed  ## exports and trainings with LLaMA-Factory itself
 	$(BIN)/pytest tests/trainer
 
 .PHONY: hooks

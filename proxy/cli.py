@@ -21,6 +21,7 @@ from synth_client.errors import ClientError
 from synth_client.records_cli import export_command, filter_command, verify_command
 from synth_client.report_cli import report_command, rescore_command
 from trainer.eval_cli import eval_command
+from trainer.cli import train_command
 
 app = typer.Typer(
     help="Distil reasoning without exposure bias: MOTAB decoding in front of any LLM servers.",
@@ -129,3 +130,4 @@ app.command("export")(export_command)
 app.command("report")(report_command)
 app.command("rescore")(rescore_command)
 app.command("eval")(eval_command)
+app.command("train")(train_command)

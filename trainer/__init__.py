@@ -1,1 +1,1 @@
-"""From records to a better student: recipes, training and evaluation."""
+"""From records to a better student: recipes, training by LLaMA-Factory, and evaluation."""

@@ -1,0 +1,53 @@
+"""The command `motab train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from trainer.errors import TrainingFailed
+from trainer.recipe import load_recipe
+from trainer.train import train
+
+_INTERRUPTED = 130
+
+
+def train_command(
+    *,
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="The recipe (YAML).", show_default=False)
+    ],
+    output: Annotated[Path | None, typer.Option(help="In place of the recipe's.")] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MOTAB_TRAINER_PYTHON",
+            help="The Python of an environment with llamafactory.",
+            show_default=".venv-trainer/bin/python",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the last checkpoint, where there is one.")
+    ] = True,
+) -> None:
+    """Train a student with LLaMA-Factory. Ends with its exit code."""
+    loaded = load_recipe(recipe)
+    if output is not None:
+        loaded = loaded.model_copy(update={"output": output})
+    console = Console(stderr=True)
+    try:
+        done = train(loaded, python=python, resume=resume, console=console)
+    except TrainingFailed as error:
+        console.print(error.tail, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"motab: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        console.print("motab: interrupted; the same command goes on with the last checkpoint")
+        raise typer.Exit(_INTERRUPTED) from error
+    if done.was_done:
+        console.print("Done before; --no-resume begins anew", highlight=False)
+    if done.by_step:
+        first, last = min(done.by_step), max(done.by_step)
+        typer.echo(f"{last} steps, loss {done.by_step[first]:.4f} to {done.by_step[last]:.4f}")
+    typer.echo(f"Student in {done.model}")

@@ -1,0 +1,113 @@
+"""What is learned from: a folder with `dataset_info.json`, and what its data are known by."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from synth_client.errors import InputError
+from synth_client.export import DATASET_INFO, DATASET_NAME, Export, export
+from synth_client.filters import Filters
+from synth_client.journal import reported
+from trainer.errors import RecipeError
+from trainer.recipe import ExportData, RecordsData
+
+_NEXT: Final = "data.next"
+_FOLDER: Final = "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """`folder` is absolute; `sha256` is of the data file, of `num_examples` lines."""
+
+    folder: Path
+    name: str
+    source: Path
+    sha256: str
+    num_examples: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Records, by the filter that dropped them."""
+
+
+def prepare(data: RecordsData | ExportData, output: Path) -> Dataset:
+    """Records are exported into a folder aside, which `settle` puts in place.
+
+    Raises `InputError` or `RecipeError` where there is nothing to learn from.
+    """
+    if isinstance(data, ExportData):
+        return _known(data.path.resolve(), data.dataset, data.path)
+    try:
+        filters = Filters(data.filters)
+    except InputError as error:
+        raise RecipeError(f"data.filters: {str(error).removeprefix('--filter ')}") from error
+    folder = output.resolve() / _NEXT
+    kept = export(
+        Export(
+            source=data.path,
+            output=folder,
+            format="llamafactory",
+            filters=filters,
+            overwrite=True,
+        )
+    )
+    return _known(folder, DATASET_NAME, data.path, kept.dropped)
+
+
+def settle(dataset: Dataset) -> Dataset:
+    """Put an export aside in the place of an earlier one."""
+    if dataset.folder.name != _NEXT:
+        return dataset
+    folder = dataset.folder.with_name(_FOLDER)
+    with reported(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+        dataset.folder.rename(folder)
+    return Dataset(
+        folder,
+        dataset.name,
+        dataset.source,
+        dataset.sha256,
+        dataset.num_examples,
+        dataset.dropped,
+    )
+
+
+def discard(dataset: Dataset) -> None:
+    """Remove an export aside."""
+    if dataset.folder.name == _NEXT:
+        shutil.rmtree(dataset.folder)
+
+
+def _known(
+    folder: Path, name: str, source: Path, dropped: Mapping[str, int] | None = None
+) -> Dataset:
+    info = folder / DATASET_INFO
+    if not info.is_file():
+        raise RecipeError(
+            f"data.path: {source} has no {DATASET_INFO};"
+            " make the folder with motab export --format llamafactory"
+        )
+    with reported(info):
+        content = info.read_bytes()
+    try:
+        datasets = orjson.loads(content)
+        entry = datasets.get(name)
+        file = None if entry is None else folder / entry["file_name"]
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise RecipeError(f"data.path: {info} names no file of '{name}'") from error
+    if file is None:
+        raise RecipeError(f"data.dataset: {info} has no '{name}', only {', '.join(datasets)}")
+    if not file.is_file():
+        raise RecipeError(f"data.path: {info} names {file.name}, which is not there")
+    digest, num_lines = sha256(), 0
+    with reported(file), file.open("rb") as lines:
+        for line in lines:
+            digest.update(line)
+            num_lines += bool(line.strip())
+    if not num_lines:
+        raise RecipeError(f"data.path: {file} is empty")
+    return Dataset(folder, name, source, digest.hexdigest(), num_lines, dict(dropped or {}))

@@ -1,0 +1,24 @@
+"""How training fails. Like the client's errors, these end the command with one line."""
+
+from synth_client.errors import ClientError
+
+
+class RecipeError(ClientError):
+    """The recipe cannot be trained; the message names the key and what would be right."""
+
+
+class TrainerMissing(ClientError):
+    """The environment that trains is not there, or lacks a package that the recipe needs."""
+
+
+class RunExists(ClientError):
+    """The output folder holds something else, or another process trains there."""
+
+
+class TrainingFailed(ClientError):
+    """LLaMA-Factory ended with an error. `exit_code` is what the command ends with."""
+
+    def __init__(self, message: str, *, exit_code: int, tail: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.tail = tail

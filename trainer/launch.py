@@ -1,0 +1,137 @@
+"""Runs LLaMA-Factory, and ends it."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+from synth_client.journal import reported
+from trainer.environment import variables
+from trainer.errors import TrainerMissing, TrainingFailed
+from trainer.recipe import CpuHardware, GpuHardware, Hardware
+from trainer.run_folder import SETTINGS_FILE, RunFolder
+
+_TICK_S: Final = 0.5
+_GRACE_S: Final = 15.0
+_TAIL_LINES: Final = 30
+_TAIL_BYTES: Final = 16_384
+_OUT_OF_MEMORY: Final = (
+    "OutOfMemoryError",
+    "CUDA out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "MemoryError",
+)
+
+
+def command_of(python: Path) -> list[str]:
+    """Run in the output folder: torchrun's arguments are split at blanks, which paths may hold."""
+    return [str(python.with_name("llamafactory-cli")), "train", SETTINGS_FILE]
+
+
+def devices_of(hardware: Hardware) -> dict[str, str]:
+    """The variables that tell LLaMA-Factory on how many devices to run."""
+    found: dict[str, str] = {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if isinstance(hardware, CpuHardware):
+        found["CUDA_VISIBLE_DEVICES"] = ""
+        if hardware.processes > 1:
+            threads = max(1, (os.cpu_count() or 1) // hardware.processes)
+            found["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+    elif isinstance(hardware, GpuHardware):
+        names = visible.split(",") if visible else [str(index) for index in range(hardware.gpus)]
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(names[: hardware.gpus])
+    if hardware.num_devices > 1:
+        found |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(hardware.num_devices)}
+    return found
+
+
+def launch(
+    folder: RunFolder, python: Path, hardware: Hardware, on_tick: Callable[[], None]
+) -> None:
+    """Train until it ends. Raises `TrainingFailed`, or KeyboardInterrupt after it was ended."""
+    with reported(folder.log), folder.log.open("ab") as log:
+        begin = log.tell()
+        try:
+            process = subprocess.Popen(  # noqa: S603 - the user's own interpreter
+                command_of(python),
+                cwd=folder.path,
+                env={**variables(python), **devices_of(hardware)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A Ctrl-C is for us, who end it in order.
+                start_new_session=True,
+                pass_fds=(folder.lock,),
+            )
+        except OSError as error:
+            raise TrainerMissing(f"{command_of(python)[0]}: {error.strerror}") from error
+    code = _waited(process, on_tick)
+    if code:
+        tail = _tail(folder.log, begin)
+        raise TrainingFailed(
+            _reason(code, tail), exit_code=code if code > 0 else 128 - code, tail=tail
+        )
+
+
+def _waited(process: subprocess.Popen[bytes], on_tick: Callable[[], None]) -> int:
+    try:
+        with _terminable():
+            while True:
+                try:
+                    return process.wait(_TICK_S)
+                except subprocess.TimeoutExpired:
+                    on_tick()
+    finally:
+        if process.poll() is None:
+            _end(process)
+        on_tick()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM is the same as Ctrl-C here: the trainer has a session of its own to be ended."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tail(path: Path, begin: int) -> str:
+    """The last lines of this session; of a line that a progress bar wrote over, the last state."""
+    with reported(path), path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(begin, end - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").split("\n")
+    return "\n".join([line.rsplit("\r", 1)[-1] for line in lines if line.strip()][-_TAIL_LINES:])
+
+
+def _reason(code: int, tail: str) -> str:
+    if any(sign in tail for sign in _OUT_OF_MEMORY):
+        return (
+            "out of memory: take fewer tokens (training.max_tokens), a smaller hardware.per_device,"
+            " zero3 on more GPUs, or a smaller model"
+        )
+    if code == -signal.SIGKILL:
+        return "LLaMA-Factory was killed, as systems do that run out of memory"
+    if code < 0:
+        return f"LLaMA-Factory was ended by {signal.Signals(-code).name}"
+    return f"LLaMA-Factory failed with exit code {code}"

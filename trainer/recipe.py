@@ -1,0 +1,203 @@
+"""The recipe: YAML, checked. Unknown keys are errors. What is left out is as in the paper."""
+
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer.errors import RecipeError
+
+_TAGS: Final = {"data", "loss", "hardware"}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RecordsData(_Section):
+    """Records, which are exported with these filters (docs/export.md)."""
+
+    kind: Literal["records"]
+    path: Path
+    filters: tuple[str, ...] = ()
+
+
+class ExportData(_Section):
+    """A folder that `motab export --format llamafactory` made, or one made by hand like it."""
+
+    kind: Literal["export"]
+    path: Path
+    dataset: str = "motab"
+    """The name in its `dataset_info.json`."""
+
+
+class _Loss(_Section):
+    mask: Literal["all"] = "all"
+    """What of an answer is learned."""
+    learn_history: bool = True
+    """Whether earlier turns of the assistant are learned, too."""
+
+
+class SftLoss(_Loss):
+    """The mean negative log-likelihood of the learned tokens."""
+
+    kind: Literal["sft"]
+
+
+class DftLoss(_Loss):
+    """Dynamic fine-tuning: each token's loss times its probability, as LLaMA-Factory has it."""
+
+    kind: Literal["dft"]
+
+
+class Training(_Section):
+    """The hyperparameters, of AdamW and its schedule. The defaults are the paper's."""
+
+    epochs: float = Field(6, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    """Ends after so many steps, whatever `epochs` says."""
+    batch_size: int = Field(32, ge=1)
+    """Sequences a step over all devices; with packing, full ones."""
+    max_tokens: int = Field(32768, ge=8)
+    """Of a sequence. What is longer is cut."""
+    packing: Literal["none", "plain", "neat"] = "none"
+    """Joins examples to sequences of `max_tokens`: `plain` lets an example read those before it."""
+    learning_rate: float = Field(5e-5, gt=0)
+    min_learning_rate: float = Field(1e-6, ge=0)
+    """Where the cosine ends."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    seed: int = Field(42, ge=0)
+    save_every: int = Field(100, ge=1)
+    """Steps from checkpoint to checkpoint."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints that stay."""
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> Self:
+        if self.min_learning_rate >= self.learning_rate:
+            raise ValueError("min_learning_rate must be less than learning_rate")
+        return self
+
+
+class AutoHardware(_Section):
+    """All GPUs of this machine, or its CPU where there are none, with the plainest settings."""
+
+    kind: Literal["auto"] = "auto"
+    per_device: int = Field(1, ge=1)
+
+
+class CpuHardware(_Section):
+    """Float32 on the CPU; several processes by torchrun."""
+
+    kind: Literal["cpu"]
+    processes: int = Field(1, ge=1)
+    per_device: int = Field(1, ge=1)
+    """Sequences that one process takes at once; the rest of the batch is accumulated."""
+
+    @property
+    def num_devices(self) -> int:
+        return self.processes
+
+
+class GpuHardware(_Section):
+    """Bfloat16 on GPUs; several by torchrun."""
+
+    kind: Literal["gpu"]
+    gpus: int = Field(ge=1)
+    per_device: int = Field(1, ge=1)
+    """Sequences that one GPU takes at once; the rest of the batch is accumulated."""
+    attention: Literal["sdpa", "flash2"] = "sdpa"
+    """PyTorch's own, or FlashAttention-2."""
+    liger: bool = False
+    """Liger's fused kernels."""
+    zero3: bool = False
+    """DeepSpeed ZeRO-3: weights, gradients and moments are divided among the GPUs."""
+
+    @property
+    def num_devices(self) -> int:
+        return self.gpus
+
+
+Hardware = CpuHardware | GpuHardware
+
+
+class Recipe(_Section):
+    """What is trained on what, how, and where to."""
+
+    model: str = Field(min_length=1)
+    """A folder or a Hugging Face name."""
+    template: str | None = Field(None, min_length=1)
+    """A template of LLaMA-Factory's, in place of the tokenizer's own."""
+    data: Annotated[RecordsData | ExportData, Field(discriminator="kind")]
+    loss: Annotated[SftLoss | DftLoss, Field(discriminator="kind")] = SftLoss(kind="sft")
+    training: Training = Training()
+    hardware: Annotated[AutoHardware | Hardware, Field(discriminator="kind")] = AutoHardware()
+    output: Path
+
+    @model_validator(mode="after")
+    def _batch_can_be_divided(self) -> Self:
+        if not isinstance(self.hardware, AutoHardware):
+            accumulation_of(self.training, self.hardware)
+        return self
+
+
+def accumulation_of(training: Training, hardware: Hardware) -> int:
+    """Forward passes of each device to a step. Raises ValueError where the batch has a rest."""
+    at_once = hardware.num_devices * hardware.per_device
+    if training.batch_size % at_once:
+        raise ValueError(
+            f"training.batch_size: {training.batch_size} cannot be divided by the {at_once}"
+            f" sequences that {hardware.num_devices} device(s) take at once"
+            " (hardware.per_device each)"
+        )
+    return training.batch_size // at_once
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a file. Raises `RecipeError` with one line that names the file, the key and the cure."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text ({error.reason})") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: must hold the keys model, data and output")
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first complaint, with the path of its key."""
+    first: Any = error.errors()[0]
+    loc = [str(part) for part in first["loc"]]
+    if len(loc) > 2 and loc[0] in _TAGS:
+        del loc[1]  # a discriminated union puts the kind there
+    where, kind, message = ".".join(loc), first["type"], str(first["msg"])
+    others = error.error_count() - 1
+    more = f" (and {others} more)" if others else ""
+    if kind == "extra_forbidden":
+        return f"{where} is not a known field{more}"
+    if kind == "missing":
+        return f"{where} is missing{more}"
+    if kind == "union_tag_not_found":
+        return f"{where}.kind is missing{more}"
+    if kind == "union_tag_invalid":
+        context = first["ctx"]
+        return f"{where}.kind: must be {context['expected_tags']}, not '{context['tag']}'{more}"
+    if kind == "value_error":
+        message = message.removeprefix("Value error, ")
+    else:
+        message = f"{message[:1].lower()}{message[1:]}"
+    return f"{where}: {message}{more}" if where else f"{message}{more}"

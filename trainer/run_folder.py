@@ -1,0 +1,206 @@
+"""The output folder: what was run stands beside what came out.
+
+`run.json`, `recipe.yaml`, `llamafactory.yaml`, `data/`, `train.log`, and under `model/` what
+LLaMA-Factory writes: the student, its checkpoints, `trainer_log.jsonl`, `training_loss.png`.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import yaml
+
+from synth_client.errors import OutputError
+from synth_client.journal import reported
+from synth_client.workspace import replace_file
+from trainer.dataset import Dataset
+from trainer.environment import Environment
+from trainer.errors import RunExists
+from trainer.recipe import Hardware, Recipe
+from trainer.settings import ZERO3, ZERO3_FILE, settings_of
+
+SETTINGS_FILE: Final = "llamafactory.yaml"
+_RUN_FILE: Final = "run.json"
+_LOCK_FILE: Final = ".lock"
+_CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
+# How often a checkpoint is made changes nothing of what is learned.
+_FREE: Final = {"output", "hardware"}
+_FREE_TRAINING: Final = {"save_every", "keep"}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole one; `step` is the last that is in it."""
+
+    path: Path
+    step: int
+
+
+@contextmanager
+def opened(output: Path) -> Iterator["RunFolder"]:
+    """The folder, made where there is none, for this process and those it starts alone.
+
+    Raises `RunExists` where something else is there, or another process trains. A folder that was
+    made here goes again where the body fails before anything was run.
+    """
+    is_new = not output.exists()
+    if not is_new and not output.is_dir():
+        raise OutputError(f"{output} is a file; wanted is a folder")
+    folder = RunFolder(output.resolve())
+    if not is_new and any(output.iterdir()) and not (output / _LOCK_FILE).exists():
+        raise RunExists(f"{output} is not empty and holds no training; choose another output")
+    try:
+        with reported(output):
+            output.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.path / _LOCK_FILE) as folder.lock:
+            yield folder
+    finally:
+        if is_new and output.is_dir() and folder.read() is None:
+            shutil.rmtree(output)
+
+
+class RunFolder:
+    """`path` is absolute. `lock` is the descriptor that programs inherit who write here."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model"
+        self.log = path / "train.log"
+        self.lock = -1
+
+    def read(self) -> dict[str, Any] | None:
+        """What was run before, None where nothing was."""
+        path = self.path / _RUN_FILE
+        if not path.exists():
+            return None
+        with reported(path):
+            content = path.read_bytes()
+        try:
+            found: dict[str, Any] = orjson.loads(content)
+        except orjson.JSONDecodeError as error:
+            raise OutputError(f"{path}: not JSON: {error}") from error
+        return found
+
+    def write(self, run: Mapping[str, Any]) -> None:
+        path = self.path / _RUN_FILE
+        aside = path.with_suffix(".partial")
+        with reported(path):
+            aside.write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2))
+            replace_file(path, aside)
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint; those that were being written when it ended are removed."""
+        best: Checkpoint | None = None
+        for path in sorted(self.model.glob("checkpoint-*")):
+            match = _CHECKPOINT.fullmatch(path.name)
+            if match is None:
+                continue
+            if not _is_whole(path):
+                with reported(path):
+                    shutil.rmtree(path)
+            elif best is None or int(match[1]) > best.step:
+                best = Checkpoint(path, int(match[1]))
+        return best
+
+    def clear(self) -> None:
+        """Forget what came out so far."""
+        with reported(self.path):
+            shutil.rmtree(self.model, ignore_errors=True)
+            self.log.unlink(missing_ok=True)
+
+    def write_settings(
+        self, recipe: Recipe, hardware: Hardware, dataset: Dataset, checkpoint: Checkpoint | None
+    ) -> None:
+        """The files that LLaMA-Factory reads, and the recipe with all its defaults."""
+        settings = settings_of(recipe, hardware, dataset, self.model)
+        if checkpoint is not None:
+            settings["resume_from_checkpoint"] = str(checkpoint.path)
+        with reported(self.path):
+            self._yaml(SETTINGS_FILE, settings)
+            self._yaml("recipe.yaml", recipe.model_dump(mode="json"))
+            if "deepspeed" in settings:
+                content = orjson.dumps(ZERO3, option=orjson.OPT_INDENT_2)
+                (self.path / ZERO3_FILE).write_bytes(content)
+
+    def _yaml(self, name: str, content: Mapping[str, Any]) -> None:
+        text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+        (self.path / name).write_text(text, encoding="utf-8")
+
+
+def run_of(
+    recipe: Recipe, hardware: Hardware, dataset: Dataset, environment: Environment
+) -> dict[str, Any]:
+    """What `run.json` says of the run, but for its sessions."""
+    return {
+        "motab_version": version("motab"),
+        "recipe": recipe.model_dump(mode="json"),
+        "hardware": hardware.model_dump(mode="json"),
+        "data": {
+            "source": str(dataset.source.resolve()),
+            "sha256": dataset.sha256,
+            "num_examples": dataset.num_examples,
+            "dropped": dict(dataset.dropped),
+        },
+        "python": str(environment.python),
+        "versions": dict(environment.versions),
+        "gpus": [asdict(gpu) for gpu in environment.gpus],
+        "num_parameters": environment.num_parameters,
+        "sessions": [],
+    }
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first key in which two runs differ so that one cannot go on with the other's weights."""
+    old, new = _decisive(before), _decisive(now)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            return f"{key} was {old.get(key)}, is {new.get(key)}"
+    return None
+
+
+def _decisive(run: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = dict(run["recipe"])
+    training = recipe.pop("training")
+    found = {key: value for key, value in recipe.items() if key not in _FREE}
+    found |= {f"training.{key}": training[key] for key in training.keys() - _FREE_TRAINING}
+    found |= {f"hardware.{key}": value for key, value in run["hardware"].items()}
+    return found | {"sha256 of the data": run["data"]["sha256"]}
+
+
+def now() -> str:
+    """The time as it stands in `run.json`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """The trainer's state is written last."""
+    try:
+        orjson.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return False
+    return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Held until every process that inherited the descriptor has ended: the trainer, too."""
+    with reported(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RunExists(f"{path.parent}: another process trains there") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,96 @@
+"""The recipe in LLaMA-Factory's words."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.dataset import Dataset
+from trainer.recipe import GpuHardware, Hardware, Recipe, accumulation_of
+
+ZERO3_FILE: Final = "zero3.json"
+# Divided into what each device holds; "auto" is filled in from LLaMA-Factory's own settings.
+ZERO3: Final[dict[str, Any]] = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+    "bf16": {"enabled": "auto"},
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+}
+
+
+def settings_of(
+    recipe: Recipe, hardware: Hardware, dataset: Dataset, model_folder: Path
+) -> dict[str, Any]:
+    """What LLaMA-Factory 0.9.5 reads from its YAML; `model_folder` is where the student goes."""
+    training = recipe.training
+    settings: dict[str, Any] = {
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "full",
+        "model_name_or_path": model_of(recipe),
+        "dataset_dir": str(dataset.folder),
+        "dataset": dataset.name,
+        "cutoff_len": training.max_tokens,
+        "packing": training.packing != "none",
+        "neat_packing": training.packing == "neat",
+        "mask_history": not recipe.loss.learn_history,
+        "use_dft_loss": recipe.loss.kind == "dft",
+        "preprocessing_num_workers": 1,
+        "dataloader_num_workers": 0,
+        # Its cache knows a dataset by name and folder.
+        "overwrite_cache": True,
+        "optim": "adamw_torch",
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": training.min_learning_rate},
+        # Below 1 this is a share of the steps.
+        "warmup_steps": training.warmup,
+        "adam_beta1": training.beta1,
+        "adam_beta2": training.beta2,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.clip,
+        "num_train_epochs": training.epochs,
+        "per_device_train_batch_size": hardware.per_device,
+        "gradient_accumulation_steps": accumulation_of(training, hardware),
+        "seed": training.seed,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": training.save_every,
+        "save_total_limit": training.keep,
+        "plot_loss": True,
+        "report_to": "none",
+        "ddp_timeout": 180000000,
+        "output_dir": str(model_folder),
+    }
+    if training.max_steps is not None:
+        settings["max_steps"] = training.max_steps
+    if recipe.template is not None:
+        settings["template"] = recipe.template
+    return settings | _hardware(hardware)
+
+
+def _hardware(hardware: Hardware) -> dict[str, Any]:
+    if not isinstance(hardware, GpuHardware):
+        return {"use_cpu": True, "bf16": False, "flash_attn": "sdpa"}
+    attention = "fa2" if hardware.attention == "flash2" else "sdpa"
+    settings: dict[str, Any] = {"bf16": True, "flash_attn": attention}
+    if hardware.liger:
+        settings["enable_liger_kernel"] = True
+    if hardware.zero3:
+        settings["deepspeed"] = ZERO3_FILE
+    return settings
+
+
+def model_of(recipe: Recipe) -> str:
+    """The model's name, or its folder as an absolute path: LLaMA-Factory runs elsewhere."""
+    folder = Path(recipe.model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else recipe.model

@@ -1,0 +1,129 @@
+"""One training, from the recipe to the student."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from trainer.dataset import Dataset, discard, prepare, settle
+from trainer.environment import Environment, find_python, fitted, look
+from trainer.errors import RunExists, TrainingFailed
+from trainer.launch import command_of, devices_of, launch
+from trainer.progress import LOG, Display, Losses
+from trainer.recipe import Hardware, Recipe
+from trainer.run_folder import Checkpoint, RunFolder, difference, now, opened, run_of
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The student's folder and the losses by step; `was_done` where nothing was left to do."""
+
+    model: Path
+    by_step: dict[int, float]
+    was_done: bool
+
+
+def train(recipe: Recipe, *, python: Path | None, resume: bool, console: Console) -> Trained:
+    """Train, or go on with a training of the same recipe on the same data.
+
+    Raises before anything is run where the recipe cannot be trained, `TrainingFailed` after it, and
+    KeyboardInterrupt when it was told to end.
+    """
+    interpreter = find_python(python)
+    with opened(recipe.output) as folder:
+        dataset = prepare(recipe.data, folder.path)
+        try:
+            with console.status("Looking at the environment and the model ..."):
+                environment = look(interpreter, recipe)
+            hardware = fitted(recipe, environment)
+            run = run_of(recipe, hardware, dataset, environment)
+            sessions = _earlier(folder, run, resume=resume)
+        except BaseException:
+            discard(dataset)
+            raise
+        dataset = settle(dataset)
+        losses = Losses(folder.model / LOG)
+        if sessions and sessions[-1]["exit_code"] == 0:
+            losses.read()
+            return Trained(folder.model, losses.by_step, was_done=True)
+        run["sessions"] = sessions
+        _session(_Job(recipe, hardware, dataset, environment, folder, run), losses, console)
+        return Trained(folder.model, losses.by_step, was_done=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    recipe: Recipe
+    hardware: Hardware
+    dataset: Dataset
+    environment: Environment
+    folder: RunFolder
+    run: dict[str, Any]
+
+
+def _earlier(folder: RunFolder, run: dict[str, Any], *, resume: bool) -> list[dict[str, Any]]:
+    """The sessions of the training that this one goes on with."""
+    before = folder.read()
+    if before is None or not resume:
+        folder.clear()
+        return []
+    other = difference(before, run)
+    if other is not None:
+        raise RunExists(
+            f"{folder.path} holds another training ({other}); choose another output, or --no-resume"
+            " to begin anew"
+        )
+    sessions: list[dict[str, Any]] = before["sessions"]
+    return sessions
+
+
+def _session(job: _Job, losses: Losses, console: Console) -> None:
+    folder = job.folder
+    checkpoint = folder.checkpoint()
+    if checkpoint is None:
+        folder.clear()  # LLaMA-Factory takes no folder with a log but no checkpoint
+    folder.write_settings(job.recipe, job.hardware, job.dataset, checkpoint)
+    session = {
+        "started": now(),
+        "command": command_of(job.environment.python),
+        "variables": devices_of(job.hardware),
+        "resumed_from": None if checkpoint is None else checkpoint.step,
+        "ended": None,
+        "exit_code": None,
+    }
+    job.run["sessions"].append(session)
+    folder.write(job.run)
+    _say_begin(job, checkpoint, console)
+    losses.read()
+    losses.forget_after(0 if checkpoint is None else checkpoint.step)
+    try:
+        with Display(console, losses) as display:
+
+            def show() -> None:
+                if losses.read():
+                    display.update()
+
+            launch(folder, job.environment.python, job.hardware, show)
+        session["exit_code"] = 0
+    except TrainingFailed as error:
+        session["exit_code"] = error.exit_code
+        raise
+    except KeyboardInterrupt:
+        session["exit_code"] = 130
+        raise
+    finally:
+        session["ended"] = now()
+        folder.write(job.run)
+
+
+def _say_begin(job: _Job, checkpoint: Checkpoint | None, console: Console) -> None:
+    kind = "CPU process" if job.hardware.kind == "cpu" else "GPU"
+    console.print(
+        f"{job.dataset.num_examples:,} examples, {job.environment.num_parameters:,} parameters,"
+        f" {job.hardware.num_devices} {kind}(s); log in {job.folder.log}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if checkpoint is not None:
+        console.print(f"Going on after step {checkpoint.step}", highlight=False)
