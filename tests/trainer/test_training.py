@@ -1,0 +1,157 @@
+"""`motab train` with LLaMA-Factory itself, on the CPU, with a tiny random model."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+import yaml
+
+from tests.integration.test_export import written
+from tests.trainer.test_llamafactory import PYTHON, ROOT, in_trainer
+from tests.unit.test_record import record_of, unbroken
+from trainer.dataset import Dataset
+from trainer.environment import look
+from trainer.errors import RecipeError
+from trainer.recipe import AutoHardware, Recipe, load_recipe
+from trainer.settings import settings_of
+
+NUM_STEPS = 24
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 115,392 parameters with a byte-level tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    in_trainer("make_model.py", folder)
+    return folder
+
+
+def recipe_of(model: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    records = [
+        record_of(unbroken(id=f"{i}", messages=[{"role": "user", "content": f"{i} + {i}?"}]))
+        for i in range(12)
+    ]
+    fields: dict[str, Any] = {
+        "model": str(model),
+        "data": {"kind": "records", "path": str(written(folder / "records.jsonl", records))},
+        "training": {
+            "epochs": 8,
+            "batch_size": 4,
+            "max_tokens": 256,
+            "learning_rate": 5e-3,
+            "save_every": 6,
+        },
+        "hardware": {"kind": "cpu", "per_device": 4},
+        "output": str(folder / "out"),
+    }
+    return fields | changes
+
+
+class Motab:
+    """`motab train`, with this folder's recipe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "out"
+        self._log = folder / "said"
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    "from proxy.cli import main; main()",
+                    "train",
+                    str(folder / "recipe.yaml"),
+                    "--python",
+                    str(PYTHON),
+                ],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        path = self.output / "model" / "trainer_log.jsonl"
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return [orjson.loads(line) for line in lines]
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=240)
+
+    def trainer(self) -> psutil.Process:
+        """The trainer once it has made a checkpoint."""
+        while not list(self.output.glob("model/checkpoint-*/trainer_state.json")):
+            assert self.process.poll() is None, self.said
+            time.sleep(0.05)
+        (child,) = psutil.Process(self.process.pid).children()
+        return child
+
+
+@pytest.mark.timeout(300)
+def test_a_student_learns_and_goes_on_after_a_kill(model: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_dump(recipe_of(model, tmp_path))
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    first = Motab(tmp_path)
+    trainer = first.trainer()
+    trainer.suspend()
+    first.process.kill()
+    first.wait()
+    between = Motab(tmp_path)
+    assert between.wait() == 1
+    assert "another process trains there" in between.said
+    trainer.kill()
+    psutil.wait_procs([trainer])
+
+    second = Motab(tmp_path)
+    assert second.wait() == 0, second.said
+    losses = {line["current_steps"]: line["loss"] for line in second.log if "loss" in line}
+    assert sorted(losses) == list(range(1, NUM_STEPS + 1))
+    assert losses[1] > 5  # log 259 is 5.6
+    assert losses[NUM_STEPS] < 3
+    run = orjson.loads((second.output / "run.json").read_bytes())
+    killed, resumed = run["sessions"]
+    assert (killed["resumed_from"], killed["exit_code"]) == (None, None)
+    assert resumed["resumed_from"] in {6, 12, 18}
+    assert resumed["exit_code"] == 0
+    assert run["versions"]["llamafactory"] == "0.9.5"
+    assert f"Going on after step {resumed['resumed_from']}" in second.said
+    assert f"{NUM_STEPS} steps, loss " in second.said
+    there = {path.name for path in (second.output / "model").iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "training_loss.png"} <= there
+
+
+def test_llamafactory_knows_every_setting_of_the_recipes(tmp_path: Path) -> None:
+    files = [tmp_path / "wrong.yaml"]
+    files[0].write_text("template: none_such\nlerning_rate: 1\nseed: 1\n", encoding="utf-8")
+    dataset = Dataset(tmp_path, "motab", tmp_path, "", 1)
+    for path in sorted((ROOT / "configs" / "recipes").glob("*.yaml")):
+        recipe = load_recipe(path)
+        assert not isinstance(recipe.hardware, AutoHardware)
+        settings = settings_of(recipe, recipe.hardware, dataset, tmp_path / "model")
+        files.append(tmp_path / path.name)
+        files[-1].write_text(yaml.safe_dump(settings), encoding="utf-8")
+    found = orjson.loads(in_trainer("known_settings.py", *files).splitlines()[-1])
+    assert found.pop("wrong") == ["lerning_rate", "template none_such"]
+    assert found == {path.stem: [] for path in files[1:]}
+
+
+def test_the_model_is_looked_at_before_it_is_trained(model: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(recipe_of(model, tmp_path))
+    found = look(PYTHON, recipe)
+    assert (found.num_parameters, found.max_positions, found.gpus) == (115392, 512, ())
+    with pytest.raises(RecipeError, match=r"^template: LLaMA-Factory has no 'none_such'$"):
+        look(PYTHON, recipe.model_copy(update={"template": "none_such"}))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    with pytest.raises(RecipeError, match=f"^model: {broken}: "):
+        look(PYTHON, recipe.model_copy(update={"model": str(broken)}))
