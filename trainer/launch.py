@@ -1,6 +1,7 @@
 """Runs LLaMA-Factory, and ends it."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,7 +19,10 @@ from trainer.run_folder import SETTINGS_FILE, RunFolder
 _TICK_S: Final = 0.5
 _GRACE_S: Final = 15.0
 _TAIL_LINES: Final = 30
-_TAIL_BYTES: Final = 16_384
+_TAIL_BYTES: Final = 65_536
+_TORCHRUN: Final = "torch/distributed/elastic/multiprocessing/api.py"
+_WORKER_KILLED: Final = "failed (exitcode: -9)"
+_ERROR: Final = re.compile(r"(?:\[rank\d+\]: ?)?([A-Za-z_.]+(?:Error|Exception): .+)")
 _OUT_OF_MEMORY: Final = (
     "OutOfMemoryError",
     "CUDA out of memory",
@@ -72,9 +76,11 @@ def launch(
             raise TrainerMissing(f"{command_of(python)[0]}: {error.strerror}") from error
     code = _waited(process, on_tick)
     if code:
-        tail = _tail(folder.log, begin)
+        said = _said(folder.log, begin)
         raise TrainingFailed(
-            _reason(code, tail), exit_code=code if code > 0 else 128 - code, tail=tail
+            _reason(code, said),
+            exit_code=code if code > 0 else 128 - code,
+            tail="\n".join(said[-_TAIL_LINES:]),
         )
 
 
@@ -115,23 +121,37 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _tail(path: Path, begin: int) -> str:
-    """The last lines of this session; of a line that a progress bar wrote over, the last state."""
+def _said(path: Path, begin: int) -> list[str]:
+    """What this session wrote last; of a line that a progress bar wrote over, the last state.
+
+    torchrun's own account of its workers' end, which would bury what they said, is left out.
+    """
     with reported(path), path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(begin, end - _TAIL_BYTES))
         lines = file.read().decode(errors="replace").split("\n")
-    return "\n".join([line.rsplit("\r", 1)[-1] for line in lines if line.strip()][-_TAIL_LINES:])
+    found: list[str] = []
+    for line in lines:
+        if _TORCHRUN in line:
+            found.append(line)  # says how the first worker ended
+            if "failed" in line:
+                break
+        elif line.strip():
+            found.append(line.rsplit("\r", 1)[-1])
+    return found
 
 
-def _reason(code: int, tail: str) -> str:
-    if any(sign in tail for sign in _OUT_OF_MEMORY):
+def _reason(code: int, said: list[str]) -> str:
+    text = "\n".join(said)
+    if any(sign in text for sign in _OUT_OF_MEMORY):
         return (
             "out of memory: take fewer tokens (training.max_tokens), a smaller hardware.per_device,"
             " zero3 on more GPUs, or a smaller model"
         )
-    if code == -signal.SIGKILL:
+    if code == -signal.SIGKILL or _WORKER_KILLED in text:
         return "LLaMA-Factory was killed, as systems do that run out of memory"
     if code < 0:
         return f"LLaMA-Factory was ended by {signal.Signals(-code).name}"
-    return f"LLaMA-Factory failed with exit code {code}"
+    errors = [match[1] for line in said if (match := _ERROR.fullmatch(line))]
+    because = f": {errors[-1]}" if errors else ""
+    return f"LLaMA-Factory failed with exit code {code}{because}"

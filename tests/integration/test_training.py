@@ -36,6 +36,17 @@ STEP = """mkdir -p model/checkpoint-3
 echo '{"current_steps": 3, "total_steps": 6, "loss": 1.5}' >> model/trainer_log.jsonl
 echo '{}' > model/checkpoint-3/trainer_state.json
 """
+# The last lines of torchrun 2.13.0's log, shortened.
+TORCHRUN = """[rank0]:     messages = example[self.dataset_attr.messages]
+[rank0]: KeyError: 'messages'
+W1122 12:15:01.501000 76 site-packages/torch/distributed/elastic/multiprocessing/api.py:1028] \
+Sending process 81 closing signal SIGTERM
+E1122 12:15:01.615000 76 site-packages/torch/distributed/elastic/multiprocessing/api.py:1002] \
+failed (exitcode: 1) local_rank: 0 (pid: 80) of binary: /env/bin/python
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+subprocess.CalledProcessError: Command '['torchrun']' returned non-zero exit status 1.
+"""
 
 
 class Scripted:
@@ -112,7 +123,7 @@ def test_what_was_run_stands_beside_the_result(scripted: Scripted) -> None:
 
 def test_a_failure_gives_its_exit_code_and_the_tail_of_its_log(scripted: Scripted) -> None:
     scripted.trains("seq 1 100; echo 'ValueError: no'; exit 3")
-    with pytest.raises(TrainingFailed, match="LLaMA-Factory failed with exit code 3") as caught:
+    with pytest.raises(TrainingFailed, match=r"failed with exit code 3: ValueError: no$") as caught:
         scripted.train()
     assert caught.value.exit_code == 3
     assert caught.value.tail.splitlines() == [*map(str, range(72, 101)), "ValueError: no"]
@@ -125,15 +136,28 @@ def test_a_failure_gives_its_exit_code_and_the_tail_of_its_log(scripted: Scripte
         ("echo 'torch.OutOfMemoryError: CUDA out of memory.'; exit 1", "out of memory: take", 1),
         ("kill -9 $$", "killed, as systems do that run out of memory", 137),
         ("kill -11 $$", "ended by SIGSEGV", 139),
+        ("cat ../torchrun-killed; exit 1", "killed, as systems do that run out of memory", 1),
     ],
 )
 def test_running_out_of_memory_is_told_as_such(
     script: str, sentence: str, code: int, scripted: Scripted
 ) -> None:
+    (scripted.folder / "torchrun-killed").write_text(
+        TORCHRUN.replace("exitcode: 1", "exitcode: -9"), encoding="utf-8"
+    )
     scripted.trains(script)
     with pytest.raises(TrainingFailed, match=sentence) as caught:
         scripted.train()
     assert caught.value.exit_code == code
+
+
+def test_torchruns_account_does_not_bury_what_a_worker_said(scripted: Scripted) -> None:
+    (scripted.folder / "torchrun").write_text(TORCHRUN, encoding="utf-8")
+    scripted.trains("cat ../torchrun; exit 1")
+    with pytest.raises(TrainingFailed, match=r"exit code 1: KeyError: 'messages'$") as caught:
+        scripted.train()
+    assert "[rank0]: KeyError: 'messages'" in caught.value.tail
+    assert "ChildFailedError" not in caught.value.tail
 
 
 def test_it_goes_on_with_the_last_whole_checkpoint(scripted: Scripted) -> None:
