@@ -49,7 +49,8 @@ def devices_of(hardware: Hardware) -> dict[str, str]:
     elif isinstance(hardware, GpuHardware):
         names = visible.split(",") if visible else [str(index) for index in range(hardware.gpus)]
         found["CUDA_VISIBLE_DEVICES"] = ",".join(names[: hardware.gpus])
-    if hardware.num_devices > 1:
+    # DeepSpeed wants torchrun on a single GPU, too.
+    if hardware.num_devices > 1 or (isinstance(hardware, GpuHardware) and hardware.zero3):
         found |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(hardware.num_devices)}
     return found
 

@@ -331,11 +331,12 @@ def test_zero3_divides_what_the_gpus_hold(scripted: Scripted) -> None:
     assert fitted(scripted.recipe(hardware=hardware), large).num_devices == 2
 
 
-def test_several_devices_are_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_devices_and_deepspeed_are_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert devices_of(CpuHardware(kind="cpu")) == {"CUDA_VISIBLE_DEVICES": ""}
     assert devices_of(CpuHardware(kind="cpu", processes=2))["NPROC_PER_NODE"] == "2"
     assert devices_of(GpuHardware(kind="gpu", gpus=1)) == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert devices_of(GpuHardware(kind="gpu", gpus=1, zero3=True))["NPROC_PER_NODE"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,1")
     assert devices_of(GpuHardware(kind="gpu", gpus=2)) == {
         "CUDA_VISIBLE_DEVICES": "5,3",
