@@ -179,8 +179,9 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first complaint, with the path of its key."""
-    first: Any = error.errors()[0]
+    """One complaint, with its key; a misspelt key comes before the one that is missing for it."""
+    complaints: list[Any] = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = complaints[0]
     loc = [str(part) for part in first["loc"]]
     if len(loc) > 2 and loc[0] in _TAGS:
         del loc[1]  # a discriminated union puts the kind there

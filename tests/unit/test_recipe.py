@@ -136,6 +136,11 @@ def test_a_wrong_key_or_value_is_named(
     assert complaint(changed(path, value), tmp_path) == sentence
 
 
+def test_a_misspelt_key_is_named_before_the_one_that_is_missing(tmp_path: Path) -> None:
+    misspelt = {("modle" if key == "model" else key): value for key, value in FILE.items()}
+    assert complaint(misspelt, tmp_path) == "modle is not a known field (and 1 more)"
+
+
 def test_a_missing_key_is_named_and_the_others_counted(tmp_path: Path) -> None:
     assert complaint({"output": "out"}, tmp_path) == "model is missing (and 1 more)"
 
