@@ -7,8 +7,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from synth_client.journal import reported
 from trainer.environment import variables
@@ -59,11 +60,32 @@ def launch(
     folder: RunFolder, python: Path, hardware: Hardware, on_tick: Callable[[], None]
 ) -> None:
     """Train until it ends. Raises `TrainingFailed`, or KeyboardInterrupt after it was ended."""
-    with reported(folder.log), folder.log.open("ab") as log:
-        begin = log.tell()
+    begin = folder.log.stat().st_size if folder.log.exists() else 0
+    with _asked_to_end() as is_asked:
+        process = _started(folder, python, hardware)
         try:
-            process = subprocess.Popen(  # noqa: S603 - the user's own interpreter
-                command_of(python),
+            code = _waited(process, is_asked, on_tick)
+        finally:
+            if process.poll() is None:
+                _end(process)
+            on_tick()
+    if is_asked():
+        raise KeyboardInterrupt
+    if code:
+        said = _said(folder.log, begin)
+        raise TrainingFailed(
+            _reason(code, said),
+            exit_code=code if code > 0 else 128 - code,
+            tail="\n".join(said[-_TAIL_LINES:]),
+        )
+
+
+def _started(folder: RunFolder, python: Path, hardware: Hardware) -> subprocess.Popen[bytes]:
+    command = command_of(python)
+    with reported(folder.log), folder.log.open("ab") as log:
+        try:
+            return subprocess.Popen(  # noqa: S603 - the user's own interpreter
+                command,
                 cwd=folder.path,
                 env={**variables(python), **devices_of(hardware)},
                 stdin=subprocess.DEVNULL,
@@ -74,29 +96,19 @@ def launch(
                 pass_fds=(folder.lock,),
             )
         except OSError as error:
-            raise TrainerMissing(f"{command_of(python)[0]}: {error.strerror}") from error
-    code = _waited(process, on_tick)
-    if code:
-        said = _said(folder.log, begin)
-        raise TrainingFailed(
-            _reason(code, said),
-            exit_code=code if code > 0 else 128 - code,
-            tail="\n".join(said[-_TAIL_LINES:]),
-        )
+            raise TrainerMissing(f"{command[0]}: {error.strerror}") from error
 
 
-def _waited(process: subprocess.Popen[bytes], on_tick: Callable[[], None]) -> int:
-    try:
-        with _terminable():
-            while True:
-                try:
-                    return process.wait(_TICK_S)
-                except subprocess.TimeoutExpired:
-                    on_tick()
-    finally:
-        if process.poll() is None:
-            _end(process)
-        on_tick()
+def _waited(
+    process: subprocess.Popen[bytes], is_asked: Callable[[], bool], on_tick: Callable[[], None]
+) -> int:
+    """Its exit code, or 0 where we were asked to end it first."""
+    while not is_asked():
+        try:
+            return process.wait(_TICK_S)
+        except subprocess.TimeoutExpired:
+            on_tick()
+    return 0
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -109,17 +121,23 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM is the same as Ctrl-C here: the trainer has a session of its own to be ended."""
+def _asked_to_end() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came.
 
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
+    Noted only, not raised: between the trainer's start and our waiting for it an exception would
+    leave it behind, in its session of its own.
+    """
+    asked = Event()
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def note(_number: int, _frame: FrameType | None) -> None:
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield asked.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _said(path: Path, begin: int) -> list[str]:
