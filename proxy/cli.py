@@ -20,8 +20,8 @@ from synth_client.cli import synth_command
 from synth_client.errors import ClientError
 from synth_client.records_cli import export_command, filter_command, verify_command
 from synth_client.report_cli import report_command, rescore_command
-from trainer.eval_cli import eval_command
 from trainer.cli import train_command
+from trainer.eval_cli import eval_command
 
 app = typer.Typer(
     help="Distil reasoning without exposure bias: MOTAB decoding in front of any LLM servers.",
