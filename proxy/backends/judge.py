@@ -8,6 +8,7 @@ write it. It needs a boundary of its own, and no entropy comes with it.
 import logging
 import math
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,61 +94,6 @@ class Asker(Protocol):
         ...
 
 
-class JudgeLogprob:
-    """Value = sum(d * p_d) / (9 * sum(p_d)) over the digits d, with p of the first token."""
-
-    scoring: Scoring = "judge_logprob"
-
-    def __init__(self, asker: Asker, top_logprobs: int) -> None:
-        self._asker = asker
-        self._top_logprobs = top_logprobs
-
-    async def score(
-        self,
-        context: Context,
-        num_new: int,
-        top_k: int,  # noqa: ARG002 - of the entropy, which there is none of
-        call: Call,
-        *,
-        entropy_known: bool,  # noqa: ARG002
-    ) -> Scores:
-        return await _marked(self, self._asker.upstream, context, num_new, call)
-
-    async def mark(self, question: str, solution: str, step: str, call: Call) -> "Mark":
-        prompt = _prompt(question, solution, step, _DIGIT_ONLY)
-        answer = await self._asker.ask(prompt, 1, self._top_logprobs, call)
-        if not answer.top:
-            raise ValueError("no log-probabilities of the answer's first token")
-        return Mark(expected_mark(answer.top), answer.num_cached_tokens)
-
-
-class JudgeSample:
-    """Value = d / 9, d being the digit on the last line of the answer."""
-
-    scoring: Scoring = "judge_sample"
-
-    def __init__(self, asker: Asker) -> None:
-        self._asker = asker
-
-    async def score(
-        self,
-        context: Context,
-        num_new: int,
-        top_k: int,  # noqa: ARG002 - of the entropy, which there is none of
-        call: Call,
-        *,
-        entropy_known: bool,  # noqa: ARG002
-    ) -> Scores:
-        return await _marked(self, self._asker.upstream, context, num_new, call)
-
-    async def mark(self, question: str, solution: str, step: str, call: Call) -> "Mark":
-        prompt = _prompt(question, solution, step, _DIGIT_LAST)
-        answer = await self._asker.ask(prompt, _MAX_ANSWER_TOKENS, None, call)
-        if not answer.is_whole:
-            raise ValueError(f"the answer was cut off, its end is {answer.text[-80:]!r}")
-        return Mark(sampled_mark(answer.text), answer.num_cached_tokens)
-
-
 @dataclass(frozen=True, slots=True)
 class Mark:
     """A step's value, in [0, 1], and how much of the prompt came from the server's cache."""
@@ -156,31 +102,80 @@ class Mark:
     num_cached_tokens: int | None
 
 
-async def _marked(
-    judge: JudgeLogprob | JudgeSample, upstream: str, context: Context, num_new: int, call: Call
-) -> Scores:
-    """One mark for each of the last `num_new` steps.
+class _Judge(ABC):
+    """Scores by one mark a step."""
 
-    They are asked for one after the other: a scoring call holds one permit of its upstream, and a
-    judge must not take more than that. What is counted as scored are the steps' own tokens, as
-    for the other rungs, although a judge reads the whole question again for each of them.
-    """
-    texts = [segment.text for segment in context.steps]
-    question = _question_text(context.question)
-    scores: list[StepScore] = []
-    num_cached: int | None = 0
-    for index in range(len(texts) - num_new, len(texts)):
-        try:
-            mark = await judge.mark(question, "".join(texts[:index]), texts[index], call)
-        except ValueError as error:
-            raise UpstreamMalformed(upstream, f"{judge.scoring}: {error}") from error
-        num_tokens = context.bounds[index + 1] - context.bounds[index]
-        scores.append(StepScore(mark.value, None, num_tokens))
-        if num_cached is not None:
-            cached = mark.num_cached_tokens
-            num_cached = None if cached is None else num_cached + cached
-    num_scored = sum(score.num_tokens for score in scores)
-    return Scores(tuple(scores), None, num_scored, num_cached)
+    scoring: Scoring
+
+    def __init__(self, asker: Asker) -> None:
+        self._asker = asker
+
+    @abstractmethod
+    async def mark(self, question: str, solution: str, step: str, call: Call) -> Mark:
+        """The mark for `step`. Raises ValueError where the answer holds none."""
+
+    async def score(
+        self,
+        context: Context,
+        num_new: int,
+        top_k: int,  # noqa: ARG002 - of the entropy, which there is none of
+        call: Call,
+        *,
+        entropy_known: bool,  # noqa: ARG002
+    ) -> Scores:
+        """One mark for each of the last `num_new` steps.
+
+        They are asked for one after the other: a scoring call holds one permit of its upstream, and
+        a judge must not take more than that. What is counted as scored are the steps' own tokens,
+        as for the other rungs, although a judge reads the whole question again for each of them.
+        """
+        texts = [segment.text for segment in context.steps]
+        question = _question_text(context.question)
+        scores: list[StepScore] = []
+        num_cached: int | None = 0
+        for index in range(len(texts) - num_new, len(texts)):
+            try:
+                mark = await self.mark(question, "".join(texts[:index]), texts[index], call)
+            except ValueError as error:
+                message = f"{self.scoring}: {error}"
+                raise UpstreamMalformed(self._asker.upstream, message) from error
+            num_tokens = context.bounds[index + 1] - context.bounds[index]
+            scores.append(StepScore(mark.value, None, num_tokens))
+            if num_cached is not None:
+                cached = mark.num_cached_tokens
+                num_cached = None if cached is None else num_cached + cached
+        num_scored = sum(score.num_tokens for score in scores)
+        return Scores(tuple(scores), None, num_scored, num_cached)
+
+
+class JudgeLogprob(_Judge):
+    """Value = sum(d * p_d) / (9 * sum(p_d)) over the digits d, with p of the first token."""
+
+    scoring: Scoring = "judge_logprob"
+
+    def __init__(self, asker: Asker, top_logprobs: int) -> None:
+        super().__init__(asker)
+        self._top_logprobs = top_logprobs
+
+    async def mark(self, question: str, solution: str, step: str, call: Call) -> Mark:
+        prompt = _prompt(question, solution, step, _DIGIT_ONLY)
+        answer = await self._asker.ask(prompt, 1, self._top_logprobs, call)
+        if not answer.top:
+            raise ValueError("no log-probabilities of the answer's first token")
+        return Mark(expected_mark(answer.top), answer.num_cached_tokens)
+
+
+class JudgeSample(_Judge):
+    """Value = d / 9, d being the digit on the last line of the answer."""
+
+    scoring: Scoring = "judge_sample"
+
+    async def mark(self, question: str, solution: str, step: str, call: Call) -> Mark:
+        prompt = _prompt(question, solution, step, _DIGIT_LAST)
+        answer = await self._asker.ask(prompt, _MAX_ANSWER_TOKENS, None, call)
+        if not answer.is_whole:
+            raise ValueError(f"the answer was cut off, its end is {answer.text[-80:]!r}")
+        return Mark(sampled_mark(answer.text), answer.num_cached_tokens)
 
 
 async def find_judges(asker: Asker, call: Call) -> tuple[JudgeLogprob | JudgeSample, ...]:
