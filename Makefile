@@ -48,8 +48,12 @@ test-servers: $(VENV)/.dev $(SERVERS)/.installed $(REFERENCE)/.installed  ## aga
 train-env: $(TRAINER)/.installed  ## the environment that motab train trains in
 
 .PHONY: test-trainer
-test-trainer: $(VENV)/.dev $(TRAINER)/.installed  ## exports and trainings with LLaMA-Factory itself
+test-trainer: $(VENV)/.dev $(TRAINER)/.installed $(SERVERS)/.installed  ## exports and trainings with LLaMA-Factory itself
 	$(BIN)/pytest tests/trainer
+
+.PHONY: reproduce
+reproduce: $(VENV)/.demo $(SERVERS)/.installed $(TRAINER)/.installed  ## the paper's comparison on tiny models; takes hours
+	$(BIN)/motab reproduce --scale tiny
 
 .PHONY: hooks
 hooks: $(VENV)/.dev  ## run the checks at every commit

@@ -22,6 +22,7 @@ from synth_client.records_cli import export_command, filter_command, verify_comm
 from synth_client.report_cli import report_command, rescore_command
 from trainer.cli import train_command
 from trainer.eval_cli import eval_command
+from trainer.reproduce.cli import reproduce_command
 
 app = typer.Typer(
     help="Distil reasoning without exposure bias: MOTAB decoding in front of any LLM servers.",
@@ -131,3 +132,4 @@ app.command("report")(report_command)
 app.command("rescore")(rescore_command)
 app.command("eval")(eval_command)
 app.command("train")(train_command)
+app.command("reproduce")(reproduce_command)

@@ -22,3 +22,7 @@ class TrainingFailed(ClientError):
         super().__init__(message)
         self.exit_code = exit_code
         self.tail = tail
+
+
+class ServerFailed(ClientError):
+    """A server that a reproduction runs did not start, or did not answer."""

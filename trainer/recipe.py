@@ -133,6 +133,8 @@ class Recipe(_Section):
 
     model: str = Field(min_length=1)
     """A folder or a Hugging Face name."""
+    from_scratch: bool = False
+    """Begins with random weights: of `model` only the configuration and the tokenizer are used."""
     template: str | None = Field(None, min_length=1)
     """A template of LLaMA-Factory's, in place of the tokenizer's own."""
     data: Annotated[RecordsData | ExportData, Field(discriminator="kind")]

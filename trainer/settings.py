@@ -73,6 +73,8 @@ def settings_of(
     }
     if training.max_steps is not None:
         settings["max_steps"] = training.max_steps
+    if recipe.from_scratch:
+        settings["train_from_scratch"] = True
     if recipe.template is not None:
         settings["template"] = recipe.template
     return settings | _hardware(hardware)

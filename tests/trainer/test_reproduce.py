@@ -1,0 +1,58 @@
+"""`motab reproduce --smoke`: records, export, training, serving by vLLM and evaluation, all real."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+
+from synth_client.record import read_records
+from tests.trainer.test_llamafactory import ROOT
+
+MAIN = "from proxy.cli import main; main()"
+
+
+def start(output: Path, log: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", MAIN, "reproduce", "--scale", "tiny", "--smoke"]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [*command, "--output", str(output)], cwd=ROOT, stdout=file, stderr=file
+        )
+
+
+@pytest.mark.timeout(900)
+def test_the_pair_makes_data_that_students_are_trained_on_served_and_measured(
+    tmp_path: Path,
+) -> None:
+    output, log = tmp_path / "out", tmp_path / "log"
+    first = start(output, log)
+    while not (output / "seed-1" / "sft" / "records.jsonl").exists():
+        assert first.poll() is None, log.read_text()
+        try:
+            first.wait(0.2)
+        except subprocess.TimeoutExpired:
+            continue
+    started = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.wait()
+    for process in started:  # a kill leaves nobody to end them
+        process.kill()
+    psutil.wait_procs(started)
+    kept = (output / "seed-1" / "sft" / "records.jsonl").read_bytes()
+
+    assert start(output, log).wait() == 0, log.read_text()
+    assert (output / "seed-1" / "sft" / "records.jsonl").read_bytes() == kept
+    records = list(read_records(output / "seed-1" / "motab" / "records.jsonl"))
+    assert len(records) == 24
+    assert {record.scoring for record in records} == {"prompt_logprobs"}
+    found = orjson.loads((output / "comparison.json").read_bytes())
+    assert [one["arm"]["name"] for one in found["arms"]] == ["sft", "motab"]
+    # The pair is far apart, whatever 24 samples say of each.
+    assert found["pair"]["teacher"]["1"] > 0.8
+    assert found["pair"]["student"]["1"] < 0.8
+    assert "| MOTAB |" in (output / "comparison.md").read_text()
+    before = (output / "times.jsonl").read_bytes()
+    assert start(output, log).wait() == 0, log.read_text()
+    assert (output / "times.jsonl").read_bytes() == before  # nothing was done again

@@ -1,0 +1,46 @@
+"""The command `motab reproduce`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from trainer.reproduce.pair import Pair, make_pair
+from trainer.reproduce.plan import SHIPPED, SMOKE, TINY
+from trainer.reproduce.run import Reproduction, reproduce
+from trainer.reproduce.table import COMPARISON, TABLE
+
+
+class _Size(StrEnum):
+    TINY = "tiny"
+
+
+_SCALES: Final = {_Size.TINY: (TINY, SMOKE)}
+
+
+def reproduce_command(
+    *,
+    scale: Annotated[_Size, typer.Option(help="How large the models are.")],
+    output: Annotated[
+        Path, typer.Option(file_okay=False, help="The folder for everything.")
+    ] = Path("runs/reproduce"),
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="All the stages, with far too little data to learn from."),
+    ] = False,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train the pair, too, in place of the one shipped.")
+    ] = False,
+) -> None:
+    """Compare the paper's methods on small models. Stopped, it goes on where it was."""
+    console = Console(stderr=True)
+    if retrain:
+        pair = make_pair(output / "pair", console)
+    else:
+        pair = Pair(student=SHIPPED / "student", teacher=SHIPPED / "teacher")
+    job = Reproduction(_SCALES[scale][smoke], pair, output, console)
+    found = reproduce(job)
+    typer.echo(found.to_markdown())
+    typer.echo(f"{output / TABLE} has this, {output / COMPARISON} every seed")

@@ -1,0 +1,216 @@
+"""The tiny pair: tokenizers and configurations, and the recipes by which both are trained.
+
+The two read digits differently, so that hardly a token of a solution is the same in both.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from rich.console import Console
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from synth_client.export import DATASET_INFO, DATASET_NAME
+from synth_client.journal import reported
+from trainer.recipe import CpuHardware, ExportData, Recipe, Training
+from trainer.reproduce.task import problems, worked
+from trainer.train import train
+
+END: Final = "<|end|>"
+_PAD: Final = "<|pad|>"
+_POSITIONS: Final = 512
+_NUM_FOR_TOKENIZER: Final = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """A model to make: a Llama of `num_layers` layers of `width`, in heads of 32.
+
+    `digits` is how many digits a token has at most. The template's marks stand before a
+    question and before its answer.
+    """
+
+    name: str
+    num_layers: int
+    width: int
+    digits: int
+    vocabulary: int
+    marks: tuple[str, str]
+    num_terms: tuple[int, ...]
+    num_steps: int
+
+
+TEACHER: Final = Design(
+    name="teacher",
+    num_layers=4,
+    width=128,
+    digits=2,
+    vocabulary=400,
+    marks=("<|user|>", "<|assistant|>"),
+    num_terms=(3, 4, 5, 6),
+    num_steps=3000,
+)
+STUDENT: Final = Design(
+    name="student",
+    num_layers=2,
+    width=64,
+    digits=1,
+    vocabulary=300,
+    marks=("<|question|>", "<|answer|>"),
+    num_terms=(3, 4, 5, 6),
+    num_steps=3200,
+)
+_BATCH: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The folders of both models."""
+
+    student: Path
+    teacher: Path
+
+
+def make_pair(folder: Path, console: Console) -> Pair:
+    """Train both, or go on with it. Raises what `train` raises."""
+    made = {
+        design.name: _made(design, folder / design.name, console) for design in (TEACHER, STUDENT)
+    }
+    return Pair(student=made["student"], teacher=made["teacher"])
+
+
+def _made(design: Design, folder: Path, console: Console) -> Path:
+    console.rule(f"the {design.name} of the pair")
+    write_blank(design, folder / "blank")
+    write_lessons(design, folder / "lessons")
+    recipe = pretraining(folder / "blank", folder / "lessons", folder / "training")
+    return train(recipe, python=None, resume=True, console=console).model
+
+
+def write_blank(design: Design, folder: Path) -> None:
+    """A folder with everything of a model but its weights."""
+    tokenizer = _tokenizer(design)
+    files = {
+        "config.json": _config(design, tokenizer),
+        "generation_config.json": {
+            "eos_token_id": tokenizer.token_to_id(END),
+            "pad_token_id": tokenizer.token_to_id(_PAD),
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END,
+            "pad_token": _PAD,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": _POSITIONS,
+            "chat_template": _template(design),
+        },
+    }
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        for name, content in files.items():
+            (folder / name).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+
+
+def write_lessons(design: Design, folder: Path) -> None:
+    """Worked problems for every step of its training, as LLaMA-Factory reads them."""
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        info = {
+            DATASET_NAME: {
+                "file_name": "lessons.jsonl",
+                "columns": {"prompt": "question", "response": "solution"},
+            }
+        }
+        (folder / DATASET_INFO).write_bytes(orjson.dumps(info, option=orjson.OPT_INDENT_2))
+        with (folder / "lessons.jsonl").open("wb") as file:
+            file.writelines(_lessons(design))
+
+
+def pretraining(blank: Path, lessons: Path, output: Path) -> Recipe:
+    """The recipe that makes a model of the blank: every lesson once."""
+    return Recipe(
+        model=str(blank),
+        from_scratch=True,
+        data=ExportData(kind="export", path=lessons),
+        training=Training(
+            epochs=1,
+            batch_size=_BATCH,
+            max_tokens=_POSITIONS,
+            learning_rate=2e-3,
+            min_learning_rate=1e-4,
+            save_every=300,
+        ),
+        hardware=CpuHardware(kind="cpu", per_device=_BATCH),
+        output=output,
+    )
+
+
+def _lessons(design: Design) -> Iterator[bytes]:
+    rng = random.Random(design.name)  # noqa: S311 - reproducible, not secret
+    num = design.num_steps * _BATCH
+    for problem in problems(f"{design.name}-lessons", num, design.num_terms):
+        lesson = {"question": problem.text, "solution": worked(problem, rng)}
+        yield orjson.dumps(lesson, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _tokenizer(design: Design) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    digits = Regex(r"\d" if design.digits == 1 else rf"\d{{1,{design.digits}}}")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(digits, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=design.vocabulary,
+        special_tokens=[_PAD, END, *design.marks],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(design), trainer)
+    return tokenizer
+
+
+def _texts(design: Design) -> Iterator[str]:
+    rng = random.Random(design.name)  # noqa: S311 - reproducible, not secret
+    for problem in problems(f"{design.name}-tokens", _NUM_FOR_TOKENIZER, design.num_terms):
+        yield problem.text
+        yield worked(problem, rng)
+        yield "However,\n\n"
+
+
+def _template(design: Design) -> str:
+    question, answer = design.marks
+    return (
+        "{% for message in messages %}"
+        f"{{% if message['role'] == 'assistant' %}}{answer}{{{{ message['content'] }}}}{END}"
+        f"{{% else %}}{question}{{{{ message['content'] }}}}{{% endif %}}"
+        "{% endfor %}"
+        f"{{% if add_generation_prompt %}}{answer}{{% endif %}}"
+    )
+
+
+def _config(design: Design, tokenizer: Tokenizer) -> dict[str, Any]:
+    heads = design.width // 32
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": design.width,
+        "intermediate_size": design.width * 8 // 3 // 32 * 32,
+        "num_hidden_layers": design.num_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": _POSITIONS,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.token_to_id(END),
+        "pad_token_id": tokenizer.token_to_id(_PAD),
+        "dtype": "float32",
+    }

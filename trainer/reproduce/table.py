@@ -1,0 +1,193 @@
+"""What came out: per arm over the seeds, as JSON and as tables in Markdown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Final
+
+import orjson
+
+from synth_client.journal import reported
+from synth_client.record import read_records
+from trainer.evaluate import RESULTS
+from trainer.reproduce.arms import Arm
+from trainer.reproduce.plan import Unit
+
+COMPARISON: Final = "comparison.json"
+TABLE: Final = "comparison.md"
+_BASELINE: Final = "sft"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A mean over seeds and its standard deviation, which one seed does not have."""
+
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> "Spread":
+        """At least one value."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None)
+
+    def percent(self, *, sign: bool = False) -> str:
+        """As in a table."""
+        mean = f"{self.mean * 100:{'+' if sign else ''}.1f}"
+        return mean if self.deviation is None else f"{mean} ± {self.deviation * 100:.1f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What one unit learned from. Tokens are per question, `right` and `breached` shares."""
+
+    num_examples: int
+    right: float
+    breached: float
+    student_tokens: float
+    teacher_tokens: float
+    teacher_scored_tokens: float
+    output_characters: float
+
+
+@dataclass(frozen=True, slots=True)
+class ArmResult:
+    """One line: pass@k by seed, and the data by seed."""
+
+    arm: Arm
+    by_k: Mapping[int, Mapping[int, float]]
+    data: Mapping[int, Data]
+    by_level: Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All arms in order, and pass@k of the pair itself."""
+
+    arms: tuple[ArmResult, ...]
+    pair: Mapping[str, Mapping[int, float]]
+
+    def to_json(self) -> bytes:
+        """One object, indented."""
+        return orjson.dumps(
+            self, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+        )
+
+    def to_markdown(self) -> str:
+        """The comparison, the ablations, and what they learned from."""
+        return "\n\n".join(
+            [
+                _table("Methods", self, [one for one in self.arms if not one.arm.is_ablation]),
+                _table(
+                    "MOTAB without its parts",
+                    self,
+                    [one for one in self.arms if one.arm.is_ablation or one.arm.name == "motab"],
+                ),
+                _data_table(self.arms),
+            ]
+        )
+
+
+def comparison(units: Sequence[Unit], pair: Mapping[str, Path]) -> Comparison:
+    """Read what evaluations have found; `pair` are the folders of the evaluations of the two."""
+    arms = {unit.arm.name: unit.arm for unit in units}
+    return Comparison(
+        tuple(
+            _arm_result(arm, [unit for unit in units if unit.arm.name == name])
+            for name, arm in arms.items()
+        ),
+        {name: _overall(_results(folder)) for name, folder in pair.items()},
+    )
+
+
+def _arm_result(arm: Arm, units: Sequence[Unit]) -> ArmResult:
+    by_k: dict[int, dict[int, float]] = {}
+    by_level: dict[str, dict[int, float]] = {}
+    for unit in units:
+        found = _results(unit.evaluation)
+        for k, value in _overall(found).items():
+            by_k.setdefault(k, {})[unit.seed] = value
+        for row in found["table"]:
+            if row["by"] == "level":
+                by_level.setdefault(row["name"], {})[unit.seed] = row["pass_at_k"][0]["value"]
+    return ArmResult(arm, by_k, {unit.seed: _data(unit) for unit in units}, by_level)
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    path = folder / RESULTS
+    with reported(path):
+        found: dict[str, Any] = orjson.loads(path.read_bytes())
+    return found
+
+
+def _overall(results: Mapping[str, Any]) -> dict[int, float]:
+    return {one["k"]: one["value"] for one in results["table"][-1]["pass_at_k"]}
+
+
+def _data(unit: Unit) -> Data:
+    records = list(read_records(unit.records))
+    num = len(records)
+    used = [one for one in records if one.correct or "correct" not in unit.arm.filters]
+    usages = [record.usage.motab for record in records]
+    return Data(
+        num_examples=len(used),
+        right=sum(bool(record.correct) for record in records) / num,
+        breached=sum(record.breach is not None for record in records) / num,
+        student_tokens=fmean(usage.student_tokens for usage in usages),
+        teacher_tokens=fmean(usage.teacher_tokens for usage in usages),
+        teacher_scored_tokens=fmean(usage.teacher_scored_tokens for usage in usages),
+        output_characters=fmean(len(record.output) for record in used),
+    )
+
+
+def _table(title: str, found: Comparison, arms: Sequence[ArmResult]) -> str:
+    ks = list(found.arms[0].by_k)
+    levels = list(found.arms[0].by_level)
+    columns = [title, *(f"pass@{k}" for k in ks), "pass@1 against SFT", *levels]
+    lines = [
+        f"| {' | '.join(columns)} |",
+        "|---|" + "---:|" * (len(ks) + 1 + len(levels)),
+    ]
+    for name, by_k in found.pair.items():
+        values = " | ".join(f"{by_k[k] * 100:.1f}" for k in ks)
+        lines.append(f"| the {name} itself | {values} | |{' |' * len(levels)}")
+    baseline = next((one for one in found.arms if one.arm.name == _BASELINE), None)
+    for one in arms:
+        cells = [Spread.over(list(one.by_k[k].values())).percent() for k in ks]
+        cells.append(_against(one, baseline))
+        cells += [Spread.over(list(one.by_level[level].values())).percent() for level in levels]
+        lines.append(f"| {one.arm.label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _against(one: ArmResult, baseline: ArmResult | None) -> str:
+    """The difference seed by seed, for both had the same questions."""
+    if baseline is None or one is baseline:
+        return ""
+    return Spread.over(
+        [value - baseline.by_k[1][seed] for seed, value in one.by_k[1].items()]
+    ).percent(sign=True)
+
+
+def _data_table(arms: Sequence[ArmResult]) -> str:
+    return "\n".join(_data_lines(arms))
+
+
+def _data_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
+    yield (
+        "| Data, mean over the seeds | examples | right, % | breached, % | characters |"
+        " student tokens | teacher tokens written | teacher tokens scored |"
+    )
+    yield "|---|" + "---:|" * 7
+    for one in arms:
+        data = list(one.data.values())
+        cells = (
+            f"{fmean(each.num_examples for each in data):.0f}",
+            f"{fmean(each.right for each in data) * 100:.1f}",
+            f"{fmean(each.breached for each in data) * 100:.1f}",
+            f"{fmean(each.output_characters for each in data):.0f}",
+            f"{fmean(each.student_tokens for each in data):.0f}",
+            f"{fmean(each.teacher_tokens for each in data):.0f}",
+            f"{fmean(each.teacher_scored_tokens for each in data):.0f}",
+        )
+        yield f"| {one.arm.label} | {' | '.join(cells)} |"

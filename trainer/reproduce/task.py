@@ -1,0 +1,69 @@
+"""The task: chains of sums and differences, in words and symbols, worked out a step a paragraph.
+
+In the style of Reasoning Gym's `chain_sum`. Every step starts from the result of the one before, so
+that one slip makes the answer wrong; all values are from 0 to 99, so that no step is harder for
+being late.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+LARGEST: Final = 99
+_WORDS: Final = {1: ("+", "plus", "and"), -1: ("-", "minus", "less")}
+_SHARE_OF_DIGITS: Final = 0.25
+_SHARE_SPLIT: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """`terms` are added to `start` one after the other; `text` says them in words and symbols."""
+
+    id: str
+    start: int
+    terms: tuple[int, ...]
+    text: str
+
+    @property
+    def answer(self) -> int:
+        """The right one."""
+        return self.start + sum(self.terms)
+
+
+def problems(name: str, num: int, num_terms: Sequence[int]) -> Iterator[Problem]:
+    """`num` different problems of as many terms as one of `num_terms`; the name is the seed."""
+    rng = random.Random(name)  # noqa: S311 - reproducible, not secret
+    seen: set[str] = set()
+    while len(seen) < num:
+        problem = _problem(f"{name}-{len(seen)}", rng, rng.choice(num_terms))
+        if problem.text not in seen:
+            seen.add(problem.text)
+            yield problem
+
+
+def _problem(name: str, rng: random.Random, num_terms: int) -> Problem:
+    start = value = rng.randint(1, LARGEST)
+    terms: list[int] = []
+    text = [f"What is {start}"]
+    while len(terms) < num_terms:
+        sign = rng.choice((1, -1))
+        size = rng.randint(1, 9 if rng.random() < _SHARE_OF_DIGITS else LARGEST)
+        if 0 <= value + sign * size <= LARGEST:
+            value += sign * size
+            terms.append(sign * size)
+            text.append(f"{rng.choice(_WORDS[sign])} {size}")
+    return Problem(name, start, tuple(terms), f"{' '.join(text)}?")
+
+
+def worked(problem: Problem, rng: random.Random) -> str:
+    """A right solution. A term of two digits is half the time taken in two steps, tens first."""
+    steps: list[str] = []
+    value = problem.start
+    for term in problem.terms:
+        tens = term - term % 10 if term > 0 else term + -term % 10
+        is_split = tens not in {0, term} and rng.random() < _SHARE_SPLIT
+        for part in (tens, term - tens) if is_split else (term,):
+            steps.append(f"{value}{part:+d}={value + part}.\n\n")
+            value += part
+    return f"{''.join(steps)}The answer is \\boxed{{{value}}}."
