@@ -1,4 +1,4 @@
-"""`motab reproduce --smoke`: records, export, training, serving by vLLM and evaluation, all real."""
+"""`motab reproduce --smoke`: records, export, training, serving by vLLM, evaluation; all real."""
 
 import subprocess
 import sys
@@ -35,11 +35,11 @@ def test_the_pair_makes_data_that_students_are_trained_on_served_and_measured(
         except subprocess.TimeoutExpired:
             continue
     started = psutil.Process(first.pid).children(recursive=True)
+    assert len(started) > 3
     first.kill()
     first.wait()
-    for process in started:  # a kill leaves nobody to end them
-        process.kill()
-    psutil.wait_procs(started)
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive
     kept = (output / "seed-1" / "sft" / "records.jsonl").read_bytes()
 
     assert start(output, log).wait() == 0, log.read_text()

@@ -20,7 +20,6 @@ from trainer.errors import ServerFailed, TrainerMissing
 SERVED_AS: Final = "motab/tiny"
 _FOLDER: Final = ".venv-servers"
 _START_TIMEOUT_S: Final = 600
-_STOP_TIMEOUT_S: Final = 30
 _PAUSE_S: Final = 0.25
 _TAIL_LINES: Final = 20
 _MAX_TOKENS: Final = 512
@@ -103,12 +102,12 @@ def _running(
     with (
         opened as file,
         subprocess.Popen(  # noqa: S603 - our own command line
-            command,
+            [sys.executable, str(Path(__file__).with_name("guard.py")), *command],
             stdout=file,
             stderr=file,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             env={**os.environ, **settings},
-            # A group of its own: Ctrl-C is for us, and its workers end with it.
+            # A group of its own: Ctrl-C is for us.
             start_new_session=True,
         ) as process,
     ):
@@ -140,12 +139,9 @@ def _tail(log: Path) -> str:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    if process.stdin is not None:
+        process.stdin.close()
+    process.wait()
     try:
         os.killpg(process.pid, signal.SIGKILL)  # what it left behind
     except ProcessLookupError:
