@@ -1,21 +1,29 @@
 """What is compared: the paper's methods, and MOTAB without each of its parts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from pydantic import JsonValue
 
+from synth_client.masks import Mask
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Data made with `params`, of which the records that pass `filters` are learned."""
+    """Data made with `params`, of which the records that pass `filters` are learned.
+
+    `data_of` names the arm whose records these are, where they are another's.
+    """
 
     name: str
     label: str
     params: Mapping[str, JsonValue]
     filters: tuple[str, ...] = ()
-    is_ablation: bool = field(default=False)
+    is_ablation: bool = False
+    data_of: str | None = None
+    mask: Mask = "all"
+    """Which spans of an answer are learned."""
 
 
 _MOTAB: Final[Mapping[str, JsonValue]] = {"method": "motab"}
@@ -32,4 +40,12 @@ ARMS: Final = (
     Arm("motab-static", "w/o adapt", {**_MOTAB, "boundary": "static"}, is_ablation=True),
     Arm("motab-no-back", "w/o back", {**_MOTAB, "backtrack": "none"}, is_ablation=True),
     Arm("motab-clean", "w/o stitch", {**_MOTAB, "stitch": "clean"}, is_ablation=True),
+    Arm(
+        "motab-unflawed",
+        "flawed attempt masked",
+        _MOTAB,
+        is_ablation=True,
+        data_of="motab",
+        mask="unflawed",
+    ),
 )

@@ -61,7 +61,7 @@ STUDENT: Final = Design(
     vocabulary=300,
     marks=("<|question|>", "<|answer|>"),
     num_terms=(3, 4, 5, 6),
-    num_steps=3200,
+    num_steps=2400,
 )
 _BATCH: Final = 32
 

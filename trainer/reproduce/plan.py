@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.recipe import CpuHardware, Recipe, RecordsData, Training
+from trainer.recipe import CpuHardware, Recipe, RecordsData, SftLoss, Training
 from trainer.reproduce.arms import ARMS, Arm
 
 SHIPPED: Final = Path(__file__).parent / "models"
@@ -73,16 +73,24 @@ SMOKE: Final = Scale(
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One student to be: an arm's data, training and evaluation under one seed."""
+    """One student to be: an arm's data, training and evaluation under one seed.
+
+    `root` is the folder of its seed.
+    """
 
     arm: Arm
     seed: int
-    folder: Path
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Everything that is this unit's alone."""
+        return self.root / self.arm.name
 
     @property
     def records(self) -> Path:
-        """What the proxy made for it."""
-        return self.folder / "records.jsonl"
+        """What the proxy made for it, or for the arm that it shares them with."""
+        return self.root / (self.arm.data_of or self.arm.name) / "records.jsonl"
 
     @property
     def training(self) -> Path:
@@ -105,6 +113,7 @@ def recipe_of(unit: Unit, scale: Scale, student: Path) -> Recipe:
     return Recipe(
         model=str(student),
         data=RecordsData(kind="records", path=unit.records, filters=unit.arm.filters),
+        loss=SftLoss(kind="sft", mask=unit.arm.mask),
         training=Training(
             max_steps=scale.num_steps,
             batch_size=scale.batch_size,

@@ -47,7 +47,7 @@ class Reproduction:
         """Seed by seed, so that what is there early is comparable."""
         for seed in self.scale.seeds:
             for arm in self.scale.arms:
-                yield Unit(arm, seed, self.folder / f"seed-{seed}" / arm.name)
+                yield Unit(arm, seed, self.folder / f"seed-{seed}")
 
     @property
     def test(self) -> Path:
@@ -134,7 +134,7 @@ def _write_problems(job: Reproduction) -> None:
 
 def _make_data(job: Reproduction, python: Path) -> None:
     """All data at once, for the servers take longer to start than some of it to make."""
-    left = [unit for unit in job.units if not unit.records.exists()]
+    left = [unit for unit in job.units if unit.arm.data_of is None and not unit.records.exists()]
     if not left:
         return
     job.console.rule("starting both models and the proxy")
