@@ -24,7 +24,7 @@ from trainer.reproduce.servers import find_vllm, vllm
 from trainer.reproduce.table import Spread, comparison
 from trainer.reproduce.task import LARGEST, problems, worked
 
-STEP = re.compile(r"(\d+)([+-]\d+)=(\d+)")
+STEP = re.compile(r"(First )?(\d+)([+-]\d+)=(\d+)")
 WORDS = {"plus": "+", "and": "+", "minus": "-", "less": "-"}
 
 
@@ -37,7 +37,8 @@ def test_a_worked_problem_is_right_in_every_step_and_begins_where_the_last_one_e
         *steps, end = worked(problem, random.Random(problem.id)).split(".\n\n")
         value = problem.start
         for step in steps:
-            before, term, after = map(int, STEP.fullmatch(step).groups())  # type: ignore[union-attr]
+            _, *numbers = STEP.fullmatch(step).groups()  # type: ignore[union-attr]
+            before, term, after = map(int, numbers)
             assert before == value
             assert before + term == after
             assert 0 <= after <= LARGEST
@@ -59,8 +60,10 @@ def test_about_half_of_the_terms_that_can_be_are_taken_in_two_steps() -> None:
     there = list(problems("x", 500, (4,)))
     can = sum(abs(term) > 10 and bool(term % 10) for one in there for term in one.terms)
     rng = random.Random(0)
-    steps = sum(worked(one, rng).count("\n\n") for one in there)
-    assert 0.4 < (steps - 4 * len(there)) / can < 0.6
+    solutions = [worked(one, rng) for one in there]
+    num_split = sum(solution.count("First ") for solution in solutions)
+    assert sum(solution.count("\n\n") for solution in solutions) == 4 * len(there) + num_split
+    assert 0.4 < num_split / can < 0.6
 
 
 def test_the_same_name_gives_the_same_problems_and_no_problem_twice() -> None:
@@ -80,6 +83,15 @@ def test_a_blank_model_has_a_tokenizer_that_loses_nothing(design: Design, tmp_pa
     assert config["vocab_size"] == tokenizer.get_vocab_size()
     text = "12+37=49.\n\nHowever,\n\nThe answer is \\boxed{49}. Ünïcode 😀"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+@pytest.mark.parametrize("design", [STUDENT, TEACHER], ids=lambda one: one.name)
+def test_a_step_has_the_same_tokens_whatever_follows(design: Design, tmp_path: Path) -> None:
+    write_blank(design, tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    step = tokenizer.encode("12+37=49.\n\n").ids
+    for text in ("49-1=48.\n\n", "The answer", "First 49-20", "However,"):
+        assert tokenizer.encode(f"12+37=49.\n\n{text}").ids[: len(step)] == step
 
 
 def test_the_tokenizers_of_the_pair_differ_in_how_they_read_numbers(tmp_path: Path) -> None:

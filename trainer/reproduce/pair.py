@@ -163,6 +163,8 @@ def _tokenizer(design: Design) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(digits, "isolated"),
+            # Else how newlines are cut would depend on what follows, a letter or a digit.
+            pre_tokenizers.Split(Regex(r"\n+"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

@@ -57,13 +57,19 @@ def _problem(name: str, rng: random.Random, num_terms: int) -> Problem:
 
 
 def worked(problem: Problem, rng: random.Random) -> str:
-    """A right solution. A term of two digits is half the time taken in two steps, tens first."""
+    """A right solution.
+
+    A term of two digits is half the time taken in two steps, tens first, which the first of them
+    says with its first word: there, and only there, nobody can know how the solution goes on.
+    """
     steps: list[str] = []
     value = problem.start
     for term in problem.terms:
+        goal = value + term
         tens = term - term % 10 if term > 0 else term + -term % 10
-        is_split = tens not in {0, term} and rng.random() < _SHARE_SPLIT
-        for part in (tens, term - tens) if is_split else (term,):
-            steps.append(f"{value}{part:+d}={value + part}.\n\n")
-            value += part
+        if tens not in {0, term} and rng.random() < _SHARE_SPLIT:
+            steps.append(f"First {value}{tens:+d}={value + tens}.\n\n")
+            value += tens
+        steps.append(f"{value}{goal - value:+d}={goal}.\n\n")
+        value = goal
     return f"{''.join(steps)}The answer is \\boxed{{{value}}}."
