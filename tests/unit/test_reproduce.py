@@ -17,6 +17,7 @@ from tests.unit.test_record import breached, record_of, unbroken
 from trainer.errors import RunExists, ServerFailed, TrainerMissing
 from trainer.reproduce import run as run_module
 from trainer.reproduce.arms import ARMS, Arm
+from trainer.reproduce.curve import curve
 from trainer.reproduce.pair import STUDENT, TEACHER, Design, Pair, write_blank, write_lessons
 from trainer.reproduce.plan import SHIPPED, SMOKE, TINY, Unit, recipe_of
 from trainer.reproduce.run import Reproduction, reproduce
@@ -195,8 +196,9 @@ def test_the_table_has_means_deviations_and_differences_within_a_seed(tmp_path: 
         unit_of(tmp_path, "motab", 2, 0.9, [right, wrong]),
     ]
     write_results(tmp_path / "teacher", 0.99)
-    found = comparison(units, {"teacher": tmp_path / "teacher"})
-    methods, ablations, data = found.to_markdown().split("\n\n")
+    rates = curve(units[-1].records)
+    found = comparison(units, {"teacher": tmp_path / "teacher"}, rates)
+    methods, ablations, data, _ = found.to_markdown().split("\n\n")
     assert methods.splitlines() == [
         "| Methods | pass@1 | pass@1 against SFT | 4 terms |",
         "|---|---:|---:|---:|",
@@ -210,6 +212,23 @@ def test_the_table_has_means_deviations_and_differences_within_a_seed(tmp_path: 
     assert lines["| RFT"] == ["1", "50.0", "50.0"]
     assert lines["| MOTAB"] == ["2", "50.0", "50.0"]
     assert orjson.loads(found.to_json())["arms"][0]["by_k"]["1"] == {"1": 0.5, "2": 0.7}
+
+
+def test_the_curve_tells_breaches_of_right_trajectories_from_those_of_wrong_ones(
+    tmp_path: Path,
+) -> None:
+    low, high = unbroken(correct=False), unbroken(correct=True)
+    for record, value in ((low, 0.45), (high, 0.75)):
+        record["steps"] = [{**step, "value": value, "entropy": 0.0} for step in record["steps"]]
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"".join(record_of(one).to_json_line() for one in (low, high)))
+    lines = curve(path).to_markdown().splitlines()
+    assert lines[0].startswith("| Breached, % at eps_0 | theta 0: all | theta 0: right |")
+    assert lines[2 + 3].startswith("| 0.4 | 0.0 | 0.0 | 0.0 | 0.0")
+    assert lines[2 + 4].startswith("| 0.5 | 50.0 | 0.0 | 100.0 | 50.0")
+    assert lines[2 + 7].startswith("| 0.8 | 100.0 | 100.0 | 100.0 |")
+    path.write_bytes(record_of(low).to_json_line())
+    assert curve(path).to_markdown().splitlines()[2 + 4].startswith("| 0.5 | 100.0 |  | 100.0 |")
 
 
 @pytest.fixture

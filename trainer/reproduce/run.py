@@ -1,25 +1,30 @@
 """A reproduction from the pair to the table. Stopped anywhere, it goes on where it was."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import orjson
+from pydantic import JsonValue
 from rich.console import Console
 
 from synth_client.aside import AsideFile
 from synth_client.cli import run_loop
 from synth_client.dataset import open_dataset
 from synth_client.journal import reported
+from synth_client.page import require_plotly, write_page
 from synth_client.question import Synthesis
 from synth_client.rules import MATH
 from synth_client.run import Run, synthesise
+from synth_client.workspace import Workspace
 from trainer.benchmark import load_benchmark
 from trainer.errors import RunExists, ServerFailed
 from trainer.evaluate import RECORDS, RESULTS, Evaluation, evaluate
+from trainer.reproduce.arms import Arm
+from trainer.reproduce.curve import Curve, curve
 from trainer.reproduce.pair import Pair
 from trainer.reproduce.plan import Scale, Unit, recipe_of
 from trainer.reproduce.servers import SERVED_AS, find_vllm, proxy, vllm
@@ -28,6 +33,7 @@ from trainer.reproduce.task import problems
 from trainer.train import train
 
 _PLAN: Final = "plan.json"
+CURVE: Final = "curve.html"
 _TIMES: Final = "times.jsonl"
 _KS: Final = (1, 4, 8)
 _CONCURRENCY: Final = 32
@@ -58,9 +64,34 @@ class Reproduction:
         """The evaluation of a model of the pair itself."""
         return self.folder / name
 
+    @property
+    def curve(self) -> Path:
+        """Records for the curve of breach rates."""
+        return self.folder / "curve" / "records.jsonl"
+
+    def params(self, arm: Arm) -> dict[str, JsonValue]:
+        """The arm's, with thresholds where it has any."""
+        if arm.params["method"] != "motab":
+            return dict(arm.params)
+        thresholds = {
+            "base_threshold": self.scale.base_threshold,
+            "entropy_scale": self.scale.entropy_scale,
+        }
+        return {**arm.params, **thresholds}
+
     def questions(self, seed: int) -> Path:
         """What is asked under a seed."""
         return self.folder / f"seed-{seed}" / "questions.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class _DataSet:
+    """What one run of `motab synth` makes."""
+
+    name: str
+    seed: int
+    records: Path
+    params: Mapping[str, JsonValue]
 
 
 def reproduce(job: Reproduction) -> Comparison:
@@ -70,6 +101,7 @@ def reproduce(job: Reproduction) -> Comparison:
     for what cannot run here, and what synthesis, training and evaluation raise.
     """
     python = find_vllm()
+    require_plotly()
     _claim(job)
     _write_problems(job)
     _make_data(job, python)
@@ -83,11 +115,23 @@ def reproduce(job: Reproduction) -> Comparison:
                 recipe = recipe_of(unit, job.scale, job.pair.student)
                 train(recipe, python=None, resume=True, console=job.console)
         _evaluate(job, python, unit.student, unit.evaluation, unit.arm.name, unit.seed)
-    found = comparison(list(job.units), {name: job.base(name) for name in ("teacher", "student")})
+    rates = curve(job.curve)
+    pair = {name: job.base(name) for name in ("teacher", "student")}
+    found = comparison(list(job.units), pair, rates)
+    _draw(job, rates)
     for name, content in ((COMPARISON, found.to_json()), (TABLE, found.to_markdown().encode())):
         with reported(job.folder / name):
             _publish(job.folder / name, content)
     return found
+
+
+def _draw(job: Reproduction, rates: Curve) -> None:
+    # It imports Plotly, which is slow.
+    from synth_client.rescore_view import rescore_page  # noqa: PLC0415
+
+    own = (job.scale.base_threshold, job.scale.entropy_scale)
+    with reported(job.folder / CURVE):
+        write_page(rescore_page(rates.rows, own, ()), job.folder / CURVE)
 
 
 def _claim(job: Reproduction) -> None:
@@ -134,7 +178,14 @@ def _write_problems(job: Reproduction) -> None:
 
 def _make_data(job: Reproduction, python: Path) -> None:
     """All data at once, for the servers take longer to start than some of it to make."""
-    left = [unit for unit in job.units if unit.arm.data_of is None and not unit.records.exists()]
+    sets = [
+        _DataSet(unit.arm.name, unit.seed, unit.records, job.params(unit.arm))
+        for unit in job.units
+        if unit.arm.data_of is None
+    ]
+    seed = job.scale.seeds[0]
+    sets.append(_DataSet("curve", seed, job.curve, {"method": "motab", "base_threshold": 0.0}))
+    left = [one for one in sets if not _is_made(one.records)]
     if not left:
         return
     job.console.rule("starting both models and the proxy")
@@ -143,16 +194,21 @@ def _make_data(job: Reproduction, python: Path) -> None:
         with _timed(job, "start", "pair", None):
             urls = _both(stack, python, pair, job.folder)
             url = stack.enter_context(proxy(urls["student"], urls["teacher"], pair, job.folder))
-        for unit in left:
-            job.console.rule(f"data: {unit.arm.label}, seed {unit.seed}")
-            with _timed(job, "data", unit.arm.name, unit.seed):
-                totals = run_loop(synthesise(_synthesis(job, unit, url), job.console))
+        for one in left:
+            job.console.rule(f"data: {one.name}, seed {one.seed}")
+            with _timed(job, "data", one.name, one.seed):
+                totals = run_loop(synthesise(_synthesis(job, one, url), job.console))
             if totals.num_failed:
                 raise ServerFailed(
                     f"{totals.num_failed} of {totals.num_records + totals.num_failed} questions"
-                    f" failed; {unit.records.with_suffix('.failed.jsonl')} says why, and the same"
-                    " command tries them again"
+                    f" failed; {Workspace(one.records).failed} says why, and the same command"
+                    " tries them again"
                 )
+
+
+def _is_made(records: Path) -> bool:
+    failed = Workspace(records).failed
+    return records.exists() and not (failed.exists() and failed.stat().st_size)
 
 
 def _both(stack: ExitStack, python: Path, pair: dict[str, Path], folder: Path) -> dict[str, str]:
@@ -162,23 +218,16 @@ def _both(stack: ExitStack, python: Path, pair: dict[str, Path], folder: Path) -
     }
 
 
-def _synthesis(job: Reproduction, unit: Unit, url: str) -> Run:
-    scale = job.scale
-    thresholds = {
-        "base_threshold": scale.base_threshold,
-        "entropy_scale": scale.entropy_scale,
-    }
-    params = {
-        **unit.arm.params,
-        **(thresholds if unit.arm.params["method"] == "motab" else {}),
-        "max_total_tokens": scale.max_tokens,
-    }
+def _synthesis(job: Reproduction, data: _DataSet, url: str) -> Run:
     return Run(
-        dataset=open_dataset(str(job.questions(unit.seed))),
-        output=unit.records,
+        dataset=open_dataset(str(job.questions(data.seed))),
+        output=data.records,
         base_urls=(url,),
         synthesis=Synthesis(
-            model=SERVED_AS, params=params, temperature=scale.temperature, seed=unit.seed
+            model=SERVED_AS,
+            params={**data.params, "max_total_tokens": job.scale.max_tokens},
+            temperature=job.scale.temperature,
+            seed=data.seed,
         ),
         concurrency=_CONCURRENCY,
         verify=MATH,

@@ -12,6 +12,7 @@ from synth_client.journal import reported
 from synth_client.record import read_records
 from trainer.evaluate import RESULTS
 from trainer.reproduce.arms import Arm
+from trainer.reproduce.curve import Curve
 from trainer.reproduce.plan import Unit
 
 COMPARISON: Final = "comparison.json"
@@ -66,6 +67,7 @@ class Comparison:
 
     arms: tuple[ArmResult, ...]
     pair: Mapping[str, Mapping[int, float]]
+    curve: Curve
 
     def to_json(self) -> bytes:
         """One object, indented."""
@@ -84,11 +86,12 @@ class Comparison:
                     [one for one in self.arms if one.arm.is_ablation or one.arm.name == "motab"],
                 ),
                 _data_table(self.arms),
+                self.curve.to_markdown(),
             ]
         )
 
 
-def comparison(units: Sequence[Unit], pair: Mapping[str, Path]) -> Comparison:
+def comparison(units: Sequence[Unit], pair: Mapping[str, Path], rates: Curve) -> Comparison:
     """Read what evaluations have found; `pair` are the folders of the evaluations of the two."""
     arms = {unit.arm.name: unit.arm for unit in units}
     return Comparison(
@@ -97,6 +100,7 @@ def comparison(units: Sequence[Unit], pair: Mapping[str, Path]) -> Comparison:
             for name, arm in arms.items()
         ),
         {name: _overall(_results(folder)) for name, folder in pair.items()},
+        rates,
     )
 
 
