@@ -47,8 +47,11 @@ test-servers: $(VENV)/.dev $(SERVERS)/.installed $(REFERENCE)/.installed  ## aga
 .PHONY: train-env
 train-env: $(TRAINER)/.installed  ## the environment that motab train trains in
 
+.PHONY: distill-env
+distill-env: $(REFERENCE)/.installed  ## the environment that motab train distils on-policy in
+
 .PHONY: test-trainer
-test-trainer: $(VENV)/.dev $(TRAINER)/.installed $(SERVERS)/.installed  ## exports and trainings with LLaMA-Factory itself
+test-trainer: $(VENV)/.dev $(TRAINER)/.installed $(REFERENCE)/.installed $(SERVERS)/.installed  ## exports and trainings with LLaMA-Factory and TRL themselves
 	$(BIN)/pytest tests/trainer
 
 .PHONY: reproduce

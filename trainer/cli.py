@@ -23,15 +23,15 @@ def train_command(
         Path | None,
         typer.Option(
             envvar="MOTAB_TRAINER_PYTHON",
-            help="The Python of an environment with llamafactory.",
-            show_default=".venv-trainer/bin/python",
+            help="The Python of an environment with llamafactory, or with trl for on_policy.",
+            show_default=".venv-trainer/bin/python, or .venv-reference/bin/python",
         ),
     ] = None,
     resume: Annotated[
         bool, typer.Option(help="Go on with the last checkpoint, where there is one.")
     ] = True,
 ) -> None:
-    """Train a student with LLaMA-Factory. Ends with its exit code."""
+    """Train a student with LLaMA-Factory, or with TRL on-policy. Ends with its exit code."""
     loaded = load_recipe(recipe)
     if output is not None:
         loaded = loaded.model_copy(update={"output": output})

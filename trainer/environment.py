@@ -1,7 +1,7 @@
 """The environment that trains: where it is, what it holds, and whether the recipe fits it.
 
-LLaMA-Factory pins transformers apart from what serving wants, so it lives in a virtual environment
-of its own and is looked at through a script that runs there.
+LLaMA-Factory pins transformers apart from what serving wants and TRL from what TRL is now, so each
+lives in a virtual environment of its own, and is looked at through a script that runs there.
 """
 
 import os
@@ -15,13 +15,24 @@ import orjson
 import psutil
 
 from trainer.errors import RecipeError, TrainerMissing
-from trainer.recipe import AutoHardware, CpuHardware, GpuHardware, Hardware, Recipe, accumulation_of
-from trainer.settings import model_of
+from trainer.recipe import (
+    AutoHardware,
+    CpuHardware,
+    GpuHardware,
+    Hardware,
+    OnPolicyLoss,
+    Recipe,
+    Trainer,
+    accumulation_of,
+)
+from trainer.settings import located
 
 _HERE: Final = Path(__file__).parent
-_FOLDER: Final = ".venv-trainer"
+_FOLDERS: Final[dict[Trainer, str]] = {"llamafactory": ".venv-trainer", "trl": ".venv-reference"}
+_TARGETS: Final[dict[Trainer, str]] = {"llamafactory": "train-env", "trl": "distill-env"}
 # In float32: weights, gradients and AdamW's two moments. ZeRO-3 in bfloat16 comes to the same.
 _BYTES_PER_PARAMETER: Final = 16
+_BYTES_OF_A_TEACHER: Final = {"cpu": 4, "gpu": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +45,22 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What there is to train with. `max_positions` is None where the model does not say it."""
+    """What there is to train with.
+
+    `max_positions` is the least of student and teacher, None where no model says it;
+    `teacher_parameters` is 0 without a teacher.
+    """
 
     python: Path
     versions: Mapping[str, str]
     gpus: tuple[Gpu, ...]
     num_parameters: int
     max_positions: int | None
+    teacher_parameters: int = 0
 
 
-def find_python(asked: Path | None) -> Path:
-    """The interpreter asked for, or that of `.venv-trainer` here or beside the source.
+def find_python(asked: Path | None, trainer: Trainer = "llamafactory") -> Path:
+    """The interpreter asked for, or that of the trainer's environment here or beside the source.
 
     Raises `TrainerMissing` that says how to make one.
     """
@@ -53,12 +69,13 @@ def find_python(asked: Path | None) -> Path:
             raise TrainerMissing(f"--python {asked}: no such program")
         return asked.absolute()
     for folder in (Path.cwd(), _HERE.parent):
-        python = folder / _FOLDER / "bin" / "python"
+        python = folder / _FOLDERS[trainer] / "bin" / "python"
         if python.exists():
             return python
     raise TrainerMissing(
-        f"there is no {_FOLDER} here; make train-env makes it in motab's source, or name the Python"
-        " of an environment with llamafactory by --python or MOTAB_TRAINER_PYTHON"
+        f"there is no {_FOLDERS[trainer]} here; make {_TARGETS[trainer]} makes it in motab's"
+        f" source, or name the Python of an environment with {trainer} by --python or"
+        " MOTAB_TRAINER_PYTHON"
     )
 
 
@@ -73,14 +90,20 @@ def variables(python: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(above),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # TRL tells its authors what was run.
+        "HF_HUB_DISABLE_TELEMETRY": "1",
     }
 
 
 def look(python: Path, recipe: Recipe) -> Environment:
-    """Look around in the environment, and at the model. Raises `RecipeError` where it cannot be."""
-    _check_model(recipe.model)
-    template = [] if recipe.template is None else [recipe.template]
-    command = [str(python), str(_HERE / "inside" / "look.py"), model_of(recipe), *template]
+    """Look around in the environment, and at the models. Raises `RecipeError` where it cannot."""
+    _check_model("model", recipe.model)
+    command = [str(python), str(_HERE / "inside" / "look.py"), located(recipe.model)]
+    if recipe.template is not None:
+        command += ["--template", recipe.template]
+    if isinstance(recipe.loss, OnPolicyLoss):
+        _check_model("loss.teacher", recipe.loss.teacher)
+        command += ["--teacher", located(recipe.loss.teacher)]
     try:
         done = subprocess.run(  # noqa: S603 - the user's own interpreter
             command, env=variables(python), capture_output=True, check=False
@@ -103,16 +126,17 @@ def look(python: Path, recipe: Recipe) -> Environment:
         tuple(Gpu(gpu["name"], gpu["bytes"]) for gpu in found["gpus"]),
         found["num_parameters"],
         found["max_positions"],
+        found.get("teacher_parameters", 0),
     )
 
 
-def _check_model(model: str) -> None:
+def _check_model(key: str, model: str) -> None:
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise RecipeError(f"model: {model} holds no model: it has no config.json")
+            raise RecipeError(f"{key}: {model} holds no model: it has no config.json")
     elif model.startswith(("/", ".", "~")) or model.count("/") != 1:
-        raise RecipeError(f"model: {model}: no such folder, nor a Hugging Face name (ORG/NAME)")
+        raise RecipeError(f"{key}: {model}: no such folder, nor a Hugging Face name (ORG/NAME)")
 
 
 def fitted(recipe: Recipe, environment: Environment) -> Hardware:
@@ -166,6 +190,7 @@ def _check_gpus(hardware: GpuHardware, environment: Environment) -> None:
 def _check_memory(hardware: Hardware, environment: Environment) -> None:
     """What a device must hold at the very least; activations come on top of it."""
     needed = environment.num_parameters * _BYTES_PER_PARAMETER
+    needed += environment.teacher_parameters * _BYTES_OF_A_TEACHER[hardware.kind]
     if isinstance(hardware, GpuHardware):
         needed //= hardware.gpus if hardware.zero3 else 1
         there = min(gpu.num_bytes for gpu in environment.gpus[: hardware.gpus])
@@ -175,7 +200,10 @@ def _check_memory(hardware: Hardware, environment: Environment) -> None:
         there = psutil.virtual_memory().available
         place, cure = "this machine", "fewer processes, or a smaller model"
     if needed > there:
+        teacher = environment.teacher_parameters
+        also = f" and a teacher's {teacher:,} weights" if teacher else ""
         raise RecipeError(
             f"out of memory: weights, gradients and moments of {environment.num_parameters:,}"
-            f" parameters take {needed / 1e9:.1f} GB, {place} has {there / 1e9:.1f}; take {cure}"
+            f" parameters{also} take {needed / 1e9:.1f} GB, {place} has {there / 1e9:.1f};"
+            f" take {cure}"
         )

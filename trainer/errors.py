@@ -16,7 +16,7 @@ class RunExists(ClientError):
 
 
 class TrainingFailed(ClientError):
-    """LLaMA-Factory ended with an error. `exit_code` is what the command ends with."""
+    """The trainer ended with an error. `exit_code` is what the command ends with."""
 
     def __init__(self, message: str, *, exit_code: int, tail: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Runs LLaMA-Factory, and ends it."""
+"""Runs LLaMA-Factory or TRL, and ends it."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -14,9 +15,11 @@ from typing import Final
 from synth_client.journal import reported
 from trainer.environment import variables
 from trainer.errors import TrainerMissing, TrainingFailed
-from trainer.recipe import CpuHardware, GpuHardware, Hardware
-from trainer.run_folder import SETTINGS_FILE, RunFolder
+from trainer.recipe import CpuHardware, GpuHardware, Hardware, Trainer
+from trainer.run_folder import SETTINGS_FILES, RunFolder
 
+_DISTILL: Final = Path(__file__).parent / "inside" / "distill.py"
+_NAMES: Final[dict[Trainer, str]] = {"llamafactory": "LLaMA-Factory", "trl": "TRL"}
 _TICK_S: Final = 0.5
 _GRACE_S: Final = 15.0
 _TAIL_LINES: Final = 30
@@ -33,13 +36,27 @@ _OUT_OF_MEMORY: Final = (
 )
 
 
-def command_of(python: Path) -> list[str]:
-    """Run in the output folder: torchrun's arguments are split at blanks, which paths may hold."""
-    return [str(python.with_name("llamafactory-cli")), "train", SETTINGS_FILE]
+def command_of(python: Path, trainer: Trainer, hardware: Hardware) -> list[str]:
+    """Run in the output folder: LLaMA-Factory splits torchrun's arguments at blanks, which paths
+    may hold.
+    """
+    if trainer == "llamafactory":
+        command = [str(python.with_name("llamafactory-cli")), "train"]
+    else:
+        command = [str(python), str(_DISTILL)]
+        if _wants_torchrun(hardware):
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+            command[1:1] = [*torchrun, str(hardware.num_devices)]
+    return [*command, SETTINGS_FILES[trainer]]
 
 
-def devices_of(hardware: Hardware) -> dict[str, str]:
-    """The variables that tell LLaMA-Factory on how many devices to run."""
+def _wants_torchrun(hardware: Hardware) -> bool:
+    """DeepSpeed wants torchrun on a single GPU, too."""
+    return hardware.num_devices > 1 or (isinstance(hardware, GpuHardware) and hardware.zero3)
+
+
+def devices_of(hardware: Hardware, trainer: Trainer = "llamafactory") -> dict[str, str]:
+    """The variables that tell on which devices to run, and LLaMA-Factory on how many."""
     found: dict[str, str] = {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if isinstance(hardware, CpuHardware):
@@ -50,19 +67,33 @@ def devices_of(hardware: Hardware) -> dict[str, str]:
     elif isinstance(hardware, GpuHardware):
         names = visible.split(",") if visible else [str(index) for index in range(hardware.gpus)]
         found["CUDA_VISIBLE_DEVICES"] = ",".join(names[: hardware.gpus])
-    # DeepSpeed wants torchrun on a single GPU, too.
-    if hardware.num_devices > 1 or (isinstance(hardware, GpuHardware) and hardware.zero3):
+    if trainer == "llamafactory" and _wants_torchrun(hardware):
         found |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(hardware.num_devices)}
     return found
 
 
-def launch(
-    folder: RunFolder, python: Path, hardware: Hardware, on_tick: Callable[[], None]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is run, and the variables that say on which devices."""
+
+    trainer: Trainer
+    python: Path
+    command: list[str]
+    devices: dict[str, str]
+
+
+def program_of(trainer: Trainer, python: Path, hardware: Hardware) -> Program:
+    """What trains on this hardware."""
+    return Program(
+        trainer, python, command_of(python, trainer, hardware), devices_of(hardware, trainer)
+    )
+
+
+def launch(folder: RunFolder, program: Program, on_tick: Callable[[], None]) -> None:
     """Train until it ends. Raises `TrainingFailed`, or KeyboardInterrupt after it was ended."""
     begin = folder.log.stat().st_size if folder.log.exists() else 0
     with _asked_to_end() as is_asked:
-        process = _started(folder, python, hardware)
+        process = _started(folder, program)
         try:
             code = _waited(process, is_asked, on_tick)
         finally:
@@ -74,20 +105,19 @@ def launch(
     if code:
         said = _said(folder.log, begin)
         raise TrainingFailed(
-            _reason(code, said),
+            _reason(_NAMES[program.trainer], code, said),
             exit_code=code if code > 0 else 128 - code,
             tail="\n".join(said[-_TAIL_LINES:]),
         )
 
 
-def _started(folder: RunFolder, python: Path, hardware: Hardware) -> subprocess.Popen[bytes]:
-    command = command_of(python)
+def _started(folder: RunFolder, program: Program) -> subprocess.Popen[bytes]:
     with reported(folder.log), folder.log.open("ab") as log:
         try:
             return subprocess.Popen(  # noqa: S603 - the user's own interpreter
-                command,
+                program.command,
                 cwd=folder.path,
-                env={**variables(python), **devices_of(hardware)},
+                env={**variables(program.python), **program.devices},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -96,7 +126,7 @@ def _started(folder: RunFolder, python: Path, hardware: Hardware) -> subprocess.
                 pass_fds=(folder.lock,),
             )
         except OSError as error:
-            raise TrainerMissing(f"{command[0]}: {error.strerror}") from error
+            raise TrainerMissing(f"{program.command[0]}: {error.strerror}") from error
 
 
 def _waited(
@@ -160,7 +190,7 @@ def _said(path: Path, begin: int) -> list[str]:
     return found
 
 
-def _reason(code: int, said: list[str]) -> str:
+def _reason(name: str, code: int, said: list[str]) -> str:
     text = "\n".join(said)
     if any(sign in text for sign in _OUT_OF_MEMORY):
         return (
@@ -168,9 +198,9 @@ def _reason(code: int, said: list[str]) -> str:
             " zero3 on more GPUs, or a smaller model"
         )
     if code == -signal.SIGKILL or _WORKER_KILLED in text:
-        return "LLaMA-Factory was killed, as systems do that run out of memory"
+        return f"{name} was killed, as systems do that run out of memory"
     if code < 0:
-        return f"LLaMA-Factory was ended by {signal.Signals(-code).name}"
+        return f"{name} was ended by {signal.Signals(-code).name}"
     errors = [match[1] for line in said if (match := _ERROR.fullmatch(line))]
     because = f": {errors[-1]}" if errors else ""
-    return f"LLaMA-Factory failed with exit code {code}{because}"
+    return f"{name} failed with exit code {code}{because}"

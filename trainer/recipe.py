@@ -51,6 +51,31 @@ class DftLoss(_Loss):
     kind: Literal["dft"]
 
 
+class OnPolicyLoss(_Section):
+    """How far the student is from a teacher, token by token, on what it writes while it learns.
+
+    Trained by TRL. The divergence is the generalised Jensen-Shannon divergence (Agarwal et al.
+    2024, arXiv 2306.13649).
+    """
+
+    kind: Literal["on_policy"]
+    teacher: str = Field(min_length=1)
+    """A folder or a Hugging Face name, with the student's vocabulary."""
+    share: float = Field(1.0, ge=0, le=1)
+    """The chance of a forward pass to learn from answers that the student writes then; the others
+    learn from the data's answers."""
+    beta: float = Field(1.0, ge=0, le=1)
+    """0 is KL(teacher || student), 1 KL(student || teacher), 0.5 the Jensen-Shannon divergence."""
+    top_k: int | None = Field(None, ge=1)
+    """Only the likeliest tokens are told apart: the teacher's with beta 0, the student's with beta
+    1, both models' in between; all others are one. With 1, the token that was written stands for
+    the student's likeliest. Left out, the whole vocabulary counts."""
+    temperature: float = Field(1.0, gt=0)
+    """At which the student writes, and at which both distributions are compared."""
+    max_new_tokens: int = Field(512, ge=1)
+    """Of an answer that the student writes."""
+
+
 class Training(_Section):
     """The hyperparameters, of AdamW and its schedule. The defaults are the paper's."""
 
@@ -126,6 +151,8 @@ class GpuHardware(_Section):
 
 
 Hardware = CpuHardware | GpuHardware
+Trainer = Literal["llamafactory", "trl"]
+"""The package that trains."""
 
 
 class Recipe(_Section):
@@ -138,7 +165,9 @@ class Recipe(_Section):
     template: str | None = Field(None, min_length=1)
     """A template of LLaMA-Factory's, in place of the tokenizer's own."""
     data: Annotated[RecordsData | ExportData, Field(discriminator="kind")]
-    loss: Annotated[SftLoss | DftLoss, Field(discriminator="kind")] = SftLoss(kind="sft")
+    loss: Annotated[SftLoss | DftLoss | OnPolicyLoss, Field(discriminator="kind")] = SftLoss(
+        kind="sft"
+    )
     training: Training = Training()
     hardware: Annotated[AutoHardware | Hardware, Field(discriminator="kind")] = AutoHardware()
     output: Path
@@ -148,6 +177,30 @@ class Recipe(_Section):
         if not isinstance(self.hardware, AutoHardware):
             accumulation_of(self.training, self.hardware)
         return self
+
+    @model_validator(mode="after")
+    def _on_policy_is_possible(self) -> Self:
+        if not isinstance(self.loss, OnPolicyLoss):
+            return self
+        if self.template is not None:
+            raise ValueError(
+                "template: with loss.kind on_policy it is the tokenizer's own chat template; leave"
+                " this one of LLaMA-Factory's out"
+            )
+        if self.from_scratch:
+            raise ValueError("from_scratch: loss.kind on_policy needs a student that can write")
+        if self.training.packing != "none":
+            raise ValueError("training.packing: loss.kind on_policy packs nothing; leave it out")
+        if self.loss.max_new_tokens >= self.training.max_tokens:
+            raise ValueError(
+                f"loss.max_new_tokens: {self.loss.max_new_tokens} of the"
+                f" {self.training.max_tokens} of training.max_tokens leave no room for a prompt"
+            )
+        return self
+
+    @property
+    def trainer(self) -> Trainer:
+        return "trl" if isinstance(self.loss, OnPolicyLoss) else "llamafactory"
 
 
 def accumulation_of(training: Training, hardware: Hardware) -> int:

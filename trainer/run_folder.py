@@ -1,7 +1,7 @@
 """The output folder: what was run stands beside what came out.
 
-`run.json`, `recipe.yaml`, `llamafactory.yaml`, `data/`, `train.log`, and under `model/` what
-LLaMA-Factory writes: the student, its checkpoints, `trainer_log.jsonl`, `training_loss.png`.
+`run.json`, `recipe.yaml`, `llamafactory.yaml` or `trl.yaml`, `data/`, `train.log`, and under
+`model/` what the trainer writes: the student, its checkpoints, `trainer_log.jsonl`.
 """
 
 import fcntl
@@ -23,12 +23,13 @@ from synth_client.errors import OutputError
 from synth_client.journal import reported
 from synth_client.workspace import replace_file
 from trainer.dataset import Dataset
+from trainer.distillation import distillation_of
 from trainer.environment import Environment
 from trainer.errors import RunExists
-from trainer.recipe import Hardware, Recipe
+from trainer.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe, Trainer
 from trainer.settings import ZERO3, ZERO3_FILE, settings_of
 
-SETTINGS_FILE: Final = "llamafactory.yaml"
+SETTINGS_FILES: Final[dict[Trainer, str]] = {"llamafactory": "llamafactory.yaml", "trl": "trl.yaml"}
 _RUN_FILE: Final = "run.json"
 _LOCK_FILE: Final = ".lock"
 _CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
@@ -120,14 +121,18 @@ class RunFolder:
     def write_settings(
         self, recipe: Recipe, hardware: Hardware, dataset: Dataset, checkpoint: Checkpoint | None
     ) -> None:
-        """The files that LLaMA-Factory reads, and the recipe with all its defaults."""
-        settings = settings_of(recipe, hardware, dataset, self.model)
+        """The files that the trainer reads, and the recipe with all its defaults."""
+        loss = recipe.loss
+        if isinstance(loss, OnPolicyLoss):
+            settings = distillation_of(recipe, loss, hardware, dataset, self.model)
+        else:
+            settings = settings_of(recipe, hardware, dataset, self.model)
         if checkpoint is not None:
             settings["resume_from_checkpoint"] = str(checkpoint.path)
         with reported(self.path):
-            self._yaml(SETTINGS_FILE, settings)
+            self._yaml(SETTINGS_FILES[recipe.trainer], settings)
             self._yaml("recipe.yaml", recipe.model_dump(mode="json"))
-            if "deepspeed" in settings:
+            if isinstance(hardware, GpuHardware) and hardware.zero3:
                 content = orjson.dumps(ZERO3, option=orjson.OPT_INDENT_2)
                 (self.path / ZERO3_FILE).write_bytes(content)
 

@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.dataset import Dataset
-from trainer.recipe import GpuHardware, Hardware, Recipe, accumulation_of
+from trainer.recipe import (
+    GpuHardware,
+    Hardware,
+    OnPolicyLoss,
+    Recipe,
+    Training,
+    accumulation_of,
+)
 
 ZERO3_FILE: Final = "zero3.json"
 # Divided into what each device holds; "auto" is filled in from LLaMA-Factory's own settings.
@@ -31,23 +38,37 @@ def settings_of(
     recipe: Recipe, hardware: Hardware, dataset: Dataset, model_folder: Path
 ) -> dict[str, Any]:
     """What LLaMA-Factory 0.9.5 reads from its YAML; `model_folder` is where the student goes."""
-    training = recipe.training
+    training, loss = recipe.training, recipe.loss
+    if isinstance(loss, OnPolicyLoss):
+        raise TypeError("LLaMA-Factory trains nothing on-policy")
     settings: dict[str, Any] = {
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "full",
-        "model_name_or_path": model_of(recipe),
+        "model_name_or_path": located(recipe.model),
         "dataset_dir": str(dataset.folder),
         "dataset": dataset.name,
         "cutoff_len": training.max_tokens,
         "packing": training.packing != "none",
         "neat_packing": training.packing == "neat",
-        "mask_history": not recipe.loss.learn_history,
-        "use_dft_loss": recipe.loss.kind == "dft",
+        "mask_history": not loss.learn_history,
+        "use_dft_loss": loss.kind == "dft",
         "preprocessing_num_workers": 1,
         "dataloader_num_workers": 0,
         # Its cache knows a dataset by name and folder.
         "overwrite_cache": True,
+        "plot_loss": True,
+    }
+    if recipe.from_scratch:
+        settings["train_from_scratch"] = True
+    if recipe.template is not None:
+        settings["template"] = recipe.template
+    return settings | arguments_of(training, hardware, model_folder) | _hardware(hardware)
+
+
+def arguments_of(training: Training, hardware: Hardware, model_folder: Path) -> dict[str, Any]:
+    """What every trainer that is built on transformers' own takes."""
+    arguments: dict[str, Any] = {
         "optim": "adamw_torch",
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": "cosine_with_min_lr",
@@ -66,18 +87,13 @@ def settings_of(
         "save_strategy": "steps",
         "save_steps": training.save_every,
         "save_total_limit": training.keep,
-        "plot_loss": True,
         "report_to": "none",
         "ddp_timeout": 180000000,
         "output_dir": str(model_folder),
     }
     if training.max_steps is not None:
-        settings["max_steps"] = training.max_steps
-    if recipe.from_scratch:
-        settings["train_from_scratch"] = True
-    if recipe.template is not None:
-        settings["template"] = recipe.template
-    return settings | _hardware(hardware)
+        arguments["max_steps"] = training.max_steps
+    return arguments
 
 
 def _hardware(hardware: Hardware) -> dict[str, Any]:
@@ -92,7 +108,7 @@ def _hardware(hardware: Hardware) -> dict[str, Any]:
     return settings
 
 
-def model_of(recipe: Recipe) -> str:
-    """The model's name, or its folder as an absolute path: LLaMA-Factory runs elsewhere."""
-    folder = Path(recipe.model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else recipe.model
+def located(model: str) -> str:
+    """The model's name, or its folder as an absolute path: trainers run elsewhere."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model

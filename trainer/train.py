@@ -7,11 +7,12 @@ from typing import Any
 from rich.console import Console
 
 from trainer.dataset import Dataset, discard, prepare, settle
+from trainer.distillation import check
 from trainer.environment import Environment, find_python, fitted, look
 from trainer.errors import RunExists, TrainingFailed
-from trainer.launch import command_of, devices_of, launch
+from trainer.launch import launch, program_of
 from trainer.progress import LOG, Display, Losses
-from trainer.recipe import Hardware, Recipe
+from trainer.recipe import Hardware, OnPolicyLoss, Recipe
 from trainer.run_folder import Checkpoint, RunFolder, difference, now, opened, run_of
 
 
@@ -30,10 +31,12 @@ def train(recipe: Recipe, *, python: Path | None, resume: bool, console: Console
     Raises before anything is run where the recipe cannot be trained, `TrainingFailed` after it, and
     KeyboardInterrupt when it was told to end.
     """
-    interpreter = find_python(python)
+    interpreter = find_python(python, recipe.trainer)
     with opened(recipe.output) as folder:
         dataset = prepare(recipe.data, folder.path)
         try:
+            if isinstance(recipe.loss, OnPolicyLoss):
+                check(recipe, dataset)
             with console.status("Looking at the environment and the model ..."):
                 environment = look(interpreter, recipe)
             hardware = fitted(recipe, environment)
@@ -83,11 +86,12 @@ def _session(job: _Job, losses: Losses, console: Console) -> None:
     checkpoint = folder.checkpoint()
     if checkpoint is None:
         folder.clear()  # LLaMA-Factory takes no folder with a log but no checkpoint
+    program = program_of(job.recipe.trainer, job.environment.python, job.hardware)
     folder.write_settings(job.recipe, job.hardware, job.dataset, checkpoint)
     session = {
         "started": now(),
-        "command": command_of(job.environment.python),
-        "variables": devices_of(job.hardware),
+        "command": program.command,
+        "variables": program.devices,
         "resumed_from": None if checkpoint is None else checkpoint.step,
         "ended": None,
         "exit_code": None,
@@ -104,7 +108,7 @@ def _session(job: _Job, losses: Losses, console: Console) -> None:
                 if losses.read():
                     display.update()
 
-            launch(folder, job.environment.python, job.hardware, show)
+            launch(folder, program, show)
         session["exit_code"] = 0
     except TrainingFailed as error:
         session["exit_code"] = error.exit_code

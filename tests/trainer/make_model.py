@@ -1,9 +1,10 @@
-"""Make a tiny random Llama with a byte-level tokenizer of its own: `make_model.py FOLDER`.
+"""Make a tiny random Llama with a byte-level tokenizer: `make_model.py FOLDER [options]`.
 
-Run in the trainer's environment.
+Run in a trainer's environment. A larger spread of its weights makes it surer of itself; merges make
+its vocabulary another one.
 """
 
-import sys
+import argparse
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -16,10 +17,11 @@ TEMPLATE = (
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(merges: list[str]) -> PreTrainedTokenizerFast:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters, *merges])}
+    pairs = [(merge[0], merge[1]) for merge in merges]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)
@@ -31,9 +33,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def main() -> None:
-    folder = sys.argv[1]
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--spread", type=float, default=0.02)
+    parser.add_argument("--merges", nargs="*", default=[])
+    asked = parser.parse_args()
+    tokenizer = make_tokenizer(asked.merges)
+    torch.manual_seed(asked.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -44,9 +51,10 @@ def main() -> None:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
+        initializer_range=asked.spread,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(asked.folder)
+    tokenizer.save_pretrained(asked.folder)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def recipe_of(model: Path, folder: Path, **changes: Any) -> dict[str, Any]:
 class Motab:
     """`motab train`, with this folder's recipe."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: Path = PYTHON) -> None:
         self.output = folder / "out"
         self._log = folder / "said"
         with self._log.open("ab") as log:
@@ -67,7 +67,7 @@ class Motab:
                     "train",
                     str(folder / "recipe.yaml"),
                     "--python",
-                    str(PYTHON),
+                    str(python),
                 ],
                 cwd=ROOT,
                 stdout=log,

@@ -1,13 +1,17 @@
-"""What is there to train with, as JSON: `look.py MODEL [TEMPLATE]`.
+"""What is there to train with, as JSON: `look.py MODEL [--template NAME] [--teacher MODEL]`.
 
 Run in the trainer's environment, so it imports nothing of motab's. What cannot be used is told as
 {"error": ...}, in one line.
 """
 
+import argparse
 import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 PACKAGES = (
     "llamafactory",
@@ -34,41 +38,89 @@ def versions() -> dict[str, str]:
     return found
 
 
-def look(model: str, template: str | None) -> dict[str, Any]:
-    """The object to print."""
-    found = versions()
-    if "llamafactory" not in found:
-        return {"error": "environment: llamafactory is not installed in it"}
+class Unusable(Exception):
+    """What it says is told."""
+
+
+def load(key: str, name: str) -> "tuple[PretrainedConfig, PreTrainedTokenizerBase, int]":
+    """The model's configuration, its tokenizer and the number of its weights."""
     import torch  # noqa: PLC0415
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
     try:
-        config = AutoConfig.from_pretrained(model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # noqa: BLE001 - a hub, a file, a parser: whatever it says is told
-        return {"error": f"model: {model}: {' '.join(str(error).split())[:400]}"}
-    if template is not None:
-        from llamafactory.data.template import TEMPLATES  # noqa: PLC0415
+    except Exception as error:  # a hub, a file, a parser: whatever it says is told
+        raise Unusable(f"{key}: {name}: {' '.join(str(error).split())[:400]}") from error
+    return config, tokenizer, sum(weights.numel() for weights in empty.parameters())
 
-        if template not in TEMPLATES:
-            return {"error": f"template: LLaMA-Factory has no '{template}'"}
-    elif tokenizer.chat_template is None:
-        return {"error": f"template is missing: the tokenizer of {model} has no chat template"}
+
+def check_template(model: str, tokenizer: "PreTrainedTokenizerBase", template: str | None) -> None:
+    """Whether messages can be made a text."""
+    if template is None:
+        if tokenizer.chat_template is None:
+            raise Unusable(f"template is missing: the tokenizer of {model} has no chat template")
+        return
+    from llamafactory.data.template import TEMPLATES  # noqa: PLC0415
+
+    if template not in TEMPLATES:
+        raise Unusable(f"template: LLaMA-Factory has no '{template}'")
+
+
+def check_vocabularies(
+    model: str, tokenizer: "PreTrainedTokenizerBase", teacher: str, other: "PreTrainedTokenizerBase"
+) -> None:
+    """The same tokens must have the same numbers."""
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if ours == theirs:
+        return
+    shared = sum(theirs.get(token) == number for token, number in ours.items())
+    raise Unusable(
+        f"loss.teacher: {teacher} and {model} have different vocabularies ({len(theirs)} and"
+        f" {len(ours)} tokens, {shared} the same), but on_policy compares them token by token; take"
+        " a teacher of the student's family, or learn from its text: loss.kind sft on the records"
+        " of motab synth"
+    )
+
+
+def look(model: str, template: str | None, teacher: str | None) -> dict[str, Any]:
+    """The object to print."""
+    found = versions()
+    needed = "llamafactory" if teacher is None else "trl"
+    if needed not in found:
+        raise Unusable(f"environment: {needed} is not installed in it")
+    import torch  # noqa: PLC0415
+
+    config, tokenizer, num_parameters = load("model", model)
+    check_template(model, tokenizer, template)
+    positions, teacher_parameters = [getattr(config, "max_position_embeddings", None)], 0
+    if teacher is not None:
+        config, other, teacher_parameters = load("loss.teacher", teacher)
+        check_vocabularies(model, tokenizer, teacher, other)
+        positions.append(getattr(config, "max_position_embeddings", None))
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
         "versions": found,
         "gpus": [{"name": gpu.name, "bytes": gpu.total_memory} for gpu in gpus],
-        "num_parameters": sum(weights.numel() for weights in empty.parameters()),
-        "max_positions": getattr(config, "max_position_embeddings", None),
+        "num_parameters": num_parameters,
+        "max_positions": min((one for one in positions if one is not None), default=None),
+        "teacher_parameters": teacher_parameters,
     }
 
 
 def main() -> None:
     """Print one line."""
-    model, *template = sys.argv[1:]
-    print(json.dumps(look(model, template[0] if template else None)))  # noqa: T201
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--template")
+    parser.add_argument("--teacher")
+    try:
+        found = look(**vars(parser.parse_args()))
+    except Unusable as error:
+        found = {"error": str(error)}
+    print(json.dumps(found))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""`motab train` on-policy with TRL itself, on the CPU, with tiny random models."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+import yaml
+
+from tests.trainer.test_llamafactory import ROOT, in_trainer
+from tests.trainer.test_training import Motab, recipe_of
+
+PYTHON = ROOT / ".venv-reference" / "bin" / "python"
+NUM_STEPS = 24
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `student`, `teacher` and `stranger`, whose vocabulary is another."""
+    folder = tmp_path_factory.mktemp("models")
+    in_trainer("make_model.py", folder / "student")
+    in_trainer("make_model.py", folder / "teacher", "--seed", "1", "--spread", "0.2")
+    in_trainer("make_model.py", folder / "stranger", "--merges", "in", "th")
+    return folder
+
+
+def write_recipe(models: Path, teacher: str, folder: Path) -> None:
+    loss = {"teacher": str(models / teacher), "share": 0.8, "top_k": 100, "max_new_tokens": 24}
+    # Half a batch at once, so that passes are accumulated.
+    changes = {"kind": "on_policy", **loss}, {"kind": "cpu", "per_device": 2}
+    recipe = recipe_of(models / "student", folder, loss=changes[0], hardware=changes[1])
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+@pytest.mark.timeout(300)
+def test_a_student_nears_its_teacher_and_goes_on_after_a_kill(models: Path, tmp_path: Path) -> None:
+    write_recipe(models, "teacher", tmp_path)
+    # The eighth step is the second of the third epoch: batches are skipped within one.
+    text = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(text.replace("save_every: 6", "save_every: 8"))
+    first = Motab(tmp_path, PYTHON)
+    trainer = first.trainer()
+    trainer.suspend()
+    first.process.kill()
+    first.wait()
+    trainer.kill()
+
+    second = Motab(tmp_path, PYTHON)
+    assert second.wait() == 0, second.said
+    losses = {line["current_steps"]: line["loss"] for line in second.log if "loss" in line}
+    assert sorted(losses) == list(range(1, NUM_STEPS + 1))
+    assert losses[NUM_STEPS] < 0.5 * losses[1]
+    run = orjson.loads((second.output / "run.json").read_bytes())
+    killed, resumed = run["sessions"]
+    assert (killed["resumed_from"], killed["exit_code"]) == (None, None)
+    assert resumed["resumed_from"] in {8, 16}
+    assert resumed["exit_code"] == 0
+    assert run["versions"]["trl"] == "1.16.0"
+    assert f"{NUM_STEPS} steps, loss " in second.said
+    there = {path.name for path in (second.output / "model").iterdir()}
+    assert {"model.safetensors", "tokenizer.json"} <= there
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(models: Path, tmp_path: Path) -> None:
+    write_recipe(models, "stranger", tmp_path)
+    refused = Motab(tmp_path, PYTHON)
+    assert refused.wait() == 1
+    (line,) = refused.said.splitlines()
+    assert "different vocabularies (261 and 259 tokens, 259 the same)" in line
+    assert "motab synth" in line
+    assert not refused.output.exists()

@@ -1,0 +1,84 @@
+"""On-policy distillation in TRL's words, and what of the data and of TRL it needs."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from synth_client.export import DATASET_INFO
+from synth_client.journal import reported
+from trainer.dataset import Dataset
+from trainer.errors import RecipeError
+from trainer.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe
+from trainer.settings import ZERO3_FILE, arguments_of, located
+
+
+def distillation_of(
+    recipe: Recipe, loss: OnPolicyLoss, hardware: Hardware, dataset: Dataset, model_folder: Path
+) -> dict[str, Any]:
+    """What `inside/distill.py` reads; `arguments` are those of TRL 1.16's IWOPDConfig.
+
+    Of TRL's trainers this one has the loss over the likeliest tokens with a teacher in the same
+    process; `jsd` is its plain divergence, without the importance weights that it is named for.
+    """
+    arguments: dict[str, Any] = {
+        "distillation_objective": "jsd",
+        "lmbda": loss.share,
+        "beta": loss.beta,
+        "loss_top_k": loss.top_k or 0,
+        "loss_add_tail": True,
+        "temperature": loss.temperature,
+        "top_p": 1.0,
+        "max_length": recipe.training.max_tokens,
+        "max_completion_length": loss.max_new_tokens,
+        "dataloader_num_workers": 0,
+    }
+    return {
+        "model": located(recipe.model),
+        "teacher": located(loss.teacher),
+        "data": str(messages_of(dataset)),
+        "arguments": arguments
+        | arguments_of(recipe.training, hardware, model_folder)
+        | _hardware(hardware),
+    }
+
+
+def _hardware(hardware: Hardware) -> dict[str, Any]:
+    if not isinstance(hardware, GpuHardware):
+        return {"use_cpu": True, "bf16": False}
+    attention = "flash_attention_2" if hardware.attention == "flash2" else "sdpa"
+    arguments: dict[str, Any] = {
+        "bf16": True,
+        "model_init_kwargs": {"attn_implementation": attention},
+        "teacher_model_init_kwargs": {"attn_implementation": attention, "dtype": "bfloat16"},
+    }
+    if hardware.liger:
+        arguments["use_liger_kernel"] = True
+    if hardware.zero3:
+        arguments["deepspeed"] = ZERO3_FILE
+    return arguments
+
+
+def check(recipe: Recipe, dataset: Dataset) -> None:
+    """Raise `RecipeError` where TRL cannot learn from the data."""
+    messages_of(dataset)
+    if dataset.num_examples < recipe.training.batch_size:
+        raise RecipeError(
+            f"training.batch_size: {recipe.training.batch_size} is more than the"
+            f" {dataset.num_examples} examples; loss.kind on_policy takes whole batches only"
+        )
+
+
+def messages_of(dataset: Dataset) -> Path:
+    """The file, which must hold messages as `motab export --format llamafactory` writes them."""
+    info = dataset.folder / DATASET_INFO
+    with reported(info):
+        entry = orjson.loads(info.read_bytes())[dataset.name]
+    columns, tags = entry.get("columns", {}), entry.get("tags", {})
+    found = (columns.get("messages"), tags.get("role_tag"), tags.get("content_tag"))
+    if found != ("messages", "role", "content"):
+        raise RecipeError(
+            f"data.dataset: '{dataset.name}' in {info} is not in motab's own form, which loss.kind"
+            " on_policy needs: a column messages of role and content"
+        )
+    return dataset.folder / str(entry["file_name"])
