@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+import yaml
 from rich.console import Console
 
 from synth_client.errors import InputError
@@ -19,7 +20,7 @@ from tests.unit.test_record import breached, record_of, unbroken
 from trainer.dataset import prepare, settle
 from trainer.environment import Environment, Gpu, find_python, fitted, look
 from trainer.errors import RecipeError, RunExists, TrainerMissing, TrainingFailed
-from trainer.launch import devices_of
+from trainer.launch import command_of, devices_of
 from trainer.progress import Losses, sparkline
 from trainer.recipe import CpuHardware, ExportData, GpuHardware, Recipe, RecordsData
 from trainer.run_folder import RunFolder, opened
@@ -70,6 +71,11 @@ class Scripted:
     def finds(self, found: dict[str, Any]) -> None:
         self._write("python", f"echo noise; echo '{orjson.dumps(found).decode()}'")
 
+    def distils(self, script: str) -> None:
+        """The same Python is asked what is there, and runs TRL."""
+        asked = f"echo '{orjson.dumps(FOUND).decode()}'"
+        self._write("python", f"case $1 in *look.py) {asked};; *) {script};; esac")
+
     def trains(self, script: str) -> None:
         self._write("llamafactory-cli", script)
 
@@ -87,6 +93,12 @@ class Scripted:
             "output": str(self.output),
         }
         return Recipe.model_validate(fields | changes)
+
+    def on_policy(self, **changes: Any) -> dict[str, Any]:
+        """What a recipe has to change to distil."""
+        teacher = str(self.folder / "model")
+        loss = {"kind": "on_policy", "teacher": teacher, "max_new_tokens": 64}
+        return {"loss": loss, "training": {"max_tokens": 512, "batch_size": 2}} | changes
 
     def train(self, *, resume: bool = True, **changes: Any) -> Trained:
         with (self.folder / "said").open("a", encoding="utf-8") as file:
@@ -119,6 +131,53 @@ def test_what_was_run_stands_beside_the_result(scripted: Scripted) -> None:
     assert {"data", "model", "train.log", "recipe.yaml", "llamafactory.yaml"} <= {
         path.name for path in scripted.output.iterdir()
     }
+
+
+def test_on_policy_is_trained_by_trl_in_the_same_kind_of_folder(scripted: Scripted) -> None:
+    scripted.distils(STEP + "mkdir model/checkpoint-4; echo 'ValueError: no'; exit 3")
+    with pytest.raises(TrainingFailed, match=r"^TRL failed with exit code 3: ValueError: no$"):
+        scripted.train(**scripted.on_policy())
+    scripted.distils("cp trl.yaml second.yaml")
+    assert scripted.train(**scripted.on_policy()).by_step == {3: 1.5}
+    settings = yaml.safe_load((scripted.output / "second.yaml").read_text(encoding="utf-8"))
+    model = scripted.output / "model"
+    assert settings["resume_from_checkpoint"] == str(model / "checkpoint-3")
+    assert settings["data"] == str(scripted.output / "data" / "train.jsonl")
+    assert settings["teacher"] == str(scripted.folder / "model")
+    arguments = settings["arguments"]
+    assert (arguments["lmbda"], arguments["beta"], arguments["loss_top_k"]) == (1.0, 1.0, 0)
+    assert (arguments["max_length"], arguments["max_completion_length"]) == (512, 64)
+    assert (arguments["use_cpu"], arguments["bf16"]) == (True, False)
+    assert arguments["output_dir"] == str(model)
+    assert [one["command"][2:] for one in scripted.run["sessions"]] == [["trl.yaml"]] * 2
+
+
+def test_trl_runs_on_several_devices_by_torchrun() -> None:
+    python = Path("/env/bin/python")
+    alone = command_of(python, "trl", CpuHardware(kind="cpu"))
+    (first, *middle, script, settings) = command_of(
+        python, "trl", CpuHardware(kind="cpu", processes=2)
+    )
+    assert [first, script, settings] == alone
+    assert middle == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert "NPROC_PER_NODE" not in devices_of(CpuHardware(kind="cpu", processes=2), "trl")
+
+
+def test_what_cannot_be_distilled_is_told_before_anything_runs(scripted: Scripted) -> None:
+    few = scripted.on_policy(training={"max_tokens": 1024, "batch_size": 3})
+    with pytest.raises(RecipeError, match=r"^training\.batch_size: 3 is more than the 2 examples"):
+        scripted.train(**few)
+    loss = {"kind": "on_policy", "teacher": "./none"}
+    with pytest.raises(RecipeError, match=r"^loss\.teacher: \./none: no such folder"):
+        scripted.train(**scripted.on_policy(loss=loss, training={"batch_size": 2}))
+    assert not scripted.output.exists()
+    folder = scripted.folder / "alpaca"
+    export(Export(source=scripted.records, output=folder, format="alpaca", filters=Filters(())))
+    info = {"motab": {"file_name": "train.jsonl"}}
+    (folder / "dataset_info.json").write_bytes(orjson.dumps(info))
+    data = {"kind": "export", "path": str(folder)}
+    with pytest.raises(RecipeError, match=r"^data\.dataset: 'motab' in .* not in motab's own form"):
+        scripted.train(**scripted.on_policy(data=data))
 
 
 def test_a_failure_gives_its_exit_code_and_the_tail_of_its_log(scripted: Scripted) -> None:
@@ -270,6 +329,8 @@ def test_an_environment_that_is_missing_or_broken_is_told(
     monkeypatch.setattr("trainer.environment._HERE", scripted.folder / "trainer")
     with pytest.raises(TrainerMissing, match=r"there is no \.venv-trainer here; make train-env"):
         find_python(None)
+    with pytest.raises(TrainerMissing, match=r"no \.venv-reference here; make distill-env makes"):
+        find_python(None, "trl")
     scripted.python.write_text("#!/bin/sh\necho 'ImportError: torch' >&2; exit 1\n")
     with pytest.raises(TrainerMissing, match="cannot be used to train: ImportError: torch"):
         look(scripted.python, scripted.recipe())
@@ -323,6 +384,13 @@ def test_what_the_machine_lacks_is_told_before_anything_runs(
 ) -> None:
     with pytest.raises((RecipeError, TrainerMissing), match=sentence):
         fitted(scripted.recipe(hardware=hardware), environment)
+
+
+def test_a_teacher_takes_memory_too(scripted: Scripted) -> None:
+    recipe = scripted.recipe(**scripted.on_policy(hardware={"kind": "gpu", "gpus": 1}))
+    both = replace(GPUS, teacher_parameters=32 * 10**9)
+    with pytest.raises(RecipeError, match=r"teacher's 32,000,000,000 weights take 80\.0 GB"):
+        fitted(recipe, replace(both, num_parameters=10**9, gpus=(Gpu("small", 10**9),)))
 
 
 def test_zero3_divides_what_the_gpus_hold(scripted: Scripted) -> None:

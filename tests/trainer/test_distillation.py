@@ -6,8 +6,14 @@ import orjson
 import pytest
 import yaml
 
+from synth_client.export import Export, export
+from synth_client.filters import Filters
+from tests.integration.test_export import written
 from tests.trainer.test_llamafactory import ROOT, in_trainer
 from tests.trainer.test_training import Motab, recipe_of
+from trainer.dataset import Dataset
+from trainer.distillation import distillation_of
+from trainer.recipe import CpuHardware, GpuHardware, OnPolicyLoss, load_recipe
 
 PYTHON = ROOT / ".venv-reference" / "bin" / "python"
 NUM_STEPS = 24
@@ -58,6 +64,24 @@ def test_a_student_nears_its_teacher_and_goes_on_after_a_kill(models: Path, tmp_
     assert f"{NUM_STEPS} steps, loss " in second.said
     there = {path.name for path in (second.output / "model").iterdir()}
     assert {"model.safetensors", "tokenizer.json"} <= there
+
+
+def test_trl_knows_every_argument(tmp_path: Path) -> None:
+    files = [tmp_path / "wrong.yaml"]
+    files[0].write_text("arguments: {lerning_rate: 1, seed: 1}\n", encoding="utf-8")
+    folder = tmp_path / "export"
+    source = written(tmp_path / "records.jsonl")
+    export(Export(source=source, output=folder, format="llamafactory", filters=Filters(())))
+    dataset = Dataset(folder, "motab", source, "", 1)
+    recipe = load_recipe(ROOT / "configs" / "recipes" / "tiny_on_policy.yaml")
+    assert isinstance(recipe.loss, OnPolicyLoss)
+    gpu = GpuHardware(kind="gpu", gpus=2, attention="flash2", liger=True, zero3=True)
+    for hardware in (CpuHardware(kind="cpu"), gpu):
+        settings = distillation_of(recipe, recipe.loss, hardware, dataset, tmp_path / "model")
+        files.append(tmp_path / f"{hardware.kind}.yaml")
+        files[-1].write_text(yaml.safe_dump(settings), encoding="utf-8")
+    found = orjson.loads(in_trainer("known_arguments.py", *files, python=PYTHON).splitlines()[-1])
+    assert found == {"wrong": ["lerning_rate"], "cpu": [], "gpu": []}
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(models: Path, tmp_path: Path) -> None:

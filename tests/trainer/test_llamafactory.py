@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-trainer" / "bin" / "python"
 
 
-def in_trainer(script: str, *arguments: Path | str) -> str:
+def in_trainer(script: str, *arguments: Path | str, python: Path = PYTHON) -> str:
     """What a script of this folder prints in the trainer's environment, without a model hub."""
     settings = {"PYTHONPATH": str(ROOT / "trainer" / "stand_ins"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [PYTHON, Path(__file__).with_name(script), *arguments],
+        [python, Path(__file__).with_name(script), *arguments],
         env={**os.environ, **settings},
         check=True,
         stdout=subprocess.PIPE,

@@ -128,12 +128,40 @@ def test_every_choice_reaches_llamafactory(
             "training: min_learning_rate must be less than learning_rate",
         ),
         ("training.epochs", 0, "training.epochs: input should be greater than 0"),
+        ("loss", {"kind": "on_policy"}, "loss.teacher is missing"),
+        (
+            "loss",
+            {"kind": "on_policy", "teacher": "org/teacher", "mask": "all"},
+            "loss.mask is not a known field",
+        ),
+        (
+            "loss",
+            {"kind": "on_policy", "teacher": "org/teacher", "max_new_tokens": 32768},
+            (
+                "loss.max_new_tokens: 32768 of the 32768 of training.max_tokens leave no room for a"
+                " prompt"
+            ),
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_named(
     path: str, value: object, sentence: str, tmp_path: Path
 ) -> None:
     assert complaint(changed(path, value), tmp_path) == sentence
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("template", "qwen3", "template: with loss.kind on_policy it is the tokenizer's own"),
+        ("training.packing", "neat", "training.packing: loss.kind on_policy packs nothing"),
+    ],
+)
+def test_what_on_policy_does_not_have_is_refused(
+    path: str, value: object, sentence: str, tmp_path: Path
+) -> None:
+    content = changed(path, value) | {"loss": {"kind": "on_policy", "teacher": "org/teacher"}}
+    assert complaint(content, tmp_path).startswith(sentence)
 
 
 def test_a_misspelt_key_is_named_before_the_one_that_is_missing(tmp_path: Path) -> None:
