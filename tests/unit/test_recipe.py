@@ -155,6 +155,7 @@ def test_a_wrong_key_or_value_is_named(
     [
         ("template", "qwen3", "template: with loss.kind on_policy it is the tokenizer's own"),
         ("training.packing", "neat", "training.packing: loss.kind on_policy packs nothing"),
+        ("from_scratch", True, "from_scratch: loss.kind on_policy needs a student that can write"),
     ],
 )
 def test_what_on_policy_does_not_have_is_refused(
