@@ -79,11 +79,12 @@ def find_python(asked: Path | None, trainer: Trainer = "llamafactory") -> Path:
     )
 
 
-def variables(python: Path) -> dict[str, str]:
+def variables(python: Path, trainer: Trainer) -> dict[str, str]:
     """The variables with which programs of the environment run."""
     path = os.pathsep.join((str(python.parent), os.environ.get("PATH", os.defpath)))
     # LLaMA-Factory imports torchaudio even where nothing is heard.
-    above = [str(_HERE / "stand_ins"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    stand_ins = [str(_HERE / "stand_ins")] if trainer == "llamafactory" else []
+    above = [*stand_ins, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
         "PATH": path,
@@ -106,7 +107,7 @@ def look(python: Path, recipe: Recipe) -> Environment:
         command += ["--teacher", located(recipe.loss.teacher)]
     try:
         done = subprocess.run(  # noqa: S603 - the user's own interpreter
-            command, env=variables(python), capture_output=True, check=False
+            command, env=variables(python, recipe.trainer), capture_output=True, check=False
         )
     except OSError as error:
         raise TrainerMissing(f"{python}: {error.strerror}") from error

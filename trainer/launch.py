@@ -117,7 +117,7 @@ def _started(folder: RunFolder, program: Program) -> subprocess.Popen[bytes]:
             return subprocess.Popen(  # noqa: S603 - the user's own interpreter
                 program.command,
                 cwd=folder.path,
-                env={**variables(program.python), **program.devices},
+                env={**variables(program.python, program.trainer), **program.devices},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
