@@ -6,6 +6,7 @@ that breaks one of the format's promises is refused, never repaired.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -137,6 +138,33 @@ class Usage(Part):
     motab: MotabUsage
 
 
+class TokenLogprobs(Part):
+    """The natural log-probabilities of a model's tokens that cover the output, in their order.
+
+    `ends` are the character offsets (exclusive) into the output at which the tokens end; tokens
+    that end within one character share an offset.
+    """
+
+    ends: tuple[Count, ...]
+    logprobs: tuple[Annotated[float, Field(le=0.0)], ...]
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "TokenLogprobs":
+        if len(self.ends) != len(self.logprobs):
+            raise ValueError(f"{len(self.ends)} ends, but {len(self.logprobs)} logprobs")
+        for index, (end, following) in enumerate(pairwise(self.ends), start=1):
+            if following < end:
+                raise ValueError(f"token {index} ends at {following}, before the one at {end}")
+        return self
+
+
+class BothLogprobs(Part):
+    """The same text, token by token, as the student and as the teacher find it."""
+
+    student: TokenLogprobs
+    teacher: TokenLogprobs
+
+
 class Verification(Part):
     """How the answer was judged. `fault` is why it could not be, where it could not."""
 
@@ -160,6 +188,7 @@ class Record(Part):
     the steps, None where its method scores nothing. `predicted` is the answer read from the output
     and `correct` whether it is the reference `answer`, None where there is nothing to compare or
     judging failed; `verification` says by which rule, None where none was applied.
+    `token_logprobs` is None, and not in the line, where the output was not scored token by token.
     `seconds` is the wall-clock time of the attempt that succeeded.
     """
 
@@ -184,12 +213,21 @@ class Record(Part):
     seconds: Annotated[float, Field(ge=0.0)]
     motab_version: str
     verification: Verification | None = None
+    token_logprobs: BothLogprobs | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_missing_logprobs(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if self.token_logprobs is None:
+            fields.pop("token_logprobs", None)
+        return fields
 
     @model_validator(mode="after")
     def _keeps_its_promises(self) -> "Record":
         self._check_spans()
         self._check_steps()
         self._check_breach()
+        self._check_token_logprobs()
         return self
 
     def _check_spans(self) -> None:
@@ -228,6 +266,19 @@ class Record(Part):
             )
         if self.steps[self.breach].safe is not False:
             raise ValueError(f"step {self.breach} is said to be the breach, but is not unsafe")
+
+    def _check_token_logprobs(self) -> None:
+        if self.token_logprobs is None:
+            return
+        for name, tokens in (
+            ("student", self.token_logprobs.student),
+            ("teacher", self.token_logprobs.teacher),
+        ):
+            end = tokens.ends[-1] if tokens.ends else 0
+            if end != len(self.output):
+                raise ValueError(
+                    f"the {name}'s tokens end at {end}, the output at {len(self.output)}"
+                )
 
     @property
     def question(self) -> str:
