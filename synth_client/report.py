@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from synth_client.likelihood import Likelihoods
 from synth_client.page import page, require_plotly, write_page
 from synth_client.prices import costs_of
 from synth_client.record import ROLE_LABELS, Record
@@ -39,11 +40,13 @@ def report(
     """The page piece by piece."""
     require_plotly()
     # Plotly is slow to import, and every command imports this module.
+    from synth_client.likelihood_plots import likelihood_plots_of  # noqa: PLC0415
     from synth_client.plots import plots_of  # noqa: PLC0415
 
-    run, sample = Statistics(), Sample(max_trajectories)
+    run, likelihoods, sample = Statistics(), Likelihoods(), Sample(max_trajectories)
     for record in records:
         run.add(record)
+        likelihoods.add(record)
         sample.add(record)
     tokens = {
         "prompt": run.tokens["prompt"],
@@ -54,11 +57,12 @@ def report(
     return page(
         "report.html.j2",
         scripts=("page.js", "viewer.js"),
-        groups=plots_of(run) if run.num_records else (),
+        groups=(*plots_of(run), *likelihood_plots_of(likelihoods)) if run.num_records else (),
         blocks=tuple(sample.blocks()),
         run=run,
         summary=summarise(run),
         costs=costs_of(tokens, prices or {}),
+        num_token_scored=likelihoods.num_scored,
         num_shown=len(sample),
         role_labels=ROLE_LABELS,
     )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated
 
@@ -28,11 +28,18 @@ from synth_client.rescore import (
 RecordsPath = Annotated[
     Path, typer.Argument(metavar="RECORDS", help="Records as `motab synth` writes them (JSONL).")
 ]
+RecordsPaths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RECORDS...",
+        help="Records as `motab synth` writes them (JSONL); one page is about all files.",
+    ),
+]
 
 
 def report_command(
     *,
-    records: RecordsPath,
+    records: RecordsPaths,
     output: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     max_trajectories: Annotated[
         int,
@@ -47,9 +54,11 @@ def report_command(
 ) -> None:
     """Write one HTML page about a run: numbers, plots and every trajectory. It opens offline."""
     prices = parse_prices(price)
-    _check_apart(records, output)
+    for path in records:
+        _check_apart(path, output)
+    found = chain.from_iterable(_read(path) for path in records)
     with _reported(output):
-        write_report(_read(records), output, max_trajectories=max_trajectories, prices=prices)
+        write_report(found, output, max_trajectories=max_trajectories, prices=prices)
     typer.echo(f"Report in {output}")
 
 

@@ -13,10 +13,13 @@ from typing import Any, Final
 import orjson
 
 from synth_client.page import Block, block
+from synth_client.readings import MODELS, Readings
 from synth_client.record import Record
 
 _INDEX_CHARS: Final = 200
 _CHUNK_BYTES: Final = 512 * 1024
+_MAX_WINDOWS: Final = 120
+_MIN_WINDOW: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ def view_of(record: Record) -> dict[str, Any]:
         "models": [record.models.student, record.models.teacher],
         "steps": [_step_of(record, index) for index in range(len(record.steps))],
         "rest": _rest_of(record),
+        "logprobs": _windows_of(record),
         "finish": record.finish_reason,
         "tokens": [
             usage.student_tokens,
@@ -133,6 +137,22 @@ def _step_of(record: Record, index: int) -> list[Any]:
         step.td_error,
         step.start is None,
     ]
+
+
+def _windows_of(record: Record) -> dict[str, Any] | None:
+    """Each model's mean log-probability of a token in windows of so many characters."""
+    if record.token_logprobs is None or not record.output:
+        return None
+    length = len(record.output)
+    width = max(_MIN_WINDOW, -(-length // _MAX_WINDOWS))
+    readings = Readings.of(record.token_logprobs)
+    means: dict[str, list[float | None]] = {model: [] for model in MODELS}
+    for model in MODELS:
+        for start in range(0, length, width):
+            num, total = readings.by(model).tokens(start, min(start + width, length))
+            means[model].append(round(total / num, 3) if num else None)
+    parts = [(span.role, span.start, span.end) for span in record.spans]
+    return {"width": width, "length": length, "parts": parts, **means}
 
 
 def _rest_of(record: Record) -> list[tuple[str, str]]:

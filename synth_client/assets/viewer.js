@@ -103,13 +103,14 @@
   function show(row, view) {
     stop = -1;
     stops = [];
-    const chart = el("div", { class: "plot" });
+    const chart = el("div", { class: "plot" }), trace = el("div", { class: "plot" });
     const scored = view.steps.some((step) => step[VALUE] !== null);
     const cut = row[BIFURCATION] ?? view.steps.length;
     const parts = [heading(row, view), question(view)];
     if (scored) {
       parts.push(el("h4", {}, "Value and boundary"), chart);
     } else parts.push(el("p", { class: "note" }, "The teacher scored no step."));
+    if (view.logprobs) parts.push(el("h4", {}, "Log-probability of a token"), trace);
     parts.push(el("h4", {}, row[BREACH] === null ? "Output" : `Safe steps`));
     if (cut === 0) parts.push(el("p", { class: "note" }, "None: the first step is gone back to."));
     parts.push(...view.steps.slice(0, cut).map((step, index) => stepOf(row, step, index)));
@@ -122,6 +123,7 @@
     article.replaceChildren(...parts);
     article.scrollTop = 0;
     if (scored) motab.draw(chart, figure(row, view)).then(() => follow(chart)).catch(motab.trouble);
+    if (view.logprobs) motab.draw(trace, traceOf(view.logprobs)).catch(motab.trouble);
   }
 
   function heading(row, view) {
@@ -213,12 +215,25 @@
     return text;
   }
 
-  function figure(row, view) {
-    const light = motab.light, steps = view.steps;
-    const over = [...steps.keys()];
-    const tone = { safe: "student", unsafe: "flawed", breach: "flawed", unscored: "soft" };
+  function layoutOf() {
+    const light = motab.light;
     const axis = { gridcolor: light("line"), zerolinecolor: light("line"), fixedrange: true, automargin: true,
       tickfont: { size: 11, color: light("soft") } };
+    return {
+      height: 220, margin: { l: 36, r: 8, t: 24, b: 32 }, dragmode: false, hovermode: "x unified",
+      paper_bgcolor: light("card"), plot_bgcolor: light("card"),
+      font: { family: "ui-sans-serif, system-ui, sans-serif", size: 12, color: light("ink") },
+      hoverlabel: { bgcolor: light("page"), bordercolor: light("line"), font: { color: light("ink") } },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
+      xaxis: { ...axis, showgrid: false, zeroline: false },
+      yaxis: axis,
+    };
+  }
+
+  function figure(row, view) {
+    const light = motab.light, steps = view.steps, layout = layoutOf();
+    const over = [...steps.keys()];
+    const tone = { safe: "student", unsafe: "flawed", breach: "flawed", unscored: "soft" };
     const annotations = [];
     if (row[BIFURCATION] !== null && steps[row[BIFURCATION]][VALUE] !== null) annotations.push({
       x: row[BIFURCATION], y: steps[row[BIFURCATION]][VALUE], text: "t*", ax: 0, ay: -24, arrowhead: 0,
@@ -234,13 +249,29 @@
             symbol: steps.map((step) => (step[VERDICT] === "safe" ? "circle" : "x")) } },
       ],
       layout: {
-        height: 220, margin: { l: 36, r: 8, t: 24, b: 32 }, dragmode: false, hovermode: "x unified",
-        paper_bgcolor: light("card"), plot_bgcolor: light("card"), annotations,
-        font: { family: "ui-sans-serif, system-ui, sans-serif", size: 12, color: light("ink") },
-        hoverlabel: { bgcolor: light("page"), bordercolor: light("line"), font: { color: light("ink") } },
-        legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-        xaxis: { ...axis, showgrid: false, zeroline: false, ...(steps.length <= 20 ? { dtick: 1 } : {}), range: [-0.5, steps.length - 0.5] },
-        yaxis: { ...axis, range: [0, 1.05] },
+        ...layout, annotations,
+        xaxis: { ...layout.xaxis, ...(steps.length <= 20 ? { dtick: 1 } : {}), range: [-0.5, steps.length - 0.5] },
+        yaxis: { ...layout.yaxis, range: [0, 1.05] },
+      },
+    };
+  }
+
+  // Both models over the characters of the output, on the colours of who wrote them.
+  function traceOf(logprobs) {
+    const light = motab.light, layout = layoutOf();
+    const at = logprobs.student.map((_, index) => (index + 0.5) * logprobs.width);
+    const line = (name) => ({
+      x: at, y: logprobs[name], name, mode: "lines", connectgaps: true,
+      line: { color: light(name), width: 1.5 }, hovertemplate: "%{y:.3f}",
+    });
+    return {
+      data: [line("student"), line("teacher")],
+      layout: {
+        ...layout,
+        shapes: logprobs.parts.filter(([role]) => role !== "student").map(([role, x0, x1]) => ({
+          type: "rect", layer: "below", yref: "paper", x0, x1, y0: 0, y1: 1, line: { width: 0 }, fillcolor: light(`${role}-band`) })),
+        xaxis: { ...layout.xaxis, range: [0, logprobs.length] },
+        yaxis: { ...layout.yaxis, rangemode: "tozero" },
       },
     };
   }

@@ -1,4 +1,5 @@
 import hashlib
+import math
 import re
 from base64 import b64encode
 from html.parser import HTMLParser
@@ -8,13 +9,26 @@ from typing import Any
 import pytest
 
 from synth_client import page
+from synth_client.likelihood import Likelihoods
+from synth_client.likelihood_plots import likelihood_plots_of
 from synth_client.page import PageError
 from synth_client.palette import PALETTE
 from synth_client.plots import plots_of
 from synth_client.record import Record
 from synth_client.report import report, write_report
 from tests.pages import data_of, without_data
-from tests.unit.test_record import breached, record_of, spans_of, steps_of, unbroken
+from tests.unit.test_record import (
+    CORRECTION,
+    FLAWED,
+    REVISE,
+    SAFE,
+    breached,
+    evenly,
+    record_of,
+    spans_of,
+    steps_of,
+    unbroken,
+)
 from tests.unit.test_statistics import statistics_of
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -128,8 +142,11 @@ def test_no_two_colours_of_plots_are_alike_in_the_light() -> None:
 
 def test_every_colour_of_a_plot_is_in_the_palette() -> None:
     known = {colour.light for colour in PALETTE.values()}
+    likelihoods = Likelihoods()
+    for method in ("motab", "teacher", "student", "skd", "imitkd", "prefix", "plain"):
+        likelihoods.add(record_of(with_tokens(breached() | {"method": method})))
     groups = plots_of(statistics_of(breached(), unbroken()))
-    for group in groups:
+    for group in (*groups, *likelihood_plots_of(likelihoods)):
         for plot in group.plots:
             text = plot.figure.to_json()
             used = set(re.findall(r'"(#[0-9a-fA-F]{3,8}|rgba?\([^"]*\))"', text))
@@ -156,6 +173,89 @@ def test_the_page_has_a_plot_for_each_question_asked_of_a_run() -> None:
     assert (bars["x"], bars["y"]) == ([1], [1])
     (bars,) = data["plots"]["tokens"]["data"]
     assert bars["x"] == [40, 72, 8, 64, 40]
+
+
+def with_tokens(fields: dict[str, Any]) -> dict[str, Any]:
+    """The student's tokens are of 3 characters and -0.6, the teacher's of 4 and -0.4."""
+    output = fields["output"]
+    both = {"student": evenly(output, 3, -0.6), "teacher": evenly(output, 4, -0.4)}
+    return fields | {"token_logprobs": both}
+
+
+def test_records_with_token_logprobs_have_plots_of_them() -> None:
+    html = html_of(with_tokens(breached()), with_tokens(unbroken()))
+    plots = data_of(html)["plots"]
+    assert {
+        "confidence",
+        "confidence-student",
+        "confidence-teacher",
+        "divergence",
+        "divergence-sum",
+        "along-student",
+        "along-teacher",
+        "along-handover",
+    } <= set(plots)
+    student, teacher = plots["confidence"]["data"]
+    # Student-written text, and the correction after it.
+    assert student["y"] == pytest.approx([math.exp(-0.6)] * 2)
+    assert teacher["y"] == pytest.approx([math.exp(-0.4)] * 2)
+    *_, line, _, _, _ = plots["divergence"]["data"]
+    assert line["name"] == "student-written"
+    assert line["y"][:2] == pytest.approx([0.1 - 0.2] * 2)
+    *_, line, _, _, _ = plots["divergence-sum"]["data"]
+    assert (line["x"][:2], line["y"][:2]) == ([25, 50], pytest.approx([-2.5, -5.0]))
+    assert "motab score" not in without_data(html)
+
+
+def test_both_models_are_drawn_along_the_trajectory_to_one_scale() -> None:
+    plots = data_of(html_of(with_tokens(breached()), with_tokens(unbroken())))["plots"]
+    student, teacher = (
+        plots[name]["layout"]["yaxis"]["range"] for name in ("along-student", "along-teacher")
+    )
+    assert student == teacher == pytest.approx([-0.63, 0])
+
+
+def test_a_trajectory_in_the_viewer_has_its_log_probabilities_in_windows() -> None:
+    fields = with_tokens(breached())
+    (view,) = data_of(html_of(fields))["chunk-0"]
+    logprobs = view["logprobs"]
+    draft = len("".join(SAFE + FLAWED))
+    start = len("".join(SAFE))
+    assert logprobs["width"] == 8
+    assert len(logprobs["student"]) == -(-len(fields["output"]) // 8)
+    assert set(logprobs["student"]) == {-0.6}
+    assert logprobs["parts"] == [
+        ["student", 0, start],
+        ["flawed", start, draft],
+        ["revise", draft, draft + len(REVISE)],
+        ["teacher", draft + len(REVISE), draft + len(REVISE) + len(CORRECTION)],
+    ]
+    (view,) = data_of(html_of(breached()))["chunk-0"]
+    assert view["logprobs"] is None
+
+
+def test_a_long_trajectory_in_the_viewer_has_so_many_windows_only() -> None:
+    text = "a" * 50_000
+    fields = with_tokens(unbroken(output=text, spans=spans_of([("student", text)]), steps=[]))
+    (view,) = data_of(html_of(fields))["chunk-0"]
+    assert (view["logprobs"]["width"], len(view["logprobs"]["teacher"])) == (417, 120)
+
+
+def test_a_window_in_which_no_token_ends_has_no_log_probability() -> None:
+    text = "a" * 24
+    one = {"ends": [20, 24], "logprobs": [-2.0, -1.0]}
+    fields = unbroken(output=text, spans=spans_of([("student", text)]), steps=[])
+    (view,) = data_of(html_of(fields | {"token_logprobs": {"student": one, "teacher": one}}))[
+        "chunk-0"
+    ]
+    assert view["logprobs"]["student"] == [None, None, -1.5]
+
+
+def test_records_without_token_logprobs_say_what_adds_them() -> None:
+    text = Page(without_data(html_of(breached()))).text
+    assert "The records hold no token log-probabilities: motab score adds them" in text
+    text = Page(without_data(html_of(breached(), with_tokens(unbroken())))).text
+    assert "are of 1 of 2 records; motab score adds what the others lack" in text
 
 
 def test_both_margins_are_drawn_to_one_scale() -> None:

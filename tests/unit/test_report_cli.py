@@ -55,6 +55,17 @@ def test_a_report_is_written_with_prices_and_a_sample(records: Path, tmp_path: P
     assert "2.00" in html
 
 
+def test_a_report_may_be_about_several_files(records: Path, tmp_path: Path) -> None:
+    other = written(tmp_path / "other.jsonl", unbroken(id="other", method="teacher"))
+    output = tmp_path / "page.html"
+    assert run("report", records, other, "--output", output).exit_code == 0
+    rows = data_of(output.read_text(encoding="utf-8"))["index"]
+    assert [row[0] for row in rows] == ["apples", "bags", "other"]
+    before = other.read_bytes()
+    assert run("report", records, other, "--output", other).exit_code == 2
+    assert other.read_bytes() == before
+
+
 @pytest.mark.parametrize("price", ["student", "student=-1", "nobody=1", "student=nan"])
 def test_a_price_that_is_none_is_a_usage_error(records: Path, price: str) -> None:
     result = run("report", records, "--price", price)
