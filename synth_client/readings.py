@@ -3,12 +3,20 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from synth_client.record import BothLogprobs, TokenLogprobs
 
 Model = Literal["student", "teacher"]
 MODELS: Final[tuple[Model, ...]] = get_args(Model)
+
+
+class Mark(NamedTuple):
+    """What a text holds up to a position: tokens, their log-probability, that of its characters."""
+
+    num_tokens: int
+    tokens: float
+    characters: float
 
 
 class Reading:
@@ -18,27 +26,32 @@ class Reading:
         self._ends = tokens.ends
         self._logprobs = tokens.logprobs
         self._totals = [0.0, *accumulate(tokens.logprobs)]
+        # Bins of several widths have most of their edges in common.
+        self._marks = {0: Mark(0, 0.0, 0.0)}
 
     def tokens(self, start: int, end: int) -> tuple[int, float]:
         """How many tokens end within the stretch, and their log-probability together."""
-        first, last = self._num_until(start), self._num_until(end)
-        return last - first, self._totals[last] - self._totals[first]
+        first, last = self._mark(start), self._mark(end)
+        return last.num_tokens - first.num_tokens, last.tokens - first.tokens
 
     def characters(self, start: int, end: int) -> float:
         """The log-probability of the stretch, that of a token spread evenly over its characters."""
-        return self._until(end) - self._until(start)
+        return self._mark(end).characters - self._mark(start).characters
 
-    def _num_until(self, position: int) -> int:
-        # A token may end at 0, within the first character. It belongs to the text, too.
-        return bisect_right(self._ends, position) if position else 0
+    def _mark(self, position: int) -> Mark:
+        found = self._marks.get(position)
+        if found is None:
+            found = self._marks[position] = self._marked(position)
+        return found
 
-    def _until(self, position: int) -> float:
-        num = self._num_until(position)
+    def _marked(self, position: int) -> Mark:
+        num = bisect_right(self._ends, position)
         total = self._totals[num]
-        if not position or num == len(self._ends):
-            return total
+        if num == len(self._ends):
+            return Mark(num, total, total)
         start = self._ends[num - 1] if num else 0
-        return total + self._logprobs[num] * (position - start) / (self._ends[num] - start)
+        share = (position - start) / (self._ends[num] - start)
+        return Mark(num, total, total + self._logprobs[num] * share)
 
 
 @dataclass(frozen=True, slots=True)
