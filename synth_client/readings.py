@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Literal, NamedTuple, get_args
 
-from synth_client.record import BothLogprobs, TokenLogprobs
+from synth_client.record import ModelLogprobs, TokenLogprobs
 
 Model = Literal["student", "teacher"]
 MODELS: Final[tuple[Model, ...]] = get_args(Model)
@@ -22,7 +22,7 @@ class Mark(NamedTuple):
 class Reading:
     """One model's log-probabilities of a text; positions are in characters."""
 
-    def __init__(self, tokens: TokenLogprobs) -> None:
+    def __init__(self, tokens: ModelLogprobs) -> None:
         self._ends = tokens.ends
         self._logprobs = tokens.logprobs
         self._totals = [0.0, *accumulate(tokens.logprobs)]
@@ -62,7 +62,7 @@ class Readings:
     teacher: Reading
 
     @classmethod
-    def of(cls, logprobs: BothLogprobs) -> "Readings":
+    def of(cls, logprobs: TokenLogprobs) -> "Readings":
         return cls(Reading(logprobs.student), Reading(logprobs.teacher))
 
     def by(self, model: Model) -> Reading:

@@ -138,38 +138,39 @@ class Usage(Part):
     motab: MotabUsage
 
 
-class TokenLogprobs(Part):
-    """The natural log-probabilities of a model's tokens that cover the output, in their order.
+class Verification(Part):
+    """How the answer was judged. `fault` is why it could not be, where it could not."""
 
-    `ends` are the character offsets (exclusive) into the output at which the tokens end; tokens
-    that end within one character share an offset.
+    rule: str
+    fault: str | None
+
+
+class ModelLogprobs(Part):
+    """What one model thinks of the output, token by token: of its own tokens, which cover it all.
+
+    `logprobs` are natural logarithms. `ends[i]` is the number of characters that are complete once
+    token i is read: the offset at which it ends, or, where it ends inside a character, that of the
+    character's begin. A token that ends the turn is not among them.
     """
 
     ends: tuple[Count, ...]
     logprobs: tuple[Annotated[float, Field(le=0.0)], ...]
 
     @model_validator(mode="after")
-    def _fit_together(self) -> "TokenLogprobs":
+    def _is_one_each(self) -> "ModelLogprobs":
         if len(self.ends) != len(self.logprobs):
             raise ValueError(f"{len(self.ends)} ends, but {len(self.logprobs)} logprobs")
-        for index, (end, following) in enumerate(pairwise(self.ends), start=1):
-            if following < end:
-                raise ValueError(f"token {index} ends at {following}, before the one at {end}")
+        for index, (before, end) in enumerate(pairwise(self.ends), start=1):
+            if end < before:
+                raise ValueError(f"token {index} ends at {end}, before the one before it")
         return self
 
 
-class BothLogprobs(Part):
-    """The same text, token by token, as the student and as the teacher find it."""
+class TokenLogprobs(Part):
+    """The output under both models, without any sampling's temperature."""
 
-    student: TokenLogprobs
-    teacher: TokenLogprobs
-
-
-class Verification(Part):
-    """How the answer was judged. `fault` is why it could not be, where it could not."""
-
-    rule: str
-    fault: str | None
+    student: ModelLogprobs
+    teacher: ModelLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ class Record(Part):
     the steps, None where its method scores nothing. `predicted` is the answer read from the output
     and `correct` whether it is the reference `answer`, None where there is nothing to compare or
     judging failed; `verification` says by which rule, None where none was applied.
-    `token_logprobs` is None, and not in the line, where the output was not scored token by token.
+    `token_logprobs` are there where `motab score` has filled them.
     `seconds` is the wall-clock time of the attempt that succeeded.
     """
 
@@ -213,21 +214,14 @@ class Record(Part):
     seconds: Annotated[float, Field(ge=0.0)]
     motab_version: str
     verification: Verification | None = None
-    token_logprobs: BothLogprobs | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_missing_logprobs(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        if self.token_logprobs is None:
-            fields.pop("token_logprobs", None)
-        return fields
+    token_logprobs: TokenLogprobs | None = None
 
     @model_validator(mode="after")
     def _keeps_its_promises(self) -> "Record":
         self._check_spans()
         self._check_steps()
         self._check_breach()
-        self._check_token_logprobs()
+        self._check_logprobs()
         return self
 
     def _check_spans(self) -> None:
@@ -267,14 +261,12 @@ class Record(Part):
         if self.steps[self.breach].safe is not False:
             raise ValueError(f"step {self.breach} is said to be the breach, but is not unsafe")
 
-    def _check_token_logprobs(self) -> None:
+    def _check_logprobs(self) -> None:
         if self.token_logprobs is None:
             return
-        for name, tokens in (
-            ("student", self.token_logprobs.student),
-            ("teacher", self.token_logprobs.teacher),
-        ):
-            end = tokens.ends[-1] if tokens.ends else 0
+        found = {"student": self.token_logprobs.student, "teacher": self.token_logprobs.teacher}
+        for name, told in found.items():
+            end = told.ends[-1] if told.ends else 0
             if end != len(self.output):
                 raise ValueError(
                     f"the {name}'s tokens end at {end}, the output at {len(self.output)}"
@@ -315,8 +307,10 @@ class Record(Part):
         return "breach" if index == self.breach else "unsafe"
 
     def to_json_line(self) -> bytes:
-        """One line of JSON in UTF-8, newline included."""
-        return orjson.dumps(self.model_dump(), option=orjson.OPT_APPEND_NEWLINE)
+        """One line of JSON in UTF-8, newline included; `token_logprobs` where there are any."""
+        left_out = {"token_logprobs"} if self.token_logprobs is None else None
+        fields = self.model_dump(exclude=left_out)
+        return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
     @classmethod
     def from_json_line(cls, line: bytes) -> "Record":

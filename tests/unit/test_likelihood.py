@@ -15,14 +15,13 @@ from synth_client.likelihood import (
 )
 from synth_client.passages import Kind, handover_of, passages_of
 from synth_client.readings import Reading
-from synth_client.record import Role, TokenLogprobs
+from synth_client.record import ModelLogprobs, Role
 from tests.unit.test_record import (
     CORRECTION,
     FLAWED,
     REVISE,
     SAFE,
     breached,
-    evenly,
     left_out,
     record_of,
     spans_of,
@@ -32,6 +31,12 @@ from tests.unit.test_record import (
 STUDENT, TEACHER = Kind("student", after_other=False), Kind("teacher", after_other=False)
 CORRECTED, RESUMED = Kind("teacher", after_other=True), Kind("student", after_other=True)
 DRAFT = len("".join(SAFE + FLAWED))
+
+
+def evenly(output: str, num_chars: int, logprob: float) -> dict[str, Any]:
+    """Tokens of so many characters, the last maybe shorter, all of one log-probability."""
+    ends = [*range(num_chars, len(output), num_chars), len(output)] if output else []
+    return {"ends": ends, "logprobs": [logprob] * len(ends)}
 
 
 def written(
@@ -60,7 +65,7 @@ def likelihoods_of(*records: dict[str, Any]) -> Likelihoods:
 
 
 def reading(ends: list[int], logprobs: list[float]) -> Reading:
-    return Reading(TokenLogprobs(ends=tuple(ends), logprobs=tuple(logprobs)))
+    return Reading(ModelLogprobs(ends=tuple(ends), logprobs=tuple(logprobs)))
 
 
 def test_safe_and_flawed_steps_are_one_passage_and_the_revise_token_is_nobodys() -> None:

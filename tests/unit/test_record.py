@@ -298,44 +298,6 @@ def test_what_is_no_finite_number_is_refused(before: bytes, after: bytes, field:
         Record.from_json_line(line)
 
 
-def evenly(output: str, num_chars: int, logprob: float) -> dict[str, Any]:
-    """Tokens of so many characters, the last maybe shorter, all of one log-probability."""
-    ends = [*range(num_chars, len(output), num_chars), len(output)]
-    return {"ends": ends, "logprobs": [logprob] * len(ends)}
-
-
-def test_token_logprobs_are_in_the_line_where_there_are_any() -> None:
-    output = unbroken()["output"]
-    both = {"student": evenly(output, 3, -0.5), "teacher": evenly(output, 4, -0.25)}
-    line = record_of(unbroken(token_logprobs=both)).to_json_line()
-    assert orjson.loads(line)["token_logprobs"] == both
-    assert Record.from_json_line(line).token_logprobs is not None
-    assert "token_logprobs" not in orjson.loads(record_of(unbroken()).to_json_line())
-
-
-@pytest.mark.parametrize(
-    ("student", "fault"),
-    [
-        ({"ends": [1, 2], "logprobs": [-1.0]}, "2 ends, but 1 logprobs"),
-        ({"ends": [2, 1, 3], "logprobs": [-1.0] * 3}, "token 1 ends at 1, before the one at 2"),
-        ({"ends": [1, 1, 2], "logprobs": [-1.0] * 3}, "the student's tokens end at 2, the output"),
-        ({"ends": [], "logprobs": []}, "the student's tokens end at 0, the output"),
-        ({"ends": [-1], "logprobs": [-1.0]}, "token_logprobs.student.ends.0"),
-        ({"ends": [3], "logprobs": [0.1]}, "token_logprobs.student.logprobs.0"),
-        ({"ends": [3], "logprobs": [None]}, "token_logprobs.student.logprobs.0"),
-    ],
-)
-def test_token_logprobs_that_do_not_cover_the_output_are_refused(
-    student: dict[str, Any], fault: str
-) -> None:
-    teacher = {"ends": [1, 1, 3], "logprobs": [-1.0, -0.5, 0.0]}
-    fields = unbroken(output="a🍎b", spans=spans_of([("student", "a🍎b")]), steps=[])
-    record_of(fields | {"token_logprobs": {"student": teacher, "teacher": teacher}})
-    with pytest.raises(RecordError) as caught:
-        record_of(fields | {"token_logprobs": {"student": student, "teacher": teacher}})
-    assert fault in str(caught.value)
-
-
 def test_the_question_is_what_the_user_asked_last() -> None:
     messages = [
         {"role": "user", "content": "first"},
@@ -425,3 +387,41 @@ def test_records_made_in_code_are_checked_like_lines() -> None:
         Record(**{**dict(record), "spans": (Span(role="student", start=0, end=1),)})
     with pytest.raises(ValidationError, match="value"):
         StepRecord(**{**dict(record.steps[0]), "value": math.nan})
+
+
+def scored(**changes: Any) -> dict[str, Any]:
+    """An unbroken record's fields with the log-probabilities of a few tokens."""
+    fields = unbroken()
+    end = len(fields["output"])
+    told = {"ends": [3, 3, end], "logprobs": [-0.5, -0.25, -1.0]}
+    fields["token_logprobs"] = {"student": told, "teacher": {**told, **changes}}
+    return fields
+
+
+def test_token_logprobs_are_read_back_as_they_were_written() -> None:
+    record = record_of(scored())
+    line = record.to_json_line()
+    assert Record.from_json_line(line) == record
+    assert orjson.loads(line)["token_logprobs"]["teacher"]["logprobs"] == [-0.5, -0.25, -1.0]
+
+
+def test_a_record_that_was_not_scored_has_no_token_logprobs_in_its_line() -> None:
+    assert b"token_logprobs" not in record_of(unbroken()).to_json_line()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"ends": [3, 4]}, "2 ends, but 3 logprobs"),
+        ({"ends": [4, 3, 4]}, "token 1 ends at 3"),
+        ({"ends": [1, 2, 3]}, "the teacher's tokens end at 3, the output at"),
+        ({"ends": [], "logprobs": []}, "the teacher's tokens end at 0"),
+        ({"logprobs": [-0.5, 0.1, -1.0]}, "less than or equal to 0"),
+        ({"logprobs": [-0.5, None, -1.0]}, "valid number"),
+    ],
+)
+def test_token_logprobs_that_do_not_cover_the_output_are_refused(
+    changes: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(RecordError, match=fault):
+        Record.from_json_line(orjson.dumps(scored(**changes)))

@@ -17,13 +17,13 @@ from synth_client.plots import plots_of
 from synth_client.record import Record
 from synth_client.report import report, write_report
 from tests.pages import data_of, without_data
+from tests.unit.test_likelihood import evenly
 from tests.unit.test_record import (
     CORRECTION,
     FLAWED,
     REVISE,
     SAFE,
     breached,
-    evenly,
     record_of,
     spans_of,
     steps_of,
