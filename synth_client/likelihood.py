@@ -23,7 +23,7 @@ BIN_WIDTHS: Final = tuple(25 * 2**level for level in range(13))
 """In characters. Which one suits is known at the end only, so all are kept."""
 OTHER_METHODS: Final = "other"
 _METHODS: Final = frozenset(get_args(Method))
-_SHARE_REACHED: Final = 0.1
+_SHARE_REACHED: Final = 0.2
 _Z: Final = 1.96
 
 
@@ -224,7 +224,7 @@ class Likelihoods:
 
 
 def points_of(ratios: Iterable[tuple[int, Ratio]], num: int) -> Iterator[tuple[int, Estimate]]:
-    """The estimates of the bins that at least a tenth of `num` trajectories have a part in."""
+    """The estimates of the bins that at least a fifth of `num` trajectories have a part in."""
     for index, ratio in sorted(ratios, key=lambda one: one[0]):
         if ratio.num and ratio.num >= _SHARE_REACHED * num:
             yield index, ratio.estimate()

@@ -1,7 +1,7 @@
 """The plots of token log-probabilities: confidence, divergence, and both along trajectories."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 from typing import Any, Final
 
@@ -86,7 +86,7 @@ def _confidence(run: Likelihoods) -> Plot:
             if (ratio := run.by_kind[kind].by(model)).num
         ]
         figure.add_trace(_dots(points, model))
-    figure.update_layout(showlegend=True, hovermode="closest")
+    _show_legend(figure).update_layout(hovermode="closest")
     caption = (
         "The geometric mean of the probabilities that each model gives the tokens of a text, by who"
         f" wrote it and what stands before it; {run.num_scored:,} trajectories, 95% intervals."
@@ -102,7 +102,10 @@ def _confidence_over_length(run: Likelihoods) -> tuple[Plot, ...]:
         lines = _lines_by_kind(run, level, lambda bins, model=model: _of_model(bins, model), _exp)
         figure = _length_figure("probability", {"range": [0, 1.02]})
         _draw(figure, lines)
-        caption = f"In characters from where a text begins. {_INTERVAL}{_cut(run, level)}"
+        caption = (
+            "The same by position, in characters from where a text begins."
+            f" {_INTERVAL}{_cut(run, level)}"
+        )
         title = f"The {model}'s confidence over the length"
         plots.append(Plot(f"confidence-{model}", title, caption, figure))
     return tuple(plots)
@@ -147,10 +150,9 @@ def _along(run: Likelihoods) -> tuple[Plot, ...]:
     scale = _scale([line for lines in drawn.values() for line in lines])
     plots = []
     for model, lines in drawn.items():
-        x_axis = {"tickformat": ".0%", "range": [0, 1]}
+        x_axis = {"tickformat": ".0%", "range": [0, 1], "dtick": 0.25}
         figure = new_figure(x="share of the output", y="nats a token", x_axis=x_axis, y_axis=scale)
-        _draw(figure, lines)
-        figure.update_layout(showlegend=True)
+        _draw(_show_legend(figure), lines)
         caption = f"Mean log-probability of a token, by method. {_INTERVAL}"
         plots.append(Plot(f"along-{model}", f"As the {model} finds it", caption, figure))
     return tuple(plots)
@@ -163,9 +165,8 @@ def _handover(run: Likelihoods) -> Plot:
     figure.add_vline(x=0, line={"color": colour("soft"), "width": 1, "dash": "dot"})
     for model in MODELS:
         found = points_of(_of_model(run.around_handover[level], model), run.num_handovers)
-        points = [((index + 0.5) * width, estimate) for index, estimate in found]
-        _draw(figure, [_Line(model, _Style(model), points)])
-    figure.update_layout(showlegend=True)
+        points = [((index + 0.5) * width, _capped(estimate, 0.0)) for index, estimate in found]
+        _draw(_show_legend(figure), [_Line(model, _Style(model), points)])
     caption = (
         f"{run.num_handovers:,} trajectories lined up where the student's text ends and the"
         f" teacher's, revise token included, begins. {_INTERVAL}"
@@ -198,7 +199,7 @@ def _style_of(kind: Kind) -> _Style:
 def _relative(bins: Bins, model: Model) -> list[tuple[float, Estimate]]:
     num = max(one.by(model).num for one in bins.values())
     return [
-        ((index + 0.5) / RELATIVE_BINS, estimate)
+        ((index + 0.5) / RELATIVE_BINS, _capped(estimate, 0.0))
         for index, estimate in points_of(_of_model(bins, model), num)
     ]
 
@@ -212,12 +213,23 @@ def _exp(estimate: Estimate) -> Estimate:
     if estimate.low is None or estimate.high is None:
         return Estimate(exp(estimate.value), None, None, estimate.num)
     value, low, high = map(exp, (estimate.value, estimate.low, estimate.high))
-    return Estimate(value, low, min(high, 1.0), estimate.num)
+    return _capped(Estimate(value, low, high, estimate.num), 1.0)
+
+
+def _capped(estimate: Estimate, limit: float) -> Estimate:
+    """Without the part of the interval that no log-probability, or probability, can be in."""
+    high = None if estimate.high is None else min(estimate.high, limit)
+    return replace(estimate, high=high)
 
 
 def _length_figure(y: str, y_axis: Mapping[str, Any]) -> go.Figure:
     figure = new_figure(x="characters", y=y, x_axis={"rangemode": "tozero"}, y_axis=y_axis)
-    return figure.update_layout(showlegend=True)
+    return _show_legend(figure)
+
+
+def _show_legend(figure: go.Figure) -> go.Figure:
+    # Plotly turns the order round where a trace fills up to the next.
+    return figure.update_layout(showlegend=True, legend_traceorder="normal")
 
 
 def _scale(lines: Iterable[_Line]) -> dict[str, Any]:
