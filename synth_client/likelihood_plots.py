@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
 from math import exp
 from typing import Any, Final
 
@@ -99,7 +101,7 @@ def _confidence_over_length(run: Likelihoods) -> tuple[Plot, ...]:
     level = run.reach.level(_SHARE_IN_SIGHT)
     plots = []
     for model in MODELS:
-        lines = _lines_by_kind(run, level, lambda bins, model=model: _of_model(bins, model), _exp)
+        lines = _lines_by_kind(run, level, partial(_of_model, model=model), _exp)
         figure = _length_figure("probability", {"range": [0, 1.02]})
         _draw(figure, lines)
         caption = (
@@ -126,10 +128,11 @@ def _divergences(run: Likelihoods) -> tuple[Plot, Plot]:
     )
     sums = _length_figure("nats", {})
     for line in lines:
-        total, points = 0.0, []
-        for x, estimate in line.points:
-            total += estimate.value * width
-            points.append((x + width / 2, Estimate(total, None, None, estimate.num)))
+        totals = accumulate(estimate.value * width for _, estimate in line.points)
+        points = [
+            (x + width / 2, Estimate(total, None, None, estimate.num))
+            for (x, estimate), total in zip(line.points, totals, strict=True)
+        ]
         _draw(sums, [_Line(line.label, line.style, points)])
     cumulated = "The same, added up for a text that goes on so long: straight where errors do not"
     return (
@@ -229,7 +232,8 @@ def _length_figure(y: str, y_axis: Mapping[str, Any]) -> go.Figure:
 
 def _show_legend(figure: go.Figure) -> go.Figure:
     # Plotly turns the order round where a trace fills up to the next.
-    return figure.update_layout(showlegend=True, legend_traceorder="normal")
+    figure.update_layout(showlegend=True, legend_traceorder="normal")
+    return figure
 
 
 def _scale(lines: Iterable[_Line]) -> dict[str, Any]:

@@ -103,7 +103,8 @@
   function show(row, view) {
     stop = -1;
     stops = [];
-    const chart = el("div", { class: "plot" }), trace = el("div", { class: "plot" });
+    const chart = el("div", { class: "plot" });
+    const trace = el("div", { class: "plot", role: "img", "aria-label": "Log-probability of a token along the output, under both models" });
     const scored = view.steps.some((step) => step[VALUE] !== null);
     const cut = row[BIFURCATION] ?? view.steps.length;
     const parts = [heading(row, view), question(view)];

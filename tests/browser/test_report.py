@@ -20,7 +20,7 @@ from tests.unit.test_record import (
     steps_of,
     unbroken,
 )
-from tests.unit.test_report import EVIL, hostile
+from tests.unit.test_report import EVIL, hostile, with_tokens
 
 NUM_PLAIN = 300
 
@@ -41,7 +41,7 @@ Open = Callable[..., Opened]
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     records = [
-        breached(),
+        with_tokens(breached()),
         left_out() | {"id": "clean", "sample": 1},
         hostile(),
         unbreakable(),
@@ -217,6 +217,18 @@ def test_each_step_has_its_value_against_its_boundary(report: Path, open_page: O
     assert widths == pytest.approx([0.81, 0.74, 0.31, 0.05], abs=0.01)
     roles = [step.get_attribute("class") for step in page.locator("[data-step]").all()]
     assert roles == ["step student", "step student", "step flawed", "step flawed"]
+
+
+def test_both_models_are_followed_through_a_trajectory_with_token_logprobs(
+    report: Path, open_page: Open
+) -> None:
+    page = open_page(report).page
+    trace = page.get_by_role("img", name="Log-probability of a token along the output")
+    expect(trace.locator(".scatterlayer .trace")).to_have_count(2)
+    expect(trace.locator(".shapelayer path")).to_have_count(3)
+    page.keyboard.press("j")
+    expect(shown(page)).to_have_text("clean sample 1")
+    expect(trace).to_have_count(0)
 
 
 def test_steps_left_out_stand_in_the_attempt(report: Path, open_page: Open) -> None:

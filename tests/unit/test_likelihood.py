@@ -84,9 +84,12 @@ def test_whoever_writes_after_the_other_does_so_in_a_context_of_both() -> None:
     assert handover_of(passages) is None
 
 
-def test_a_text_of_one_hand_has_no_handover() -> None:
-    for role in ("student", "teacher"):
-        assert handover_of(passages_of(record_of(written([(role, "abcd")])))) is None
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_text_of_one_hand_has_no_handover(role: Role) -> None:
+    assert handover_of(passages_of(record_of(written([(role, "abcd")])))) is None
+
+
+def test_without_the_flawed_steps_the_handover_is_behind_the_safe_ones() -> None:
     clean = passages_of(record_of(left_out()))
     assert handover_of(clean) == len("".join(SAFE))
 
@@ -232,7 +235,7 @@ def of(bins: Any, model: Any) -> list[tuple[int, Ratio]]:
 
 
 def test_trajectories_are_followed_by_method_and_unknown_methods_together() -> None:
-    text = [("student", "ab" * 25)]
+    text: list[tuple[Role, str]] = [("student", "ab" * 25)]
     run = likelihoods_of(written(text, method="plain"), written(text, method="<b>"), written(text))
     assert set(run.along) == {"motab", OTHER_METHODS}
     assert sorted(run.along["motab"]) == [*range(25)]
