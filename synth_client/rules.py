@@ -7,7 +7,7 @@ regular expressions without nested repeats, so they end soon whatever the text; 
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
 
@@ -33,12 +33,13 @@ class Judgement:
     """The answer that was found, and whether it is right.
 
     `correct` is None where there is nothing to compare, or where judging failed; then `fault` says
-    why. An output without an answer is wrong, and no fault.
+    why. An output without an answer is wrong, and no fault. `scores` are values besides.
     """
 
     predicted: str | None
     correct: bool | None
     fault: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 Rule = Callable[[str, str | None], Judgement]

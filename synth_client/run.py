@@ -32,7 +32,7 @@ from synth_client.progress import Progress, Tally
 from synth_client.question import Synthesis, Unit
 from synth_client.record import Record
 from synth_client.sift import filter_records
-from synth_client.verify import Limits, Verifier
+from synth_client.verify import Limits, Program, Verifier
 from synth_client.workspace import Manifest, Workspace, open_workspace
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Run:
     fresh: bool = False
     prices: Mapping[str, float] = field(default_factory=dict)
     progress_file: Path | None = None
-    verify: str
+    verify: str | Program
     verify_limits: Limits = field(default_factory=Limits)
     filters: Filters = field(default_factory=lambda: Filters(()))
 

@@ -31,6 +31,8 @@ _LOOK_EVERY_MS: Final = 50
 _READ_BYTES: Final = 65536
 # Caches of the algebra system grow; a new process has none.
 _ANSWERS_OF_A_WORKER: Final = 2000
+# One takes seconds to start and hundreds of megabytes, and judges hundreds of answers a second.
+_MOST_OF_A_PROGRAM: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +43,39 @@ class Limits:
     num_bytes: int = 2 * 2**30
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A rule that a program of its own applies, in whatever environment it needs.
+
+    The command is given the seconds that an answer may take as its last argument, and speaks the
+    protocol of `verify_worker`. Records are told the `name`.
+    """
+
+    name: str
+    command: tuple[str, ...]
+
+
+def name_of(rule: str | Program) -> str:
+    """What the verifications by this rule are told by."""
+    return rule if isinstance(rule, str) else rule.name
+
+
 class Verifier:
     """Judges records by one rule; a context manager, to be used from any thread.
 
-    Workers are started as they are needed, at most `num_workers` (one a processor by default).
-    Raises `InputError` where the rule cannot be loaded.
+    Workers are started as they are needed, at most `num_workers` (one a processor by default, four
+    at most of a `Program`). Raises `InputError` where the rule cannot be loaded.
     """
 
     def __init__(
-        self, rule: str, *, limits: Limits | None = None, num_workers: int | None = None
+        self, rule: str | Program, *, limits: Limits | None = None, num_workers: int | None = None
     ) -> None:
-        self.rule = check_rule(rule)
+        self.rule = name_of(rule)
+        self._program = rule if isinstance(rule, Program) else _own_program(check_rule(rule))
         self._limits = limits or Limits()
-        self.num_workers = num_workers or os.cpu_count() or 1
+        num_processors = os.cpu_count() or 1
+        most = _MOST_OF_A_PROGRAM if isinstance(rule, Program) else num_processors
+        self.num_workers = num_workers or min(num_processors, most)
         self._threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="verify")
         self._places = threading.BoundedSemaphore(self.num_workers)
         self._lock = threading.Lock()
@@ -93,7 +115,9 @@ class Verifier:
             update={
                 "predicted": judgement.predicted,
                 "correct": judgement.correct,
-                "verification": Verification(rule=self.rule, fault=judgement.fault),
+                "verification": Verification(
+                    rule=self.rule, fault=judgement.fault, scores=judgement.scores
+                ),
             }
         )
 
@@ -132,7 +156,7 @@ class Verifier:
         with self._lock:
             if self._is_closed:
                 raise Interrupted("stopped while an answer was verified")
-            worker = _Worker(self.rule, self._limits)
+            worker = _Worker(self._program, self._limits)
             self._all.add(worker)
         if (fault := worker.greeting()) is not None:
             self._discard(worker)
@@ -146,16 +170,20 @@ class Verifier:
             self._all.discard(worker)
 
 
+def _own_program(rule: str) -> Program:
+    module = "synth_client.verify_worker"
+    return Program(rule, (sys.executable, "-P", "-W", "ignore", "-m", module, rule))
+
+
 class _Worker:
     """One process. Used by one thread at a time, but killed from any."""
 
-    def __init__(self, rule: str, limits: Limits) -> None:
+    def __init__(self, program: Program, limits: Limits) -> None:
         self._limits = limits
-        # It finds what we find, and a callable of the user's in the current folder.
+        # Our own finds what we find, and a callable of the user's in the current folder.
         paths = [path or str(Path.cwd()) for path in sys.path]
-        command = [sys.executable, "-P", "-W", "ignore", "-m", "synth_client.verify_worker"]
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [*command, rule, str(limits.seconds)],
+        self._process = subprocess.Popen(  # noqa: S603 - our own module, or a script of the trainer's
+            [*program.command, str(limits.seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(Path.cwd())])},

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -12,6 +13,7 @@ from synth_client.dataset import BadRow, Cells, Dataset, open_dataset
 from synth_client.errors import InputError
 from synth_client.question import Question
 from synth_client.rules import CHOICE, MATH
+from synth_client.verify import Program
 from trainer.choices import has_choices, laid_out
 
 PLACE: Final = "{problem}"
@@ -20,11 +22,16 @@ _DIGEST_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a result is told by; `level` and `subject` are None where the benchmark has none."""
+    """What a result is told by; `level` and `subject` are None where the benchmark has none.
+
+    `weights` says of each score that its judge gives how much the problem counts in the mean; it is
+    empty where there is nothing but right and wrong.
+    """
 
     id: str
     level: str | None
     subject: str | None
+    weights: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Benchmark:
     name: str
     dataset: Dataset
     prompt: str
-    rule: str
+    rule: str | Program
     problems: tuple[Problem, ...]
     digest: str
 
@@ -61,14 +68,28 @@ def load_benchmark(
     there = list(islice(found.cells(), limit))
     are_choices = all(cells.columns and has_choices(cells.columns) for cells in there)
     read = [_as_synth_reads(cells, found.name) for cells in there]
+    return benchmark_of(_over(found, read), prompt=prompt, rule=CHOICE if are_choices else MATH)
+
+
+def benchmark_of(
+    found: Dataset,
+    *,
+    prompt: str,
+    rule: str | Program,
+    weights: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> Benchmark:
+    """The benchmark of rows that have the columns of synth's. Raises as `load_benchmark` does.
+
+    `weights` are those of the problems, by id.
+    """
     problems: dict[str, Problem] = {}
     asked = []
     digest = blake2b(digest_size=_DIGEST_BYTES)
-    for row, cells in zip(_over(found, read).rows(), read, strict=True):
+    for row, cells in zip(found.rows(), found.cells(), strict=True):
         question = _checked(row, f"{found.name}, {cells.place}")
         if question.id in problems:
             raise InputError(f"{found.name}, {cells.place}: the id {question.id} is there already")
-        problems[question.id] = _problem(question.id, cells, found.name)
+        problems[question.id] = _problem(question.id, cells, found.name, weights.get(question.id))
         columns = _columns(question, prompt)
         digest.update(orjson.dumps(columns, option=orjson.OPT_APPEND_NEWLINE))
         asked.append(Cells(cells.place, columns))
@@ -76,7 +97,7 @@ def load_benchmark(
         name=found.name,
         dataset=_over(found, asked),
         prompt=prompt,
-        rule=CHOICE if are_choices else MATH,
+        rule=rule,
         problems=tuple(problems.values()),
         digest=digest.hexdigest(),
     )
@@ -115,13 +136,15 @@ def _columns(question: Question, prompt: str) -> Mapping[str, Any]:
     return {"id": question.id, "messages": messages, "answer": question.answer}
 
 
-def _problem(name: str, cells: Cells, benchmark: str) -> Problem:
+def _problem(
+    name: str, cells: Cells, benchmark: str, weights: Mapping[str, float] | None
+) -> Problem:
     columns = cells.columns or {}
     level, subject = (
         _label(columns.get(column), column, f"{benchmark}, {cells.place}")
         for column in ("level", "subject")
     )
-    return Problem(name, level, subject)
+    return Problem(name, level, subject, weights or {})
 
 
 def _label(value: object, column: str, place: str) -> str | None:

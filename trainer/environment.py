@@ -68,15 +68,19 @@ def find_python(asked: Path | None, trainer: Trainer = "llamafactory") -> Path:
         if not os.access(asked, os.X_OK) or asked.is_dir():
             raise TrainerMissing(f"--python {asked}: no such program")
         return asked.absolute()
-    for folder in (Path.cwd(), _HERE.parent):
-        python = folder / _FOLDERS[trainer] / "bin" / "python"
-        if python.exists():
-            return python
+    if (python := python_in(_FOLDERS[trainer])) is not None:
+        return python
     raise TrainerMissing(
         f"there is no {_FOLDERS[trainer]} here; make {_TARGETS[trainer]} makes it in motab's"
         f" source, or name the Python of an environment with {trainer} by --python or"
         " MOTAB_TRAINER_PYTHON"
     )
+
+
+def python_in(environment: str) -> Path | None:
+    """The interpreter of an environment that `make` made here or beside the source."""
+    places = (folder / environment / "bin" / "python" for folder in (Path.cwd(), _HERE.parent))
+    return next((python for python in places if python.exists()), None)
 
 
 def variables(python: Path, trainer: Trainer) -> dict[str, str]:

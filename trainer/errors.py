@@ -11,6 +11,10 @@ class TrainerMissing(ClientError):
     """The environment that trains is not there, or lacks a package that the recipe needs."""
 
 
+class HarnessMissing(ClientError):
+    """The environment with EvalScope is not there, or is not one."""
+
+
 class RunExists(ClientError):
     """The output folder holds something else, or another process trains there."""
 

@@ -44,6 +44,23 @@ class PassAtK:
     num_problems: int
 
 
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A value, and how much it counts in a mean."""
+
+    value: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A weighted mean. `low` and `high` are None for fewer than two values, `value` for none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The chance that k of the n samples, drawn without replacement, have a right one.
 
@@ -65,9 +82,35 @@ def estimate(outcomes: Sequence[Outcome], k: int, interval: Interval = INTERVAL)
     value = fmean(chances)
     if len(chances) == 1:
         return PassAtK(k, value, None, None, 1)
-    means = sorted(_resampled(chances, interval))
+    low, high = _middle(_resampled(chances, interval), interval)
+    return PassAtK(k, value, low, high, len(chances))
+
+
+def weighted_mean(values: Sequence[Weighted], interval: Interval = INTERVAL) -> Mean:
+    """The mean of a score over problems, with its interval. Every weight is above 0."""
+    if not values:
+        return Mean(None, None, None)
+    value = _ratio(Counter(values))
+    if len(values) == 1:
+        return Mean(value, None, None)
+    draw = random.Random(interval.seed)  # noqa: S311 - nothing secret
+    means = [
+        _ratio(Counter(draw.choices(values, k=len(values)))) for _ in range(interval.num_resamples)
+    ]
+    return Mean(value, *_middle(means, interval))
+
+
+def _ratio(drawn: Counter[Weighted]) -> float:
+    # In one order, whatever was drawn first: sums of floats depend on it.
+    counts = sorted(drawn.items(), key=lambda item: (item[0].value, item[0].weight))
+    total = sum(one.value * one.weight * num for one, num in counts)
+    return total / sum(one.weight * num for one, num in counts)
+
+
+def _middle(means: list[float], interval: Interval) -> tuple[float, float]:
+    means = sorted(means)
     num_outside = int((1 - interval.level) / 2 * len(means))
-    return PassAtK(k, value, means[num_outside], means[-1 - num_outside], len(chances))
+    return means[num_outside], means[-1 - num_outside]
 
 
 def _resampled(chances: Sequence[float], interval: Interval) -> list[float]:

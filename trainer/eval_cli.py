@@ -1,6 +1,8 @@
 """The command `motab eval`."""
 
 import re
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,6 +17,7 @@ from synth_client.verify import Limits
 from synth_client.workspace import Workspace
 from trainer.benchmark import PLACE, load_benchmark
 from trainer.evaluate import RECORDS, RESULTS, TABLE, Evaluation, evaluate
+from trainer.named import NAMES, Source, named_benchmark
 from trainer.results import Results
 
 _KS: Final = (1, 4, 8)
@@ -30,10 +33,20 @@ def eval_command(
     benchmark: Annotated[
         str,
         typer.Option(
-            help="Problems with answers: a JSONL, JSON, CSV or Parquet file, a dataset's folder, or"
-            " a Hugging Face name."
+            help=f"One of {', '.join(NAMES)}, as EvalScope has them; or problems with answers: a"
+            " JSONL, JSON, CSV or Parquet file (./aime24 is a file of that name), a dataset's"
+            " folder, or ORG/NAME on Hugging Face."
         ),
     ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="The folder with the problems of a benchmark of EvalScope's.",
+            show_default="from ModelScope",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -89,6 +102,14 @@ def eval_command(
     verify_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for judging one answer.")
     ] = 10.0,
+    python: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MOTAB_EVALSCOPE_PYTHON",
+            help="The Python of an environment with evalscope.",
+            show_default=".venv-evalscope/bin/python",
+        ),
+    ] = None,
 ) -> None:
     """Estimate pass@k of any served model on a benchmark. Stopped, it goes on where it was."""
     ks = _ks(k, n)
@@ -96,31 +117,65 @@ def eval_command(
         raise typer.BadParameter(f"--prompt has no {PLACE}, so it would ask nothing")
     base_urls = tuple(check_url(url) for url in base_url)
     rule = None if verify is None else check_rule(verify)
-    loaded = load_benchmark(benchmark, prompt=prompt, limit=limit, split=split, subset=subset)
-    name = Path(loaded.name).stem if Path(benchmark).is_file() else loaded.name
-    folder = output or Path("runs/eval", _file_name(model), _file_name(name))
-    run = Run(
-        dataset=loaded.dataset,
-        output=folder / RECORDS,
-        base_urls=base_urls,
-        synthesis=Synthesis(
-            model=model,
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            seed=seed,
-            plain=True,
-            timeout_s=timeout,
-        ),
-        num_samples=n,
-        concurrency=concurrency,
-        api_key=api_key,
-        fresh=not resume,
-        verify=rule or loaded.rule,
-        verify_limits=Limits(seconds=verify_timeout),
-    )
-    evaluation = Evaluation(benchmark=loaded, run=run, ks=ks)
-    _say(run_loop(evaluate(evaluation, log_console())), folder)
+    is_named = _is_named(benchmark, data)
+    if is_named:
+        own = {
+            "prompt": prompt != PLACE,
+            "split": split != "test",
+            "subset": subset,
+            "verify": rule,
+        }
+        _refuse(own, f"EvalScope has its own for {benchmark}; ./{benchmark} is a file")
+    with ExitStack() as stack:
+        loaded = (
+            stack.enter_context(named_benchmark(Source(benchmark, data, limit), python))
+            if is_named
+            else load_benchmark(benchmark, prompt=prompt, limit=limit, split=split, subset=subset)
+        )
+        name = loaded.name if is_named or not Path(benchmark).is_file() else Path(loaded.name).stem
+        folder = output or Path("runs/eval", _file_name(model), _file_name(name))
+        run = Run(
+            dataset=loaded.dataset,
+            output=folder / RECORDS,
+            base_urls=base_urls,
+            synthesis=Synthesis(
+                model=model,
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=max_tokens,
+                seed=seed,
+                plain=True,
+                timeout_s=timeout,
+            ),
+            num_samples=n,
+            concurrency=concurrency,
+            api_key=api_key,
+            fresh=not resume,
+            verify=rule or loaded.rule,
+            verify_limits=Limits(seconds=verify_timeout),
+        )
+        evaluation = Evaluation(benchmark=loaded, run=run, ks=ks)
+        _say(run_loop(evaluate(evaluation, log_console())), folder)
+
+
+def _is_named(benchmark: str, data: Path | None) -> bool:
+    """Whether EvalScope has it. Ends the command where nothing has."""
+    known = f"EvalScope's are {', '.join(NAMES)}"
+    if benchmark in NAMES:
+        return True
+    if data is not None:
+        raise typer.BadParameter(f"--data is not for --benchmark {benchmark}; {known}")
+    if "/" not in benchmark and not Path(benchmark).exists():
+        raise typer.BadParameter(
+            f"--benchmark {benchmark}: no such file or folder; {known}, and a dataset on the hub is"
+            " called ORG/NAME"
+        )
+    return False
+
+
+def _refuse(given: Mapping[str, object], why: str) -> None:
+    if refused := [f"--{name}" for name, value in given.items() if value]:
+        raise typer.BadParameter(f"{', '.join(refused)}: {why}")
 
 
 def _ks(asked: list[int] | None, n: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """An evaluation: a plain run of the synthesis client, its answers judged, and pass@k of them."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,10 +17,11 @@ from synth_client.failed import FailedRow
 from synth_client.journal import reported
 from synth_client.record import Record, faults_of, read_records
 from synth_client.run import Run, synthesise
+from synth_client.verify import name_of
 from synth_client.workspace import Workspace
 from trainer.benchmark import Benchmark, Problem
-from trainer.estimate import INTERVAL
-from trainer.results import SCHEMA_VERSION, ProblemResult, Results, Sampling, table_of
+from trainer.estimate import INTERVAL, Weighted
+from trainer.results import SCHEMA_VERSION, ProblemResult, Results, Sampling, scores_of, table_of
 
 RECORDS: Final = "records.jsonl"
 RESULTS: Final = "results.json"
@@ -59,21 +60,60 @@ async def evaluate(evaluation: Evaluation, console: Console) -> Results:
     return results
 
 
+class _Tally:
+    """What the samples of one problem come to; `counts` has the fields of its result."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._sums: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, record: Record) -> None:
+        self.counts["num_truncated"] += record.finish_reason == "length"
+        if record.correct is None:
+            self.counts["num_unjudged"] += 1
+            return
+        self.counts["n"] += 1
+        self.counts["c"] += record.correct
+        if record.verification is not None:
+            for name, value in record.verification.scores.items():
+                self._sums[name] += value
+
+    def result(self, problem: Problem) -> ProblemResult:
+        num_judged = self.counts["n"]
+        weights = problem.weights if num_judged else {}
+        return ProblemResult(
+            id=problem.id,
+            level=problem.level,
+            subject=problem.subject,
+            n=num_judged,
+            c=self.counts["c"],
+            num_empty=self.counts["num_empty"],
+            num_truncated=self.counts["num_truncated"],
+            num_unjudged=self.counts["num_unjudged"],
+            num_failed=self.counts["num_failed"],
+            # An empty answer, which the judge has not seen, has 0 of each.
+            scores={
+                name: Weighted(self._sums[name] / num_judged, weight)
+                for name, weight in weights.items()
+            },
+        )
+
+
 def results_of(evaluation: Evaluation) -> Results:
     """The results of a run that has ended, from its files."""
     run, benchmark = evaluation.run, evaluation.benchmark
-    counts: dict[str, Counter[str]] = {problem.id: Counter() for problem in benchmark.problems}
+    tallies = {problem.id: _Tally() for problem in benchmark.problems}
     served_as: set[str] = set()
     completion_tokens = 0
     for record in read_records(run.output):
-        _add_record(counts[record.id], record)
+        tallies[record.id].add(record)
         served_as.add(record.models.teacher or "")
         completion_tokens += record.usage.completion_tokens
     for failed in _failed_rows(Workspace(run.output).failed):
         # To say nothing is an answer, and a wrong one; no answer is none.
         is_empty = failed.error.code == EMPTY_OUTPUT
-        counts[failed.id].update(["n", "num_empty"] if is_empty else ["num_failed"])
-    problems = tuple(_result(problem, counts[problem.id]) for problem in benchmark.problems)
+        tallies[failed.id].counts.update(["n", "num_empty"] if is_empty else ["num_failed"])
+    problems = tuple(tallies[problem.id].result(problem) for problem in benchmark.problems)
     synthesis = run.synthesis
     return Results(
         schema_version=SCHEMA_VERSION,
@@ -90,21 +130,13 @@ def results_of(evaluation: Evaluation) -> Results:
             seed=synthesis.seed,
             prompt=benchmark.prompt,
         ),
-        verify=run.verify,
+        verify=name_of(run.verify),
         interval=INTERVAL,
         completion_tokens=completion_tokens,
         table=table_of(problems, evaluation.ks, INTERVAL),
+        scores=scores_of(problems, INTERVAL),
         problems=problems,
     )
-
-
-def _add_record(counts: Counter[str], record: Record) -> None:
-    counts["num_truncated"] += record.finish_reason == "length"
-    if record.correct is None:
-        counts["num_unjudged"] += 1
-    else:
-        counts["n"] += 1
-        counts["c"] += record.correct
 
 
 def _failed_rows(path: Path) -> Iterator[FailedRow]:
@@ -116,17 +148,3 @@ def _failed_rows(path: Path) -> Iterator[FailedRow]:
                 yield FailedRow.model_validate_json(line)
             except ValidationError as error:
                 raise OutputError(f"{path}, line {number}: {faults_of(error)}") from error
-
-
-def _result(problem: Problem, counts: Counter[str]) -> ProblemResult:
-    return ProblemResult(
-        id=problem.id,
-        level=problem.level,
-        subject=problem.subject,
-        n=counts["n"],
-        c=counts["c"],
-        num_empty=counts["num_empty"],
-        num_truncated=counts["num_truncated"],
-        num_unjudged=counts["num_unjudged"],
-        num_failed=counts["num_failed"],
-    )

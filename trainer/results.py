@@ -1,13 +1,21 @@
 """What an evaluation has found: as JSON, whose fields docs/evaluation.md explains, and a table."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import orjson
 
-from trainer.estimate import Interval, Outcome, PassAtK, estimate
+from trainer.estimate import (
+    Interval,
+    Mean,
+    Outcome,
+    PassAtK,
+    Weighted,
+    estimate,
+    weighted_mean,
+)
 
 SCHEMA_VERSION: Final = 1
 _DIGITS: Final = re.compile(r"(\d+)")
@@ -20,7 +28,8 @@ class ProblemResult:
     """The samples of one problem: `n` were judged, `c` of them are right.
 
     Neither the `num_failed`, of which no answer came, nor the `num_unjudged`, whose judging failed,
-    are among the `n`; the `num_empty`, in which nothing was said, are, as wrong ones.
+    are among the `n`; the `num_empty`, in which nothing was said, are, as wrong ones. `scores` are
+    the means over the `n` of what the judge gives besides right and wrong.
     """
 
     id: str
@@ -32,6 +41,16 @@ class ProblemResult:
     num_truncated: int
     num_unjudged: int
     num_failed: int
+    scores: Mapping[str, Weighted]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreMean:
+    """The mean of one of the judge's scores, over the problems with a judged sample."""
+
+    name: str
+    mean: Mean
+    num_problems: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +90,7 @@ class Results:
     interval: Interval
     completion_tokens: int
     table: tuple[Row, ...]
+    scores: tuple[ScoreMean, ...]
     problems: tuple[ProblemResult, ...]
 
     @property
@@ -95,9 +115,17 @@ class Results:
             "|---|---:|" + "---:|" * len(ks),
             *(_line(row) for row in self.table),
             "",
+            *self._scores(),
             self._how(),
         ]
         return "\n".join([*lines, *self._missing()]) + "\n"
+
+    def _scores(self) -> Iterator[str]:
+        if self.scores:
+            yield from ("| score | problems | mean |", "|---|---:|---:|")
+            for one in self.scores:
+                yield f"| {_escaped(one.name)} | {one.num_problems:,} | {_percent(one.mean)} |"
+            yield ""
 
     def _how(self) -> str:
         sampling, interval = self.sampling, self.interval
@@ -140,6 +168,15 @@ def table_of(
     return (*rows, _row("all", None, problems, ks, interval))
 
 
+def scores_of(problems: Sequence[ProblemResult], interval: Interval) -> tuple[ScoreMean, ...]:
+    """The mean of each score that any problem has, by name in the order of the first problem's."""
+    found = []
+    for name in dict.fromkeys(name for one in problems for name in one.scores):
+        values = [one.scores[name] for one in problems if name in one.scores]
+        found.append(ScoreMean(name, weighted_mean(values, interval), len(values)))
+    return tuple(found)
+
+
 def _row(
     by: By, name: str | None, problems: Sequence[ProblemResult], ks: Sequence[int], how: Interval
 ) -> Row:
@@ -159,12 +196,19 @@ def _line(row: Row) -> str:
     return f"| {name} | {row.num_problems:,} | {' | '.join(cells)} |"
 
 
-def _cell(one: PassAtK, num_problems: int) -> str:
+def _percent(one: PassAtK | Mean) -> str:
     if one.value is None:
         return "unknown"
     text = f"{100 * one.value:.1f}"
     if one.low is not None and one.high is not None:
         text += f" ({100 * one.low:.1f} to {100 * one.high:.1f})"
+    return text
+
+
+def _cell(one: PassAtK, num_problems: int) -> str:
+    if one.value is None:
+        return "unknown"
+    text = _percent(one)
     if one.num_problems < num_problems:
         text += f", {one.num_problems:,} of {num_problems:,} problems"
     return text

@@ -1,1 +1,1 @@
-"""Scripts that run in the trainer's environment, and import nothing of motab's."""
+"""Scripts that run in environments of their own, and import nothing of motab's."""

@@ -1,0 +1,238 @@
+"""EvalScope's benchmarks: their problems as EvalScope words them, and its judgement of outputs.
+
+Run in EvalScope's environment, so it imports nothing of motab's:
+
+`named.py problems NAME [FOLDER]` prints one object: `version`, `prompt` (EvalScope's template) and
+`problems` in the order of the data; or {"error": ...}, in one line.
+
+`named.py judge NAME FILE SECONDS` is what `synth_client/verify.py` asks, in the protocol of
+`verify_worker`; FILE has those problems, one a line.
+"""
+
+import json
+import logging
+import math
+import os
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+# The score that says whether an output is right: IFEval's, most benchmarks' and AIME's.
+SUCCESS = ("prompt_level_strict", "accuracy", "acc")
+IDS = ("unique_id", "id", "ID", "Record ID", "key")
+SUBJECTS = ("subject", "High-level domain")
+OURS = "motab"
+
+
+def adapter_of(name: str, folder: str | None = None) -> Any:  # noqa: ANN401
+    """What EvalScope does for the benchmark. Its default settings, but that thoughts are cut."""
+    import evalscope.benchmarks  # noqa: F401, PLC0415
+    from evalscope.api.registry import get_benchmark  # noqa: PLC0415
+    from evalscope.config import TaskConfig  # noqa: PLC0415
+
+    settings: dict[str, Any] = {"filters": {"remove_until": "</think>"}}
+    if folder is not None:
+        settings["dataset_id"] = folder
+    # The server is asked by motab, so this address is never used.
+    config = TaskConfig(
+        model="motab",
+        eval_type="openai_api",
+        api_url="http://127.0.0.1:9/v1",
+        datasets=[name],
+        dataset_args={name: settings},
+    )
+    return get_benchmark(name, config)
+
+
+def problems(name: str, folder: str | None) -> dict[str, Any]:
+    """The object to print."""
+    adapter = adapter_of(name, folder)
+    read = adapter.record_to_sample
+    num_read = 0
+
+    def with_its_columns(record: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """EvalScope keeps neither the row's place nor, of some benchmarks, its id and subject."""
+        nonlocal num_read
+        sample = read(record)
+        columns = {
+            "place": num_read,
+            "id": _first(record, IDS),
+            "level": record.get("level"),
+            "subject": _first(record, SUBJECTS),
+        }
+        sample.metadata = {**(sample.metadata or {}), OURS: columns}
+        num_read += 1
+        return sample
+
+    adapter.record_to_sample = with_its_columns
+    samples = [sample for subset in adapter.load_dataset().values() for sample in subset]
+    if len(samples) != num_read:  # a row of no level that EvalScope knows
+        raise ValueError(f"EvalScope takes {len(samples)} of {num_read} rows")
+    samples.sort(key=lambda sample: sample.metadata[OURS]["place"])
+    return {
+        "version": version("evalscope"),
+        "prompt": adapter.prompt_template,
+        "problems": [_problem(sample) for sample in samples],
+    }
+
+
+def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> object:
+    return next((record[name] for name in names if record.get(name) is not None), None)
+
+
+def _problem(sample: Any) -> dict[str, Any]:  # noqa: ANN401
+    columns = sample.metadata.pop(OURS)
+    name = columns["place"] if columns["id"] is None else columns["id"]
+    return {
+        "id": str(name),
+        "messages": [{"role": one.role, "content": one.text} for one in sample.input],
+        "answer": sample.target or _instructions(sample.metadata),
+        "level": columns["level"],
+        "subject": columns["subject"],
+        "weights": _weights(sample.metadata),
+        "sample": sample.model_dump(mode="json"),
+    }
+
+
+def _instructions(doc: Mapping[str, Any]) -> str:
+    """What IFEval checks in place of an answer."""
+    given = [
+        {name: value for name, value in one.items() if value is not None} for one in doc["kwargs"]
+    ]
+    checks = zip(doc["instruction_id_list"], given, strict=True)
+    return json.dumps([{"id": name, **arguments} for name, arguments in checks])
+
+
+def _weights(doc: Mapping[str, Any]) -> dict[str, int]:
+    """How much the problem counts in the means of its scores, where there is more than one."""
+    num_instructions = len(doc.get("instruction_id_list", ()))
+    if not num_instructions:
+        return {}
+    return {
+        "prompt_level_strict": 1,
+        "prompt_level_loose": 1,
+        "inst_level_strict": num_instructions,
+        "inst_level_loose": num_instructions,
+    }
+
+
+def judge_of(name: str, file: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What judges records. Raises where something that it needs is not there."""
+    adapter = adapter_of(name)
+    if name == "ifeval":
+        _find_punkt()
+    from evalscope.api.dataset import Sample  # noqa: PLC0415
+    from evalscope.api.evaluator import TaskState  # noqa: PLC0415
+    from evalscope.api.model import ModelOutput  # noqa: PLC0415
+
+    with file.open(encoding="utf-8") as lines:
+        known = {row["id"]: row["sample"] for row in map(json.loads, lines)}
+
+    def judge(record: Mapping[str, Any]) -> dict[str, Any]:
+        sample = Sample.model_validate(known[record["id"]])
+        state = TaskState(
+            model="motab",
+            sample=sample,
+            messages=sample.input,
+            output=ModelOutput.from_content("motab", record["output"]),
+            completed=True,
+        )
+        score = adapter.calculate_metrics(state).score
+        success = next((one for one in SUCCESS if one in score.value), None)
+        if not score.status.is_usable or success is None:
+            why = score.explanation or "; ".join(map(str, score.metadata.values())) or "no reason"
+            return judgement(fault=f"EvalScope gives no score: {' '.join(why.split())}")
+        is_right = score.value[success] == 1
+        if len(score.value) == 1:
+            return judgement(predicted=score.extracted_prediction, correct=is_right)
+        # Instructions are checked on the whole output, which is no answer that was found in it.
+        scores = {key: float(value) for key, value in score.value.items()}
+        return judgement(correct=is_right, scores=scores)
+
+    return judge
+
+
+def _find_punkt() -> None:
+    """NLTK's sentence splitter, from a package where that is installed, else downloaded."""
+    import nltk  # noqa: PLC0415
+    from evalscope.utils.resource_utils import check_nltk_data  # noqa: PLC0415
+
+    try:
+        package = distribution("llama-index-core")
+    except PackageNotFoundError:
+        package = None
+    if package is not None:
+        nltk.data.path.append(str(package.locate_file("llama_index/core/_static/nltk_cache")))
+    try:
+        check_nltk_data("punkt_tab")
+    except Exception as error:
+        raise RuntimeError(
+            "IFEval counts sentences with NLTK's punkt_tab, which is neither there nor can be"
+            f" downloaded; make eval-env installs it: {error}"
+        ) from error
+
+
+def judgement(
+    predicted: str | None = None,
+    correct: bool | None = None,  # noqa: FBT001 - a field of the answer
+    fault: str | None = None,
+    scores: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The answer of the protocol."""
+    return {"predicted": predicted, "correct": correct, "fault": fault, "scores": scores or {}}
+
+
+def serve(name: str, file: Path, seconds: float, answer: Callable[[Any], None]) -> None:
+    """Judge until the input ends."""
+    try:
+        judge = judge_of(name, file)
+    except Exception as error:  # noqa: BLE001 - EvalScope may raise anything
+        answer({"fault": words(error)})
+        return
+    answer({"fault": None})
+    for line in sys.stdin.buffer:
+        bound(seconds)
+        try:
+            said = judge(json.loads(line))
+        except Exception as error:  # noqa: BLE001 - so may its checks
+            said = judgement(fault=words(error))
+        answer(said)
+
+
+def bound(seconds: float) -> None:
+    """The kernel ends this process if it outlives the one that would kill it."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = math.ceil(usage.ru_utime + usage.ru_stime + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
+
+
+def words(error: Exception) -> str:
+    """The error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:600]
+
+
+def main() -> None:
+    """Everything but the answers goes to the standard error, whoever prints it."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    logging.disable(logging.WARNING)
+
+    def answer(content: object) -> None:
+        answers.write(f"{json.dumps(content)}\n")
+
+    match sys.argv[1:]:
+        case ["problems", name, *folder]:
+            try:
+                answer(problems(name, folder[0] if folder else None))
+            except Exception as error:  # noqa: BLE001 - a hub, a file: whatever it says is told
+                answer({"error": words(error)})
+        case ["judge", name, file, seconds]:
+            serve(name, Path(file), float(seconds), answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The benchmarks that have a name: worded and judged by EvalScope, asked and counted by us.
+
+Numbers are compared with published ones, so the prompts and the reading of answers are those of a
+harness that others use. It lives in an environment of its own, and `inside/named.py` runs there.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import orjson
+
+from synth_client.dataset import Cells, Dataset
+from synth_client.errors import InputError
+from synth_client.verify import Program
+from trainer.benchmark import PLACE, Benchmark, benchmark_of
+from trainer.environment import python_in
+from trainer.errors import HarnessMissing
+
+NAMES: Final = ("aime24", "aime25", "math_500", "gpqa_diamond", "ifeval")
+_FOLDER: Final = ".venv-evalscope"
+_SCRIPT: Final = Path(__file__).parent / "inside" / "named.py"
+_COLUMNS: Final = ("id", "messages", "answer", "level", "subject")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One of the `NAMES`, and where its problems are: in the folder `data`, or on ModelScope."""
+
+    name: str
+    data: Path | None
+    limit: int | None
+
+
+@contextmanager
+def named_benchmark(source: Source, asked: Path | None) -> Iterator[Benchmark]:
+    """The benchmark, whose rule can be used as long as the context lasts. Takes some seconds.
+
+    `asked` is the interpreter to take in place of `.venv-evalscope`'s. Raises `HarnessMissing`, and
+    `InputError` where the problems cannot be had.
+    """
+    python = _python(asked)
+    with TemporaryDirectory(prefix="motab-") as scratch:
+        found = _problems(python, source, Path(scratch))
+        problems = found["problems"][: source.limit]
+        file = Path(scratch, "problems.jsonl")
+        file.write_bytes(
+            b"".join(orjson.dumps(one, option=orjson.OPT_APPEND_NEWLINE) for one in problems)
+        )
+        rule = Program(
+            f"evalscope-{found['version']}/{source.name}",
+            (*_command(python), "judge", source.name, str(file)),
+        )
+        weights = {one["id"]: one["weights"] for one in problems}
+        dataset = _dataset(source, problems)
+        benchmark = benchmark_of(dataset, prompt=PLACE, rule=rule, weights=weights)
+        # It stands around every problem already.
+        yield replace(benchmark, prompt=found["prompt"])
+
+
+def _python(asked: Path | None) -> Path:
+    if asked is not None:
+        if not os.access(asked, os.X_OK) or asked.is_dir():
+            raise HarnessMissing(f"--python {asked}: no such program")
+        return asked.absolute()
+    if (python := python_in(_FOLDER)) is not None:
+        return python
+    raise HarnessMissing(
+        f"there is no {_FOLDER} here; make eval-env makes it in motab's source, or name the Python"
+        " of an environment with evalscope by --python or MOTAB_EVALSCOPE_PYTHON"
+    )
+
+
+def _command(python: Path) -> tuple[str, ...]:
+    # Isolated: neither our packages nor the current folder's are for that environment.
+    return (str(python), "-I", "-W", "ignore", str(_SCRIPT))
+
+
+def _problems(python: Path, source: Source, scratch: Path) -> dict[str, Any]:
+    """What `inside/named.py` says of them."""
+    folder = [] if source.data is None else [str(source.data.absolute())]
+    # A folder's content is read anew; what came from a hub is kept where EvalScope keeps it.
+    cache = {} if source.data is None else {"HF_DATASETS_CACHE": str(scratch / "cache")}
+    try:
+        done = subprocess.run(  # noqa: S603 - the user's own interpreter
+            [*_command(python), "problems", source.name, *folder],
+            env={**os.environ, **cache},
+            capture_output=True,
+            check=False,
+        )
+    except OSError as error:
+        raise HarnessMissing(f"{python}: {error.strerror}") from error
+    try:
+        found: dict[str, Any] = orjson.loads(done.stdout)
+    except orjson.JSONDecodeError as error:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = said[-1] if said else f"exit code {done.returncode}"
+        raise HarnessMissing(f"{python}: cannot be used to evaluate: {reason}") from error
+    if (fault := found.get("error")) is not None:
+        if fault.startswith(("ModuleNotFoundError", "ImportError")):
+            raise HarnessMissing(f"{python}: cannot be used to evaluate: {fault}")
+        place = "ModelScope; --data reads a folder" if source.data is None else source.data
+        raise InputError(f"{source.name} cannot be read from {place}: {fault}")
+    return found
+
+
+def _dataset(source: Source, problems: list[Mapping[str, Any]]) -> Dataset:
+    cells = [
+        Cells(f"row {number}", {name: one[name] for name in _COLUMNS})
+        for number, one in enumerate(problems, start=1)
+    ]
+    return Dataset(
+        name=source.name,
+        source=source.name,
+        cells=lambda: iter(cells),
+        count_all=lambda: len(cells),
+        limit=source.limit,
+    )
