@@ -1,7 +1,7 @@
 """A benchmark: problems with known answers, from whatever the synthesis client can read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 from types import MappingProxyType
@@ -31,7 +31,7 @@ class Problem:
     id: str
     level: str | None
     subject: str | None
-    weights: Mapping[str, float]
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

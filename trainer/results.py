@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import orjson
@@ -41,7 +41,7 @@ class ProblemResult:
     num_truncated: int
     num_unjudged: int
     num_failed: int
-    scores: Mapping[str, Weighted]
+    scores: Mapping[str, Weighted] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,6 +285,65 @@ def test_options_that_make_no_sense_are_refused(
     assert list(tmp_path.iterdir()) == [source]
 
 
+KNOWN = "EvalScope's are aime24, aime25, math_500, gpqa_diamond, ifeval"
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        (("--benchmark", "aime"), f"--benchmark aime: no such file or folder; {KNOWN}"),
+        (("--benchmark", "./x.jsonl", "--data", "."), f"is not for --benchmark ./x.jsonl; {KNOWN}"),
+        (("--benchmark", "aime24", "--data", "nowhere"), "'nowhere' does not exist"),
+        (
+            ("--benchmark", "aime24", "--verify", "math", "--split", "train"),
+            "--split, --verify: EvalScope has its own for aime24; ./aime24 is a file",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_benchmark_is_refused(
+    more: tuple[str, ...], fault: str, tmp_path: Path
+) -> None:
+    refused = invoke(tmp_path, *more)
+    assert refused.exit_code == 2
+    assert fault in " ".join(refused.output.replace("\u2502", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "--python {0}: no such program"),
+        ("exit 3", "{0}: cannot be used to evaluate: exit code 3"),
+        ("echo No module >&2; exit 1", "{0}: cannot be used to evaluate: No module"),
+        (
+            """echo '{{"error": "ImportError: No module named evalscope"}}'""",
+            "{0}: cannot be used to evaluate: ImportError: No module named evalscope",
+        ),
+        (
+            """echo '{{"error": "OSError: no hub"}}'""",
+            "aime24 cannot be read from ModelScope; --data reads a folder: OSError: no hub",
+        ),
+    ],
+)
+def test_an_environment_that_cannot_evaluate_is_told_in_one_line(
+    content: str | None, fault: str, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    if content is not None:
+        python.write_text(f"#!/bin/sh\n{content.format()}\n", encoding="utf-8")
+        python.chmod(0o755)
+    failed = invoke(tmp_path, "--benchmark", "aime24", "--python", str(python))
+    assert str(failed.exception) == fault.format(python)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_an_environment_it_is_said_how_to_make_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.named.python_in", lambda _environment: None)
+    failed = invoke(tmp_path, "--benchmark", "aime24")
+    assert "there is no .venv-evalscope here; make eval-env makes it" in str(failed.exception)
+
+
 def test_a_problem_without_an_answer_is_named_before_anything_is_asked(tmp_path: Path) -> None:
     source = tmp_path / "math.jsonl"
     source.write_bytes(b'{"problem": "a", "answer": "1"}\n{"problem": "b"}\n')

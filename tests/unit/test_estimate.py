@@ -5,7 +5,16 @@ from statistics import fmean
 
 import pytest
 
-from trainer.estimate import Interval, Outcome, PassAtK, estimate, pass_at_k
+from trainer.estimate import (
+    Interval,
+    Mean,
+    Outcome,
+    PassAtK,
+    Weighted,
+    estimate,
+    pass_at_k,
+    weighted_mean,
+)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +110,15 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(k: int) -> None
         assert found.high is not None
         num_covered += found.low <= truth <= found.high
     assert 0.91 <= num_covered / 300 <= 0.98
+
+
+def test_a_weighted_mean_has_no_interval_of_one_value_and_no_value_of_none() -> None:
+    assert weighted_mean([]) == Mean(None, None, None)
+    assert weighted_mean([Weighted(0.25, 4)]) == Mean(0.25, None, None)
+
+
+def test_values_that_weigh_the_same_have_the_interval_of_pass_at_1() -> None:
+    outcomes = [Outcome(1, c) for c in (0, 1, 1, 0, 1, 1, 1)]
+    same = estimate(outcomes, 1)
+    found = weighted_mean([Weighted(one.c, 2) for one in outcomes])
+    assert (found.value, found.low, found.high) == (same.value, same.low, same.high)

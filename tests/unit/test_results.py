@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import orjson
 
-from trainer.estimate import INTERVAL
-from trainer.results import ProblemResult, Results, Sampling, table_of
+from trainer.estimate import INTERVAL, Weighted
+from trainer.results import ProblemResult, Results, Sampling, scores_of, table_of
 
 
 def problem(
@@ -25,6 +25,7 @@ def results(*problems: ProblemResult) -> Results:
         interval=INTERVAL,
         completion_tokens=12,
         table=table_of(problems, (1, 2), INTERVAL),
+        scores=scores_of(problems, INTERVAL),
         problems=problems,
     )
 
@@ -129,9 +130,22 @@ def test_the_json_has_every_field_of_the_documented_schema() -> None:
                 ],
             },
         ],
+        "scores": [],
         "problems": [
             {"id": "p", "level": "1", "subject": None, "n": 2, "c": 1, **counts},
             {"id": "q", "level": "2", "subject": None, "n": 2, "c": 2, **counts},
         ],
     }
     assert TWO.to_json() == replace(TWO).to_json()
+
+
+def test_scores_are_told_in_a_table_of_their_own_and_weigh_what_their_problems_say() -> None:
+    p = replace(problem("p", None, 2, 1), scores={"inst": Weighted(0.5, 3), "all": Weighted(0, 1)})
+    q = replace(problem("q", None, 2, 2), scores={"inst": Weighted(1.0, 1), "all": Weighted(1, 1)})
+    unjudged = problem("r", None, 0, 0)
+    assert (
+        "\n\n| score | problems | mean |\n"
+        "|---|---:|---:|\n"
+        "| inst | 2 | 62.5 (50.0 to 100.0) |\n"
+        "| all | 2 | 50.0 (0.0 to 100.0) |\n\n"
+    ) in results(p, q, unjudged).to_markdown()
