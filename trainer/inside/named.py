@@ -16,6 +16,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -160,11 +161,8 @@ def _find_punkt() -> None:
     import nltk  # noqa: PLC0415
     from evalscope.utils.resource_utils import check_nltk_data  # noqa: PLC0415
 
-    try:
+    with suppress(PackageNotFoundError):
         package = distribution("llama-index-core")
-    except PackageNotFoundError:
-        package = None
-    if package is not None:
         nltk.data.path.append(str(package.locate_file("llama_index/core/_static/nltk_cache")))
     try:
         check_nltk_data("punkt_tab")
