@@ -57,6 +57,7 @@ DATA: dict[str, tuple[str, list[dict[str, Any]]]] = {
         ],
     ),
 }
+SMALL = "this is a small and plain answer that is written in simple english words."
 SAID = {
     "Count to 12.": "It is $\\boxed{012}$.",
     "Nil?": "It is $\\boxed{x}$.",
@@ -64,8 +65,8 @@ SAID = {
     "Two and two?": "\\boxed{5}",
     "Which set": "Set 1 is \\boxed{1}",
     "Which is r": "I am sure.\nANSWER: A",
-    "Write three": "One here, and so. Two.",
-    "Write small.": "All is small.",
+    "Write three": "One here. And two.",
+    "Write small.": SMALL,
 }
 
 
@@ -168,7 +169,7 @@ async def test_what_failed_is_missing_what_is_empty_is_wrong_and_thoughts_are_no
     first, second = results(tmp_path, "ifeval")["problems"]
     assert (first["n"], first["c"], first["num_empty"]) == (2, 1, 1)
     assert (second["n"], second["num_failed"], second["scores"]) == (0, 2, {})
-    server.script = lambda _body, _number: Fault(200, completion("all is small."))
+    server.script = lambda _body, _number: Fault(200, completion(SMALL))
     before = server.num_requests
     await evaluated("ifeval", server, tmp_path, "--seed", "0")
     assert server.num_requests - before == 3  # the failed ones, and the empty one
