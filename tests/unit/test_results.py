@@ -132,8 +132,8 @@ def test_the_json_has_every_field_of_the_documented_schema() -> None:
         ],
         "scores": [],
         "problems": [
-            {"id": "p", "level": "1", "subject": None, "n": 2, "c": 1, **counts},
-            {"id": "q", "level": "2", "subject": None, "n": 2, "c": 2, **counts},
+            {"id": "p", "level": "1", "subject": None, "n": 2, "c": 1, **counts, "scores": {}},
+            {"id": "q", "level": "2", "subject": None, "n": 2, "c": 2, **counts, "scores": {}},
         ],
     }
     assert TWO.to_json() == replace(TWO).to_json()
