@@ -15,6 +15,7 @@ import httpx
 import yaml
 
 from synth_client.journal import reported
+from trainer.environment import python_in
 from trainer.errors import ServerFailed, TrainerMissing
 
 SERVED_AS: Final = "motab/tiny"
@@ -27,10 +28,8 @@ _MAX_TOKENS: Final = 512
 
 def find_vllm() -> Path:
     """The Python that has vLLM. Raises `TrainerMissing` that says how to make one."""
-    for folder in (Path.cwd(), Path(__file__).parents[2]):
-        python = folder / _FOLDER / "bin" / "python"
-        if python.exists():
-            return python
+    if (python := python_in(_FOLDER)) is not None:
+        return python
     raise TrainerMissing(f"there is no {_FOLDER} here; make reproduce makes it in motab's source")
 
 
