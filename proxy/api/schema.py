@@ -156,6 +156,8 @@ class ScoreRequest(_ModelRequest):
     messages: list[ChatMessage] | None = None
     prompt: str | None = None
     text: str
+    token_logprobs: bool = False
+    """Every token's log-probability under both models, in place of the steps."""
 
     def question(self) -> Question:
         """q, from messages or from the prompt."""

@@ -10,20 +10,28 @@ from typing import Any, TypeVar
 from proxy.api.metrics import Metrics
 from proxy.api.schema import GenerationRequest, ScoreRequest
 from proxy.api.shapes import Head, Kind, completion, scored_text, trace, usage
+from proxy.api.shapes import text_logprobs as shaped_logprobs
 from proxy.api.sse import DONE, ChunkWriter, named_event
-from proxy.backends.base import Call, Sampling, Scorer, UpstreamClock
+from proxy.backends.base import Call, Sampling, Scorer, TokenScorer, UpstreamClock
 from proxy.config import ServerConfig
-from proxy.core.types import JUDGES, Breached, Judged
+from proxy.core.types import JUDGES, Author, Breached, Judged
 from proxy.engine.contexts import ModelContext
 from proxy.engine.limits import Admission, Upstream
 from proxy.engine.runner import Outcome, Pair, TrajectoryRun, Usage, first_error
-from proxy.engine.score import score_text
-from proxy.errors import DeadlineExceeded, ModelNotFound, RequestError, UnsupportedField
+from proxy.engine.score import TextLogprobs, score_text, text_logprobs
+from proxy.errors import (
+    DeadlineExceeded,
+    ModelNotFound,
+    RequestError,
+    ScoringUnavailable,
+    UnsupportedField,
+)
 from proxy.options import Options, OptionsError, parse_options
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
+_AUTHORS: tuple[Author, ...] = ("student", "teacher")
 _DEFAULTS = Options()
 # What decides on a given text.
 _SCORE_OPTIONS = {
@@ -98,6 +106,26 @@ class ServedModel:
         if self.pair.teacher is None:
             raise RequestError("this model has no teacher to score with", param="model")
         return self.pair.teacher.scorer(options.scoring)
+
+    def token_scorer(self, author: Author, options: Options) -> TokenScorer:
+        """What gives every token's log-probability under one of both models.
+
+        Raises `RequestError` where that model is not there or its server gives none.
+        """
+        upstream = self.pair.student if author == "student" else self.pair.teacher
+        if upstream is None:
+            message = f"token_logprobs are of both models, and this one has no {author}"
+            raise RequestError(message, param="model")
+        wanted = options.scoring if author == "teacher" else "auto"
+        for scorer in upstream.scorers:
+            if wanted in {"auto", scorer.scoring} and isinstance(scorer, TokenScorer):
+                return scorer
+        ways = ", ".join(scorer.scoring for scorer in upstream.scorers) or "none"
+        message = (
+            f"upstream '{upstream.name}' cannot give token_logprobs, which takes prompt_logprobs,"
+            f" echo or forced_decode (a judge gives marks of whole steps); it has: {ways}"
+        )
+        raise ScoringUnavailable(message)
 
     def scorer(self, options: Options, asked: Mapping[str, Any]) -> Scorer:
         """The teacher's scorer that the options call for.
@@ -333,10 +361,13 @@ class Service:
     ) -> dict[str, Any]:
         """Judge a given text."""
         model = self._model(request.model)
+        has_part = {"scoring"} if request.token_logprobs else _SCORE_OPTIONS
         for name in request.motab:
-            if name not in _SCORE_OPTIONS:
+            if name not in has_part:
                 raise UnsupportedField(f"{name} has no part in scoring", param=f"motab.{name}")
         options = self._options(model, request.motab, None)
+        if request.token_logprobs:
+            return await self._token_logprobs(model, request, options, Call(request_id, clock))
         call = Call(request_id, clock)
         scorer = model.scorer(options, request.motab)
         question = request.question()
@@ -353,6 +384,33 @@ class Service:
         self.metrics.usage(request.model, spent, scorer.scoring)
         head = Head("text", request_id, int(time.time()), request.model)
         return scored_text(head, scored, options, scorer.scoring)
+
+    async def _token_logprobs(
+        self, model: ServedModel, request: ScoreRequest, options: Options, call: Call
+    ) -> dict[str, Any]:
+        scorers = {author: model.token_scorer(author, options) for author in _AUTHORS}
+        question = request.question()
+
+        async def one(author: Author) -> TextLogprobs:
+            bridge = model.pair.bridge(author, question)
+            reads = ModelContext(model.pair.of(author), bridge, question, call)
+            return await text_logprobs(reads, scorers[author], request.text, call)
+
+        async def both() -> dict[Author, TextLogprobs]:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = {author: group.create_task(one(author)) for author in _AUTHORS}
+            except BaseExceptionGroup as errors:
+                raise first_error(errors) from None
+            return {author: task.result() for author, task in tasks.items()}
+
+        with self.admission.admit(1):
+            found = await self._within_deadline(both())
+        scoring = {author: scorer.scoring for author, scorer in scorers.items()}
+        of_teacher = Usage(teacher_scored_tokens=len(found["teacher"].ends), score_calls=1)
+        self.metrics.usage(request.model, of_teacher, scoring["teacher"])
+        head = Head("text", call.session_id, int(time.time()), request.model)
+        return shaped_logprobs(head, found, scoring)
 
     async def _within_deadline(self, work: Coroutine[Any, Any, T]) -> T:
         limit = self.config.request_timeout_s

@@ -1,12 +1,12 @@
 """Answers in OpenAI's shapes, with motab's additions each in one object."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from proxy.core.types import StepTrace
+from proxy.core.types import Author, StepTrace
 from proxy.engine.runner import Outcome, Usage
-from proxy.engine.score import ScoredText
+from proxy.engine.score import ScoredText, TextLogprobs
 from proxy.options import Options
 
 Kind = Literal["chat", "text"]
@@ -100,6 +100,29 @@ _COSTS = tuple(
     for name in Usage.__dataclass_fields__
     if name not in {"prompt_tokens", "completion_tokens"}
 )
+
+
+def text_logprobs(
+    head: Head, found: Mapping[Author, TextLogprobs], scoring: Mapping[Author, str]
+) -> dict[str, Any]:
+    """The answer of `/v1/motab/score` with `token_logprobs`."""
+    prompt_tokens = found["student"].prompt_tokens
+    scored = {f"{author}_scored_tokens": len(told.ends) for author, told in found.items()}
+    return {
+        "object": "motab.token_logprobs",
+        "model": head.model,
+        "created": head.created,
+        "scoring": dict(scoring),
+        "token_logprobs": {
+            author: {"ends": told.ends, "logprobs": told.logprobs} for author, told in found.items()
+        },
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": 0,
+            "total_tokens": prompt_tokens,
+            "motab": {**scored, "score_calls": len(found)},
+        },
+    }
 
 
 def scored_text(head: Head, scored: ScoredText, options: Options, scoring: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from proxy.backends.base import Decoded, Segment
+from proxy.backends.base import Decoded, ScoredToken, Segment
 
 # Stands for "more text follows" while a step is tokenised.
 FOLLOWED_BY = "a"
@@ -165,6 +165,19 @@ def align(tokens: Sequence[str], offsets: Sequence[int] | None, text: str) -> Al
             reaches = placed
         return Alignment(num, (*[Reach(0, 0)] * num, *reaches))
     raise ValueError(f"the tokens do not spell the text that was sent: {complaint}")
+
+
+def scored_tokens(
+    tokens: Sequence[str], logprobs: Sequence[float | None], text: str
+) -> tuple[ScoredToken, ...]:
+    """Each token's end in `text`, which they cover. Raises ValueError where they do not."""
+    alignment = align(tokens, None, text)
+    if alignment.num_outside:
+        raise ValueError(f"the tokens do not spell the text that was sent: {tokens[0]!r} is added")
+    return tuple(
+        ScoredToken(reach.least, logprob)
+        for reach, logprob in zip(alignment.reaches, logprobs, strict=True)
+    )
 
 
 def _by_strings(tokens: Sequence[str], data: bytes) -> list[Reach]:

@@ -250,3 +250,26 @@ class Scorer(Protocol):
         where a log-probability is missing or impossible.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """One token of a given text: `end` is the offset in its UTF-8 bytes at which it ends.
+
+    `logprob` is a natural logarithm, None where the server gave none.
+    """
+
+    end: int
+    logprob: float | None
+
+
+@runtime_checkable
+class TokenScorer(Scorer, Protocol):
+    """A scorer that can tell each token's probability, as every one does but the judges."""
+
+    async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
+        """Of the tokens that cover the last step of `context`.
+
+        Raises `UpstreamMalformed` where they do not cover exactly that text.
+        """
+        ...

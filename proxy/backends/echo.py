@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from proxy.backends.alignment import Alignment, Reach, align, as_in_running_text
-from proxy.backends.base import Call, Context, Scores, Segment
+from proxy.backends.base import Call, Context, ScoredToken, Scores, Segment
 from proxy.backends.http import UpstreamClient
 from proxy.backends.logprobs import finite
 from proxy.core.scoring import entropy, oracle_value
@@ -88,6 +88,22 @@ class Echo:
                 ),
                 num_tokens=sum(map(len, ranges)),
                 num_cached_tokens=cached_tokens(reply),
+            )
+
+    async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
+        text = self.route.text(context)
+        reply = await self._echo(context, 1, call)
+        size = len(context.steps[-1].text.encode())
+        start = len(text.encode()) - size
+        with self._client.expecting("the echo"):
+            echoed = _Echoed.of(reply, as_in_running_text(text))
+            (tokens,) = echoed.alignment.ranges([start, start + size])
+            ends = [echoed.alignment.reaches[index].least - start for index in tokens]
+            if ends[-1:] != [size]:
+                raise ValueError(f"the tokens of {text[-40:]!r} do not end where it ends")
+            return tuple(
+                ScoredToken(end, finite(echoed.logprobs[index], _LOWEST))
+                for end, index in zip(ends, tokens, strict=True)
             )
 
     async def adds(self, call: Call) -> str:

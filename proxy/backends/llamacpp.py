@@ -9,13 +9,23 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import orjson
 
 from proxy.backends.alignment import as_in_running_text, decoded, without_follower
-from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
+from proxy.backends.base import (
+    Call,
+    Context,
+    Decoded,
+    Draft,
+    Question,
+    Sampling,
+    ScoredToken,
+    Scores,
+    Segment,
+)
 from proxy.backends.http import UpstreamClient
 from proxy.backends.logprobs import PieceLogprobs
 from proxy.backends.template import ChatTemplate
@@ -65,6 +75,14 @@ class _Forced:
     logprob: float
     top: list[float]
     num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A token of a text and the bytes that it stands for."""
+
+    token_id: int
+    spelt: bytes
 
 
 class LlamaCpp:
@@ -131,6 +149,9 @@ class LlamaCpp:
         return [task.result() for task in tasks]
 
     async def _encode(self, text: str, call: Call) -> Segment:
+        return Segment(text, tuple(piece.token_id for piece in await self._pieces(text, call)))
+
+    async def _pieces(self, text: str, call: Call) -> list[_Piece]:
         body = {
             "content": as_in_running_text(text),
             "add_special": False,
@@ -141,14 +162,14 @@ class LlamaCpp:
         with self._client.expecting("/tokenize"):
             rows = reply["tokens"]
             ids = without_follower(text, [int(row["id"]) for row in rows], self._follower)
-            spelt = b"".join(_piece_bytes(row["piece"]) for row in rows[: len(ids)])
-            if spelt != text.encode():
+            pieces = [_Piece(i, _piece_bytes(r["piece"])) for i, r in zip(ids, rows, strict=False)]
+            if b"".join(piece.spelt for piece in pieces) != text.encode():
                 message = (
                     f"its tokens of {text[-40:]!r} spell another text; set the upstream's "
                     "`tokenizer` to the model's Hugging Face name or folder"
                 )
                 raise ValueError(message)
-        return Segment(text, ids)
+        return pieces
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -237,6 +258,19 @@ class LlamaCpp:
                     value = oracle_value([token.logprob for token in forced])
                     scores.append(StepScore(value, entropy(forced[0].top, top_k), len(forced)))
         return Scores(tuple(scores), None, bounds[-1] - bounds[0], num_cached)
+
+    async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
+        ids, start, text = context.token_ids, context.bounds[-2], context.steps[-1].text
+        pieces = await self._pieces(text, call)
+        with self._client.expecting("/tokenize"):
+            if [piece.token_id for piece in pieces] != ids[start:]:
+                raise ValueError(f"its tokens of {text[-40:]!r} are not those of `tokenizer`")
+        ends = accumulate(len(piece.spelt) for piece in pieces)
+        async with self._slots.lease(call.session_id) as slot:
+            forced = [await self._force(ids, i, 1, slot, call) for i in range(start, len(ids))]
+        return tuple(
+            ScoredToken(end, token.logprob) for end, token in zip(ends, forced, strict=True)
+        )
 
     async def _force(
         self, ids: list[int], position: int, num_top: int, slot: int, call: Call

@@ -17,10 +17,21 @@ from proxy.backends.alignment import (
     REPLACEMENT,
     as_in_running_text,
     decoded,
+    scored_tokens,
     split_control,
     without_follower,
 )
-from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
+from proxy.backends.base import (
+    Call,
+    Context,
+    Decoded,
+    Draft,
+    Question,
+    Sampling,
+    ScoredToken,
+    Scores,
+    Segment,
+)
 from proxy.backends.http import UpstreamClient
 from proxy.backends.logprobs import PieceLogprobs, complete, finite
 from proxy.backends.models import require_model
@@ -212,6 +223,30 @@ class SGLang:
                 next_entropy=entropy(_candidates(next_top, top_k), top_k),
                 num_tokens=len(context.token_ids) - context.bounds[-num_new - 1],
                 num_cached_tokens=_cached_tokens(meta),
+            )
+
+    async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
+        first = context.bounds[-2]
+        start = max(first - 1, 0)  # as in `score`
+        body = {
+            "input_ids": context.token_ids,
+            "sampling_params": {**_neutral(0.0, 1.0), "max_new_tokens": 1},
+            "return_logprob": True,
+            "return_text_in_logprobs": True,
+            "logprob_start_len": start,
+        }
+        reply = await self._client.post("/generate", body, call, self._raise_for_failure)
+        with self._client.expecting("the scoring answer"):
+            rows, ids = reply["meta_info"]["input_token_logprobs"], context.token_ids
+            if len(rows) != len(ids) - start:
+                raise ValueError(f"{len(ids) - start} entries asked for, {len(rows)} came")
+            if rows[0][0] is not None:
+                raise ValueError("its first entry is not null, so the others may be one token off")
+            own = list(zip(rows[first - start :], ids[first:], strict=True))
+            return scored_tokens(
+                [str(row[2]) for row, _ in own],
+                [_of_token(row, token_id) for row, token_id in own],
+                context.steps[-1].text,
             )
 
     def _raise_for_failure(self, row: dict[str, Any]) -> None:

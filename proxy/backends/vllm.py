@@ -18,10 +18,21 @@ from proxy.backends.alignment import (
     FOLLOWED_BY,
     as_in_running_text,
     decoded,
+    scored_tokens,
     split_control,
     without_follower,
 )
-from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
+from proxy.backends.base import (
+    Call,
+    Context,
+    Decoded,
+    Draft,
+    Question,
+    Sampling,
+    ScoredToken,
+    Scores,
+    Segment,
+)
 from proxy.backends.http import UpstreamClient
 from proxy.backends.logprobs import PieceLogprobs, complete, finite
 from proxy.backends.models import require_model
@@ -256,6 +267,30 @@ class Vllm:
                 num_tokens=len(context.token_ids) - context.bounds[-num_new - 1],
                 num_cached_tokens=_cached_tokens(reply),
             )
+
+    async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
+        body = {
+            **self._completion(context, temperature=0.0, top_p=1.0),
+            "prompt_logprobs": 0,
+            "max_tokens": 1,
+        }
+        reply = await self._client.post("/v1/completions", body, call)
+        with self._client.expecting("the scoring answer"):
+            rows, ids = reply["choices"][0]["prompt_logprobs"], context.token_ids
+            if len(rows) != len(ids):
+                raise ValueError(f"{len(ids)} prompt tokens, but {len(rows)} prompt_logprobs")
+            own = list(zip(rows, ids, strict=True))[context.bounds[-2] :]
+            return scored_tokens(
+                [_decoded_token(row, token_id) for row, token_id in own],
+                [_of_token(row, token_id) for row, token_id in own],
+                context.steps[-1].text,
+            )
+
+
+def _decoded_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> str:
+    if row is None or str(token_id) not in row:
+        raise ValueError(f"the prompt_logprobs lack token {token_id}")
+    return str(row[str(token_id)]["decoded_token"])
 
 
 def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:

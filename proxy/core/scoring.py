@@ -7,7 +7,8 @@ from collections.abc import Sequence
 _LOGPROB_SLACK = 1e-3
 
 
-def _checked(logprob: float | None, what: str) -> float:
+def checked_logprob(logprob: float | None, what: str) -> float:
+    """`logprob`, at most 0. Raises ValueError where it is missing, NaN or positive."""
     if logprob is None:
         raise ValueError(f"{what} is missing")
     if math.isnan(logprob) or logprob > _LOGPROB_SLACK:
@@ -23,7 +24,9 @@ def oracle_value(logprobs: Sequence[float | None]) -> float:
     """
     if not logprobs:
         raise ValueError("the step has no log-probabilities")
-    checked = (_checked(x, f"log-probability {i} of the step") for i, x in enumerate(logprobs))
+    checked = (
+        checked_logprob(x, f"log-probability {i} of the step") for i, x in enumerate(logprobs)
+    )
     return math.exp(math.fsum(checked) / len(logprobs))
 
 
@@ -34,7 +37,7 @@ def entropy(top_logprobs: Sequence[float | None], top_k: int) -> float:
     as entry K+1. Raises ValueError where fewer than 2 entries are given, where one is missing or
     NaN, and where none has any probability.
     """
-    checked = [_checked(x, f"top log-probability {i}") for i, x in enumerate(top_logprobs)]
+    checked = [checked_logprob(x, f"top log-probability {i}") for i, x in enumerate(top_logprobs)]
     largest = sorted(checked, reverse=True)[:top_k]
     if len(largest) < 2:
         raise ValueError(f"an entropy needs at least 2 top log-probabilities, got {len(largest)}")

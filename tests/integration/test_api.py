@@ -1422,3 +1422,14 @@ async def test_a_seed_repeats_what_was_drawn() -> None:
     first = [await text_of(seed) for seed in range(8)]
     assert [await text_of(seed) for seed in range(8)] == first
     assert set(first) == {"s", "t"}
+
+
+async def test_token_logprobs_need_two_servers_that_tell_them() -> None:
+    async with over_http(service_of(ScriptedBackend())) as client:
+        body = {"model": MODEL, "prompt": "Q", "text": A, "token_logprobs": True}
+        answer = await client.post(SCORE, json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["code"] == "scoring_unavailable"
+    assert "upstream 'student' cannot give token_logprobs" in error["message"]
+    assert "it has: prompt_logprobs" in error["message"]

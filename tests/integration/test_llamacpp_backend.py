@@ -35,6 +35,7 @@ from tests.integration.replay import (
     json_reply,
     pieces_of,
     replay,
+    steps_at_the_end,
     stream_reply,
 )
 
@@ -820,3 +821,30 @@ async def test_a_request_that_fails_gives_its_slot_back() -> None:
 async def turns() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+# Token log-probabilities.
+
+
+async def test_every_token_of_the_last_step_has_its_end_and_its_log_probability(up: Replay) -> None:
+    rows = [(request["prompt"], reply) for request, reply in exchanges("score")]
+
+    def answer(seen: Seen) -> Reply:
+        return json_reply(next(reply for prompt, reply in rows if prompt == seen.body["prompt"]))
+
+    up.on("POST", "/completion", answer)
+    up.on("POST", "/tokenize", LLAMACPP.answering("encode_step2"))
+    tokens = await backend(up).token_logprobs(scored_context(), CALL)
+    # "So", " é" with its two bytes, " ", "1", "2".
+    assert [token.end for token in tokens] == [2, 5, 6, 7, 8]
+    wanted = [reply["completion_probabilities"][0]["logprob"] for _, reply in rows[10:15]]
+    assert [token.logprob for token in tokens] == wanted
+    assert {body["n_probs"] for body in up.bodies("/completion")} == {1}
+
+
+async def test_tokens_of_another_tokenizer_have_no_ends_here(up: Replay) -> None:
+    up.on("POST", "/tokenize", LLAMACPP.answering("encode_step2"))
+    context = steps_at_the_end([*scored_prompts()[-1], 34, 34], 6)
+    context.steps[-1] = Segment(STEPS[1], context.steps[-1].token_ids)
+    with pytest.raises(UpstreamMalformed, match="not those of `tokenizer`"):
+        await backend(up).token_logprobs(context, CALL)

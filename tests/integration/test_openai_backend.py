@@ -711,3 +711,15 @@ async def test_an_error_is_the_same_for_writing_and_scoring(
         await echo.score(context(PROMPT, *ASCII), 1, 20, CALL, entropy_known=False)
     with pytest.raises(error):
         await anext(writer(up, reader).write(context(PROMPT), GREEDY, 4, CALL))
+
+
+# Token log-probabilities.
+
+
+async def test_every_token_of_the_last_step_has_its_end_and_its_log_probability(up: Replay) -> None:
+    up.on("POST", PATH, json_reply(VLLM.body("echo_emoji")))
+    tokens = await Echo(Completions(up.client, MODEL)).token_logprobs(context(CHAT, *EMOJI), CALL)
+    assert len(tokens) == 3
+    assert tokens[-1].end == len(EMOJI[-1].encode())
+    logprobs = [token.logprob for token in tokens if token.logprob is not None]
+    assert value_of(logprobs) == pytest.approx(0.01007686456909542, rel=1e-9)

@@ -18,6 +18,7 @@ from proxy.backends.base import (
     Question,
     Reader,
     Sampling,
+    ScoredToken,
     Scores,
     Segment,
 )
@@ -827,3 +828,40 @@ async def test_an_error_is_the_same_for_writing_and_scoring(
         await backend(up).score(scored_context(2), 1, 3, CALL, entropy_known=False)
     with pytest.raises(error):
         await anext(backend(up).write(scored_context(2), GREEDY, 4, CALL))
+
+
+# Token log-probabilities.
+
+
+async def logprobs_of(up: Replay, rows: list[Any]) -> tuple[ScoredToken, ...]:
+    """Of the last step "\nSo2"; `rows` are what the server tells from the token before it."""
+    meta = {**SGLANG.json("score_two_steps")["meta_info"], "input_token_logprobs": rows}
+    up.on("POST", GENERATE, json_reply({"text": ".", "output_ids": [30], "meta_info": meta}))
+    context = scored_context(3, 2)
+    context.steps[-1] = Segment("So2", context.steps[-1].token_ids)
+    return await backend(up).token_logprobs(context, CALL)
+
+
+async def test_every_token_of_the_last_step_has_its_end_and_its_log_probability(up: Replay) -> None:
+    tokens = await logprobs_of(up, [[None, 198, "\n"], [-0.125, 2931, "So"], [-4.5, 34, "2"]])
+    assert tokens == (ScoredToken(2, -0.125), ScoredToken(3, -4.5))
+    (body,) = up.bodies(GENERATE)
+    assert body["logprob_start_len"] == len(SCORED_IDS) - 3
+    assert body["return_text_in_logprobs"] is True
+    assert "top_logprobs_num" not in body
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ([[None, 198, "\n"], [-0.1, 2931, "So"]], "3 entries asked for, 2 came"),
+        ([[-1.0, 198, "\n"], [-0.1, 2931, "So"], [-0.2, 34, "2"]], "one token off"),
+        ([[None, 198, "\n"], [-0.1, 2931, "So"], [-0.2, 35, "2"]], "the entry is token 35's"),
+        ([[None, 198, "\n"], [-0.1, 2931, "So"], [-0.2, 34, "3"]], "do not spell the text"),
+    ],
+)
+async def test_entries_that_are_not_the_text_s_are_malformed(
+    up: Replay, rows: list[Any], fault: str
+) -> None:
+    with pytest.raises(UpstreamMalformed, match=fault):
+        await logprobs_of(up, rows)

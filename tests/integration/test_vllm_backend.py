@@ -13,6 +13,7 @@ from proxy.backends.base import (
     Message,
     Question,
     Sampling,
+    ScoredToken,
     Scores,
     Segment,
 )
@@ -742,3 +743,40 @@ async def test_an_error_is_the_same_for_writing_and_scoring(
         await backend(up).score(scored_context(8), 1, 20, CALL, entropy_known=False)
     with pytest.raises(error):
         await anext(backend(up).write(scored_context(8), GREEDY, 4, CALL))
+
+
+# Token log-probabilities.
+
+
+async def logprobs_of(up: Replay, payload: Any) -> tuple[ScoredToken, ...]:
+    up.on("POST", COMPLETIONS, json_reply(payload))
+    context = scored_context(NUM_STEP_1, NUM_STEP_2)
+    context.steps[-1] = Segment(STEPS[1], context.steps[-1].token_ids)
+    return await backend(up).token_logprobs(context, CALL)
+
+
+async def test_every_token_of_the_last_step_has_its_end_and_its_log_probability(up: Replay) -> None:
+    tokens = await logprobs_of(up, VLLM.body("score_value_only"))
+    rows = VLLM.json("score_value_only")["choices"][0]["prompt_logprobs"][-NUM_STEP_2:]
+    ids = SCORED_IDS[-NUM_STEP_2:]
+    assert [token.logprob for token in tokens] == [
+        row[str(token_id)]["logprob"] for row, token_id in zip(rows, ids, strict=True)
+    ]
+    # "So", a blank and the begin of the rocket, more of it, the rest, " é", " ", "1", "2".
+    assert [token.end for token in tokens] == [2, 4, 4, 7, 10, 11, 12, 13]
+    (body,) = up.bodies(COMPLETIONS)
+    assert body == {**NEUTRAL, "prompt": SCORED_IDS, "prompt_logprobs": 0, "max_tokens": 1}
+
+
+async def test_an_answer_without_prompt_logprobs_has_no_token_logprobs(up: Replay) -> None:
+    answer = VLLM.json("score_value_only")
+    answer["choices"][0]["prompt_logprobs"] = None
+    with pytest.raises(UpstreamMalformed):
+        await logprobs_of(up, answer)
+
+
+async def test_tokens_that_spell_another_text_are_malformed(up: Replay) -> None:
+    answer = VLLM.json("score_value_only")
+    answer["choices"][0]["prompt_logprobs"][-1] = {"34": {"logprob": -1.0, "decoded_token": "3"}}
+    with pytest.raises(UpstreamMalformed, match="do not spell the text"):
+        await logprobs_of(up, answer)

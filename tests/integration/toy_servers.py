@@ -225,10 +225,13 @@ class Toy:
         for i in range(1, len(ids)):
             top = enumerate(self.model.top(ids[:i], body["prompt_logprobs"]))
             # The candidates' ids are beyond the vocabulary, the prompt's own token ranks below.
-            row = {str(10**6 + rank): {"logprob": x, "rank": rank + 1} for rank, x in top}
-            row[str(ids[i])] = {"logprob": self.model.logprob(ids[:i], ids[i]), "rank": 10**6}
+            row: dict[str, Any] = {
+                str(10**6 + rank): {"logprob": x, "rank": rank + 1} for rank, x in top
+            }
+            logprob, spelt = self.model.logprob(ids[:i], ids[i]), self.model.text([ids[i]])
+            row[str(ids[i])] = {"logprob": logprob, "rank": 10**6, "decoded_token": spelt}
             rows.append(row)
-        after = enumerate(self.model.top(ids, body["logprobs"]))
+        after = enumerate(self.model.top(ids, body.get("logprobs", 0)))
         next_top = {f"token_id:{i}": x for i, x in after}
         return {"prompt_logprobs": rows, "logprobs": {"top_logprobs": [next_top]}}
 
