@@ -20,6 +20,7 @@ from synth_client.cli import synth_command
 from synth_client.errors import ClientError
 from synth_client.records_cli import export_command, filter_command, verify_command
 from synth_client.report_cli import report_command, rescore_command
+from synth_client.score_cli import score_command
 from trainer.cli import train_command
 from trainer.eval_cli import eval_command
 from trainer.reproduce.cli import reproduce_command
@@ -130,6 +131,7 @@ app.command("filter")(filter_command)
 app.command("export")(export_command)
 app.command("report")(report_command)
 app.command("rescore")(rescore_command)
+app.command("score")(score_command)
 app.command("eval")(eval_command)
 app.command("train")(train_command)
 app.command("reproduce")(reproduce_command)

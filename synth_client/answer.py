@@ -17,6 +17,7 @@ from synth_client.record import (
     Scoring,
     Span,
     StepRecord,
+    TokenLogprobs,
     Usage,
     faults_of,
 )
@@ -95,6 +96,18 @@ def plain_record(
             attempts=attempts,
             seconds=seconds,
         )
+    except ValidationError as error:
+        raise _malformed_as(error, content) from error
+
+
+def scored_record(content: bytes, record: Record) -> Record:
+    """`record` with the `token_logprobs` of the answer.
+
+    Raises `SynthesisError` where the answer lacks something or does not cover the output.
+    """
+    try:
+        found = _TokenScores.model_validate_json(content).token_logprobs
+        return Record(**{**dict(record), "token_logprobs": found})
     except ValidationError as error:
         raise _malformed_as(error, content) from error
 
@@ -188,6 +201,10 @@ class _Usage(Usage):
 class _Completion(_Wire):
     choices: Annotated[tuple[_Choice, ...], Field(min_length=1, max_length=1)]
     usage: _Usage
+
+
+class _TokenScores(_Wire):
+    token_logprobs: TokenLogprobs
 
 
 class _PlainMessage(_ChatMessage):

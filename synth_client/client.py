@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,11 +18,19 @@ from typing import Any, Final, Self
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
+from pydantic import JsonValue
 
-from synth_client.answer import excerpt_of, is_json, plain_record, refusal, traced_record
+from synth_client.answer import (
+    excerpt_of,
+    is_json,
+    plain_record,
+    refusal,
+    scored_record,
+    traced_record,
+)
 from synth_client.errors import RunAborted
 from synth_client.failure import SynthesisError, parse_retry_after
-from synth_client.question import Synthesis, Unit
+from synth_client.question import Synthesis, Unit, scoring_body
 from synth_client.record import Record
 
 _CONNECT_TIMEOUT_S: Final = 10.0
@@ -101,12 +109,30 @@ class SynthClient:
         `attempt` counts from 1; after a failed one the next server is asked.
         """
         started = time.monotonic()
-        place = int.from_bytes(unit.key[:8], "big") + attempt - 1
-        server = self._servers[place % len(self._servers)]
         synthesis = self._synthesis
         path = "chat/completions" if synthesis.plain else "motab/chat/completions"
+        body = synthesis.body(unit.question.messages, unit.sample)
+        content = await self._posted(unit, attempt, path, body)
+        parse = plain_record if synthesis.plain else traced_record
+        return parse(
+            content,
+            unit.question,
+            sample=unit.sample,
+            attempts=attempt,
+            seconds=time.monotonic() - started,
+        )
+
+    async def score(self, unit: Unit, record: Record, *, attempt: int = 1) -> Record:
+        """`record` with its `token_logprobs`. Raises `SynthesisError` as `synthesise` does."""
+        body = scoring_body(self._synthesis.model, record)
+        return scored_record(await self._posted(unit, attempt, "motab/score", body), record)
+
+    async def _posted(
+        self, unit: Unit, attempt: int, path: str, body: Mapping[str, JsonValue]
+    ) -> bytes:
+        place = int.from_bytes(unit.key[:8], "big") + attempt - 1
+        server = self._servers[place % len(self._servers)]
         try:
-            body = synthesis.body(unit.question.messages, unit.sample)
             response = await server.post(path, json=body)
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             raise SynthesisError(
@@ -116,14 +142,7 @@ class SynthClient:
             ) from error
         if response.status_code != httpx.codes.OK:
             raise _refusal(response)
-        parse = plain_record if synthesis.plain else traced_record
-        return parse(
-            response.content,
-            unit.question,
-            sample=unit.sample,
-            attempts=attempt,
-            seconds=time.monotonic() - started,
-        )
+        return response.content
 
 
 def _transport(base_url: str, max_connections: int) -> AiohttpTransport:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, Literal
 
-from synth_client.record import Record, Role
+from proxy.core.params import Params
+from proxy.core.segmenter import split_steps
+from synth_client.record import Record, Role, Span
 
 Mask = Literal["all", "correction", "unflawed"]
 _LEARNED: Final[Mapping[Mask, frozenset[Role]]] = {
@@ -34,3 +37,12 @@ def loss_spans(record: Record, mask: Mask) -> tuple[LossSpan, ...]:
         else:
             found.append(LossSpan(span.start, span.end))
     return tuple(found)
+
+
+def step_ends(record: Record, span: Span) -> list[int]:
+    """Where the steps of a span end: after the delimiter by which the record was made."""
+    delimiter = record.params.get("delimiter")
+    if not isinstance(delimiter, str) or not delimiter:
+        delimiter = Params().delimiter
+    steps = split_steps(record.output[span.start : span.end], delimiter)
+    return list(accumulate((len(step) for step in steps), initial=span.start))[1:]

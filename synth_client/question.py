@@ -8,7 +8,7 @@ from typing import Final
 import orjson
 from pydantic import JsonValue
 
-from synth_client.record import Message
+from synth_client.record import Message, Record
 
 _KEY_BYTES: Final = 16
 
@@ -78,3 +78,28 @@ def units_of(question: Question, synthesis: Synthesis, num_samples: int) -> Iter
         asked = synthesis.body(question.messages, sample)
         content = orjson.dumps([asked, sample, synthesis.plain], option=orjson.OPT_SORT_KEYS)
         yield Unit(question, sample, blake2b(content, digest_size=_KEY_BYTES).digest())
+
+
+def scoring_body(model: str, record: Record) -> dict[str, JsonValue]:
+    """The request for a record's token log-probabilities."""
+    return {
+        "model": model,
+        "messages": [message.model_dump() for message in record.messages],
+        "text": record.output,
+        "token_logprobs": True,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringUnit(Unit):
+    """A record to be scored; its key is of the model's name, the messages and the output."""
+
+    record: Record
+
+
+def scoring_unit(record: Record, model: str) -> ScoringUnit:
+    """The unit of a record."""
+    content = orjson.dumps(scoring_body(model, record), option=orjson.OPT_SORT_KEYS)
+    question = Question(record.id, record.messages, record.answer)
+    key = blake2b(content, digest_size=_KEY_BYTES).digest()
+    return ScoringUnit(question, record.sample, key, record)

@@ -113,7 +113,7 @@ async def _in_session(
     try:
         async with open_journal(workspace.journal) as journal:
             session = _Session(run, journal, verifier)
-            with _signals(session.on_signal):
+            with signals(session.on_signal):
                 return await session.run(workspace, console)
     except Interrupted:
         raise
@@ -193,7 +193,7 @@ class _Session:
             progress = Progress(
                 self._tally, lambda: executor.load, console=console, file=run.progress_file
             )
-            await _beside(
+            await beside(
                 [progress.run(), self._count_rows()],
                 executor.run(units, self._deliver),
                 progress.stop,
@@ -299,7 +299,7 @@ def _setting(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     return found
 
 
-async def _beside(
+async def beside(
     helpers: list[Awaitable[None]], main: Awaitable[None], stop: Callable[[], None]
 ) -> None:
     """Run `main` with helpers that end after `stop`. The first error of any ends all."""
@@ -320,7 +320,8 @@ async def _awaited(work: Awaitable[None]) -> None:
 
 
 @contextmanager
-def _signals(handle: Callable[[], None]) -> Iterator[None]:
+def signals(handle: Callable[[], None]) -> Iterator[None]:
+    """While it lasts, SIGINT and SIGTERM call `handle`."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM)
     for number in numbers:
