@@ -14,7 +14,8 @@ from synth_client.export import DATASET_INFO, DATASET_NAME, Export, export
 from synth_client.filters import Filters
 from synth_client.journal import reported
 from trainer.errors import RecipeError
-from trainer.recipe import ExportData, RecordsData
+from trainer.losses import export_with_spans
+from trainer.recipe import DataLoss, ExportData, RecordsData
 
 _NEXT: Final = "data.next"
 _FOLDER: Final = "data"
@@ -33,7 +34,7 @@ class Dataset:
     """Records, by the filter that dropped them."""
 
 
-def prepare(data: RecordsData | ExportData, output: Path) -> Dataset:
+def prepare(data: RecordsData | ExportData, output: Path, loss: DataLoss | None = None) -> Dataset:
     """Records are exported into a folder aside, which `settle` puts in place.
 
     Raises `InputError` or `RecipeError` where there is nothing to learn from.
@@ -45,6 +46,9 @@ def prepare(data: RecordsData | ExportData, output: Path) -> Dataset:
     except InputError as error:
         raise RecipeError(f"data.filters: {str(error).removeprefix('--filter ')}") from error
     folder = output.resolve() / _NEXT
+    if loss is not None:
+        kept = export_with_spans(data.path, folder, filters, loss)
+        return _known(folder, DATASET_NAME, data.path, kept.dropped)
     kept = export(
         Export(
             source=data.path,

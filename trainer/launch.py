@@ -19,6 +19,7 @@ from trainer.recipe import CpuHardware, GpuHardware, Hardware, Trainer
 from trainer.run_folder import SETTINGS_FILES, RunFolder
 
 _DISTILL: Final = Path(__file__).parent / "inside" / "distill.py"
+_WEIGHTED: Final = _DISTILL.with_name("train_weighted.py")
 _NAMES: Final[dict[Trainer, str]] = {"llamafactory": "LLaMA-Factory", "trl": "TRL"}
 _TICK_S: Final = 0.5
 _GRACE_S: Final = 15.0
@@ -36,14 +37,16 @@ _OUT_OF_MEMORY: Final = (
 )
 
 
-def command_of(python: Path, trainer: Trainer, hardware: Hardware) -> list[str]:
+def command_of(
+    python: Path, trainer: Trainer, hardware: Hardware, *, weighted: bool = False
+) -> list[str]:
     """Run in the output folder: LLaMA-Factory splits torchrun's arguments at blanks, which paths
     may hold.
     """
-    if trainer == "llamafactory":
+    if trainer == "llamafactory" and not weighted:
         command = [str(python.with_name("llamafactory-cli")), "train"]
     else:
-        command = [str(python), str(_DISTILL)]
+        command = [str(python), str(_WEIGHTED if weighted else _DISTILL)]
         if _wants_torchrun(hardware):
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
             command[1:1] = [*torchrun, str(hardware.num_devices)]
@@ -82,11 +85,12 @@ class Program:
     devices: dict[str, str]
 
 
-def program_of(trainer: Trainer, python: Path, hardware: Hardware) -> Program:
-    """What trains on this hardware."""
-    return Program(
-        trainer, python, command_of(python, trainer, hardware), devices_of(hardware, trainer)
-    )
+def program_of(
+    trainer: Trainer, python: Path, hardware: Hardware, *, weighted: bool = False
+) -> Program:
+    """What trains on this hardware; `weighted`: by LLaMA-Factory with a loss of ours."""
+    command = command_of(python, trainer, hardware, weighted=weighted)
+    return Program(trainer, python, command, devices_of(hardware, trainer))
 
 
 def launch(folder: RunFolder, program: Program, on_tick: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from synth_client.masks import Mask
 from trainer.errors import RecipeError
 
 _TAGS: Final = {"data", "loss", "hardware"}
@@ -33,10 +34,15 @@ class ExportData(_Section):
 
 
 class _Loss(_Section):
-    mask: Literal["all"] = "all"
-    """What of an answer is learned."""
+    mask: Mask = "all"
+    """Which spans of an answer are learned; the others are context (see synth_client.masks)."""
     learn_history: bool = True
     """Whether earlier turns of the assistant are learned, too."""
+
+    @property
+    def by_span(self) -> bool:
+        """Whether it asks who wrote what, so that records are tokenised by ourselves."""
+        return self.mask != "all"
 
 
 class SftLoss(_Loss):
@@ -49,6 +55,30 @@ class DftLoss(_Loss):
     """Dynamic fine-tuning: each token's loss times its probability, as LLaMA-Factory has it."""
 
     kind: Literal["dft"]
+
+
+class WeightedLoss(_Loss):
+    """Distribution-corrected: the teacher's tokens count as the student finds them plausible.
+
+    The formula is in `trainer.inside.weigh`. Needs records with `token_logprobs`.
+    """
+
+    kind: Literal["weighted"]
+    level: Literal["token", "step"]
+    """What has a weight: every token, or every step."""
+    power: float = Field(1.0, ge=0, le=10)
+    """Of the clipped ratio; 0 is plain SFT."""
+    clip_low: float = Field(0.1, gt=0, le=1)
+    clip_high: float = Field(10.0, ge=1)
+    """Bounds of the ratio of the student's to the teacher's probability."""
+
+    @property
+    def by_span(self) -> bool:
+        return True
+
+
+DataLoss = SftLoss | DftLoss | WeightedLoss
+"""On the data's own answers, by LLaMA-Factory."""
 
 
 class OnPolicyLoss(_Section):
@@ -165,9 +195,7 @@ class Recipe(_Section):
     template: str | None = Field(None, min_length=1)
     """A template of LLaMA-Factory's, in place of the tokenizer's own."""
     data: Annotated[RecordsData | ExportData, Field(discriminator="kind")]
-    loss: Annotated[SftLoss | DftLoss | OnPolicyLoss, Field(discriminator="kind")] = SftLoss(
-        kind="sft"
-    )
+    loss: Annotated[DataLoss | OnPolicyLoss, Field(discriminator="kind")] = SftLoss(kind="sft")
     training: Training = Training()
     hardware: Annotated[AutoHardware | Hardware, Field(discriminator="kind")] = AutoHardware()
     output: Path
@@ -197,6 +225,27 @@ class Recipe(_Section):
                 f" {self.training.max_tokens} of training.max_tokens leave no room for a prompt"
             )
         return self
+
+    @model_validator(mode="after")
+    def _spans_can_be_had(self) -> Self:
+        if self.loss_by_span is None:
+            return self
+        wish = "loss.kind: weighted" if self.loss.kind == "weighted" else "loss.mask"
+        if isinstance(self.data, ExportData):
+            raise ValueError(  # noqa: TRY004 - of pydantic's, which names the key
+                f"{wish} needs data.kind: records: an export for LLaMA-Factory does not say who"
+                " wrote what"
+            )
+        if self.training.packing != "none":
+            raise ValueError(f"{wish} needs training.packing: none, not {self.training.packing}")
+        return self
+
+    @property
+    def loss_by_span(self) -> DataLoss | None:
+        """The loss where it asks who wrote what, None where it does not."""
+        if isinstance(self.loss, OnPolicyLoss) or not self.loss.by_span:
+            return None
+        return self.loss
 
     @property
     def trainer(self) -> Trainer:

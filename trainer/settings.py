@@ -14,6 +14,8 @@ from trainer.recipe import (
 )
 
 ZERO3_FILE: Final = "zero3.json"
+TOKENISED: Final = "tokenized"
+"""The folder of a dataset with labels and weights of its own."""
 # Divided into what each device holds; "auto" is filled in from LLaMA-Factory's own settings.
 ZERO3: Final[dict[str, Any]] = {
     "train_batch_size": "auto",
@@ -59,6 +61,8 @@ def settings_of(
         "overwrite_cache": True,
         "plot_loss": True,
     }
+    if recipe.loss_by_span is not None:
+        settings["tokenized_path"] = str(model_folder.with_name(TOKENISED))
     if recipe.from_scratch:
         settings["train_from_scratch"] = True
     if recipe.template is not None:

@@ -12,8 +12,10 @@ from trainer.environment import Environment, find_python, fitted, look
 from trainer.errors import RunExists, TrainingFailed
 from trainer.launch import launch, program_of
 from trainer.progress import LOG, Display, Losses
-from trainer.recipe import Hardware, OnPolicyLoss, Recipe
+from trainer.recipe import Hardware, OnPolicyLoss, Recipe, WeightedLoss
 from trainer.run_folder import Checkpoint, RunFolder, difference, now, opened, run_of
+from trainer.settings import settings_of
+from trainer.tokenise import weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ def train(recipe: Recipe, *, python: Path | None, resume: bool, console: Console
     """
     interpreter = find_python(python, recipe.trainer)
     with opened(recipe.output) as folder:
-        dataset = prepare(recipe.data, folder.path)
+        dataset = prepare(recipe.data, folder.path, recipe.loss_by_span)
         try:
             if isinstance(recipe.loss, OnPolicyLoss):
                 check(recipe, dataset)
@@ -86,8 +88,14 @@ def _session(job: _Job, losses: Losses, console: Console) -> None:
     checkpoint = folder.checkpoint()
     if checkpoint is None:
         folder.clear()  # LLaMA-Factory takes no folder with a log but no checkpoint
-    program = program_of(job.recipe.trainer, job.environment.python, job.hardware)
-    folder.write_settings(job.recipe, job.hardware, job.dataset, checkpoint)
+    recipe, python, loss = job.recipe, job.environment.python, job.recipe.loss_by_span
+    weighted = isinstance(loss, WeightedLoss)
+    program = program_of(recipe.trainer, python, job.hardware, weighted=weighted)
+    folder.write_settings(recipe, job.hardware, job.dataset, checkpoint)
+    if loss is not None:
+        settings = settings_of(recipe, job.hardware, job.dataset, folder.model)
+        with console.status("Tokenising ..."):
+            job.run["tokens"] = weigh(folder.path, python, loss, settings)
     session = {
         "started": now(),
         "command": program.command,

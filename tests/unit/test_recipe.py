@@ -112,7 +112,11 @@ def test_every_choice_reaches_llamafactory(
         ("data.filter", [], "data.filter is not a known field"),
         ("data", {"path": "x"}, "data.kind is missing"),
         ("data.kind", "csv", "data.kind: must be 'records', 'export', not 'csv'"),
-        ("loss", {"kind": "sft", "mask": "correction"}, "loss.mask: input should be 'all'"),
+        (
+            "loss",
+            {"kind": "sft", "mask": "some"},
+            "loss.mask: input should be 'all', 'correction' or 'unflawed'",
+        ),
         ("hardware", {"kind": "gpu"}, "hardware.gpus is missing"),
         (
             "hardware",

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from synth_client.errors import OutputError
 from tests.unit.test_record import breached, record_of, unbroken
 from trainer.errors import RunExists, ServerFailed, TrainerMissing
+from trainer.recipe import SftLoss
 from trainer.reproduce import run as run_module
 from trainer.reproduce.arms import ARMS, Arm
 from trainer.reproduce.curve import curve
@@ -160,7 +161,7 @@ def test_an_arm_that_masks_the_flawed_attempt_learns_from_the_records_of_motab()
     unit = Unit(arm, 1, Path("x"))
     assert unit.records == Path("x/motab/records.jsonl")
     assert unit.training == Path("x/motab-unflawed/training")
-    assert recipe_of(unit, TINY, Path("student")).loss.mask == "unflawed"
+    assert recipe_of(unit, TINY, Path("student")).loss == SftLoss(kind="sft", mask="unflawed")
 
 
 def test_a_spread_is_a_mean_and_the_deviation_of_a_sample() -> None:

@@ -1,0 +1,268 @@
+r"""Tokenise as LLaMA-Factory does, with labels and weights by span: `weigh.py JOB.json`.
+
+Run in the trainer's environment, so it imports nothing of motab's. Writes the dataset that
+`tokenized_path` names and prints one line of JSON; what cannot be used is told as {"error": ...}.
+
+With C_M(x) the natural log-probability of the output's first x characters under model M, linear
+between the ends of M's tokens, the student's token y_t over the characters (a, b] has the ratio
+
+    r_t = (C_S(b) - C_S(a)) - (C_T(b) - C_T(a)),
+
+and at level `step` every token of a step has that of the whole step, divided by its number of
+tokens. The weight of a learned token that the teacher wrote is
+
+    w_t = g_t / mean(g),    g_t = exp(power * min(max(r_t, log(clip_low)), log(clip_high))),
+
+with the mean over all such tokens of the dataset; every other token has the weight 1.
+"""
+
+import json
+import math
+import shutil
+import sys
+from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How weights are made; see above."""
+
+    level: str
+    power: float
+    clip_low: float
+    clip_high: float
+
+    def unnormalised(self, log_ratio: float) -> float:
+        """g_t."""
+        clipped = min(max(log_ratio, math.log(self.clip_low)), math.log(self.clip_high))
+        return math.exp(self.power * clipped)
+
+
+@dataclass(frozen=True)
+class Token:
+    """What is to be done with one token; `unnormalised` is None where its weight is 1."""
+
+    learned: bool
+    unnormalised: float | None
+
+
+def so_far(sums: dict[str, list[Any]], character: int) -> float:
+    """C_M: `sums` has its values at the ends of the model's tokens."""
+    ends, values = sums["ends"], sums["sums"]
+    after = bisect_left(ends, character)
+    if ends[after] == character:
+        return float(values[after])
+    start, before = (ends[after - 1], values[after - 1]) if after else (0, 0.0)
+    share = (character - start) / (ends[after] - start)
+    return float(before + share * (values[after] - before))
+
+
+def log_ratio(learn: dict[str, Any], start: int, end: int) -> float:
+    """Of the characters from `start` to `end` (exclusive): the student's less the teacher's."""
+    student, teacher = learn["student"], learn["teacher"]
+    of_student = so_far(student, end) - (so_far(student, start) if start else 0.0)
+    return of_student - (so_far(teacher, end) - (so_far(teacher, start) if start else 0.0))
+
+
+def tokens_of(learn: dict[str, Any], ends: list[int], fit: Fit | None) -> list[Token]:
+    """One for each token of an answer, which end at these characters of the output.
+
+    A token belongs to the unit in which it ends. What the template puts before the output belongs
+    to its first unit, the end of the turn to its last; neither is weighted.
+    """
+    unit_ends = [unit["end"] for unit in learn["units"]]
+    length = unit_ends[-1]
+    units = [bisect_left(unit_ends, min(max(end, 1), length)) for end in ends]
+    found = [Token(learn["units"][unit]["learned"], None) for unit in units]
+    if fit is None:
+        return found
+    inside = [i for i, end in enumerate(ends) if 0 < end <= length]
+    by = units if fit.level == "step" else ends  # parts of one character share its end
+    start = 0
+    for _, group in groupby(inside, key=lambda i: by[i]):
+        members = list(group)
+        unit, end = learn["units"][units[members[0]]], ends[members[-1]]
+        if fit.level == "step":
+            start, end = ([0, *unit_ends])[units[members[0]]], unit["end"]
+        if unit["weighted"]:
+            raw = fit.unnormalised(log_ratio(learn, start, end) / len(members))
+            for i in members:
+                found[i] = Token(unit["learned"], raw)
+        start = end
+    return found
+
+
+def ends_in(tokenizer: Any, ids: list[int], output: str) -> list[int]:  # noqa: ANN401
+    """At which character of `output` each token of an answer ends.
+
+    Not above 0 for what stands before it. Raises ValueError where the tokens spell another text.
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    start = text.find(output)
+    encoded = untrimmed(tokenizer).encode(text, add_special_tokens=False)
+    if start < 0 or encoded.ids != ids:
+        raise ValueError("the student's tokens of it spell another text")
+    return [end - start for _, end in encoded.offsets]
+
+
+def untrimmed(tokenizer: Any) -> Any:  # noqa: ANN401
+    """The tokenizer without what leaves blanks out of a token's place."""
+    from tokenizers import Tokenizer  # noqa: PLC0415
+
+    if not hasattr(tokenizer, "motab_untrimmed"):
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        tokenizer.motab_untrimmed = Tokenizer.from_str(
+            json.dumps({**content, "post_processor": None, "truncation": None, "padding": None})
+        )
+    return tokenizer.motab_untrimmed
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the answer's tokens stand in an example, and what is to be done with them."""
+
+    start: int
+    tokens: list[Token]
+
+
+def place_of(labels: list[int], ids: list[int], tokens: list[Token], num_turns: int) -> Place:
+    """The answer is the last run of labels; `ids` and `tokens` are of the whole one.
+
+    Without any tokens where it was cut off. Raises ValueError where something else stands there.
+    """
+    starts = [
+        i for i, x in enumerate(labels) if x != IGNORED and (not i or labels[i - 1] == IGNORED)
+    ]
+    if len(starts) < num_turns:
+        return Place(len(labels), [])
+    end = max(i for i, x in enumerate(labels) if x != IGNORED) + 1
+    run = labels[starts[-1] : end]
+    # An end-of-sequence token may be added to what the template gives.
+    if run[: len(ids)] != ids[: len(run)] or len(run) > len(ids) + 1:
+        raise ValueError("LLaMA-Factory made other tokens of it")
+    more = [Token(tokens[-1].learned, None)] * (len(run) - len(ids))
+    return Place(starts[-1], [*tokens[: len(run)], *more])
+
+
+def places_of(job: dict[str, Any], fit: Fit | None, plain: "Plain") -> list[Place]:
+    """One for each line. Raises ValueError, naming the line, where LLaMA-Factory read another."""
+    places = []
+    with Path(job["lines"]).open(encoding="utf-8") as lines:
+        for number, (line, example) in enumerate(zip(lines, plain.examples, strict=True), start=1):
+            fields = json.loads(line)
+            messages, learn = fields["messages"], fields["learn"]
+            system = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
+            turns = plain.template.encode_multiturn(plain.tokenizer, messages, system, None)
+            ids = turns[-1][1]
+            num_turns = 1 if plain.only_last else len(turns)
+            try:
+                tokens = tokens_of(learn, ends_in(plain.tokenizer, ids, learn["output"]), fit)
+                places.append(place_of(example["labels"], ids, tokens, num_turns))
+            except ValueError as error:
+                raise ValueError(f"data.path: the answer of example {number}: {error}") from error
+    return places
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What LLaMA-Factory's own path makes of the data; `only_last`: earlier turns are masked."""
+
+    tokenizer: Any
+    template: Any
+    examples: Any
+    only_last: bool
+
+
+def loaded(settings: dict[str, Any]) -> Plain:
+    """Tokenised by LLaMA-Factory itself."""
+    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer  # noqa: PLC0415
+    from llamafactory.hparams import get_train_args  # noqa: PLC0415
+    from llamafactory.model import load_tokenizer  # noqa: PLC0415
+
+    model_args, data_args, training_args, _, _ = get_train_args(settings)
+    module = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
+    datasets = get_dataset(template, model_args, data_args, training_args, "sft", **module)
+    return Plain(module["tokenizer"], template, datasets["train_dataset"], data_args.mask_history)
+
+
+def rewritten(plain: Plain, places: list[Place], mean: float | None, aside: Path) -> Any:  # noqa: ANN401
+    """The examples with their labels and, where there is a `mean` of g, with `token_weights`."""
+    from datasets import Sequence, Value  # noqa: PLC0415
+
+    def changed(example: dict[str, Any], index: int) -> dict[str, Any]:
+        labels, place = list(example["labels"]), places[index]
+        weights = [1.0] * len(labels)
+        for i, token in enumerate(place.tokens, start=place.start):
+            if not token.learned:
+                labels[i] = IGNORED
+            if mean is not None and token.unnormalised is not None:
+                weights[i] = token.unnormalised / mean
+        return {"labels": labels} | ({} if mean is None else {"token_weights": weights})
+
+    features = plain.examples.features.copy()
+    unused = [name for name in ("images", "videos", "audios") if name in features]
+    for name in unused:
+        features.pop(name)
+    if mean is not None:
+        features["token_weights"] = Sequence(Value("float32"))
+    return plain.examples.map(
+        changed,
+        with_indices=True,
+        remove_columns=unused,
+        features=features,
+        new_fingerprint="motab",
+        cache_file_name=str(aside),
+    )
+
+
+def weigh(job: dict[str, Any]) -> dict[str, Any]:
+    """Write the dataset; see `trainer.losses` for `job`. The object to print."""
+    from datasets import DatasetDict  # noqa: PLC0415
+
+    fit = None if job["fit"] is None else Fit(**job["fit"])
+    plain = loaded(job["settings"])
+    try:
+        places = places_of(job, fit, plain)
+    except ValueError as error:
+        return {"error": str(error)}
+    raw = [
+        token.unnormalised
+        for place in places
+        for token in place.tokens
+        if token.unnormalised is not None
+    ]
+    if fit is not None and not raw:
+        return {"error": "loss.kind: weighted: no learned token was written by the teacher"}
+    mean = None if fit is None else math.fsum(raw) / len(raw)
+    output = Path(job["output"])
+    aside = output.with_suffix(".arrow")
+    shutil.rmtree(output, ignore_errors=True)
+    aside.unlink(missing_ok=True)
+    examples = rewritten(plain, places, mean, aside)
+    kept = [i for i, labels in enumerate(examples["labels"]) if any(x != IGNORED for x in labels)]
+    if not kept:
+        return {"error": "training.max_tokens: nothing that is learned comes before the cut"}
+    DatasetDict({"train": examples.select(kept)}).save_to_disk(str(output))
+    aside.unlink()
+    return {
+        "num_examples": len(kept),
+        "num_cut": len(places) - len(kept),
+        "num_weighted": len(raw),
+        "mean_of_g": mean,
+    }
+
+
+def main() -> None:
+    """Print one line, the last."""
+    print(json.dumps(weigh(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What of every example is learned, and by how much: masks by role and weights by fit.
+
+Beside each example's messages its line gets one more field, `learn`, which describes the answer by
+character. `trainer.inside.weigh` turns that into labels and weights by token, in the environment
+that trains, for only there is the student's tokenizer known as LLaMA-Factory uses it.
+"""
+
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from synth_client.export import Export, export
+from synth_client.filters import Filters, Kept
+from synth_client.journal import reported
+from synth_client.masks import loss_spans, step_ends
+from synth_client.record import ModelLogprobs, Record
+from synth_client.sift import open_records
+from trainer.errors import RecipeError
+from trainer.recipe import DataLoss, WeightedLoss
+
+COLUMN: Final = "learn"
+LINES: Final = "train.jsonl"
+
+
+def export_with_spans(source: Path, folder: Path, filters: Filters, loss: DataLoss) -> Kept:
+    """A LLaMA-Factory export whose lines say what of the answer is learned.
+
+    Records of which the mask leaves nothing are dropped and counted. Raises `RecipeError` where
+    none is left, or a record lacks what the weights are made of.
+    """
+    job = Export(
+        source=source, output=folder, format="llamafactory", filters=filters, overwrite=True
+    )
+    kept = export(job)
+    whole, chosen = folder / LINES, folder / f"{LINES}.partial"
+    num_empty = 0
+    with reported(whole), whole.open("rb") as lines, chosen.open("wb") as file:
+        passed = (record for record, passes in _sifted(source, filters) if passes)
+        for line, record in zip(lines, passed, strict=True):
+            if not loss_spans(record, loss.mask):
+                num_empty += 1
+                continue
+            fields = {**orjson.loads(line), COLUMN: learned(record, loss)}
+            file.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
+    if num_empty == kept.num_kept:
+        raise RecipeError(
+            f"loss.mask: {loss.mask} leaves nothing to learn of any of the {num_empty} record(s) in"
+            f" {source}"
+        )
+    with reported(whole):
+        chosen.replace(whole)
+    kept.num_kept -= num_empty
+    if num_empty:
+        kept.dropped[f"mask: {loss.mask}"] += num_empty
+    return kept
+
+
+def _sifted(source: Path, filters: Filters) -> Iterator[tuple[Record, bool]]:
+    return filters.sift(lambda: open_records(source), Kept())
+
+
+def learned(record: Record, loss: DataLoss) -> dict[str, Any]:
+    """The field `learn` of a record.
+
+    `units` cover the output in order, each with its `end` and whether it is `learned` and
+    `weighted`. At level `step` each of the teacher's steps is a unit. `student` and `teacher`, None
+    without weights, hold the natural log-probability of the output's first `ends[i]` characters in
+    `sums[i]`; `ends` ascend strictly.
+    """
+    is_weighted = isinstance(loss, WeightedLoss)
+    spans = loss_spans(record, loss.mask)
+    units = []
+    for span in record.spans:
+        is_learned = any(one.start <= span.start and span.end <= one.end for one in spans)
+        by_fit = is_weighted and is_learned and span.role == "teacher"
+        by_step = by_fit and isinstance(loss, WeightedLoss) and loss.level == "step"
+        ends = step_ends(record, span) if by_step else [span.end]
+        units += [{"end": end, "learned": is_learned, "weighted": by_fit} for end in ends]
+    found: dict[str, Any] = {"output": record.output, "units": units}
+    if not is_weighted:
+        return found | {"student": None, "teacher": None}
+    told = record.token_logprobs
+    if told is None:
+        raise RecipeError(
+            f"loss.kind: weighted needs token_logprobs in every record, and {record.id}, sample"
+            f" {record.sample} has none; motab score fills them"
+        )
+    return found | {"student": _sums(told.student), "teacher": _sums(told.teacher)}
+
+
+def _sums(told: ModelLogprobs) -> dict[str, Any]:
+    """Tokens that end inside a character count for it: its sum comes with the one that ends it."""
+    sums: dict[int, float] = {}
+    for end, total in zip(told.ends, accumulate(told.logprobs), strict=True):
+        sums.setdefault(end, total)
+    # Parts of the first character have completed none.
+    sums.pop(0, None)
+    return {"ends": list(sums), "sums": list(sums.values())}
