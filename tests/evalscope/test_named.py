@@ -15,7 +15,10 @@ from tests.integration.openai_server import Fault, Scripted, scripted
 from tests.integration.test_eval import ENV, ROOT, completion
 
 PYTHON = ROOT / ".venv-evalscope" / "bin" / "python"
-AIME = [{"id": 7, "problem": "Count to 12.", "answer": "12"}, {"problem": "Nil?", "answer": "0"}]
+AIME: list[dict[str, Any]] = [
+    {"id": 7, "problem": "Count to 12.", "answer": "12"},
+    {"problem": "Nil?", "answer": "0"},
+]
 CHECKS = [
     ("Write three sentences.", ["length_constraints:number_sentences", "punctuation:no_comma"]),
     ("Write small.", ["change_case:english_lowercase"]),
@@ -102,13 +105,11 @@ async def printed(*command: str | Path, code: int = 0) -> tuple[str, str]:
 async def evaluated(
     name: str, server: Scripted, parent: Path, *more: str, code: int = 0
 ) -> tuple[str, str]:
-    return await printed(
-        *(sys.executable, "-c", "from proxy.cli import main; main()", "eval"),
-        *("--benchmark", name, "--data", folder_of(name, parent), "--python", PYTHON),
-        *("--base-url", server.base_url, "--model", "student", "--n", "2"),
-        *("--output", parent / "out" / name, *more),
-        code=code,
-    )
+    command = [sys.executable, "-c", "from proxy.cli import main; main()", "eval"]
+    command += ["--benchmark", name, "--data", str(folder_of(name, parent))]
+    command += ["--python", str(PYTHON), "--base-url", server.base_url, "--model", "student"]
+    command += ["--n", "2", "--output", str(parent / "out" / name), *more]
+    return await printed(*command, code=code)
 
 
 def results(parent: Path, name: str) -> dict[str, Any]:
