@@ -19,7 +19,7 @@ from trainer.recipe import SftLoss
 from trainer.reproduce import run as run_module
 from trainer.reproduce.arms import ARMS, Arm
 from trainer.reproduce.curve import curve
-from trainer.reproduce.pair import STUDENT, TEACHER, Design, Pair, write_blank, write_lessons
+from trainer.reproduce.pair import STUDENT, TEACHER, Design, Pair, Round, write_blank, write_lessons
 from trainer.reproduce.plan import SHIPPED, SMOKE, TINY, Unit, recipe_of
 from trainer.reproduce.run import Reproduction, reproduce
 from trainer.reproduce.servers import find_vllm, vllm
@@ -109,11 +109,13 @@ def test_the_tokenizers_of_the_pair_differ_in_how_they_read_numbers(tmp_path: Pa
 
 
 def test_there_is_a_lesson_for_every_place_of_every_batch(tmp_path: Path) -> None:
-    design = replace(STUDENT, num_steps=2)
-    write_lessons(design, tmp_path)
+    design = replace(STUDENT, rounds=(Round(2, 1e-3, 1e-4), Round(1, 1e-3, 1e-4)))
+    write_lessons(design, 0, tmp_path)
     lessons = [orjson.loads(line) for line in lines_of(tmp_path / "lessons.jsonl")]
     assert len(lessons) == 64
     assert lessons[0].keys() == {"question", "solution"}
+    write_lessons(design, 1, tmp_path / "second")
+    assert len(lines_of(tmp_path / "second" / "lessons.jsonl")) == 32
 
 
 def test_the_shipped_pair_is_of_the_designs_that_make_it(tmp_path: Path) -> None:

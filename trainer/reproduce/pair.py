@@ -26,11 +26,20 @@ _NUM_FOR_TOKENIZER: Final = 3000
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """Some training: so many steps, on lessons of its own, from one learning rate to another."""
+
+    num_steps: int
+    learning_rate: float
+    min_learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Design:
     """A model to make: a Llama of `num_layers` layers of `width`, in heads of 32.
 
     `digits` is how many digits a token has at most. The template's marks stand before a
-    question and before its answer.
+    question and before its answer. The first round begins with random weights.
     """
 
     name: str
@@ -40,7 +49,7 @@ class Design:
     vocabulary: int
     marks: tuple[str, str]
     num_terms: tuple[int, ...]
-    num_steps: int
+    rounds: tuple[Round, ...]
 
 
 TEACHER: Final = Design(
@@ -51,7 +60,7 @@ TEACHER: Final = Design(
     vocabulary=400,
     marks=("<|user|>", "<|assistant|>"),
     num_terms=(3, 4, 5, 6),
-    num_steps=3000,
+    rounds=(Round(3000, 2e-3, 1e-4), Round(1500, 1e-3, 2e-5)),
 )
 STUDENT: Final = Design(
     name="student",
@@ -61,7 +70,7 @@ STUDENT: Final = Design(
     vocabulary=300,
     marks=("<|question|>", "<|answer|>"),
     num_terms=(3, 4, 5, 6),
-    num_steps=2400,
+    rounds=(Round(2400, 2e-3, 1e-4),),
 )
 _BATCH: Final = 32
 
@@ -83,11 +92,15 @@ def make_pair(folder: Path, console: Console) -> Pair:
 
 
 def _made(design: Design, folder: Path, console: Console) -> Path:
-    console.rule(f"the {design.name} of the pair")
-    write_blank(design, folder / "blank")
-    write_lessons(design, folder / "lessons")
-    recipe = pretraining(folder / "blank", folder / "lessons", folder / "training")
-    return train(recipe, python=None, resume=True, console=console).model
+    model = folder / "blank"
+    write_blank(design, model)
+    for index, lessons in enumerate(design.rounds):
+        console.rule(f"the {design.name} of the pair, round {index + 1} of {len(design.rounds)}")
+        place = folder / f"round-{index + 1}"
+        write_lessons(design, index, place / "lessons")
+        recipe = pretraining(lessons, model, place, from_scratch=index == 0)
+        model = train(recipe, python=None, resume=True, console=console).model
+    return model
 
 
 def write_blank(design: Design, folder: Path) -> None:
@@ -115,8 +128,8 @@ def write_blank(design: Design, folder: Path) -> None:
             (folder / name).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 
-def write_lessons(design: Design, folder: Path) -> None:
-    """Worked problems for every step of its training, as LLaMA-Factory reads them."""
+def write_lessons(design: Design, index: int, folder: Path) -> None:
+    """Worked problems for every step of a round, as LLaMA-Factory reads them."""
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         info = {
@@ -127,32 +140,33 @@ def write_lessons(design: Design, folder: Path) -> None:
         }
         (folder / DATASET_INFO).write_bytes(orjson.dumps(info, option=orjson.OPT_INDENT_2))
         with (folder / "lessons.jsonl").open("wb") as file:
-            file.writelines(_lessons(design))
+            file.writelines(_lessons(design, index))
 
 
-def pretraining(blank: Path, lessons: Path, output: Path) -> Recipe:
-    """The recipe that makes a model of the blank: every lesson once."""
+def pretraining(lessons: Round, model: Path, folder: Path, *, from_scratch: bool) -> Recipe:
+    """The recipe of a round, whose lessons are in the folder: every one once."""
     return Recipe(
-        model=str(blank),
-        from_scratch=True,
-        data=ExportData(kind="export", path=lessons),
+        model=str(model),
+        from_scratch=from_scratch,
+        data=ExportData(kind="export", path=folder / "lessons"),
         training=Training(
             epochs=1,
             batch_size=_BATCH,
             max_tokens=_POSITIONS,
-            learning_rate=2e-3,
-            min_learning_rate=1e-4,
+            learning_rate=lessons.learning_rate,
+            min_learning_rate=lessons.min_learning_rate,
             save_every=300,
         ),
         hardware=CpuHardware(kind="cpu", per_device=_BATCH),
-        output=output,
+        output=folder / "training",
     )
 
 
-def _lessons(design: Design) -> Iterator[bytes]:
-    rng = random.Random(design.name)  # noqa: S311 - reproducible, not secret
-    num = design.num_steps * _BATCH
-    for problem in problems(f"{design.name}-lessons", num, design.num_terms):
+def _lessons(design: Design, index: int) -> Iterator[bytes]:
+    name = f"{design.name}-{index}" if index else design.name
+    rng = random.Random(name)  # noqa: S311 - reproducible, not secret
+    num = design.rounds[index].num_steps * _BATCH
+    for problem in problems(f"{name}-lessons", num, design.num_terms):
         lesson = {"question": problem.text, "solution": worked(problem, rng)}
         yield orjson.dumps(lesson, option=orjson.OPT_APPEND_NEWLINE)
 
