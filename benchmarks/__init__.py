@@ -1,0 +1,1 @@
+"""How fast the proxy is: simulated upstreams, the published loop, scenarios, and one table."""

@@ -1,0 +1,266 @@
+"""What the published script does, written from its description, against the same servers.
+
+One trajectory at a time: the student is asked for one step, with the delimiter as stop string; then
+the teacher for the step's value; then for the entropy; each waits for the one before, and each sends
+the whole text again. With several workers each process runs one trajectory at a time.
+
+Only its cost is imitated, not its mistakes (docs/performance.md). Where its own work could count
+against it, it is spared: connections are kept, and its tokenizer is the simulators' fast one.
+"""
+
+import http.client
+import math
+import multiprocessing
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing import connection
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import orjson
+import psutil
+
+from benchmarks.simulator.plan import Plan
+from benchmarks.simulator.words import DELIMITER, encode
+
+_BASE_THRESHOLD, _ENTROPY_SCALE, _TOP_K = 0.2, 1.0, 20
+_MAX_STEP, _MAX_TOTAL = 8192, 32768
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a process of its own is asked for."""
+
+    kind: Literal["sglang", "vllm"]
+    student_url: str
+    teacher_url: str
+    workers: int
+    plans: tuple[Plan, ...]
+
+    def dumps(self) -> str:
+        """As the process reads it."""
+        return orjson.dumps(asdict(self)).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A trajectory of the loop."""
+
+    seconds: float
+    num_steps: int
+    score_calls: int
+    breach: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All of them, the seconds from the first's begin to the last's end, and the memory."""
+
+    seconds: float
+    rss_mb: float
+    num_processes: int
+    done: tuple[Done, ...]
+
+
+def read_report(text: bytes) -> Report:
+    """What the process printed."""
+    raw = orjson.loads(text)
+    return Report(**{**raw, "done": tuple(Done(**one) for one in raw["done"])})
+
+
+@dataclass(slots=True)
+class _Server:
+    url: str
+    _http: http.client.HTTPConnection = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        self._http = http.client.HTTPConnection(parts.hostname or "", parts.port)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401
+        """The answer's JSON."""
+        headers = {"content-type": "application/json"}
+        self._http.request("POST", path, orjson.dumps(body), headers)
+        return orjson.loads(self._http.getresponse().read())
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    text: str
+    stopped: bool
+    """By the delimiter; else the text is over."""
+
+
+class _SGLangCalls:
+    """The three calls on SGLang."""
+
+    def __init__(self, student: _Server, teacher: _Server) -> None:
+        self._student, self._teacher = student, teacher
+
+    def write(self, text: str, max_tokens: int, *, stop: bool) -> _Written:
+        """The student's next step, or the teacher's whole correction."""
+        sampled = {"max_new_tokens": max_tokens, "stop": [DELIMITER] if stop else []}
+        server = self._student if stop else self._teacher
+        reply = server.post("/generate", {"text": text, "sampling_params": sampled})
+        reason = reply["meta_info"]["finish_reason"]
+        return _Written(reply["text"], reason.get("matched") == DELIMITER)
+
+    def value(self, text: str, step: str) -> float:
+        """V of the step, from the log-probabilities after its context."""
+        start = len(encode(text))
+        body = {
+            "text": text + step,
+            "sampling_params": {"max_new_tokens": 1},
+            "return_logprob": True,
+            "logprob_start_len": start - 1,
+        }
+        reply = self._teacher.post("/generate", body)
+        return _mean([row[0] for row in reply["meta_info"]["input_token_logprobs"][1:]])
+
+    def entropy(self, text: str) -> float:
+        """H of the next token."""
+        body = {
+            "text": text,
+            "sampling_params": {"max_new_tokens": 1},
+            "return_logprob": True,
+            "top_logprobs_num": _TOP_K,
+        }
+        (top,) = self._teacher.post("/generate", body)["meta_info"]["output_top_logprobs"]
+        return _entropy([row[0] for row in top])
+
+
+class _VllmCalls:
+    """The same on vLLM."""
+
+    def __init__(self, student: _Server, teacher: _Server) -> None:
+        self._student, self._teacher = student, teacher
+
+    def write(self, text: str, max_tokens: int, *, stop: bool) -> _Written:
+        """The student's next step, or the teacher's whole correction."""
+        server = self._student if stop else self._teacher
+        body = {"prompt": text, "max_tokens": max_tokens, "stop": [DELIMITER] if stop else []}
+        (choice,) = server.post("/v1/completions", body)["choices"]
+        # An end token stops it without a text.
+        return _Written(choice["text"], bool(choice["text"]) and choice["finish_reason"] == "stop")
+
+    def value(self, text: str, step: str) -> float:
+        """V of the step, from the log-probabilities after its context."""
+        start = len(encode(text))
+        body = {"prompt": text + step, "max_tokens": 1, "prompt_logprobs": 0}
+        (choice,) = self._teacher.post("/v1/completions", body)["choices"]
+        rows = choice["prompt_logprobs"][start:]
+        return _mean([next(iter(row.values()))["logprob"] for row in rows])
+
+    def entropy(self, text: str) -> float:
+        """H of the next token."""
+        body = {"prompt": text, "max_tokens": 1, "logprobs": _TOP_K}
+        (choice,) = self._teacher.post("/v1/completions", body)["choices"]
+        return _entropy(list(choice["logprobs"]["top_logprobs"][0].values()))
+
+
+class PublishedLoop:
+    """Runs trajectories, one after another."""
+
+    def __init__(self, kind: Literal["sglang", "vllm"], student: str, teacher: str) -> None:
+        calls = {"sglang": _SGLangCalls, "vllm": _VllmCalls}
+        self._calls = calls[kind](_Server(student), _Server(teacher))
+
+    def run(self, plan: Plan) -> Done:
+        """One trajectory, from the raw question on."""
+        started = time.perf_counter()
+        context = plan.question
+        texts: list[str] = []
+        values: list[float] = []
+        score_calls = 0
+        breach: int | None = None
+        while True:
+            written = self._calls.write(context, _MAX_STEP, stop=True)
+            if not written.text:
+                break
+            step = written.text + (DELIMITER if written.stopped else "")
+            values.append(self._calls.value(context, step))
+            boundary = _boundary(self._calls.entropy(context))
+            score_calls += 2
+            texts.append(step)
+            if values[-1] < boundary:
+                breach = len(values) - 1
+                safe = plan.question + "".join(texts[: _bifurcation(values)])
+                self._calls.write(safe, _MAX_TOTAL, stop=False)
+                break
+            context += step
+            if not written.stopped:
+                break
+        return Done(time.perf_counter() - started, len(values), score_calls, breach)
+
+
+def _mean(logprobs: Sequence[float]) -> float:
+    return math.exp(sum(logprobs) / len(logprobs))
+
+
+def _entropy(logprobs: Sequence[float]) -> float:
+    total = sum(map(math.exp, logprobs))
+    shares = [math.exp(x) / total for x in logprobs]
+    return -sum(share * math.log(share) for share in shares)
+
+
+def _boundary(entropy: float) -> float:
+    return _BASE_THRESHOLD * math.exp(-_ENTROPY_SCALE * entropy)
+
+
+def _bifurcation(values: Sequence[float]) -> int:
+    if len(values) == 1:
+        return 0
+    return min(range(1, len(values)), key=lambda index: values[index] - values[index - 1])
+
+
+def _work(inbox: "connection.Connection", kind: Literal["sglang", "vllm"], urls: list[str]) -> None:
+    """A worker of the pool: one plan at a time, until it is told None."""
+    loop = PublishedLoop(kind, *urls)
+    while (plan := inbox.recv()) is not None:
+        inbox.send(loop.run(plan))
+
+
+def _main(order: Order) -> Report:
+    """Run the plans by the workers, each in a process of its own."""
+    fork = multiprocessing.get_context("fork")
+    pipes: list[connection.Connection] = []
+    workers = []
+    for _ in range(order.workers):
+        ours, theirs = fork.Pipe()
+        urls = [order.student_url, order.teacher_url]
+        worker = fork.Process(target=_work, args=(theirs, order.kind, urls), daemon=True)
+        worker.start()
+        pipes.append(ours)
+        workers.append(worker)
+    started = time.perf_counter()
+    waiting = list(reversed(order.plans))
+    done: list[Done] = []
+    busy: list[connection.Connection] = []
+    for pipe in pipes:
+        if waiting:
+            pipe.send(waiting.pop())
+            busy.append(pipe)
+    while busy:
+        for ready in connection.wait(busy):
+            if not isinstance(ready, connection.Connection):
+                continue
+            done.append(ready.recv())
+            if waiting:
+                ready.send(waiting.pop())
+            else:
+                busy.remove(ready)
+    seconds = time.perf_counter() - started
+    # What a process has alone: forked ones share the interpreter's pages.
+    processes = [psutil.Process(), *(psutil.Process(worker.pid) for worker in workers)]
+    memory = sum(process.memory_full_info().uss for process in processes) / 1e6
+    for pipe in pipes:
+        pipe.send(None)
+    return Report(seconds, memory, len(processes), tuple(done))
+
+
+if __name__ == "__main__":
+    asked = orjson.loads(sys.argv[1])
+    ordered = Order(**{**asked, "plans": tuple(Plan(**plan) for plan in asked["plans"])})
+    sys.stdout.buffer.write(orjson.dumps(asdict(_main(ordered))) + b"\n")

@@ -1,0 +1,102 @@
+"""The table, the JSON and the plot."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.figures import Chart, Figure, Findings
+
+_COLOURS: Final = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
+
+
+def show(findings: Mapping[str, Findings], console: Console) -> None:
+    """One table of all figures."""
+    table = Table("figure", "value", "target", "reached", "detail", title="motab bench")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for found in findings.values():
+        for figure in found.figures:
+            table.add_row(*_row(figure))
+        table.add_section()
+    console.print(table)
+
+
+def _row(figure: Figure) -> tuple[str, ...]:
+    reached = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[figure.reached]
+    target = "" if figure.target is None else str(figure.target)
+    value = f"{figure.value:.3g}" if abs(figure.value) < 1000 else f"{figure.value:.0f}"
+    return figure.name, f"{value} {figure.unit}".strip(), target, reached, figure.detail
+
+
+def write(findings: Mapping[str, Findings], folder: Path, *, quick: bool, seconds: float) -> None:
+    """`bench.json` and, where there are curves, `bench.html`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told: dict[str, Any] = {
+        "machine": _machine(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "quick": quick,
+        "seconds": round(seconds, 1),
+        "scenarios": {name: _told(found) for name, found in findings.items()},
+    }
+    indented = orjson.dumps(told, option=orjson.OPT_INDENT_2)
+    (folder / "bench.json").write_bytes(indented)
+    charts = [chart for found in findings.values() for chart in found.charts]
+    if charts:
+        _plot(charts).write_html(folder / "bench.html")
+
+
+def _told(found: Findings) -> dict[str, Any]:
+    raw = asdict(found)
+    for told, figure in zip(raw["figures"], found.figures, strict=True):
+        told["target"] = None if figure.target is None else str(figure.target)
+        told["reached"] = figure.reached
+    return raw
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "load": [round(x, 2) for x in os.getloadavg()],
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None  # not a checkout
+    return done.stdout.strip()
+
+
+def _plot(charts: list[Chart]) -> go.Figure:
+    figure = make_subplots(rows=len(charts), cols=1, subplot_titles=[c.title for c in charts])
+    for row, chart in enumerate(charts, 1):
+        for colour, (name, points) in zip(_COLOURS, chart.curves.items(), strict=False):
+            figure.add_scatter(
+                x=[p.x for p in points],
+                y=[p.y for p in points],
+                name=name,
+                mode="lines+markers",
+                line={"color": colour},
+                row=row,
+                col=1,
+            )
+        kind = "log" if chart.log else "linear"
+        figure.update_xaxes(title=chart.x, type=kind, row=row, col=1)
+        figure.update_yaxes(title=chart.y, type=kind, row=row, col=1)
+    figure.update_layout(height=420 * len(charts), template="simple_white")
+    return figure

@@ -1,0 +1,100 @@
+"""vLLM computes the whole context at every scoring call: how the sum grows with the length.
+
+Ours depends on time, for steps that end while a call runs share the next one; all times are
+divided by 4, for both servers alike, which changes no ratio. The published loop's does not, so it
+runs against servers that answer at once.
+"""
+
+import math
+from contextlib import AsyncExitStack
+
+from benchmarks.figures import Chart, Figure, Findings, Point, at_most
+from benchmarks.load import session, together, trajectory
+from benchmarks.processes import Pair, proxy, published_loop, simulator
+from benchmarks.published_loop import Order
+from benchmarks.simulator.engine import Rates
+from benchmarks.simulator.plan import Plan
+
+_SPEED = 4
+_STUDENT = Rates(decode_tok_s=100 * _SPEED, trip_s=0.05 / _SPEED, stream_interval=8)
+_TEACHER = Rates(decode_tok_s=100 * _SPEED, trip_s=0.14 / _SPEED, prefill_tok_s=5_000 * _SPEED)
+_AT_ONCE = Rates(decode_tok_s=1e9, prefill_tok_s=1e9)
+_STEP_TOKENS = 54
+
+
+async def growth(*, quick: bool) -> Findings:
+    """Teacher tokens computed per token of the text, from 1k to 16k tokens."""
+    lengths = (1024, 2048, 4096) if quick else (1024, 2048, 4096, 8192, 16384)
+    plans = [Plan(n, length // _STEP_TOKENS, _STEP_TOKENS) for n, length in enumerate(lengths)]
+    ours, calls = await _ours(plans)
+    theirs = await _published(plans)
+    steps = sum(plan.num_steps for plan in plans)
+    longest = plans[-1].num_tokens
+    return Findings(
+        (
+            Figure(
+                "vLLM rule: exponent of teacher tokens / length over length",
+                _exponent(ours),
+                "",
+                at_most(0.5),
+                f"published loop: {_exponent(theirs):.2f} (linear is 1)",
+            ),
+            Figure(
+                f"vLLM rule: teacher tokens / length at {longest}",
+                ours[-1].y,
+                "",
+                None,
+                f"published loop: {theirs[-1].y:.1f}",
+            ),
+            Figure("vLLM rule: scoring calls per step", calls / steps, "", at_most(1.0)),
+        ),
+        (
+            Chart(
+                "Teacher tokens computed per token of the text, vLLM's rule",
+                "tokens of the text",
+                "teacher tokens / length",
+                {"motab": ours, "published loop": theirs},
+                log=True,
+            ),
+        ),
+        {"student": f"100 tok/s, times / {_SPEED}", "teacher": "5000 tok/s prefill, trip 0.14 s"},
+    )
+
+
+async def _ours(plans: list[Plan]) -> tuple[tuple[Point, ...], int]:
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(session())
+        student = await stack.enter_async_context(simulator("vllm", _STUDENT))
+        pairs = {
+            f"pair{plan.seed}": Pair(
+                student, await stack.enter_async_context(simulator("vllm", _TEACHER))
+            )
+            for plan in plans
+        }
+        motab = await stack.enter_async_context(proxy(pairs))
+        done = await together(trajectory(http, motab, f"pair{p.seed}", p) for p in plans)
+        points = [
+            Point(plan.num_tokens, (await pair.teacher.counters()).tokens_prefilled)
+            for plan, pair in zip(plans, pairs.values(), strict=True)
+        ]
+        per_token = tuple(Point(point.x, point.y / point.x) for point in points)
+        return per_token, sum(one.usage["score_calls"] for one in done)
+
+
+async def _published(plans: list[Plan]) -> tuple[Point, ...]:
+    points: list[Point] = []
+    async with simulator("vllm", _AT_ONCE) as student, simulator("vllm", _AT_ONCE) as teacher:
+        for plan in plans:
+            await teacher.reset()
+            await published_loop(Order("vllm", student.base_url, teacher.base_url, 1, (plan,)))
+            computed = (await teacher.counters()).tokens_prefilled
+            points.append(Point(plan.num_tokens, computed / plan.num_tokens))
+    return tuple(points)
+
+
+def _exponent(points: tuple[Point, ...]) -> float:
+    """Of the power of x that y grows with, by least squares over the logarithms."""
+    xs, ys = [math.log(p.x) for p in points], [math.log(p.y) for p in points]
+    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
+    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
+    return covariance / sum((x - x_mean) ** 2 for x in xs)

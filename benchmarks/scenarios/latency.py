@@ -1,0 +1,102 @@
+"""What a plain chat call costs more through the proxy, and through litellm's proxy beside it."""
+
+import asyncio
+import os
+import random
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import yaml
+
+from benchmarks.figures import Figure, Findings, at_most, quantile
+from benchmarks.load import by_workers, chat, session
+from benchmarks.processes import Pair, Process, answering, child, free_port, proxy, simulator
+from benchmarks.simulator.engine import Rates
+from benchmarks.simulator.plan import Plan
+from benchmarks.simulator.server import MODEL
+
+_RATES = Rates(decode_tok_s=100, stream_interval=8, prefill_tok_s=1e6)
+_LITELLM = Path(".venv-litellm/bin/litellm")
+
+
+async def latency(*, quick: bool) -> Findings:
+    """Milliseconds above the server's own time, at three levels of concurrency."""
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(session())
+        server = await stack.enter_async_context(simulator("vllm", _RATES))
+        motab = await stack.enter_async_context(proxy({"pair": Pair(server, server)}))
+        ways = {"direct": (server.base_url, MODEL), "motab": (motab.base_url, "student/pair-student")}
+        has_litellm = _LITELLM.is_file()
+        if has_litellm:
+            beside = await stack.enter_async_context(_litellm(server))
+            ways["litellm"] = (beside.base_url, MODEL)
+        figures: list[Figure] = []
+        for concurrency, num in ((1, 80), (16, 960), (64, 2560)):
+            above = {
+                way: await _above(http, url, model, concurrency, num // 8 if quick else num)
+                for way, (url, model) in ways.items()
+            }
+            figures += _figures(concurrency, above)
+    note = "measured" if has_litellm else f"not measured: there is no {_LITELLM} (make bench-env)"
+    return Findings(tuple(figures), conditions={"litellm proxy": note, "answers": "0.2 to 0.3 s"})
+
+
+def _figures(concurrency: int, above: dict[str, list[float]]) -> list[Figure]:
+    """What each way adds to the direct one's median and to its 99th percentile."""
+    figures: list[Figure] = []
+    for name, share, limit in (("p50", 0.5, 2.0), ("p99", 0.99, 10.0)):
+        base = quantile(above["direct"], share)
+        added = {way: quantile(times, share) - base for way, times in above.items()}
+        detail = f"direct: {base:.2f} ms above its server's time"
+        if "litellm" in added:
+            detail += f"; litellm proxy adds {added['litellm']:.1f} ms"
+        title = f"added latency, {concurrency} at once, {name}"
+        figures.append(Figure(title, added["motab"], "ms", at_most(limit), detail))
+    return figures
+
+
+async def _above(
+    http: aiohttp.ClientSession, url: str, model: str, concurrency: int, num: int
+) -> list[float]:
+    """Milliseconds that each call took longer than its tokens. Clients begin at random times, and
+    texts differ in length, so that calls do not come in step.
+    """
+    draw = random.Random(concurrency)  # noqa: S311 - no secret
+
+    async def one(plan: Plan) -> float:
+        await asyncio.sleep(draw.random() * 0.05)
+        seconds = await chat(http, url, model, plan)
+        return (seconds - plan.num_tokens / _RATES.decode_tok_s) * 1000
+
+    def job(seed: int, num_tokens: int):  # noqa: ANN202
+        return lambda: one(Plan(seed, 1, num_tokens))
+
+    jobs = [job(seed, draw.randrange(20, 31)) for seed in range(num + concurrency)]
+    warm = await by_workers(concurrency, jobs[:concurrency])
+    del warm
+    return await by_workers(concurrency, jobs[concurrency:])
+
+
+@asynccontextmanager
+async def _litellm(server: Process) -> AsyncIterator[Process]:
+    """litellm's proxy in front of the same server."""
+    port = free_port()
+    upstream = {
+        "model": f"openai/{MODEL}",
+        "api_base": f"{server.base_url}/v1",
+        "api_key": "none",
+    }
+    config = {"model_list": [{"model_name": MODEL, "litellm_params": upstream}]}
+    with tempfile.TemporaryDirectory() as folder:
+        path, log = Path(folder) / "config.yaml", Path(folder) / "log"
+        path.write_text(yaml.safe_dump(config), "utf-8")
+        command = [str(_LITELLM), "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
+        environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        with log.open("wb") as output:
+            async with child(command, stdout=output, stderr=output, env=environment) as process:
+                running = Process("litellm proxy", f"http://127.0.0.1:{port}", process.pid)
+                await answering(f"{running.base_url}/health/liveliness", process)
+                yield running

@@ -1,0 +1,91 @@
+"""The proxy's memory: many long trajectories at once, and after many requests."""
+
+import asyncio
+from dataclasses import replace
+
+import aiohttp
+
+from benchmarks.figures import Chart, Figure, Findings, Point, at_most
+from benchmarks.load import by_workers, session, together, trajectory
+from benchmarks.processes import Pair, Process, proxy, simulator
+from benchmarks.simulator.engine import Rates
+from benchmarks.simulator.plan import Plan
+
+# Faster than any model, and in large events: what is held does not depend on it.
+_STUDENT = Rates(decode_tok_s=1000, prefill_tok_s=1e7, max_running=4096, stream_interval=256)
+_TEACHER = Rates(decode_tok_s=1e6, prefill_tok_s=1e7, max_running=4096)
+_SAMPLE_S = 0.5
+
+
+async def memory(*, quick: bool) -> Findings:
+    """Resident memory over time."""
+    num_long, num_short = (50, 1000) if quick else (500, 10_000)
+    async with (
+        session() as http,
+        simulator("sglang", _STUDENT) as student,
+        simulator("sglang", _TEACHER) as teacher,
+        proxy({"pair": Pair(student, teacher)}) as motab,
+    ):
+        fresh = motab.rss_mb()
+        short = await _short(http, motab, num_short)
+        long = Plan(1_000, 16, 2048)
+        peak = await _peak(http, motab, [replace(long, seed=1000 + n) for n in range(num_long)])
+        after = motab.rss_mb()
+    tenth = short[len(short) // 10].y
+    return Findings(
+        (
+            Figure(
+                f"memory after {num_short} requests / after a tenth of them",
+                short[-1].y / tenth,
+                "",
+                at_most(1.1),
+                f"{fresh:.0f} MB at the start, {tenth:.0f} MB, {short[-1].y:.0f} MB",
+            ),
+            Figure(
+                f"peak memory, {num_long} trajectories of {long.num_tokens} tokens at once",
+                peak,
+                "MB",
+                None,
+                f"{(peak - short[-1].y) / num_long:.2f} MB each; {after:.0f} MB afterwards",
+            ),
+        ),
+        (
+            Chart(
+                "The proxy's memory over many requests",
+                "requests",
+                "resident MB",
+                {"motab": short},
+            ),
+        ),
+    )
+
+
+async def _short(http: aiohttp.ClientSession, motab: Process, num: int) -> tuple[Point, ...]:
+    """Requests of three steps, some with a breach, in twenty rounds."""
+    points: list[Point] = []
+    size = num // 20
+    for start in range(0, num, size):
+        plans = [
+            Plan(seed, 3, 10, 1 if seed % 4 == 0 else None) for seed in range(start, start + size)
+        ]
+        await by_workers(
+            32, [lambda plan=plan: trajectory(http, motab, "pair", plan) for plan in plans]
+        )
+        points.append(Point(start + size, motab.rss_mb()))
+    return tuple(points)
+
+
+async def _peak(http: aiohttp.ClientSession, motab: Process, plans: list[Plan]) -> float:
+    peak = 0.0
+    async with asyncio.TaskGroup() as group:
+
+        async def watch() -> None:
+            nonlocal peak
+            while True:
+                peak = max(peak, motab.rss_mb())
+                await asyncio.sleep(_SAMPLE_S)
+
+        watching = group.create_task(watch())
+        await together(trajectory(http, motab, "pair", plan) for plan in plans)
+        watching.cancel()
+    return peak

@@ -1,0 +1,92 @@
+"""One trajectory without a breach: its wall against the plain stream's and the published loop's."""
+
+from contextlib import AsyncExitStack
+
+from benchmarks.figures import Figure, Findings, at_least, at_most
+from benchmarks.load import Trajectory, plain_stream, session, together, trajectory
+from benchmarks.processes import Pair, Simulator, proxy, published_loop, simulator
+from benchmarks.published_loop import Order, Report
+from benchmarks.simulator.engine import Rates
+from benchmarks.simulator.plan import Plan
+
+_STUDENT = Rates(decode_tok_s=100, trip_s=0.15)
+# With the prefill of a step's 54 tokens, a scoring call takes 0.15 s.
+_TEACHER = Rates(decode_tok_s=100, trip_s=0.14, prefill_tok_s=5_000)
+
+
+async def single(*, quick: bool) -> Findings:
+    """Each side has servers of its own, of equal speed, so all run at the same time."""
+    num_steps = 15 if quick else 150
+    plan = Plan(1, num_steps, 54)
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(session())
+
+        async def pair() -> Pair:
+            student = await stack.enter_async_context(simulator("sglang", _STUDENT, errs=True))
+            return Pair(student, await stack.enter_async_context(simulator("sglang", _TEACHER)))
+
+        ours, theirs, plain = await pair(), await pair(), await pair()
+        motab = await stack.enter_async_context(proxy({"pair": ours}))
+        cpu_before = motab.cpu_s()
+        walls: list[float] = []
+        results: list[Trajectory] = []
+        reports: list[Report] = []
+
+        async def run_ours() -> None:
+            results.append(await trajectory(http, motab, "pair", plan))
+
+        async def run_theirs() -> None:
+            urls = (theirs.student.base_url, theirs.teacher.base_url)
+            reports.append(await published_loop(Order("sglang", *urls, 1, (plan,))))
+
+        async def run_plain() -> None:
+            walls.append(await plain_stream(http, plain.student, plan))
+
+        await together([run_ours(), run_theirs(), run_plain()])
+        (result,), (wall,), (report,) = results, walls, reports
+        return Findings(
+            (
+                Figure(
+                    "one trajectory: wall / plain student stream",
+                    result.seconds / wall,
+                    "",
+                    at_most(1.05),
+                    f"{result.seconds:.1f} s / {wall:.1f} s; {plan.num_tokens} tokens",
+                ),
+                Figure(
+                    "one trajectory: the published loop's wall / ours",
+                    report.seconds / result.seconds,
+                    "",
+                    at_least(1.5),
+                    f"{report.seconds:.1f} s / {result.seconds:.1f} s",
+                ),
+                *await _teacher_figures(plan, result, ours.teacher, report, theirs.teacher),
+            ),
+            conditions={
+                "student": "100 tok/s, trip 0.15 s, an event a token",
+                "teacher": "SGLang rule, 0.15 s for a step of 54 tokens",
+                "proxy cpu s": motab.cpu_s() - cpu_before,
+            },
+        )
+
+
+async def _teacher_figures(
+    plan: Plan, result: Trajectory, ours: Simulator, report: Report, theirs: Simulator
+) -> tuple[Figure, ...]:
+    own, published = await ours.counters(), await theirs.counters()
+    return (
+        Figure(
+            "scoring calls per step",
+            result.usage["score_calls"] / result.num_steps,
+            "",
+            at_most(1.0),
+            f"published loop: {report.done[0].score_calls / report.done[0].num_steps:.2f}",
+        ),
+        Figure(
+            "teacher tokens computed / length, SGLang rule",
+            own.tokens_prefilled / plan.num_tokens,
+            "",
+            at_most(1.1),
+            f"published loop: {published.tokens_prefilled / plan.num_tokens:.2f}",
+        ),
+    )

@@ -1,0 +1,96 @@
+"""A small HTTP/1.1 server: what a simulator needs, at some ten microseconds an event."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import httptools
+
+_log = logging.getLogger(__name__)
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+_JSON_HEAD = b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+Handler = Callable[[str, bytes, "Reply"], Awaitable[None]]
+"""Answers a path and a body; it is cancelled when the client leaves."""
+
+
+class Reply:
+    """The answer to one request: either `json` or a stream of events."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def json(self, body: bytes, status: int = 200) -> None:
+        """All of it."""
+        self._transport.write(_JSON_HEAD % (status, len(body)) + body)
+
+    def begin(self) -> None:
+        """A stream's head."""
+        self._transport.write(_STREAM_HEAD)
+
+    def event(self, payload: bytes) -> None:
+        """One server-sent event."""
+        self._transport.write(b"%x\r\ndata: %s\n\n\r\n" % (len(payload) + 8, payload))
+
+    def end(self) -> None:
+        """The end of a stream, as OpenAI's servers say it."""
+        self._transport.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+class _Connection(asyncio.Protocol):
+    """One client's connection; its requests come one after another."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._parser = httptools.HttpRequestParser(self)
+        self._path = b""
+        self._body: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports have the methods of asyncio's, and not the class.
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    # httptools' callbacks.
+    def on_url(self, url: bytes) -> None:
+        self._path += url
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._transport is None:
+            return
+        path, body = self._path.decode(), b"".join(self._body)
+        self._path, self._body = b"", []
+        reply = Reply(self._transport)
+        self._task = asyncio.get_running_loop().create_task(self._answer(path, body, reply))
+
+    async def _answer(self, path: str, body: bytes, reply: Reply) -> None:
+        try:
+            await self._handler(path, body, reply)
+        except Exception:
+            _log.exception("%s failed", path)
+            if self._transport is not None:
+                self._transport.abort()
+
+
+async def serve_http(handler: Handler, listener: socket.socket) -> None:
+    """Serve until cancelled."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Connection(handler), sock=listener, backlog=4096)
+    async with server:
+        await server.serve_forever()

@@ -1,0 +1,83 @@
+"""A simulated server in a process of its own: `python -m benchmarks.simulator.server SETTINGS`."""
+
+import asyncio
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import orjson
+import uvloop
+
+from benchmarks.simulator.engine import Counters, Engine, Rates
+from benchmarks.simulator.http import Reply, serve_http
+from benchmarks.simulator.sglang import SGLangWire
+from benchmarks.simulator.vllm import VllmWire
+
+Kind = Literal["sglang", "vllm"]
+MODEL = "sim"
+_PATHS = {
+    "/generate",
+    "/tokenize",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/tokenize",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a process is started with, as JSON."""
+
+    kind: Kind
+    rates: Rates
+    errs: bool
+
+    def dumps(self) -> str:
+        """As the process reads it."""
+        return orjson.dumps(asdict(self)).decode()
+
+
+def read_settings(text: str) -> Settings:
+    """The settings that `dumps` wrote."""
+    raw = orjson.loads(text)
+    return Settings(raw["kind"], Rates(**raw["rates"]), bool(raw["errs"]))
+
+
+class SimulatedServer:
+    """The wire format, and what every simulator has: its model, its counters, a fresh start."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._engine = Engine(settings.rates, settings.errs)
+        wires = {"sglang": SGLangWire, "vllm": VllmWire}
+        self._wire = wires[settings.kind](self._engine)
+
+    async def handle(self, path: str, body: bytes, reply: Reply) -> None:
+        """One request."""
+        if path == "/v1/models":
+            reply.json(orjson.dumps({"object": "list", "data": [{"id": MODEL}]}))
+        elif path == "/counters":
+            reply.json(orjson.dumps(asdict(self._engine.counters)))
+        elif path == "/reset":  # between two sides of a comparison
+            self._engine.forget()
+            reply.json(b"{}")
+        elif path in _PATHS:
+            await self._wire.handle(path, body, reply)
+        else:
+            reply.json(b'{"error":{"message":"no such path"}}', 404)
+
+
+def main() -> None:
+    """Serve on a free port, which is the first line of the output."""
+    server = SimulatedServer(read_settings(sys.argv[1]))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    sys.stdout.write(f"{listener.getsockname()[1]}\n")
+    sys.stdout.flush()
+    uvloop.run(serve_http(server.handle, listener))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(0)
