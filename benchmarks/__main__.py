@@ -73,4 +73,6 @@ async def _run(wanted: set[str], *, quick: bool) -> dict[str, Findings]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,6 +1,7 @@
 """The harness's own client: trajectories through the proxy, and plain streams beside it."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -16,6 +17,8 @@ from benchmarks.simulator.server import MODEL
 from benchmarks.simulator.words import encode
 
 T = TypeVar("T")
+KEY = "sk-" + secrets.token_hex(16)
+"""Sent with every request, for litellm's proxy wants one; the others ask for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ async def trajectory(
         "motab": {"trace": "summary"},
     }
     started = time.perf_counter()
-    answer = await _post(http, f"{proxy.base_url}/v1/motab/completions", body)
+    answer = await post(http, f"{proxy.base_url}/v1/motab/completions", body)
     seconds = time.perf_counter() - started
     told = answer["choices"][0]["motab"]
     if told["breach"] != plan.breach:
@@ -91,7 +94,7 @@ async def chat(http: aiohttp.ClientSession, url: str, model: str, plan: Plan) ->
         "max_tokens": plan.num_tokens,
     }
     started = time.perf_counter()
-    await _post(http, f"{url}/v1/chat/completions", body)
+    await post(http, f"{url}/v1/chat/completions", body)
     return time.perf_counter() - started
 
 
@@ -119,8 +122,9 @@ async def _of(task: Awaitable[T]) -> T:
     return await task
 
 
-async def _post(http: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401
-    headers = {"content-type": "application/json"}
+async def post(http: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401
+    """The JSON that a POST answers. Raises `RuntimeError` for an error's status."""
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
     async with http.post(url, data=_json(body), headers=headers) as response:
         content = await response.read()
         if not response.ok:

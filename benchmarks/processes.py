@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import aiohttp
 import orjson
@@ -20,7 +20,7 @@ from benchmarks.simulator.engine import Counters, Rates
 from benchmarks.simulator.server import MODEL, Kind, Settings
 from benchmarks.simulator.words import write_tokenizer
 
-_START_S = 60.0
+_START_S = 240.0
 _POLL_S = 0.05
 # As the command `motab` is; run so, it is the code of this folder, whatever is installed.
 _MOTAB = "from proxy.cli import main; main()"
@@ -51,6 +51,9 @@ class Simulator(Process):
     """A simulated server."""
 
     kind: Kind
+    model: str = MODEL
+    tokenizer: str | None = None
+    """None: the simulators' own."""
 
     async def counters(self) -> Counters:
         """What it did since it was reset."""
@@ -62,9 +65,7 @@ class Simulator(Process):
 
 
 @asynccontextmanager
-async def simulator(
-    kind: Kind, rates: Rates, *, errs: bool = False
-) -> AsyncIterator[Simulator]:
+async def simulator(kind: Kind, rates: Rates, *, errs: bool = False) -> AsyncIterator[Simulator]:
     """A simulated server in a process of its own; `errs`: it writes the plans' breaches."""
     settings = Settings(kind, rates, errs).dumps()
     command = [sys.executable, "-m", "benchmarks.simulator.server", settings]
@@ -76,16 +77,30 @@ async def simulator(
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Served:
+    """A real server that someone else runs."""
+
+    base_url: str
+    kind: Kind
+    model: str
+    tokenizer: str | None
+    """The folder of its model's."""
+
+
+S = TypeVar("S", Simulator, Served)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair(Generic[S]):
     """A student and a teacher, as the proxy is told of them."""
 
-    student: Simulator
-    teacher: Simulator
+    student: S
+    teacher: S
     params: dict[str, Any] = field(default_factory=dict)
 
 
 @asynccontextmanager
-async def proxy(pairs: dict[str, Pair]) -> AsyncIterator[Process]:
+async def proxy(pairs: dict[str, Pair[S]]) -> AsyncIterator[Process]:
     """`motab serve` with each pair under its name, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "config.yaml", Path(folder) / "log"
@@ -103,7 +118,7 @@ async def proxy(pairs: dict[str, Pair]) -> AsyncIterator[Process]:
                 yield running
 
 
-def _config(pairs: dict[str, Pair], tokenizer: Path, port: int) -> dict[str, Any]:
+def _config(pairs: dict[str, Pair[S]], tokenizer: Path, port: int) -> dict[str, Any]:
     upstreams: dict[str, Any] = {}
     models: dict[str, Any] = {}
     for name, pair in pairs.items():
@@ -111,8 +126,8 @@ def _config(pairs: dict[str, Pair], tokenizer: Path, port: int) -> dict[str, Any
             upstreams[f"{name}-{role}"] = {
                 "kind": server.kind,
                 "base_url": server.base_url,
-                "model": MODEL,
-                "tokenizer": str(tokenizer),
+                "model": server.model,
+                "tokenizer": server.tokenizer or str(tokenizer),
                 "max_concurrent": 4096,
             }
         models[name] = {
@@ -120,13 +135,14 @@ def _config(pairs: dict[str, Pair], tokenizer: Path, port: int) -> dict[str, Any
             "teacher": f"{name}-teacher",
             "params": pair.params,
         }
-    server = {"port": port, "max_concurrent": 4096}
-    return {"server": server, "upstreams": upstreams, "models": models}
+    listens = {"port": port, "max_concurrent": 4096}
+    return {"server": listens, "upstreams": upstreams, "models": models}
 
 
 @asynccontextmanager
 async def child(
-    command: Sequence[str], **streams: Any  # noqa: ANN401 - asyncio's own keywords
+    command: Sequence[str],
+    **streams: Any,  # noqa: ANN401 - asyncio's own keywords
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process that is ended at the end."""
     process = await asyncio.create_subprocess_exec(*command, **streams)

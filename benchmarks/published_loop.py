@@ -1,11 +1,12 @@
 """What the published script does, written from its description, against the same servers.
 
-One trajectory at a time: the student is asked for one step, with the delimiter as stop string; then
-the teacher for the step's value; then for the entropy; each waits for the one before, and each sends
-the whole text again. With several workers each process runs one trajectory at a time.
+One trajectory at a time: the student is asked for one step, with the delimiter as stop string;
+then the teacher for the step's value; then for the entropy; each waits for the one before, and
+each sends the whole text again. With several workers each process runs one trajectory at a time.
 
 Only its cost is imitated, not its mistakes (docs/performance.md). Where its own work could count
-against it, it is spared: connections are kept, and its tokenizer is the simulators' fast one.
+against it, it is spared: connections are kept, and on the simulated servers its tokenizer is their
+fast one.
 """
 
 import http.client
@@ -13,7 +14,7 @@ import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing import connection
 from typing import Any, Literal
@@ -21,12 +22,12 @@ from urllib.parse import urlsplit
 
 import orjson
 import psutil
+from tokenizers import Tokenizer
 
-from benchmarks.simulator.plan import Plan
 from benchmarks.simulator.words import DELIMITER, encode
 
-_BASE_THRESHOLD, _ENTROPY_SCALE, _TOP_K = 0.2, 1.0, 20
-_MAX_STEP, _MAX_TOTAL = 8192, 32768
+_ENTROPY_SCALE, _TOP_K = 1.0, 20
+_MAX_STEP = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,14 @@ class Order:
     student_url: str
     teacher_url: str
     workers: int
-    plans: tuple[Plan, ...]
+    questions: tuple[str, ...]
+    student_model: str = "sim"
+    teacher_model: str = "sim"
+    tokenizer: str | None = None
+    """A `tokenizer.json`; None for the simulated servers'."""
+    delimiter: str = DELIMITER
+    base_threshold: float = 0.2
+    max_tokens: int = 32768
 
     def dumps(self) -> str:
         """As the process reads it."""
@@ -73,6 +81,7 @@ def read_report(text: bytes) -> Report:
 @dataclass(slots=True)
 class _Server:
     url: str
+    model: str
     _http: http.client.HTTPConnection = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,7 +92,11 @@ class _Server:
         """The answer's JSON."""
         headers = {"content-type": "application/json"}
         self._http.request("POST", path, orjson.dumps(body), headers)
-        return orjson.loads(self._http.getresponse().read())
+        response = self._http.getresponse()
+        content = response.read()
+        if response.status != http.client.OK:
+            raise RuntimeError(f"{self.url}{path} answered {response.status}: {content[:500]!r}")
+        return orjson.loads(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +112,16 @@ class _SGLangCalls:
     def __init__(self, student: _Server, teacher: _Server) -> None:
         self._student, self._teacher = student, teacher
 
-    def write(self, text: str, max_tokens: int, *, stop: bool) -> _Written:
-        """The student's next step, or the teacher's whole correction."""
-        sampled = {"max_new_tokens": max_tokens, "stop": [DELIMITER] if stop else []}
+    def write(self, text: str, max_tokens: int, stop: str | None) -> _Written:
+        """The student's next step, or, without a stop string, the teacher's whole correction."""
+        sampled = {"temperature": 0.0, "max_new_tokens": max_tokens, "stop": [stop] if stop else []}
         server = self._student if stop else self._teacher
         reply = server.post("/generate", {"text": text, "sampling_params": sampled})
-        reason = reply["meta_info"]["finish_reason"]
-        return _Written(reply["text"], reason.get("matched") == DELIMITER)
+        matched = reply["meta_info"]["finish_reason"].get("matched")
+        return _Written(reply["text"], stop is not None and matched == stop)
 
-    def value(self, text: str, step: str) -> float:
-        """V of the step, from the log-probabilities after its context."""
-        start = len(encode(text))
+    def value(self, text: str, start: int, step: str) -> float:
+        """V of the step, from the log-probabilities after its context, which has `start` tokens."""
         body = {
             "text": text + step,
             "sampling_params": {"max_new_tokens": 1},
@@ -137,62 +149,77 @@ class _VllmCalls:
     def __init__(self, student: _Server, teacher: _Server) -> None:
         self._student, self._teacher = student, teacher
 
-    def write(self, text: str, max_tokens: int, *, stop: bool) -> _Written:
-        """The student's next step, or the teacher's whole correction."""
+    def write(self, text: str, max_tokens: int, stop: str | None) -> _Written:
+        """The student's next step, or, without a stop string, the teacher's whole correction."""
         server = self._student if stop else self._teacher
-        body = {"prompt": text, "max_tokens": max_tokens, "stop": [DELIMITER] if stop else []}
-        (choice,) = server.post("/v1/completions", body)["choices"]
-        # An end token stops it without a text.
-        return _Written(choice["text"], bool(choice["text"]) and choice["finish_reason"] == "stop")
+        body = {"prompt": text, "max_tokens": max_tokens, "stop": [stop] if stop else []}
+        choice = self._choice(server, body)
+        return _Written(choice["text"], stop is not None and choice["stop_reason"] == stop)
 
-    def value(self, text: str, step: str) -> float:
-        """V of the step, from the log-probabilities after its context."""
-        start = len(encode(text))
+    def value(self, text: str, start: int, step: str) -> float:
+        """V of the step, from the log-probabilities after its context, which has `start` tokens."""
         body = {"prompt": text + step, "max_tokens": 1, "prompt_logprobs": 0}
-        (choice,) = self._teacher.post("/v1/completions", body)["choices"]
+        choice = self._choice(self._teacher, body)
         rows = choice["prompt_logprobs"][start:]
         return _mean([next(iter(row.values()))["logprob"] for row in rows])
 
     def entropy(self, text: str) -> float:
         """H of the next token."""
         body = {"prompt": text, "max_tokens": 1, "logprobs": _TOP_K}
-        (choice,) = self._teacher.post("/v1/completions", body)["choices"]
+        choice = self._choice(self._teacher, body)
         return _entropy(list(choice["logprobs"]["top_logprobs"][0].values()))
+
+    @staticmethod
+    def _choice(server: _Server, body: dict[str, Any]) -> Any:  # noqa: ANN401
+        body = {"model": server.model, "temperature": 0.0, **body}
+        return server.post("/v1/completions", body)["choices"][0]
 
 
 class PublishedLoop:
     """Runs trajectories, one after another."""
 
-    def __init__(self, kind: Literal["sglang", "vllm"], student: str, teacher: str) -> None:
+    def __init__(self, order: Order) -> None:
         calls = {"sglang": _SGLangCalls, "vllm": _VllmCalls}
-        self._calls = calls[kind](_Server(student), _Server(teacher))
+        student = _Server(order.student_url, order.student_model)
+        self._calls = calls[order.kind](student, _Server(order.teacher_url, order.teacher_model))
+        self._order = order
+        self._count = _counter(order.tokenizer)
 
-    def run(self, plan: Plan) -> Done:
+    def run(self, question: str) -> Done:
         """One trajectory, from the raw question on."""
         started = time.perf_counter()
-        context = plan.question
+        order, context = self._order, question
+        begin = start = self._count(question)
         texts: list[str] = []
         values: list[float] = []
-        score_calls = 0
         breach: int | None = None
-        while True:
-            written = self._calls.write(context, _MAX_STEP, stop=True)
-            if not written.text:
+        while breach is None and (left := begin + order.max_tokens - start) > 0:
+            written = self._calls.write(context, min(_MAX_STEP, left), order.delimiter)
+            if not written.text and not written.stopped:
                 break
-            step = written.text + (DELIMITER if written.stopped else "")
-            values.append(self._calls.value(context, step))
-            boundary = _boundary(self._calls.entropy(context))
-            score_calls += 2
-            texts.append(step)
-            if values[-1] < boundary:
+            texts.append(written.text + (order.delimiter if written.stopped else ""))
+            values.append(self._calls.value(context, start, texts[-1]))
+            if values[-1] < self._boundary(context):
                 breach = len(values) - 1
-                safe = plan.question + "".join(texts[: _bifurcation(values)])
-                self._calls.write(safe, _MAX_TOTAL, stop=False)
-                break
-            context += step
+                safe = question + "".join(texts[: _bifurcation(values)])
+                self._calls.write(safe, order.max_tokens, None)
             if not written.stopped:
                 break
-        return Done(time.perf_counter() - started, len(values), score_calls, breach)
+            context += texts[-1]
+            start = self._count(context)
+        return Done(time.perf_counter() - started, len(values), 2 * len(values), breach)
+
+    def _boundary(self, context: str) -> float:
+        """By the third of the step's requests."""
+        entropy = self._calls.entropy(context)
+        return self._order.base_threshold * math.exp(-_ENTROPY_SCALE * entropy)
+
+
+def _counter(tokenizer: str | None) -> Callable[[str], int]:
+    if tokenizer is None:
+        return lambda text: len(encode(text))
+    of_model = Tokenizer.from_file(tokenizer)
+    return lambda text: len(of_model.encode(text).ids)
 
 
 def _mean(logprobs: Sequence[float]) -> float:
@@ -205,37 +232,32 @@ def _entropy(logprobs: Sequence[float]) -> float:
     return -sum(share * math.log(share) for share in shares)
 
 
-def _boundary(entropy: float) -> float:
-    return _BASE_THRESHOLD * math.exp(-_ENTROPY_SCALE * entropy)
-
-
 def _bifurcation(values: Sequence[float]) -> int:
     if len(values) == 1:
         return 0
     return min(range(1, len(values)), key=lambda index: values[index] - values[index - 1])
 
 
-def _work(inbox: "connection.Connection", kind: Literal["sglang", "vllm"], urls: list[str]) -> None:
-    """A worker of the pool: one plan at a time, until it is told None."""
-    loop = PublishedLoop(kind, *urls)
-    while (plan := inbox.recv()) is not None:
-        inbox.send(loop.run(plan))
+def _work(inbox: connection.Connection, order: Order) -> None:
+    """A worker of the pool: one question at a time, until it is told None."""
+    loop = PublishedLoop(order)
+    while (question := inbox.recv()) is not None:
+        inbox.send(loop.run(question))
 
 
 def _main(order: Order) -> Report:
-    """Run the plans by the workers, each in a process of its own."""
+    """Answer the questions by the workers, each in a process of its own."""
     fork = multiprocessing.get_context("fork")
     pipes: list[connection.Connection] = []
     workers = []
     for _ in range(order.workers):
         ours, theirs = fork.Pipe()
-        urls = [order.student_url, order.teacher_url]
-        worker = fork.Process(target=_work, args=(theirs, order.kind, urls), daemon=True)
+        worker = fork.Process(target=_work, args=(theirs, order), daemon=True)
         worker.start()
         pipes.append(ours)
         workers.append(worker)
     started = time.perf_counter()
-    waiting = list(reversed(order.plans))
+    waiting = list(reversed(order.questions))
     done: list[Done] = []
     busy: list[connection.Connection] = []
     for pipe in pipes:
@@ -262,5 +284,5 @@ def _main(order: Order) -> Report:
 
 if __name__ == "__main__":
     asked = orjson.loads(sys.argv[1])
-    ordered = Order(**{**asked, "plans": tuple(Plan(**plan) for plan in asked["plans"])})
+    ordered = Order(**{**asked, "questions": tuple(asked["questions"])})
     sys.stdout.buffer.write(orjson.dumps(asdict(_main(ordered))) + b"\n")

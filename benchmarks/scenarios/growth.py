@@ -65,17 +65,13 @@ async def _ours(plans: list[Plan]) -> tuple[tuple[Point, ...], int]:
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(session())
         student = await stack.enter_async_context(simulator("vllm", _STUDENT))
-        pairs = {
-            f"pair{plan.seed}": Pair(
-                student, await stack.enter_async_context(simulator("vllm", _TEACHER))
-            )
-            for plan in plans
-        }
+        teachers = [await stack.enter_async_context(simulator("vllm", _TEACHER)) for _ in plans]
+        pairs = {f"pair{n}": Pair(student, teacher) for n, teacher in enumerate(teachers)}
         motab = await stack.enter_async_context(proxy(pairs))
         done = await together(trajectory(http, motab, f"pair{p.seed}", p) for p in plans)
         points = [
-            Point(plan.num_tokens, (await pair.teacher.counters()).tokens_prefilled)
-            for plan, pair in zip(plans, pairs.values(), strict=True)
+            Point(plan.num_tokens, (await teacher.counters()).tokens_prefilled)
+            for plan, teacher in zip(plans, teachers, strict=True)
         ]
         per_token = tuple(Point(point.x, point.y / point.x) for point in points)
         return per_token, sum(one.usage["score_calls"] for one in done)
@@ -86,7 +82,9 @@ async def _published(plans: list[Plan]) -> tuple[Point, ...]:
     async with simulator("vllm", _AT_ONCE) as student, simulator("vllm", _AT_ONCE) as teacher:
         for plan in plans:
             await teacher.reset()
-            await published_loop(Order("vllm", student.base_url, teacher.base_url, 1, (plan,)))
+            await published_loop(
+                Order("vllm", student.base_url, teacher.base_url, 1, (plan.question,))
+            )
             computed = (await teacher.counters()).tokens_prefilled
             points.append(Point(plan.num_tokens, computed / plan.num_tokens))
     return tuple(points)

@@ -3,23 +3,25 @@
 import asyncio
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 import yaml
 
 from benchmarks.figures import Figure, Findings, at_most, quantile
-from benchmarks.load import by_workers, chat, session
+from benchmarks.load import KEY, by_workers, chat, session
 from benchmarks.processes import Pair, Process, answering, child, free_port, proxy, simulator
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 from benchmarks.simulator.server import MODEL
 
 _RATES = Rates(decode_tok_s=100, stream_interval=8, prefill_tok_s=1e6)
-_LITELLM = Path(".venv-litellm/bin/litellm")
+_LITELLM = ".venv-litellm/bin/litellm"
 
 
 async def latency(*, quick: bool) -> Findings:
@@ -28,8 +30,11 @@ async def latency(*, quick: bool) -> Findings:
         http = await stack.enter_async_context(session())
         server = await stack.enter_async_context(simulator("vllm", _RATES))
         motab = await stack.enter_async_context(proxy({"pair": Pair(server, server)}))
-        ways = {"direct": (server.base_url, MODEL), "motab": (motab.base_url, "student/pair-student")}
-        has_litellm = _LITELLM.is_file()
+        ways = {
+            "direct": (server.base_url, MODEL),
+            "motab": (motab.base_url, "student/pair-student"),
+        }
+        has_litellm = shutil.which(_LITELLM) is not None
         if has_litellm:
             beside = await stack.enter_async_context(_litellm(server))
             ways["litellm"] = (beside.base_url, MODEL)
@@ -71,18 +76,15 @@ async def _above(
         seconds = await chat(http, url, model, plan)
         return (seconds - plan.num_tokens / _RATES.decode_tok_s) * 1000
 
-    def job(seed: int, num_tokens: int):  # noqa: ANN202
-        return lambda: one(Plan(seed, 1, num_tokens))
-
-    jobs = [job(seed, draw.randrange(20, 31)) for seed in range(num + concurrency)]
-    warm = await by_workers(concurrency, jobs[:concurrency])
-    del warm
+    plans = [Plan(seed, 1, draw.randrange(20, 31)) for seed in range(num + concurrency)]
+    jobs = [partial(one, plan) for plan in plans]
+    await by_workers(concurrency, jobs[:concurrency])  # opens the connections
     return await by_workers(concurrency, jobs[concurrency:])
 
 
 @asynccontextmanager
 async def _litellm(server: Process) -> AsyncIterator[Process]:
-    """litellm's proxy in front of the same server."""
+    """The proxy of litellm in front of the same server."""
     port = free_port()
     upstream = {
         "model": f"openai/{MODEL}",
@@ -93,8 +95,9 @@ async def _litellm(server: Process) -> AsyncIterator[Process]:
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "config.yaml", Path(folder) / "log"
         path.write_text(yaml.safe_dump(config), "utf-8")
-        command = [str(_LITELLM), "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
+        command = [_LITELLM, "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
         environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        environment["LITELLM_MASTER_KEY"] = KEY
         with log.open("wb") as output:
             async with child(command, stdout=output, stderr=output, env=environment) as process:
                 running = Process("litellm proxy", f"http://127.0.0.1:{port}", process.pid)

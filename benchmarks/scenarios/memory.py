@@ -15,14 +15,15 @@ from benchmarks.simulator.plan import Plan
 _STUDENT = Rates(decode_tok_s=1000, prefill_tok_s=1e7, max_running=4096, stream_interval=256)
 _TEACHER = Rates(decode_tok_s=1e6, prefill_tok_s=1e7, max_running=4096)
 _SAMPLE_S = 0.5
+_FLEET = 500
 
 
 async def memory(*, quick: bool) -> Findings:
     """Resident memory over time."""
-    num_long, num_short = (50, 1000) if quick else (500, 10_000)
+    num_long, num_short = (10, 1000) if quick else (100, 10_000)
     async with (
         session() as http,
-        simulator("sglang", _STUDENT) as student,
+        simulator("sglang", _STUDENT, errs=True) as student,
         simulator("sglang", _TEACHER) as teacher,
         proxy({"pair": Pair(student, teacher)}) as motab,
     ):
@@ -31,6 +32,7 @@ async def memory(*, quick: bool) -> Findings:
         long = Plan(1_000, 16, 2048)
         peak = await _peak(http, motab, [replace(long, seed=1000 + n) for n in range(num_long)])
         after = motab.rss_mb()
+    each = (peak - short[-1].y) / num_long
     tenth = short[len(short) // 10].y
     return Findings(
         (
@@ -46,7 +48,8 @@ async def memory(*, quick: bool) -> Findings:
                 peak,
                 "MB",
                 None,
-                f"{(peak - short[-1].y) / num_long:.2f} MB each; {after:.0f} MB afterwards",
+                f"{each:.2f} MB each, so {each * _FLEET + short[-1].y:.0f} MB for {_FLEET}; "
+                f"{after:.0f} MB afterwards",
             ),
         ),
         (

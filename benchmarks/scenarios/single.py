@@ -21,7 +21,7 @@ async def single(*, quick: bool) -> Findings:
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(session())
 
-        async def pair() -> Pair:
+        async def pair() -> Pair[Simulator]:
             student = await stack.enter_async_context(simulator("sglang", _STUDENT, errs=True))
             return Pair(student, await stack.enter_async_context(simulator("sglang", _TEACHER)))
 
@@ -37,7 +37,7 @@ async def single(*, quick: bool) -> Findings:
 
         async def run_theirs() -> None:
             urls = (theirs.student.base_url, theirs.teacher.base_url)
-            reports.append(await published_loop(Order("sglang", *urls, 1, (plan,))))
+            reports.append(await published_loop(Order("sglang", *urls, 1, (plan.question,))))
 
         async def run_plain() -> None:
             walls.append(await plain_stream(http, plain.student, plan))

@@ -57,9 +57,7 @@ async def waste(*, quick: bool) -> Findings:
             for index, teacher in enumerate(_TEACHERS)
         }
         motab = await stack.enter_async_context(proxy(pairs))
-        await together(
-            trajectory(http, motab, name, plan) for name in pairs for plan in plans
-        )
+        await together(trajectory(http, motab, name, plan) for name in pairs for plan in plans)
         points = [await _point(pair.student, pair.teacher, plans) for pair in pairs.values()]
     published = await _published(plans)
     figures = [
@@ -86,10 +84,13 @@ async def waste(*, quick: bool) -> Findings:
 
 async def _published(plans: list[Plan]) -> Point:
     at_once = Rates(decode_tok_s=1e9, prefill_tok_s=1e9)
-    async with simulator("vllm", at_once, errs=True) as student, simulator(
-        "vllm", at_once
-    ) as teacher:
-        order = Order("vllm", student.base_url, teacher.base_url, 1, tuple(plans))
+    async with (
+        simulator("vllm", at_once, errs=True) as student,
+        simulator("vllm", at_once) as teacher,
+    ):
+        order = Order(
+            "vllm", student.base_url, teacher.base_url, 1, tuple(plan.question for plan in plans)
+        )
         await published_loop(order)
         return await _point(student, teacher, plans)
 

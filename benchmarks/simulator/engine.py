@@ -96,7 +96,6 @@ class Running:
                 return
             done, size = done + len(ids), interval
 
-
     async def whole(self, max_tokens: int, stops: Sequence[str]) -> Chunk:
         """The continuation at once, when its last token is due.
 

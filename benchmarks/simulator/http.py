@@ -82,7 +82,7 @@ class _Connection(asyncio.Protocol):
     async def _answer(self, path: str, body: bytes, reply: Reply) -> None:
         try:
             await self._handler(path, body, reply)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a fault of the simulator's: seen by its client, too
             _log.exception("%s failed", path)
             if self._transport is not None:
                 self._transport.abort()

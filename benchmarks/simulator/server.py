@@ -9,7 +9,7 @@ from typing import Literal
 import orjson
 import uvloop
 
-from benchmarks.simulator.engine import Counters, Engine, Rates
+from benchmarks.simulator.engine import Engine, Rates
 from benchmarks.simulator.http import Reply, serve_http
 from benchmarks.simulator.sglang import SGLangWire
 from benchmarks.simulator.vllm import VllmWire

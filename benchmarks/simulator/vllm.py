@@ -21,7 +21,7 @@ from benchmarks.simulator.words import (
 _BLOCK = 16
 _HEAD = b'"id":"cmpl-0","object":"text_completion","created":1795334375,"model":"sim"'
 _STRINGS = [orjson.dumps(text) for text in VOCABULARY]
-_TOLD = [b'{%s:-0.5}' % string for string in _STRINGS]
+_TOLD = [b"{%s:-0.5}" % string for string in _STRINGS]
 _CANDIDATES = range(10**6, 10**6 + len(TOP_LOGPROBS))
 """Outside of the vocabulary: nobody asks what they are."""
 _TOP_ROW = b",".join(
@@ -100,7 +100,12 @@ class VllmWire:
             told = b'"text":%s' % text
             told += b',"logprobs":%s' % _logprobs(written.ids, asked)
             told += b',"prompt_logprobs":%s' % _prompt_logprobs(ids, asked)
-        choice = b'{"index":0,%s,"finish_reason":"%s"}' % (told, str(written.end).encode())
+        stopped_by = orjson.dumps(VOCABULARY[written.ids[-1]] if ends_at_stop else None)
+        choice = b'{"index":0,%s,"finish_reason":"%s","stop_reason":%s}' % (
+            told,
+            str(written.end).encode(),
+            stopped_by,
+        )
         reply.json(b'{%s,"choices":[%s],"usage":%s}' % (_HEAD, choice, usage))
 
 

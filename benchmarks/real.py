@@ -1,0 +1,112 @@
+"""The same comparison on real servers that are running: `python -m benchmarks.real --help`.
+
+Both sides get raw prompts and write greedily, so the student's text is the same. The base threshold
+is 0, so that no trajectory strays: what is compared is the way to the end.
+"""
+
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+import aiohttp
+import orjson
+import typer
+import uvloop
+from rich.console import Console
+
+from benchmarks.figures import Figure, Findings
+from benchmarks.load import post, session, together
+from benchmarks.processes import Pair, Process, Served, proxy, published_loop
+from benchmarks.published_loop import Order, Report
+from benchmarks.report import show, write
+
+_DELIMITER = "\n"
+_PAIR = "pair"
+
+
+def main(
+    *,
+    student_url: Annotated[str, typer.Option(help="The student's server, without /v1.")],
+    student_model: Annotated[str, typer.Option(help="Its model's name there.")],
+    tokenizer: Annotated[Path, typer.Option(help="The folder of both models' tokenizer.")],
+    teacher_url: Annotated[str | None, typer.Option(help="The student's, if left out.")] = None,
+    teacher_model: Annotated[str | None, typer.Option(help="The student's, if left out.")] = None,
+    kind: Annotated[Literal["vllm", "sglang"], typer.Option(help="Of both servers.")] = "vllm",
+    num: Annotated[int, typer.Option(help="Trajectories.")] = 4,
+    max_tokens: Annotated[int, typer.Option(help="Of each.")] = 160,
+    output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/bench-real"),
+) -> None:
+    """Measure the proxy beside the published loop on running servers."""
+    student = Served(student_url, kind, student_model, str(tokenizer))
+    teacher = Served(
+        teacher_url or student_url, kind, teacher_model or student_model, str(tokenizer)
+    )
+    started = time.perf_counter()
+    found = {"real": uvloop.run(_compare(Pair(student, teacher), _questions(num), max_tokens))}
+    show(found, Console(width=170))
+    write(found, output, quick=False, seconds=time.perf_counter() - started)
+
+
+def _questions(num: int) -> list[str]:
+    lines = (files("configs") / "demo_questions.jsonl").read_text("utf-8").splitlines()
+    return [f"Question: {orjson.loads(line)['question']}\nAnswer:\n" for line in lines[:num]]
+
+
+async def _compare(pair: Pair[Served], questions: list[str], max_tokens: int) -> Findings:
+    async with session() as http, proxy({_PAIR: pair}) as motab:
+        # Both kinds of request once, for a server's first of each is slow.
+        await _trajectory(http, motab, "Warm up:\n", 16, _PAIR)
+        plain = await _trajectory(http, motab, questions[0], max_tokens, f"student/{_PAIR}-student")
+        one = await _trajectory(http, motab, questions[0], max_tokens, _PAIR)
+        started = time.perf_counter()
+        await together(_trajectory(http, motab, q, max_tokens, _PAIR) for q in questions)
+        all_s = time.perf_counter() - started
+    alone = await _published(pair, questions, max_tokens, 1)
+    pool = await _published(pair, questions, max_tokens, len(questions))
+    first = next(done.seconds for done in alone.done)
+    num = len(questions)
+    return Findings(
+        (
+            Figure("one: wall / plain student text", one / plain, "", None, f"{one:.1f} s"),
+            Figure("one: the published loop's wall / ours", first / one, detail=f"{first:.1f} s"),
+            Figure(f"{num}: its wall / ours", alone.seconds / all_s, detail=f"{all_s:.1f} s"),
+            Figure(f"{num}: its pool's wall / ours", pool.seconds / all_s),
+        ),
+        conditions={"student": pair.student.model, "teacher": pair.teacher.model},
+    )
+
+
+async def _trajectory(
+    http: aiohttp.ClientSession, motab: Process, prompt: str, max_tokens: int, model: str
+) -> float:
+    options = {"delimiter": _DELIMITER, "base_threshold": 0.0}
+    body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0}
+    started = time.perf_counter()
+    await post(http, f"{motab.base_url}/v1/motab/completions", body | {"motab": options})
+    return time.perf_counter() - started
+
+
+async def _published(
+    pair: Pair[Served], questions: list[str], max_tokens: int, workers: int
+) -> Report:
+    order = Order(
+        pair.student.kind,
+        pair.student.base_url,
+        pair.teacher.base_url,
+        workers,
+        tuple(questions),
+        pair.student.model,
+        pair.teacher.model,
+        tokenizer=f"{pair.student.tokenizer}/tokenizer.json",
+        delimiter=_DELIMITER,
+        base_threshold=0.0,
+        max_tokens=max_tokens,
+    )
+    return await published_loop(order)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
