@@ -66,13 +66,20 @@ eval-env: $(EVALSCOPE)/.nltk  ## the environment of motab eval's named benchmark
 test-evalscope: $(VENV)/.dev $(EVALSCOPE)/.nltk  ## the named benchmarks with EvalScope itself
 	$(BIN)/pytest tests/evalscope
 
+.PHONY: bench
+bench: $(VENV)/.dev  ## the proxy's speed on simulated servers, beside the published loop; ten minutes
+	$(BIN)/python -m benchmarks
+
+.PHONY: bench-env
+bench-env: .venv-litellm/.installed  ## the environment of litellm's proxy, which make bench then measures, too
+
 .PHONY: hooks
 hooks: $(VENV)/.dev  ## run the checks at every commit
 	$(BIN)/pre-commit install
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf $(VENV) $(SERVERS) $(REFERENCE) $(TRAINER) $(EVALSCOPE) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) $(REFERENCE) $(TRAINER) $(EVALSCOPE) .venv-litellm runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The lock files hold every hash; `make lock` renews them. TORCH tells uv where PyTorch's CPU build is,
 # such as TORCH="--extra-index-url https://download.pytorch.org/whl/cpu".
@@ -89,7 +96,7 @@ lock: $(VENV)/.dev
 	$$compile requirements/build.in -c requirements/dev.lock -o requirements/build.lock && \
 	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
 	$$compile requirements/nltk.in --no-deps -o requirements/nltk.lock && \
-	for name in servers reference trainer evalscope; do \
+	for name in servers reference trainer evalscope litellm; do \
 		$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.11 \
 		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
 		$(TORCH) requirements/$$name.in -o requirements/$$name.lock || exit 1; done

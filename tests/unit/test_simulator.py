@@ -11,7 +11,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from benchmarks.processes import Simulator, simulator
+from benchmarks.figures import Figure, at_least, at_most
+from benchmarks.processes import Simulator, published_loop, simulator
+from benchmarks.published_loop import Order
 from benchmarks.simulator.cache import PrefixCache
 from benchmarks.simulator.engine import Chunk, Engine, Rates, Reuse
 from benchmarks.simulator.plan import Plan, read_context
@@ -252,3 +254,28 @@ async def test_equal_requests_have_equal_answers(kind: Kind) -> None:
         async with running(kind) as (_, post):
             answers.append(await post(path, scoring_body(kind, ids, 8)))
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+async def test_the_published_loop_asks_three_times_a_step_and_finds_the_breach(kind: Kind) -> None:
+    async with simulator(kind, FAST, errs=True) as student, simulator(kind, FAST) as teacher:
+        urls = (student.base_url, teacher.base_url)
+        safe = Plan(8, 4, 8)
+        report = await published_loop(Order(kind, *urls, 2, (PLAN.question, safe.question)))
+        asked, scored = await student.counters(), await teacher.counters()
+    by_steps = sorted(report.done, key=lambda done: done.breach is None)
+    assert [(done.num_steps, done.score_calls, done.breach) for done in by_steps] == [
+        (4, 8, 3),
+        (4, 8, None),
+    ]
+    assert report.num_processes == 3
+    assert asked.requests == 4 + 5  # the last one finds that the text is over
+    assert scored.requests == 8 + 8 + 1  # and the correction
+    assert asked.tokens_decoded == 4 * 8 + 4 * 8 + 1
+
+
+def test_a_figure_says_whether_its_target_was_reached() -> None:
+    assert Figure("x", 1.0, target=at_most(1.0)).reached is True
+    assert Figure("x", 1.1, target=at_most(1.0)).reached is False
+    assert Figure("x", 1.0, target=at_least(1.1)).reached is False
+    assert Figure("x", 1.0).reached is None
