@@ -50,21 +50,29 @@ def main(
         raise typer.BadParameter(f"there are {', '.join(_SCENARIOS)}", param_hint="--only")
     logging.basicConfig(level=logging.WARNING)
     started = time.perf_counter()
-    findings = uvloop.run(_run(set(only or _SCENARIOS), quick=quick))
+    failures: list[str] = []
+    findings = uvloop.run(_run(set(only or _SCENARIOS), failures, quick=quick))
     seconds = time.perf_counter() - started
     show(findings, _console)
     write(findings, output, quick=quick, seconds=seconds)
     _console.print(f"{seconds:.0f} s; {output / 'bench.json'}, {output / 'bench.html'}")
+    if failures:
+        raise typer.Exit(1)
 
 
-async def _run(wanted: set[str], *, quick: bool) -> dict[str, Findings]:
+async def _run(wanted: set[str], failures: list[str], *, quick: bool) -> dict[str, Findings]:
+    """What the scenarios found; one that fails is shown and does not cost the others' figures."""
     found: dict[str, Findings] = {}
 
     async def group(names: tuple[str, ...]) -> None:
         for name in names:
             if name in wanted:
                 started = time.perf_counter()
-                found[name] = await _SCENARIOS[name](quick=quick)
+                try:
+                    found[name] = await _SCENARIOS[name](quick=quick)
+                except Exception:  # noqa: BLE001 - whatever it was, the exit code tells, too
+                    failures.append(name)
+                    _console.print_exception()
                 _console.print(f"{name}: {time.perf_counter() - started:.0f} s", style="dim")
 
     for stage in _STAGES:

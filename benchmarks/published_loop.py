@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing import connection
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import orjson
@@ -106,6 +106,20 @@ class _Written:
     """By the delimiter; else the text is over."""
 
 
+class _Calls(Protocol):
+    def write(self, text: str, max_tokens: int, stop: str | None) -> _Written:
+        """The student's next step, or, without a stop string, the teacher's whole correction."""
+        ...
+
+    def value(self, text: str, start: int, step: str) -> float:
+        """V of the step, from the log-probabilities after its context, which has `start` tokens."""
+        ...
+
+    def entropy(self, text: str) -> float:
+        """H of the next token."""
+        ...
+
+
 class _SGLangCalls:
     """The three calls on SGLang."""
 
@@ -113,7 +127,6 @@ class _SGLangCalls:
         self._student, self._teacher = student, teacher
 
     def write(self, text: str, max_tokens: int, stop: str | None) -> _Written:
-        """The student's next step, or, without a stop string, the teacher's whole correction."""
         sampled = {"temperature": 0.0, "max_new_tokens": max_tokens, "stop": [stop] if stop else []}
         server = self._student if stop else self._teacher
         reply = server.post("/generate", {"text": text, "sampling_params": sampled})
@@ -121,7 +134,6 @@ class _SGLangCalls:
         return _Written(reply["text"], stop is not None and matched == stop)
 
     def value(self, text: str, start: int, step: str) -> float:
-        """V of the step, from the log-probabilities after its context, which has `start` tokens."""
         body = {
             "text": text + step,
             "sampling_params": {"max_new_tokens": 1},
@@ -132,7 +144,6 @@ class _SGLangCalls:
         return _mean([row[0] for row in reply["meta_info"]["input_token_logprobs"][1:]])
 
     def entropy(self, text: str) -> float:
-        """H of the next token."""
         body = {
             "text": text,
             "sampling_params": {"max_new_tokens": 1},
@@ -150,21 +161,18 @@ class _VllmCalls:
         self._student, self._teacher = student, teacher
 
     def write(self, text: str, max_tokens: int, stop: str | None) -> _Written:
-        """The student's next step, or, without a stop string, the teacher's whole correction."""
         server = self._student if stop else self._teacher
         body = {"prompt": text, "max_tokens": max_tokens, "stop": [stop] if stop else []}
         choice = self._choice(server, body)
         return _Written(choice["text"], stop is not None and choice["stop_reason"] == stop)
 
     def value(self, text: str, start: int, step: str) -> float:
-        """V of the step, from the log-probabilities after its context, which has `start` tokens."""
         body = {"prompt": text + step, "max_tokens": 1, "prompt_logprobs": 0}
         choice = self._choice(self._teacher, body)
         rows = choice["prompt_logprobs"][start:]
         return _mean([next(iter(row.values()))["logprob"] for row in rows])
 
     def entropy(self, text: str) -> float:
-        """H of the next token."""
         body = {"prompt": text, "max_tokens": 1, "logprobs": _TOP_K}
         choice = self._choice(self._teacher, body)
         return _entropy(list(choice["logprobs"]["top_logprobs"][0].values()))
@@ -179,9 +187,13 @@ class PublishedLoop:
     """Runs trajectories, one after another."""
 
     def __init__(self, order: Order) -> None:
-        calls = {"sglang": _SGLangCalls, "vllm": _VllmCalls}
         student = _Server(order.student_url, order.student_model)
-        self._calls = calls[order.kind](student, _Server(order.teacher_url, order.teacher_model))
+        teacher = _Server(order.teacher_url, order.teacher_model)
+        self._calls: _Calls = (
+            _SGLangCalls(student, teacher)
+            if order.kind == "sglang"
+            else _VllmCalls(student, teacher)
+        )
         self._order = order
         self._count = _counter(order.tokenizer)
 

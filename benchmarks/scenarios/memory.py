@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 import aiohttp
 
@@ -71,9 +72,8 @@ async def _short(http: aiohttp.ClientSession, motab: Process, num: int) -> tuple
         plans = [
             Plan(seed, 3, 10, 1 if seed % 4 == 0 else None) for seed in range(start, start + size)
         ]
-        await by_workers(
-            32, [lambda plan=plan: trajectory(http, motab, "pair", plan) for plan in plans]
-        )
+        jobs = [partial(trajectory, http, motab, "pair", plan) for plan in plans]
+        await by_workers(32, jobs)
         points.append(Point(start + size, motab.rss_mb()))
     return tuple(points)
 

@@ -75,8 +75,11 @@ async def waste(*, quick: bool) -> Findings:
             detail=f"teacher tokens / length {published.x:.1f}",
         )
     )
-    curves = {"motab on SGLang": (points[0],), "published loop on vLLM": (published,)}
-    curves["motab on vLLM, by its prefill rate"] = tuple(points[1:])
+    curves = {
+        "motab on SGLang": tuple(points[:1]),
+        "motab on vLLM, by its prefill rate": tuple(points[1:]),
+        "published loop on vLLM": (published,),
+    }
     title = "After a breach: what scoring costs, and what is written in vain"
     chart = Chart(title, "teacher tokens computed / length", "student tokens wasted / kept", curves)
     return Findings(tuple(figures), (chart,), {"student": f"100 tok/s, times / {_SPEED}"})

@@ -49,8 +49,8 @@ class SimulatedServer:
 
     def __init__(self, settings: Settings) -> None:
         self._engine = Engine(settings.rates, settings.errs)
-        wires = {"sglang": SGLangWire, "vllm": VllmWire}
-        self._wire = wires[settings.kind](self._engine)
+        wire = SGLangWire if settings.kind == "sglang" else VllmWire
+        self._wire = wire(self._engine)
 
     async def handle(self, path: str, body: bytes, reply: Reply) -> None:
         """One request."""
