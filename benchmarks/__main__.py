@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -49,35 +50,51 @@ def main(
     if unknown:
         raise typer.BadParameter(f"there are {', '.join(_SCENARIOS)}", param_hint="--only")
     logging.basicConfig(level=logging.WARNING)
-    started = time.perf_counter()
-    failures: list[str] = []
-    findings = uvloop.run(_run(set(only or _SCENARIOS), failures, quick=quick))
-    seconds = time.perf_counter() - started
-    show(findings, _console)
-    write(findings, output, quick=quick, seconds=seconds)
-    _console.print(f"{seconds:.0f} s; {output / 'bench.json'}, {output / 'bench.html'}")
-    if failures:
+    run = _Run(set(only or _SCENARIOS), output, quick=quick)
+    uvloop.run(run.all())
+    show(run.findings, _console)
+    _console.print(f"{run.seconds:.0f} s; {output / 'bench.json'}, {output / 'bench.html'}")
+    if run.failures:
         raise typer.Exit(1)
 
 
-async def _run(wanted: set[str], failures: list[str], *, quick: bool) -> dict[str, Findings]:
-    """What the scenarios found; one that fails is shown and does not cost the others' figures."""
-    found: dict[str, Findings] = {}
+@dataclass(slots=True)
+class _Run:
+    """The scenarios that are wanted; what is found is written after each of them."""
 
-    async def group(names: tuple[str, ...]) -> None:
+    wanted: set[str]
+    output: Path
+    quick: bool = field(kw_only=True)
+    findings: dict[str, Findings] = field(init=False, default_factory=dict)
+    failures: list[str] = field(init=False, default_factory=list)
+    _started: float = field(init=False, default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Since the begin."""
+        return time.perf_counter() - self._started
+
+    async def all(self) -> None:
+        """One stage after another."""
+        for stage in _STAGES:
+            await together(self._group(names) for names in stage)
+
+    async def _group(self, names: tuple[str, ...]) -> None:
         for name in names:
-            if name in wanted:
-                started = time.perf_counter()
-                try:
-                    found[name] = await _SCENARIOS[name](quick=quick)
-                except Exception:  # noqa: BLE001 - whatever it was, the exit code tells, too
-                    failures.append(name)
-                    _console.print_exception()
-                _console.print(f"{name}: {time.perf_counter() - started:.0f} s", style="dim")
+            if name in self.wanted:
+                await self._one(name)
 
-    for stage in _STAGES:
-        await together(group(names) for names in stage)
-    return {name: found[name] for name in _SCENARIOS if name in found}
+    async def _one(self, name: str) -> None:
+        """One that fails is shown, and does not cost the others' figures."""
+        began = self.seconds
+        try:
+            self.findings[name] = await _SCENARIOS[name](quick=self.quick)
+        except Exception:  # noqa: BLE001 - whatever it was, the exit code tells, too
+            self.failures.append(name)
+            _console.print_exception()
+            return
+        _console.print(f"{name}: {self.seconds - began:.0f} s", style="dim")
+        write(self.findings, self.output, quick=self.quick, seconds=self.seconds)
 
 
 if __name__ == "__main__":
