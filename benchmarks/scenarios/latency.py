@@ -39,7 +39,7 @@ async def latency(*, quick: bool) -> Findings:
             beside = await stack.enter_async_context(_litellm(server))
             ways["litellm"] = (beside.base_url, MODEL)
         figures: list[Figure] = []
-        for concurrency, num in ((1, 80), (16, 960), (64, 2560)):
+        for concurrency, num in ((1, 60), (16, 640), (64, 1920)):
             above = {
                 way: await _above(http, url, model, concurrency, num // 8 if quick else num)
                 for way, (url, model) in ways.items()

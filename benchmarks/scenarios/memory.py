@@ -21,7 +21,7 @@ _FLEET = 500
 
 async def memory(*, quick: bool) -> Findings:
     """Resident memory over time."""
-    num_long, num_short = (10, 1000) if quick else (100, 10_000)
+    num_long, num_short = (8, 1000) if quick else (32, 10_000)
     async with (
         session() as http,
         simulator("sglang", _STUDENT, errs=True) as student,
@@ -30,7 +30,7 @@ async def memory(*, quick: bool) -> Findings:
     ):
         fresh = motab.rss_mb()
         short = await _short(http, motab, num_short)
-        long = Plan(1_000, 16, 2048)
+        long = Plan(1_000, 64, 512)
         peak = await _peak(http, motab, [replace(long, seed=1000 + n) for n in range(num_long)])
         after = motab.rss_mb()
     each = (peak - short[-1].y) / num_long
