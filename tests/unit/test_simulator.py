@@ -141,11 +141,15 @@ async def test_the_cache_serves_a_request_up_to_its_limit_in_whole_pages() -> No
     assert await computed(engine, ids, Reuse(page=16)) == 4
 
 
-async def test_what_was_written_is_in_the_cache() -> None:
+@pytest.mark.parametrize("streams", [True, False])
+async def test_what_was_written_is_in_the_cache(streams: bool) -> None:
     engine = Engine(FAST, errs=False)
     prompt = prompt_of(PLAN)
     async with engine.admitted(prompt, Reuse()) as running:
-        written = (await running.whole(10, ())).ids
+        if streams:
+            written = [token async for chunk in running.write(10, 4) for token in chunk.ids]
+        else:
+            written = (await running.whole(10, ())).ids
     assert await computed(engine, [*prompt, *written, 9], Reuse()) == 1
 
 
