@@ -1,5 +1,6 @@
 """`python -m benchmarks`: runs the scenarios and says what was reached."""
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import uvloop
 from rich.console import Console
 
 from benchmarks.figures import Findings, Scenario
+from benchmarks.lag import TOO_LATE_MS, Lag
 from benchmarks.load import together
 from benchmarks.report import show, write
 from benchmarks.scenarios.fleet import fleet
@@ -86,13 +88,20 @@ class _Run:
 
     async def _one(self, name: str) -> None:
         """One that fails is shown, and does not cost the others' figures."""
-        began = self.seconds
+        began, lag = self.seconds, Lag()
+        watching = asyncio.create_task(lag.watch())
         try:
             self.findings[name] = await _SCENARIOS[name](quick=self.quick)
         except Exception:  # noqa: BLE001 - whatever it was, the exit code tells, too
             self.failures.append(name)
             _console.print_exception()
             return
+        finally:
+            watching.cancel()
+        late = self.findings[name].conditions["late wake-ups, p99 ms"] = lag.p99_ms()
+        if late > TOO_LATE_MS:
+            message = f"{name}: the machine was busy (wake-ups {late:.0f} ms late): measure again"
+            _console.print(message, style="yellow")
         _console.print(f"{name}: {self.seconds - began:.0f} s", style="dim")
         write(self.findings, self.output, quick=self.quick, seconds=self.seconds)
 
