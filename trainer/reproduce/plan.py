@@ -1,6 +1,6 @@
 """How large a reproduction is, and where everything of it lies."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,8 +40,8 @@ class Scale:
 TINY: Final = Scale(
     arms=ARMS,
     seeds=(1, 2, 3),
-    num_questions=480,
-    num_test=200,
+    num_questions=400,
+    num_test=120,
     num_samples=8,
     num_terms=(4, 5, 6),
     num_steps=60,
@@ -53,21 +53,15 @@ TINY: Final = Scale(
     test_temperature=0.6,
     max_tokens=256,
 )
-SMOKE: Final = Scale(
+SMOKE: Final = replace(
+    TINY,
     arms=tuple(arm for arm in ARMS if arm.name in {"sft", "motab"}),
     seeds=(1,),
     num_questions=24,
     num_test=12,
     num_samples=2,
-    num_terms=(4, 5, 6),
     num_steps=3,
     batch_size=8,
-    learning_rate=5e-4,
-    base_threshold=0.6,
-    entropy_scale=0.5,
-    temperature=1.0,
-    test_temperature=0.6,
-    max_tokens=256,
 )
 
 
