@@ -1,7 +1,7 @@
 """Exports that keep everything: Parquet files, and folders that `datasets` loads from disk.
 
-The columns are the record's fields, `params` as JSON text for its names vary, and `loss_spans`, the
-characters of the output to learn from.
+The columns are the record's fields, `params` and a verification's `scores` as JSON text for their
+names vary, and `loss_spans`, the characters of the output to learn from.
 """
 
 import shutil
@@ -83,6 +83,9 @@ def row_of(record: Record, mask: Mask) -> dict[str, Any]:
     """The record as a row of the table."""
     fields = record.model_dump()
     fields["params"] = orjson.dumps(record.params).decode()
+    if record.verification is not None:
+        scores = dict(record.verification.scores)
+        fields["verification"]["scores"] = orjson.dumps(scores).decode()
     fields["loss_spans"] = [asdict(span) for span in loss_spans(record, mask)]
     return fields
 
@@ -109,6 +112,7 @@ def _schema() -> Any:  # noqa: ANN401
     motab = dict.fromkeys(MotabUsage.model_fields, count)
     usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), count)
     numbers = dict.fromkeys(("value", "entropy", "boundary", "td_error"), real)
+    logprobs = arrow.struct({"ends": arrow.list_(count), "logprobs": arrow.list_(real)})
     return arrow.schema(
         {
             "id": text,
@@ -140,7 +144,8 @@ def _schema() -> Any:  # noqa: ANN401
             "attempts": count,
             "seconds": real,
             "motab_version": text,
-            "verification": arrow.struct({"rule": text, "fault": text}),
+            "verification": arrow.struct({"rule": text, "fault": text, "scores": text}),
+            "token_logprobs": arrow.struct({"student": logprobs, "teacher": logprobs}),
             "loss_spans": listed(start=count, end=count),
         }
     )

@@ -16,7 +16,7 @@ from synth_client.export import FORMATS, MARKER, Export, Format, export
 from synth_client.filters import Filters
 from synth_client.masks import Mask
 from synth_client.record import Record
-from tests.unit.test_record import breached, record_of, spans_of, unbroken
+from tests.unit.test_record import breached, record_of, scored, spans_of, unbroken
 
 THINKING = "<think>\nIs it 36?\n</think>\n\n  Yes: “36” \U0001f34e\r\n\t\\boxed{36}\n\n"
 CONVERSATION = [
@@ -27,7 +27,10 @@ CONVERSATION = [
 ]
 RECORDS = [
     record_of(breached()),
-    record_of(unbroken(sample=1)),
+    record_of(
+        scored()
+        | {"sample": 1, "verification": {"rule": "x", "fault": None, "scores": {"strict": 0.5}}}
+    ),
     record_of(
         unbroken(
             id="thinks",
@@ -124,6 +127,9 @@ def test_alpaca_keeps_the_turns_before_apart(tmp_path: Path) -> None:
 def back(row: dict[str, Any]) -> Record:
     """The record that a row of a table was made from."""
     fields = {name: value for name, value in row.items() if name != "loss_spans"}
+    if fields["verification"] is not None:
+        scores = orjson.loads(fields["verification"]["scores"])
+        fields["verification"] = {**fields["verification"], "scores": scores}
     return Record.from_json_line(orjson.dumps(fields | {"params": orjson.loads(row["params"])}))
 
 
