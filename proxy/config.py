@@ -189,7 +189,8 @@ class EmbeddedConfig(_Upstream):
 
     kind: Literal["embedded"]
     model: str
-    """A GGUF file's path, or `package:NAME` for one inside an installed package."""
+    """A GGUF file, or a Hugging Face folder with a Llama: a path, `package:NAME` for the file of an
+    installed package, or `package:NAME/PATH` for what lies inside one."""
     reasoning: _Reasoning = "auto"
     """How its model thinks; `auto` finds out from its chat template."""
     slots: int = Field(4, ge=1)

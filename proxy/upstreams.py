@@ -13,7 +13,7 @@ from proxy.backends.base import Call, MarkupReader, Scorer
 from proxy.backends.calls import Calls, Patience
 from proxy.backends.chat_text import CountingReader
 from proxy.backends.embedded import embedded_server
-from proxy.backends.gguf_files import dequantized, gguf_path
+from proxy.backends.gguf_files import converted, dequantized, model_path
 from proxy.backends.http import UpstreamClient
 from proxy.backends.judge import find_judges
 from proxy.backends.litellm import HostedModel, LiteLLM
@@ -245,20 +245,30 @@ async def _local_reader(
     name: str, config: _ServerConfig, template: ChatTemplate | None
 ) -> LocalReader | None:
     """The tokenizer that the configuration names, where the server's own is not used."""
-    if isinstance(config, EmbeddedConfig) or config.tokenizer == "server":
+    source = _tokenizer_of(config)
+    if source == "server":
         return None
     try:
-        reader = await asyncio.to_thread(load_tokenizer, config.tokenizer, template)
+        reader = await asyncio.to_thread(load_tokenizer, source, template)
     except ConfigError as error:
         raise ConfigError(f"upstreams.{name}.{error}") from error
-    if config.tokenizer.startswith(TIKTOKEN) and not reader.has_template:
-        message = f"{config.tokenizer} has no chat template: set chat_template beside it"
+    if source.startswith(TIKTOKEN) and not reader.has_template:
+        message = f"{source} has no chat template: set chat_template beside it"
         raise ConfigError(f"upstreams.{name}.tokenizer: {message}")
     return reader
 
 
+def _tokenizer_of(config: _ServerConfig) -> str:
+    if not isinstance(config, EmbeddedConfig):
+        return config.tokenizer
+    path = model_path(config.model)
+    return str(path) if path.is_dir() else "server"
+
+
 def _model_file(config: EmbeddedConfig) -> Path:
-    path = gguf_path(config.model)
+    path = model_path(config.model)
+    if path.is_dir():
+        return converted(path)
     return dequantized(path) if config.dequantize else path
 
 

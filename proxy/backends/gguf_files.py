@@ -1,13 +1,15 @@
-"""GGUF model files: found on disk or inside Python packages, and unpacked for exact scoring."""
+"""Model files: found on disk or inside Python packages, and turned into what is to be served."""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module, metadata
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy.backends.gguf_convert import FILES, write_gguf
 from proxy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,22 +24,39 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "motab"
 
 
-def gguf_path(model: str) -> Path:
-    """The GGUF file that `model` names: a path, or `package:NAME` for one inside a package.
+def model_path(model: str) -> Path:
+    """The GGUF file or Hugging Face folder that `model` names.
 
-    A package that carries its file in parts (and an `assemble` function) is put together once,
-    in the cache. Raises `ConfigError` where there is no such file or package.
+    It is a path, or `package:NAME` for the GGUF file inside an installed distribution, or
+    `package:NAME/PATH` for a file or folder inside a package that can be imported. A distribution
+    that carries its file in parts (and an `assemble` function) is put together once, in the
+    cache. Raises `ConfigError` where there is no such thing.
     """
     if not model.startswith(_PACKAGE_PREFIX):
         path = Path(model).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"no GGUF file at '{path}'; name a file, or package:NAME")
+        if not path.exists():
+            raise ConfigError(f"no GGUF file or folder at '{path}'; name one, or package:NAME")
         return path
-    name = model.removeprefix(_PACKAGE_PREFIX)
+    name, _, inside = model.removeprefix(_PACKAGE_PREFIX).partition("/")
+    return _within(name, inside) if inside else _distributed(name)
+
+
+def _within(package: str, inside: str) -> Path:
+    try:
+        path = Path(str(files(package))) / inside
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the package '{package}' cannot be imported") from error
+    if not path.exists():
+        raise ConfigError(f"the package '{package}' has no '{inside}'")
+    return path
+
+
+def _distributed(name: str) -> Path:
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError as error:
-        message = f"the package '{name}' is not installed (`make demo` installs the demo's models)"
+        hint = "`make demo-pretrained` installs that demo's models"
+        message = f"the package '{name}' is not installed ({hint})"
         raise ConfigError(message) from error
     for file in distribution.files or ():
         if file.suffix == ".gguf":
@@ -57,6 +76,21 @@ def _assembled(package: str) -> Path:
     if not target.exists():
         with _written_aside(target) as aside:
             module.assemble(aside)
+    return target
+
+
+def converted(folder: Path) -> Path:
+    """The GGUF file of a Hugging Face folder: in the cache, made once for what the folder holds.
+
+    Raises `ConfigError` for a model that `write_gguf` cannot convert.
+    """
+    held = hashlib.sha256()
+    for path in (folder / name for name in FILES):
+        held.update(_fingerprint(path).encode() if path.is_file() else b"none")
+    target = cache_dir() / "models" / f"{folder.name}-{held.hexdigest()[:12]}-f32.gguf"
+    if not target.exists():
+        with _written_aside(target) as aside:
+            write_gguf(folder, aside)
     return target
 
 

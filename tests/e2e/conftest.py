@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from proxy.backends.embedded_server import LISTENING
-from proxy.backends.gguf_files import gguf_path
+from proxy.backends.gguf_files import model_path
 from proxy.demo import demo_config
 
 API_KEY = "test-key"
@@ -122,13 +122,13 @@ def write_config(path: Path, student_url: str, teacher_url: str) -> None:
 
 @pytest.fixture(scope="session")
 def student_url() -> Iterator[str]:
-    with llama_server(gguf_path(demo_config().upstreams["student"].model)) as url:
+    with llama_server(model_path(demo_config().upstreams["student"].model)) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def teacher_url() -> Iterator[str]:
-    with llama_server(gguf_path(demo_config().upstreams["teacher"].model)) as url:
+    with llama_server(model_path(demo_config().upstreams["teacher"].model)) as url:
         yield url
 
 

