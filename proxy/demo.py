@@ -1,10 +1,11 @@
-"""`motab demo`: the proxy with two small real models, asked the bundled questions over HTTP."""
+"""`motab demo`: the proxy with two small models, asked the bundled questions over HTTP."""
 
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -23,20 +24,31 @@ from synth_client.report import write_report
 from synth_client.verify import Verifier
 
 MODEL = "motab/demo"
-_SYNTHESIS = Synthesis(model=MODEL, temperature=0.6, seed=0)
 # Two trajectories keep both cores busy; more would only share them.
 _CONCURRENCY = 2
 
 
-def demo_config() -> Config:
-    """The demo's configuration, on any free port."""
-    with as_file(files("configs") / "demo.yaml") as path:
+class DemoPair(StrEnum):
+    """Who writes and who corrects: models trained for the bundled questions, or pretrained ones."""
+
+    TINY = "tiny"
+    PRETRAINED = "pretrained"
+
+
+_STEMS = {DemoPair.TINY: "demo", DemoPair.PRETRAINED: "demo_pretrained"}
+_TEMPERATURES = {DemoPair.TINY: 1.0, DemoPair.PRETRAINED: 0.6}
+
+
+def demo_config(pair: DemoPair = DemoPair.TINY) -> Config:
+    """The pair's configuration, on any free port."""
+    with as_file(files("configs") / f"{_STEMS[pair]}.yaml") as path:
         return load_config(path).with_server({"port": 0})
 
 
-def demo_questions() -> list[Question]:
-    """The bundled word problems, with their answers."""
-    lines = (files("configs") / "demo_questions.jsonl").read_text(encoding="utf-8").splitlines()
+def demo_questions(pair: DemoPair = DemoPair.TINY) -> list[Question]:
+    """The pair's bundled questions, with their answers."""
+    bundled = files("configs") / f"{_STEMS[pair]}_questions.jsonl"
+    lines = bundled.read_text(encoding="utf-8").splitlines()
     return [
         Question(
             id=row["id"],
@@ -52,43 +64,50 @@ class _Tally:
     """What came of the questions so far."""
 
     records: list[Record]
+    """What the pair wrote."""
+    alone: list[Record]
+    """What the student wrote with the same seed, without the teacher."""
     errors: list[str]
 
 
-async def demo(output: Path, limit: int | None, console: Console) -> None:
+async def demo(pair: DemoPair, output: Path, limit: int | None, console: Console) -> None:
     """Synthesise the questions into `output`: `records.jsonl` and `report.html`.
 
     Raises `MotabError` where a question failed; the others' records are kept.
     """
-    questions = demo_questions()[:limit]
+    questions = demo_questions(pair)[:limit]
     console.print("Starting the student and the teacher ...", style="dim")
-    async with running(demo_config()) as base_url:
+    async with running(demo_config(pair)) as base_url:
         console.print(f"The proxy serves {MODEL} at {base_url}", style="dim")
         console.print(legend())
         with _progress(len(questions), console) as step:
-            tally = await _synthesise(base_url, questions, output, console, step)
+            synthesis = Synthesis(model=MODEL, temperature=_TEMPERATURES[pair], seed=0)
+            tally = await _synthesise(base_url, questions, synthesis, output, console, step)
     _finish(tally, output, console)
 
 
 async def _synthesise(
     base_url: str,
     questions: Sequence[Question],
+    synthesis: Synthesis,
     output: Path,
     console: Console,
     step: "_Step",
 ) -> _Tally:
-    tally = _Tally([], [])
-    waiting = iter([unit for asked in questions for unit in units_of(asked, _SYNTHESIS, 1)])
+    tally = _Tally([], [], [])
+    waiting = iter([unit for asked in questions for unit in units_of(asked, synthesis, 1)])
     # Written aside, so that a demo that is stopped leaves the last complete one as it was.
     aside = output / "records.jsonl.partial"
     verifier = Verifier("number")
-    async with SynthClient(base_url, _SYNTHESIS) as client:
+    alone = replace(synthesis, params={"method": "student"})
+    async with SynthClient(base_url, synthesis) as client, SynthClient(base_url, alone) as solo:
         with aside.open("wb") as file:
 
             async def worker() -> None:
                 for unit in waiting:
                     try:
                         record = verifier.verify(await client.synthesise(unit))
+                        tally.alone.append(verifier.verify(await solo.synthesise(unit)))
                     except SynthesisError as error:
                         tally.errors.append(f"{unit.question.id}: {error}")
                         console.print(tally.errors[-1], style="red", markup=False)
@@ -136,10 +155,13 @@ def _finish(tally: _Tally, output: Path, console: Console) -> None:
     went_back = sum(
         record.breach is not None and record.bifurcation != record.breach for record in records
     )
-    correct = sum(record.correct is True for record in records)
+    correct, alone = (
+        sum(record.correct is True for record in written) for written in (records, tally.alone)
+    )
     console.print(
         f"\n{len(records)} trajectories: {strayed} strayed and were corrected "
-        f"({went_back} from a step before the breach), {correct} end in the right answer.\n"
+        f"({went_back} from a step before the breach).\n"
+        f"{correct} end in the right answer; of what the student writes alone, {alone} do.\n"
         f"Records: {output / 'records.jsonl'}\nReport:  {output / 'report.html'}",
         highlight=False,
     )

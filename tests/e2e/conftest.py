@@ -18,7 +18,7 @@ import yaml
 
 from proxy.backends.embedded_server import LISTENING
 from proxy.backends.gguf_files import model_path
-from proxy.demo import demo_config
+from proxy.demo import DemoPair, demo_config
 
 API_KEY = "test-key"
 PATIENCE_S = 30.0
@@ -101,8 +101,8 @@ def client_that_is_killed(url: str, body: dict[str, Any]) -> Iterator[None]:
 
 
 def write_config(path: Path, student_url: str, teacher_url: str) -> None:
-    """The demo's pair on servers that run already."""
-    demo = demo_config()
+    """The demo's pretrained pair on servers that run already."""
+    demo = demo_config(DemoPair.PRETRAINED)
     upstreams = {
         name: {
             "kind": "llamacpp",
@@ -122,13 +122,15 @@ def write_config(path: Path, student_url: str, teacher_url: str) -> None:
 
 @pytest.fixture(scope="session")
 def student_url() -> Iterator[str]:
-    with llama_server(model_path(demo_config().upstreams["student"].model)) as url:
+    config = demo_config(DemoPair.PRETRAINED)
+    with llama_server(model_path(config.upstreams["student"].model)) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def teacher_url() -> Iterator[str]:
-    with llama_server(model_path(demo_config().upstreams["teacher"].model)) as url:
+    config = demo_config(DemoPair.PRETRAINED)
+    with llama_server(model_path(config.upstreams["teacher"].model)) as url:
         yield url
 
 

@@ -19,11 +19,12 @@ from proxy.backends.http import UpstreamClient
 from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.resume import ResumingWriter
 from proxy.backends.retry import RetryPolicy
-from proxy.demo import demo_questions
+from proxy.demo import DemoPair, demo_questions
 from synth_client.record import read_records
 from synth_client.rules import last_number
 from tests.e2e.conftest import line_with
 from tests.pages import data_of
+from trainer.reproduce.task import problems
 
 MOTAB = Path(sys.executable).parent / "motab"
 
@@ -46,12 +47,36 @@ def test_the_demo_writes_records_and_a_report(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_the_bundled_questions_are_distinct_and_have_answers() -> None:
-    questions = demo_questions()
+def test_the_demo_s_student_errs_and_most_of_its_errors_are_put_right(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [MOTAB, "demo", "--output", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    records = list(read_records(tmp_path / "records.jsonl"))
+    strayed = [record for record in records if record.breach is not None]
+    assert len(strayed) >= 6
+    assert sum(record.correct is True for record in strayed) >= 0.7 * len(strayed)
+    alone = re.search(r"of what the student writes alone, (\d+) do", done.stdout)
+    assert alone
+    assert int(alone[1]) + 4 <= sum(record.correct is True for record in records)
+
+
+@pytest.mark.parametrize("pair", list(DemoPair))
+def test_the_bundled_questions_are_distinct_and_have_answers(pair: DemoPair) -> None:
+    questions = demo_questions(pair)
     assert len(questions) >= 20
     assert len({question.id for question in questions}) == len(questions)
     assert len({question.messages[0].content for question in questions}) == len(questions)
     assert all(re.fullmatch(r"[0-9]+", question.answer or "") for question in questions)
+
+
+def test_the_default_questions_are_those_of_the_task_that_the_pair_was_trained_for() -> None:
+    expected = [(p.text, str(p.answer)) for p in problems("demo", 24, (4, 5, 6))]
+    assert [(q.messages[0].content, q.answer) for q in demo_questions()] == expected
 
 
 def children(pid: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""`motab probe` on the demo's pair: real models that it starts itself."""
+"""`motab probe` on the demo's pretrained pair: real models that it starts itself."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def probe(config: Path, code: int) -> dict[str, Any]:
 
 @pytest.mark.timeout(TIMEOUT_S)
 def test_the_demo_s_models_can_do_what_the_demo_needs() -> None:
-    report = probe(ROOT / "configs" / "demo.yaml", 0)
+    report = probe(ROOT / "configs" / "demo_pretrained.yaml", 0)
     assert report["ok"]
     assert report["models"]["motab/demo"] == {
         "ok": True,

@@ -1,8 +1,9 @@
 """V and H of given steps by one plain transformers forward pass in float32.
 
 Run in the reference environment (torch, transformers, gguf), which has none of our code:
-`forward_pass.py GGUF_FILE < cases.json > results.json`. Written from `algorithm.md` alone. The
-whole text is tokenised at once by transformers, and each token counts for the step it ends in.
+`forward_pass.py MODEL < cases.json > results.json`, MODEL being a GGUF file or a Hugging Face
+folder. Written from `algorithm.md` alone. The whole text is tokenised at once by transformers, and
+each token counts for the step it ends in.
 """
 
 import json
@@ -16,16 +17,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 
 def main() -> None:
-    gguf = Path(sys.argv[1])
+    path = Path(sys.argv[1])
     cases = json.load(sys.stdin)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer, model = of_folder(path) if path.is_dir() else of_gguf(path)
+    json.dump([score(model.eval(), tokenizer, case) for case in cases], sys.stdout)
+
+
+def of_folder(folder: Path) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(folder), model
+
+
+def of_gguf(path: Path) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
+        path.parent,
+        gguf_file=path.name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
-    ).eval()
-    json.dump([score(model, tokenizer, case) for case in cases], sys.stdout)
+    )
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name), model
 
 
 def score(model: Any, tokenizer: Any, case: dict[str, Any]) -> list[dict[str, Any]]:

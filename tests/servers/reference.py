@@ -15,10 +15,10 @@ class Case:
     steps: list[str]
 
 
-def forward_pass(gguf: Path, cases: list[Case]) -> list[list[dict[str, Any]]]:
+def forward_pass(model: Path, cases: list[Case]) -> list[list[dict[str, Any]]]:
     """For every step of every case: value, entropy (nats) and token_ids."""
     done = subprocess.run(
-        [REFERENCE_PYTHON, Path(__file__).with_name("forward_pass.py"), gguf],
+        [REFERENCE_PYTHON, Path(__file__).with_name("forward_pass.py"), model],
         input=json.dumps([asdict(case) for case in cases]),
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Real trajectories of the demo's pair: V and H against transformers in float32, same weights.
+"""Real trajectories of the demo's pairs: V and H against transformers in float32, same weights.
 
 Both read the same weights; what is left is rounding (16-bit weights and cache in llama.cpp).
 """
@@ -12,7 +12,7 @@ from proxy.backends.base import Message
 from proxy.backends.gguf_files import model_path
 from proxy.backends.template import ChatTemplate
 from proxy.config import Config
-from proxy.demo import demo_config, demo_questions
+from proxy.demo import DemoPair, demo_config, demo_questions
 from proxy.serve import running
 from synth_client.client import SynthClient
 from synth_client.question import Synthesis, units_of
@@ -26,9 +26,9 @@ VALUE_TOLERANCE = 0.02  # relative, a step
 ENTROPY_TOLERANCE = 0.05  # nats
 
 
-def both_ways() -> Config:
-    """The demo's pair, and the same two models with their roles exchanged."""
-    config = demo_config()
+def both_ways(of: DemoPair) -> Config:
+    """A pair of the demo, and the same two models with their roles exchanged."""
+    config = demo_config(of)
     pair = config.models["motab/demo"]
     swapped = pair.model_copy(update={"student": pair.teacher, "teacher": pair.student})
     exact = {
@@ -39,18 +39,19 @@ def both_ways() -> Config:
     return config.model_copy(update={"models": models, "upstreams": exact})
 
 
-async def trajectories(model: str) -> list[Record]:
+async def trajectories(of: DemoPair, model: str) -> list[Record]:
     params: dict[str, JsonValue] = {"max_total_tokens": 160}
     synthesis = Synthesis(model=model, temperature=0.6, seed=0, params=params)
-    units = [unit for q in demo_questions()[:NUM_QUESTIONS] for unit in units_of(q, synthesis, 1)]
-    async with running(both_ways()) as base_url, SynthClient(base_url, synthesis) as client:
+    units = [unit for q in demo_questions(of)[:NUM_QUESTIONS] for unit in units_of(q, synthesis, 1)]
+    async with running(both_ways(of)) as base_url, SynthClient(base_url, synthesis) as client:
         return [await client.synthesise(unit) for unit in units]
 
 
-def reference(teacher: str, records: list[Record]) -> list[list[dict[str, Any]]]:
-    config = demo_config().upstreams[teacher]
-    assert config.chat_template is not None
-    template = ChatTemplate(config.chat_template)
+def reference(of: DemoPair, teacher: str, records: list[Record]) -> list[list[dict[str, Any]]]:
+    config = demo_config(of).upstreams[teacher]
+    path = model_path(config.model)
+    source = config.chat_template or (path / "chat_template.jinja").read_text(encoding="utf-8")
+    template = ChatTemplate(source)
     cases = [
         Case(
             template.render(tuple(Message(m.role, m.content) for m in record.messages)),
@@ -58,18 +59,19 @@ def reference(teacher: str, records: list[Record]) -> list[list[dict[str, Any]]]
         )
         for record in records
     ]
-    return forward_pass(model_path(config.model), cases)
+    return forward_pass(path, cases)
 
 
+@pytest.mark.parametrize("of", list(DemoPair))
 @pytest.mark.parametrize(
     ("model", "teacher"), [("motab/demo", "teacher"), ("motab/swapped", "student")]
 )
 async def test_values_and_entropies_agree_with_a_float32_forward_pass(
-    model: str, teacher: str
+    of: DemoPair, model: str, teacher: str
 ) -> None:
-    records = await trajectories(model)
+    records = await trajectories(of, model)
     num_steps = 0
-    for record, expected in zip(records, reference(teacher, records), strict=True):
+    for record, expected in zip(records, reference(of, teacher, records), strict=True):
         for step, truth in zip(record.steps, expected, strict=True):
             num_steps += 1
             assert step.teacher_tokens == len(truth["token_ids"])

@@ -11,7 +11,7 @@ import yaml
 
 from proxy.backends.base import Message
 from proxy.backends.template import ChatTemplate
-from proxy.demo import demo_config
+from proxy.demo import DemoPair, demo_config
 from tests.e2e.conftest import PATIENCE_S, client_that_is_killed, proxy
 from tests.servers.conftest import VLLM_MODEL, smollm2_gguf
 from tests.servers.reference import Case, forward_pass
@@ -35,7 +35,7 @@ def base_url(
     smollm2_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
-    template = demo_config().upstreams["student"].chat_template
+    template = demo_config(DemoPair.PRETRAINED).upstreams["student"].chat_template
     vllm = {"kind": "vllm", "base_url": vllm_url, "model": VLLM_MODEL}
     openai = {**vllm, "kind": "openai", "tokenizer": str(smollm2_folder)}
     llama = {"kind": "llamacpp", "base_url": llama_url, "model": "smollm2"}
@@ -108,7 +108,7 @@ def scores(base_url: str, model: str, **options: str) -> list[dict[str, Any]]:
 
 
 def test_the_servers_agree_with_transformers_on_a_given_text(base_url: str) -> None:
-    source = demo_config().upstreams["student"].chat_template
+    source = demo_config(DemoPair.PRETRAINED).upstreams["student"].chat_template
     assert source is not None
     prompt = ChatTemplate(source).render((Message("user", QUESTION),))
     (truth,) = forward_pass(smollm2_gguf(), [Case(prompt, STEPS)])
