@@ -9,7 +9,10 @@ import secrets
 from collections import deque
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Protocol
+
+import orjson
 
 from proxy.backends.base import Call, Context, Question, Sampling, Scorer
 from proxy.core.monitor import Monitor, monitor_for
@@ -137,7 +140,8 @@ class TrajectoryRun:
     def __post_init__(self) -> None:
         seed = self.sampling.seed
         # The one place where chance comes in; the core draws by what it is given.
-        self._monitor = monitor_for(self.params, secrets.randbits(64) if seed is None else seed)
+        drawn = secrets.randbits(64) if seed is None else seed_of_draws(seed, self.question)
+        self._monitor = monitor_for(self.params, drawn)
 
     async def run(self) -> Outcome:
         """Run to the end. Cancelling this cancels every request upstream.
@@ -309,6 +313,14 @@ def _first(
     if len(logprobs) < num_pieces:
         return None
     return tuple(logprobs.popleft() for _ in range(num_pieces))
+
+
+def seed_of_draws(seed: int, question: Question) -> int:
+    """64 bits for the method's own draws. The question is in them: a dataset is asked with one
+    seed, and the teacher would write the same steps of all its trajectories.
+    """
+    asked = [str(seed), question.prompt, *question.wire_messages()]
+    return int.from_bytes(blake2b(orjson.dumps(asked), digest_size=8).digest())
 
 
 def _seed_of(seed: int, num_before: int) -> int:

@@ -4,17 +4,19 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from random import Random
 
 import pytest
 
-from proxy.backends.base import Sampling
+from proxy.backends.base import Message, Question, Sampling
 from proxy.core.reasoning import Reasoning
 from proxy.core.types import Judged
-from proxy.engine.runner import Pair
+from proxy.engine.runner import Pair, seed_of_draws
 from proxy.errors import UpstreamMalformed
 from tests.integration.test_runner import (
     PROMPT,
+    QUESTION,
     Observed,
     error_of,
     outcome_of,
@@ -35,7 +37,7 @@ def in_turn(*scripts: Script) -> Callable[[Sampling], Script]:
 def seed_of(pattern: str, beta: float = 0.5) -> int:
     """A seed whose draws begin with these authors ("st": student, then teacher)."""
     for seed in range(10_000):
-        dice = Random(seed)
+        dice = Random(seed_of_draws(seed, QUESTION))
         if all((dice.random() < beta) == (author == "t") for author in pattern):
             return seed
     raise AssertionError(pattern)
@@ -157,6 +159,17 @@ async def test_imitkd_is_one_uninterrupted_stream_where_one_author_writes_all() 
         assert both[name].writes[0].ended
 
 
+async def test_one_seed_draws_otherwise_for_every_question() -> None:
+    # A dataset is asked with one seed.
+    texts = []
+    for i in range(40):
+        student, teacher = ScriptedBackend(says("s")), ScriptedBackend(says("t"))
+        question = Question((Message("user", f"{i}?"),))
+        run = replace(run_of(pair(student, teacher), method="imitkd"), question=question)
+        texts.append((await run.run()).trajectory.text)
+    assert 8 < texts.count("t") < 32
+
+
 async def test_without_a_seed_the_draws_differ_from_run_to_run() -> None:
     texts = set()
     for _ in range(40):
@@ -170,10 +183,10 @@ async def test_without_a_seed_the_draws_differ_from_run_to_run() -> None:
 async def test_prefix_lets_the_teacher_finish_from_the_drawn_step_on() -> None:
     student = ScriptedBackend(says(A, B, C, "end"))
     teacher = ScriptedBackend(says(T, "done"))
-    outcome, _ = await outcome_of(student, teacher, method="prefix")
-    # The requests of these tests have seed 5.
-    num_kept = math.floor(4 * Random(5).random())
-    assert num_kept == 2
+    draws = (Random(seed_of_draws(seed, QUESTION)).random() for seed in count())
+    seed = next(seed for seed, draw in enumerate(draws) if math.floor(4 * draw) == 2)
+    run = run_of(pair(student, teacher), method="prefix")
+    outcome = await replace(run, sampling=Sampling(0.7, 0.9, seed=seed)).run()
     assert spans_of(outcome) == [("student", A + B), ("teacher", T + "done")]
     assert [w.context for w in teacher.writes] == [PROMPT + A + B]
     assert student.writes[0].ended
