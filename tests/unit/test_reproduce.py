@@ -13,7 +13,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from synth_client.errors import OutputError
-from tests.unit.test_record import breached, record_of, unbroken
+from tests.unit.test_record import breached, record_of, spans_of, unbroken
 from trainer.errors import RunExists, ServerFailed, TrainerMissing
 from trainer.recipe import SftLoss
 from trainer.reproduce import run as run_module
@@ -24,7 +24,7 @@ from trainer.reproduce.plan import SHIPPED, SMOKE, TINY, Unit, recipe_of
 from trainer.reproduce.run import Reproduction, reproduce
 from trainer.reproduce.servers import find_vllm, vllm
 from trainer.reproduce.table import Spread, comparison
-from trainer.reproduce.task import LARGEST, problems, worked
+from trainer.reproduce.task import LARGEST, Problem, first_mistake, problems, worked
 
 STEP = re.compile(r"(First )?(\d+)([+-]\d+)=(\d+)")
 WORDS = {"plus": "+", "and": "+", "minus": "-", "less": "-"}
@@ -56,6 +56,26 @@ def test_a_problem_says_its_terms_in_words_and_symbols() -> None:
             text = text.replace(word, sign)
         assert eval(text) == problem.answer
         assert len(problem.terms) in {2, 6}
+
+
+def test_a_worked_problem_has_no_mistake_and_a_spoilt_one_the_first_that_is_in_it() -> None:
+    for problem in problems("x", 300, (3,)):
+        assert first_mistake(problem, worked(problem, random.Random(problem.id))) is None
+    problem = Problem("x", 30, (25, -4), "What is 30 plus 25 minus 4?")
+    end = "The answer is \\boxed{51}."
+    spoilt = {
+        "30+25=56.\n\n56-5=51.\n\n": "sum",
+        "First 30+20=50.\n\n50+5=54.\n\n": "sum",
+        "30+20=50.\n\n": "place",  # half a term that is not said to be one
+        "First 30+20=50.\n\n50-4=46.\n\n": "place",
+        "30-4=26.\n\n": "place",
+        "30+25=55.\n\n54-4=50.\n\n": "place",
+        "30+25=55.\n\n": "place",
+        "30+25=55.\n\n55-4=51.\n\n51-4=47.\n\n": "place",
+        "30+25=55.\n\nHowever,\n\n55-4=51.\n\n": "other",
+        "30+25=55.\n\n55-4=51.\n\n": None,
+    }
+    assert {text: first_mistake(problem, text + end) for text in spoilt} == spoilt
 
 
 def test_about_half_of_the_terms_that_can_be_are_taken_in_two_steps() -> None:
@@ -171,11 +191,20 @@ def test_a_spread_is_a_mean_and_the_deviation_of_a_sample() -> None:
     assert Spread.over([0.125]).percent(sign=True) == "+12.5"
 
 
+PROBLEM = Problem("q", 30, (25,), "What is 30 plus 25?")
+ANSWERS = ("30+25=55.\n\nThe answer is \\boxed{55}.", "30+25=56.\n\nThe answer is \\boxed{56}.")
+
+
 def unit_of(folder: Path, name: str, seed: int, pass_at_1: float, records: list[Any]) -> Unit:
     arm = next(arm for arm in ARMS if arm.name == name)
     unit = Unit(arm, seed, folder / f"{seed}")
     unit.evaluation.mkdir(parents=True)
     write_results(unit.evaluation, pass_at_1)
+    answers = [
+        record_of(unbroken(id="q", output=text, spans=spans_of([("teacher", text)]), steps=[]))
+        for text in ANSWERS
+    ]
+    (unit.evaluation / "records.jsonl").write_bytes(b"".join(a.to_json_line() for a in answers))
     unit.records.write_bytes(b"".join(record_of(one).to_json_line() for one in records))
     return unit
 
@@ -200,8 +229,9 @@ def test_the_table_has_means_deviations_and_differences_within_a_seed(tmp_path: 
     ]
     write_results(tmp_path / "teacher", 0.99)
     rates = curve(units[-1].records)
-    found = comparison(units, {"teacher": tmp_path / "teacher"}, rates)
-    methods, ablations, data, _ = found.to_markdown().split("\n\n")
+    found = comparison(units, {"teacher": tmp_path / "teacher"}, rates, {"q": PROBLEM})
+    methods, ablations, data, mistakes, _ = found.to_markdown().split("\n\n")
+    assert mistakes.splitlines()[2] == "| SFT | 50.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 |"
     assert methods.splitlines() == [
         "| Methods | pass@1 | pass@1 against SFT | 4 terms |",
         "|---|---:|---:|---:|",

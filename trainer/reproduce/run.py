@@ -34,6 +34,7 @@ from trainer.train import train
 
 _PLAN: Final = "plan.json"
 CURVE: Final = "curve.html"
+_TEST: Final = "test"
 _TIMES: Final = "times.jsonl"
 _KS: Final = (1, 4, 8)
 _CONCURRENCY: Final = 32
@@ -117,7 +118,8 @@ def reproduce(job: Reproduction) -> Comparison:
         _evaluate(job, python, unit.student, unit.evaluation, unit.arm.name, unit.seed)
     rates = curve(job.curve)
     pair = {name: job.base(name) for name in ("teacher", "student")}
-    found = comparison(list(job.units), pair, rates)
+    asked = {one.id: one for one in problems(_TEST, job.scale.num_test, job.scale.num_terms)}
+    found = comparison(list(job.units), pair, rates, asked)
     _draw(job, rates)
     for name, content in ((COMPARISON, found.to_json()), (TABLE, found.to_markdown().encode())):
         with reported(job.folder / name):
@@ -156,7 +158,7 @@ def _publish(path: Path, content: bytes) -> None:
 
 def _write_problems(job: Reproduction) -> None:
     scale = job.scale
-    wanted = {job.test: ("test", scale.num_test)}
+    wanted = {job.test: (_TEST, scale.num_test)}
     wanted |= {job.questions(seed): (f"seed-{seed}", scale.num_questions) for seed in scale.seeds}
     for path, (name, num) in wanted.items():
         lines = b"".join(

@@ -1,19 +1,21 @@
 """What came out: per arm over the seeds, as JSON and as tables in Markdown."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import orjson
 
 from synth_client.journal import reported
 from synth_client.record import read_records
-from trainer.evaluate import RESULTS
+from trainer.evaluate import RECORDS, RESULTS
 from trainer.reproduce.arms import Arm
 from trainer.reproduce.curve import Curve
 from trainer.reproduce.plan import Unit
+from trainer.reproduce.task import Mistake, Problem, first_mistake
 
 COMPARISON: Final = "comparison.json"
 TABLE: Final = "comparison.md"
@@ -59,6 +61,8 @@ class ArmResult:
     by_k: Mapping[int, Mapping[int, float]]
     data: Mapping[int, Data]
     by_level: Mapping[str, Mapping[int, float]]
+    mistakes: Mapping[Mistake, Mapping[int, float]]
+    """Shares of the answers by what went wrong first in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +89,24 @@ class Comparison:
                     self,
                     [one for one in self.arms if one.arm.is_ablation or one.arm.name == "motab"],
                 ),
-                _data_table(self.arms),
+                "\n".join(_data_lines(self.arms)),
+                "\n".join(_mistake_lines(self.arms)),
                 self.curve.to_markdown(),
             ]
         )
 
 
-def comparison(units: Sequence[Unit], pair: Mapping[str, Path], rates: Curve) -> Comparison:
-    """Read what evaluations have found; `pair` are the folders of the evaluations of the two."""
+def comparison(
+    units: Sequence[Unit], pair: Mapping[str, Path], rates: Curve, asked: Mapping[str, Problem]
+) -> Comparison:
+    """Read what evaluations have found.
+
+    `pair` are the folders of the evaluations of the two, `asked` the problems by their ids.
+    """
     arms = {unit.arm.name: unit.arm for unit in units}
     return Comparison(
         tuple(
-            _arm_result(arm, [unit for unit in units if unit.arm.name == name])
+            _arm_result(arm, [unit for unit in units if unit.arm.name == name], asked)
             for name, arm in arms.items()
         ),
         {name: _overall(_results(folder)) for name, folder in pair.items()},
@@ -104,7 +114,7 @@ def comparison(units: Sequence[Unit], pair: Mapping[str, Path], rates: Curve) ->
     )
 
 
-def _arm_result(arm: Arm, units: Sequence[Unit]) -> ArmResult:
+def _arm_result(arm: Arm, units: Sequence[Unit], asked: Mapping[str, Problem]) -> ArmResult:
     by_k: dict[int, dict[int, float]] = {}
     by_level: dict[str, dict[int, float]] = {}
     for unit in units:
@@ -114,7 +124,18 @@ def _arm_result(arm: Arm, units: Sequence[Unit]) -> ArmResult:
         for row in found["table"]:
             if row["by"] == "level":
                 by_level.setdefault(row["name"], {})[unit.seed] = row["pass_at_k"][0]["value"]
-    return ArmResult(arm, by_k, {unit.seed: _data(unit) for unit in units}, by_level)
+    mistakes: dict[Mistake, dict[int, float]] = {}
+    for unit in units:
+        found_first = _mistakes(unit, asked)
+        for kind in get_args(Mistake):
+            mistakes.setdefault(kind, {})[unit.seed] = found_first[kind] / found_first.total()
+    data = {unit.seed: _data(unit) for unit in units}
+    return ArmResult(arm, by_k, data, by_level, mistakes)
+
+
+def _mistakes(unit: Unit, asked: Mapping[str, Problem]) -> Counter[Mistake | None]:
+    records = read_records(unit.evaluation / RECORDS)
+    return Counter(first_mistake(asked[record.id], record.output) for record in records)
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -173,10 +194,6 @@ def _against(one: ArmResult, baseline: ArmResult | None) -> str:
     ).percent(sign=True)
 
 
-def _data_table(arms: Sequence[ArmResult]) -> str:
-    return "\n".join(_data_lines(arms))
-
-
 def _data_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
     yield (
         "| Data, mean over the seeds | examples | right, % | breached, % | characters |"
@@ -194,4 +211,12 @@ def _data_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
             f"{fmean(each.teacher_tokens for each in data):.0f}",
             f"{fmean(each.teacher_scored_tokens for each in data):.0f}",
         )
+        yield f"| {one.arm.label} | {' | '.join(cells)} |"
+
+
+def _mistake_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
+    yield "| What goes wrong first, % of the answers | a wrong sum | not the next step | other |"
+    yield "|---|---:|---:|---:|"
+    for one in arms:
+        cells = [Spread.over(list(by_seed.values())).percent() for by_seed in one.mistakes.values()]
         yield f"| {one.arm.label} | {' | '.join(cells)} |"

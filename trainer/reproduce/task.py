@@ -6,11 +6,17 @@ being late.
 """
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
+
+Mistake = Literal["sum", "place", "other"]
+"""A result that is wrong; a step that is not the next one; anything else."""
 
 LARGEST: Final = 99
+_STEP: Final = re.compile(r"(First )?(\d+)([+-]\d+)=(\d+)")
+_END: Final = ".\n\n"
 _WORDS: Final = {1: ("+", "plus", "and"), -1: ("-", "minus", "less")}
 _SHARE_OF_DIGITS: Final = 0.25
 _SHARE_SPLIT: Final = 0.5
@@ -66,10 +72,36 @@ def worked(problem: Problem, rng: random.Random) -> str:
     value = problem.start
     for term in problem.terms:
         goal = value + term
-        tens = term - term % 10 if term > 0 else term + -term % 10
+        tens = _tens(term)
         if tens not in {0, term} and rng.random() < _SHARE_SPLIT:
-            steps.append(f"First {value}{tens:+d}={value + tens}.\n\n")
+            steps.append(f"First {value}{tens:+d}={value + tens}{_END}")
             value += tens
-        steps.append(f"{value}{goal - value:+d}={goal}.\n\n")
+        steps.append(f"{value}{goal - value:+d}={goal}{_END}")
         value = goal
     return f"{''.join(steps)}The answer is \\boxed{{{value}}}."
+
+
+def first_mistake(problem: Problem, solution: str) -> Mistake | None:
+    """What went wrong first. None for a right solution, and where only the answer is wrong."""
+    value, terms = problem.start, list(problem.terms)
+    for text in solution.split(_END)[:-1]:
+        step = _STEP.fullmatch(text)
+        if step is None:
+            return "other"
+        before, term, after = (int(step[index]) for index in (2, 3, 4))
+        if not terms or before != value:
+            return "place"
+        if step[1] and term == _tens(terms[0]) != terms[0]:
+            terms[0] -= term
+        elif term == terms[0]:
+            del terms[0]
+        else:
+            return "place"
+        if before + term != after:
+            return "sum"
+        value = after
+    return "place" if terms else None
+
+
+def _tens(term: int) -> int:
+    return term - term % 10 if term > 0 else term + -term % 10
