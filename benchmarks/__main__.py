@@ -19,6 +19,7 @@ from benchmarks.scenarios.fleet import fleet
 from benchmarks.scenarios.growth import growth
 from benchmarks.scenarios.latency import latency
 from benchmarks.scenarios.memory import memory
+from benchmarks.scenarios.processor import processor
 from benchmarks.scenarios.single import single
 from benchmarks.scenarios.waste import waste
 
@@ -27,6 +28,7 @@ from benchmarks.scenarios.waste import waste
 _STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("single",), ("growth", "waste")),
     (("fleet",),),
+    (("processor",),),
     (("latency",),),
     (("memory",),),
 )
@@ -35,6 +37,7 @@ _SCENARIOS: dict[str, Scenario] = {
     "growth": growth,
     "waste": waste,
     "fleet": fleet,
+    "processor": processor,
     "latency": latency,
     "memory": memory,
 }

@@ -1,0 +1,67 @@
+"""What a student's token costs the proxy's processor, all included, with few streams.
+
+Unlike the walls of the other scenarios it can be compared on a busy machine, so it is the one for
+development: before and after a change, in turns.
+"""
+
+from dataclasses import dataclass, replace
+
+from benchmarks.figures import Figure, Findings, at_most
+from benchmarks.load import session, together, trajectory
+from benchmarks.processes import Pair, proxy, simulator
+from benchmarks.simulator.engine import Rates
+from benchmarks.simulator.plan import Plan
+from benchmarks.simulator.server import Kind
+
+_KINDS: tuple[Kind, ...] = ("sglang", "vllm")
+_STUDENT = Rates(decode_tok_s=100, prefill_tok_s=500_000, trip_s=0.02, stream_interval=8)
+_TEACHER = replace(_STUDENT, trip_s=0.14)
+# 500 streams of 50 tok/s are 25,000 tokens a second: one process has 40 us for each, and some of
+# them go to the clients and to waiting.
+_TARGET_US = 35
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """Of all streams together."""
+
+    us_a_token: float
+    calls_a_step: float
+
+
+async def processor(*, quick: bool) -> Findings:
+    """SGLang's wire format, then vLLM's."""
+    plan = Plan(0, 4 if quick else 20, 54)
+    num = 10 if quick else 40
+    costs = {kind: await _measured(kind, plan, num) for kind in _KINDS}
+    figures = (
+        Figure(
+            f"{num} streams, interval 8, {kind}: processor of the proxy",
+            cost.us_a_token,
+            "us/token",
+            at_most(_TARGET_US) if kind == "sglang" else None,
+            f"{cost.calls_a_step:.2f} scoring calls a step",
+        )
+        for kind, cost in costs.items()
+    )
+    return Findings(
+        tuple(figures),
+        conditions={"trajectory": f"{plan.num_steps} steps of {plan.step_tokens} tokens"},
+    )
+
+
+async def _measured(kind: Kind, plan: Plan, num: int) -> _Cost:
+    async with (
+        session() as http,
+        simulator(kind, _STUDENT) as student,
+        simulator(kind, _TEACHER) as teacher,
+        proxy({"pair": Pair(student, teacher)}) as motab,
+    ):
+        # What only the first request costs is no token's.
+        await trajectory(http, motab, "pair", replace(plan, seed=num, num_steps=1))
+        before = motab.cpu_s()
+        plans = [replace(plan, seed=seed) for seed in range(num)]
+        done = await together(trajectory(http, motab, "pair", plan) for plan in plans)
+        spent = motab.cpu_s() - before
+    calls = sum(one.usage["score_calls"] for one in done)
+    return _Cost(1e6 * spent / (num * plan.num_tokens), calls / (num * plan.num_steps))
