@@ -101,13 +101,17 @@ class UpstreamClient(Calls):
         body: dict[str, Any],
         call: Call,
         check: Callable[[Any], None] = lambda _reply: None,
+        loads: Callable[[bytes], Any] = orjson.loads,
     ) -> Any:  # noqa: ANN401
-        """The JSON that POST `path` answers; `check` raises for one that tells of a failure."""
+        """The JSON that POST `path` answers; `check` raises for one that tells of a failure.
+
+        `loads` reads it, and raises `orjson.JSONDecodeError` where it is none.
+        """
         content = orjson.dumps(body)
 
         async def attempt() -> Any:  # noqa: ANN401
             with self.observed(path, call):
-                reply = await self._json("POST", path, content, _headers(call))
+                reply = await self._json("POST", path, content, _headers(call), loads)
                 with self.expecting(path):
                     check(reply)
                 return reply
@@ -115,7 +119,12 @@ class UpstreamClient(Calls):
         return await self.retried(attempt)
 
     async def _json(
-        self, method: str, path: str, content: bytes | None, headers: dict[str, str]
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: dict[str, str],
+        loads: Callable[[bytes], Any] = orjson.loads,
     ) -> Any:  # noqa: ANN401
         with self._translated():
             request = self._http.request(method, path, content=content, headers=headers)
@@ -123,7 +132,7 @@ class UpstreamClient(Calls):
         if response.is_error:
             raise self._refusal(response)
         try:
-            return orjson.loads(response.content)
+            return loads(response.content)
         except orjson.JSONDecodeError as error:
             message = f"{path} answered no JSON: {response.text[:_ERROR_EXCERPT]!r}"
             raise UpstreamGarbled(self.upstream, message) from error

@@ -35,6 +35,7 @@ from proxy.backends.base import (
 from proxy.backends.http import UpstreamClient
 from proxy.backends.logprobs import PieceLogprobs, complete, finite
 from proxy.backends.models import require_model
+from proxy.backends.rows import Layout
 from proxy.backends.spelling import Spelling, Token
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
@@ -44,6 +45,7 @@ from proxy.errors import MotabError, UpstreamFailed, UpstreamRefused, UpstreamUn
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 # SGLang lifts -inf to the lowest number of its float type, for JSON has none.
 _LOWEST = -1e30
+_TOPS = Layout(b"input_top_logprobs", b"[[", b"]]")
 
 
 class SGLang:
@@ -213,7 +215,15 @@ class SGLang:
             "logprob_start_len": start,
             "top_logprobs_num": top_k,
         }
-        reply = await self._client.post("/generate", body, call, self._raise_for_failure)
+        num_rows = len(context.token_ids) - start
+        firsts = {first - start for first in context.bounds[-num_new - 1 : -1]}
+        reply = await self._client.post(
+            "/generate",
+            body,
+            call,
+            self._raise_for_failure,
+            lambda answer: _TOPS.loads(answer, num_rows, firsts),
+        )
         with self._client.expecting("the scoring answer"):
             meta = reply["meta_info"]
             # Not output_token_logprobs: that is the one sampled token.

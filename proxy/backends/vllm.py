@@ -36,6 +36,7 @@ from proxy.backends.base import (
 from proxy.backends.http import UpstreamClient
 from proxy.backends.logprobs import PieceLogprobs, complete, finite
 from proxy.backends.models import require_model
+from proxy.backends.rows import Layout
 from proxy.backends.spelling import Spelling, Token
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
@@ -49,6 +50,8 @@ _FAILURES = {"abort", "error"}
 _METASPACE = "\u2581"
 # vLLM writes -inf so, for JSON has none.
 _LOWEST = -9999.0
+# Every row holds at least the prompt's own token, and its key is a number.
+_ROWS = Layout(b"prompt_logprobs", b'{"', b"}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +259,14 @@ class Vllm:
             # Else candidates that decode to the same text fall together.
             "return_tokens_as_token_ids": True,
         }
-        reply = await self._client.post("/v1/completions", body, call)
+        num_rows = len(context.token_ids)
+        new = range(context.bounds[-num_new - 1], num_rows)
+        reply = await self._client.post(
+            "/v1/completions",
+            body,
+            call,
+            loads=lambda answer: _ROWS.loads(answer, num_rows, new),
+        )
         with self._client.expecting("the scoring answer"):
             choice = reply["choices"][0]
             rows: list[dict[str, dict[str, Any]] | None] = choice["prompt_logprobs"]
