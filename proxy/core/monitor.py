@@ -116,6 +116,8 @@ class MotabMonitor:
                 return self._halt_draft()
 
     def _drafted(self, pieces: tuple[str, ...]) -> list[Command]:
+        if self._segmenter.extend(pieces):
+            return self._advance()
         for piece in pieces:
             self._steps.extend(self._segmenter.feed(piece))
             if self._segmenter.exhausted:

@@ -1,5 +1,7 @@
 """Cuts a token stream into steps without losing or changing a character."""
 
+from collections.abc import Sequence
+
 from proxy.core.types import Step
 
 
@@ -46,6 +48,25 @@ class Segmenter:
             self.exhausted = True
             steps.extend(self.close())
         return steps
+
+    def extend(self, pieces: Sequence[str]) -> bool:
+        """Take all pieces at once, if they end no step and reach no cap; else take none of them.
+
+        As `feed`, piece by piece, but in one go: nearly all that a stream brings is of this kind.
+        """
+        num = len(pieces)
+        if self._open_tokens + num >= self._max_step_tokens:
+            return False
+        if self._total_tokens + num >= self._max_total_tokens:
+            return False
+        text = "".join(pieces)
+        seam = self.open_text[max(0, len(self.open_text) - len(self._delimiter) + 1) :]
+        if self._delimiter in seam + text:
+            return False
+        self.open_text += text
+        self._open_tokens += num
+        self._total_tokens += num
+        return True
 
     def close(self) -> list[Step]:
         """The text has ended: what is left is the last step, unless it is empty."""

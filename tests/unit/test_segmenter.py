@@ -81,3 +81,34 @@ def test_a_whole_text_is_split_as_its_tokens_are(pieces: list[str]) -> None:
     segmenter = unlimited()
     steps = feed_all(segmenter, pieces) + segmenter.close()
     assert split_steps("".join(pieces), ".\n\n") == [step.text for step in steps]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", ".", "\n", "\n\n", ".\n\n", "b.", "", "\n."]))),
+    st.integers(1, 12),
+    st.integers(1, 30),
+)
+def test_pieces_taken_at_once_are_the_same_as_one_by_one(
+    batches: list[list[str]], max_step_tokens: int, max_total_tokens: int
+) -> None:
+    plain = Segmenter(".\n\n", max_step_tokens, max_total_tokens)
+    batched = Segmenter(".\n\n", max_step_tokens, max_total_tokens)
+    for batch in batches:
+        steps: list[Step] = []
+        for piece in batch:
+            steps += plain.feed(piece)
+            if plain.exhausted:
+                break
+        if not batched.extend(batch):
+            others: list[Step] = []
+            for piece in batch:
+                others += batched.feed(piece)
+                if batched.exhausted:
+                    break
+            assert steps == others
+        else:
+            assert steps == []
+        assert (batched.open_text, batched.exhausted) == (plain.open_text, plain.exhausted)
+        if plain.exhausted:
+            return
+    assert batched.close() == plain.close()
