@@ -16,6 +16,16 @@ def checked_logprob(logprob: float | None, what: str) -> float:
     return min(logprob, 0.0)
 
 
+def _checked(logprobs: Sequence[float | None], what: str) -> Sequence[float]:
+    """All of them by `checked_logprob`; `what` names one of them with its index."""
+    # Nearly always none is missing or above 0, and a sum of them that is a number had no NaN in it:
+    # four passes in C for a loop over every token that is scored.
+    known = [x for x in logprobs if x is not None]
+    if len(known) == len(logprobs) and known and max(known) <= 0.0 and not math.isnan(sum(known)):
+        return known
+    return [checked_logprob(x, what.format(i)) for i, x in enumerate(logprobs)]
+
+
 def oracle_value(logprobs: Sequence[float | None]) -> float:
     """V_t of Eq. 5: the geometric mean probability of the step's L_t teacher tokens, in [0, 1].
 
@@ -24,9 +34,7 @@ def oracle_value(logprobs: Sequence[float | None]) -> float:
     """
     if not logprobs:
         raise ValueError("the step has no log-probabilities")
-    checked = (
-        checked_logprob(x, f"log-probability {i} of the step") for i, x in enumerate(logprobs)
-    )
+    checked = _checked(logprobs, "log-probability {} of the step")
     return math.exp(math.fsum(checked) / len(logprobs))
 
 
@@ -37,8 +45,7 @@ def entropy(top_logprobs: Sequence[float | None], top_k: int) -> float:
     as entry K+1. Raises ValueError where fewer than 2 entries are given, where one is missing or
     NaN, and where none has any probability.
     """
-    checked = [checked_logprob(x, f"top log-probability {i}") for i, x in enumerate(top_logprobs)]
-    largest = sorted(checked, reverse=True)[:top_k]
+    largest = sorted(_checked(top_logprobs, "top log-probability {}"), reverse=True)[:top_k]
     if len(largest) < 2:
         raise ValueError(f"an entropy needs at least 2 top log-probabilities, got {len(largest)}")
     if largest[0] == -math.inf:
