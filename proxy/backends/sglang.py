@@ -293,7 +293,9 @@ class _Reading:
             raise ValueError(f"{self.num_prompt_tokens} tokens sent, {meta['prompt_tokens']} read")
         text: str = row["text"]
         tokens = [Token(int(i), s) for _, i, s in meta["output_token_logprobs"]]
-        logprobs = [finite(row[0], _LOWEST) for row in meta["output_token_logprobs"]]
+        logprobs: list[float | None] = []
+        if self.logprobs.wanted:
+            logprobs = [finite(row[0], _LOWEST) for row in meta["output_token_logprobs"]]
         count, total = len(row["output_ids"]), meta["completion_tokens"]
         if len(tokens) != count:
             raise ValueError(f"{count} output_ids, but {len(tokens)} log-probabilities")
