@@ -84,6 +84,7 @@ class UpstreamClient(Calls):
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
         )
+        self._urls: dict[str, httpx.URL] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,7 +128,8 @@ class UpstreamClient(Calls):
         loads: Callable[[bytes], Any] = orjson.loads,
     ) -> Any:  # noqa: ANN401
         with self._translated():
-            request = self._http.request(method, path, content=content, headers=headers)
+            url = self._url(path)
+            request = self._http.request(method, url, content=content, headers=headers)
             response = await self.awaited(request, self.patience.answer_s)
         if response.is_error:
             raise self._refusal(response)
@@ -136,6 +138,12 @@ class UpstreamClient(Calls):
         except orjson.JSONDecodeError as error:
             message = f"{path} answered no JSON: {response.text[:_ERROR_EXCERPT]!r}"
             raise UpstreamGarbled(self.upstream, message) from error
+
+    def _url(self, path: str) -> httpx.URL:
+        """The whole URL of one of the few paths; httpx would take it apart for every request."""
+        if path not in self._urls:
+            self._urls[path] = self._http.build_request("POST", path).url
+        return self._urls[path]
 
     @asynccontextmanager
     async def stream(
@@ -146,7 +154,8 @@ class UpstreamClient(Calls):
         Leaving the context closes the connection, which cancels the request at the server.
         """
         content = orjson.dumps(body)
-        request = self._http.build_request("POST", path, content=content, headers=_headers(call))
+        url = self._url(path)
+        request = self._http.build_request("POST", url, content=content, headers=_headers(call))
         patience_s = self.patience.answer_s
         with self.observed(path, call):
             with self._translated():
