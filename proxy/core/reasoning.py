@@ -61,6 +61,7 @@ class Reading:
 
     prefix: str
     steps: tuple[tuple[Part, ...], ...]
+    """From the first one on that was wanted."""
     state: _State
     """Where the model stands after them."""
 
@@ -72,8 +73,9 @@ class Bridge:
     visible: Reasoning
     own: Reasoning
 
-    def read(self, steps: Sequence[str], before: str = "") -> Reading:
-        """What the model reads for `steps`. The mapping of a step depends on none after it.
+    def read(self, steps: Sequence[str], before: str = "", since: int = 0) -> Reading:
+        """What the model reads for `steps`, from step `since` on. The mapping of a step depends on
+        none after it.
 
         `before` is the beginning of the visible text where `steps` is empty, but text that the
         model does not read stands before what it will write.
@@ -87,9 +89,13 @@ class Bridge:
         prefix = self.own.opening if thinks else self.own.no_thought
         if (opens and steps) or (self.own == self.visible and not opens):
             prefix = ""  # the first step has the tag, or nothing is mapped
-        closes = any(_CLOSE in step for step in steps)
+        closed_before = any(_CLOSE in step for step in steps[:since])
+        closes = closed_before or any(_CLOSE in step for step in steps[since:])
         state: _State = "thinking" if thinks and not closes else "answering"
-        return Reading(prefix, tuple(self._mapped(steps, opens=opens, thinks=thinks)), state)
+        mapped = self._mapped(
+            steps[since:], opens=opens and not since, thinks=thinks and not closed_before
+        )
+        return Reading(prefix, tuple(mapped), state)
 
     def _mapped(
         self, steps: Sequence[str], *, opens: bool, thinks: bool

@@ -24,23 +24,26 @@ class ModelContext:
 
     async def at(self, steps: Sequence[str], before: str = "") -> Context:
         """The prompt and exactly `steps`; see `Bridge.read` for `before`."""
-        reading = self.bridge.read(steps, before)
-        context = await self._begun(reading)
         num_common = 0
         for own, wanted in zip(self._visible, steps, strict=False):
             if own != wanted:
                 break
             num_common += 1
+        reading = self.bridge.read(steps, before, num_common)
+        if reading.prefix != self._prefix and num_common:  # the context begins anew
+            num_common = 0
+            reading = self.bridge.read(steps, before)
+        context = await self._begun(reading)
         context.truncate(num_common)
         del self._visible[num_common:]
-        for segment in await self._encoded(reading.steps[num_common:]):
+        for segment in await self._encoded(reading.steps):
             context.append(segment)
         self._visible += steps[num_common:]
         return context
 
     def translator(self, steps: Sequence[str], before: str = "") -> Translator:
         """For what the model writes after `at(steps, before)`."""
-        return self.bridge.writing(self.bridge.read(steps, before).state)
+        return self.bridge.writing(self.bridge.read(steps, before, len(steps)).state)
 
     async def _begun(self, reading: Reading) -> Context:
         """A context with the right prompt; the one there is, unless its prefix was another."""

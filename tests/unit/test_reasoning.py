@@ -4,6 +4,7 @@ The templates in tests/golden/templates are the models' own. Those here were wri
 after what others do: Qwen3's two 2507 variants, DeepSeek's, Llama 3's.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,7 @@ def test_how_a_step_is_mapped_depends_on_none_after_it(texts: list[str], own: Re
         whole = bridge.read(steps)
         for count in range(1, len(steps)):
             assert bridge.read(steps[:count]).steps == whole.steps[:count]
+            assert bridge.read(steps, "", count) == replace(whole, steps=whole.steps[count:])
 
 
 WORDS = st.text(st.characters(exclude_characters="<>\n"), min_size=1).filter(str.strip)
