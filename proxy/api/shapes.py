@@ -67,9 +67,12 @@ def trace(outcome: Outcome, options: Options, models: dict[str, str | None]) -> 
 
 def step_trace(step: StepTrace) -> dict[str, Any]:
     """One step; its text only where it is not part of the output."""
-    fields = asdict(step)
-    text = fields.pop("text")
-    return fields if step.start is not None else {**fields, "text": text}
+    # Not `asdict`, which looks for what to copy inside of each number: 9 us a step, 0.6 so.
+    fields = {name: getattr(step, name) for name in _STEP_FIELDS}
+    return fields if step.start is not None else {**fields, "text": step.text}
+
+
+_STEP_FIELDS = tuple(name for name in StepTrace.__dataclass_fields__ if name != "text")
 
 
 def usage(usages: list[Usage], options: Options) -> dict[str, Any]:
