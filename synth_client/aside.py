@@ -37,6 +37,13 @@ class AsideFile:
             self._aside.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Put a file in place as a whole, or not at all. Raises `OutputError` where it cannot be."""
+    with reported(path), AsideFile(path) as aside:
+        aside.file.write(content)
+        aside.publish()
+
+
 @contextmanager
 def aside_folder(path: Path, marker: str, *, overwrite: bool) -> Iterator[Path]:
     """An empty folder that takes the place of `path` when the body ends without an error.

@@ -1,6 +1,6 @@
 """Writes the final files from the journal, in the order of the input."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -51,32 +51,39 @@ def write_final(
     One unit is held at a time. Raises `InputError` where the journal lacks a unit, `Interrupted`
     when `should_stop` says so, `OutputError`; then the files that were there stay.
     """
+    with reported(workspace.output), RepeatedIds() as ids:
+
+        def lines() -> Iterator[tuple[bytes, bool]]:
+            for item in work:
+                if should_stop():
+                    raise Interrupted("stopped while the final files were written")
+                if isinstance(item, BadRow):
+                    yield failed_row(item).to_json_line(), False
+                else:
+                    ids.add(item.question.id, item.sample)
+                    yield _line(item, journal, verifier)
+
+        totals = write_lines(workspace, lines())
+        ids.tell()
+    return totals
+
+
+def write_lines(workspace: Workspace, lines: Iterable[tuple[bytes, bool]]) -> Totals:
+    """Write lines, each a record's or a failure's, as `write_final` does."""
     num_records = num_failed = 0
     with ExitStack() as stack, reported(workspace.output):
         records = stack.enter_context(AsideFile(workspace.output))
         failures = stack.enter_context(AsideFile(workspace.failed))
-        ids = stack.enter_context(RepeatedIds())
-        for item in work:
-            if should_stop():
-                raise Interrupted("stopped while the final files were written")
-            if isinstance(item, BadRow):
-                line, is_record = failed_row(item).to_json_line(), False
-            else:
-                ids.add(item.question.id, item.sample)
-                line, is_record = _line(item, journal, verifier)
-            if is_record:
-                records.file.write(line)
-                num_records += 1
-            else:
-                failures.file.write(line)
-                num_failed += 1
+        for line, is_record in lines:
+            (records if is_record else failures).file.write(line)
+            num_records += is_record
+            num_failed += not is_record
         # Failures first: whoever sees the new records finds their failures, too.
         if num_failed:
             failures.publish()
         else:
             workspace.failed.unlink(missing_ok=True)
         records.publish()
-        ids.tell()
     return Totals(num_records, num_failed)
 
 

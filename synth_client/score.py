@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
@@ -14,13 +13,12 @@ import orjson
 from pydantic import ValidationError
 from rich.console import Console
 
-from synth_client.aside import AsideFile
 from synth_client.client import SynthClient
 from synth_client.errors import InputError, Interrupted, OutputError
 from synth_client.failed import failed_unit, read_failed
-from synth_client.final import Totals
+from synth_client.final import Totals, write_lines
 from synth_client.index import FAILURE, RECORD
-from synth_client.journal import Entry, Journal, open_journal, reported
+from synth_client.journal import Entry, Journal, open_journal
 from synth_client.limiter import Limiter
 from synth_client.pool import Failed, Outcome, Pool
 from synth_client.progress import Progress, Tally
@@ -162,24 +160,12 @@ class _Session:
         self._taken.discard(unit.key)
 
     def _write_final(self, workspace: Workspace) -> Totals:
-        """Both files aside, then in place; without failures there is no second file."""
-        num_records = num_failed = 0
-        with ExitStack() as stack, reported(workspace.output):
-            records = stack.enter_context(AsideFile(workspace.output))
-            failures = stack.enter_context(AsideFile(workspace.failed))
+        def lines() -> Iterator[tuple[bytes, bool]]:
             for unit in self._units():
                 self._stop_if_asked()
-                line, is_record = self._line(unit)
-                (records if is_record else failures).file.write(line)
-                num_records += is_record
-                num_failed += not is_record
-            # Failures first: whoever sees the new records finds their failures, too.
-            if num_failed:
-                failures.publish()
-            else:
-                workspace.failed.unlink(missing_ok=True)
-            records.publish()
-        return Totals(num_records, num_failed)
+                yield self._line(unit)
+
+        return write_lines(workspace, lines())
 
     def _line(self, unit: ScoringUnit) -> tuple[bytes, bool]:
         """What is written of a record, and whether it was scored."""

@@ -14,6 +14,7 @@ from typing import Final
 import orjson
 import psutil
 
+from synth_client.errors import ClientError
 from trainer.errors import RecipeError, TrainerMissing
 from trainer.recipe import (
     AutoHardware,
@@ -64,23 +65,28 @@ def find_python(asked: Path | None, trainer: Trainer = "llamafactory") -> Path:
 
     Raises `TrainerMissing` that says how to make one.
     """
+    hint = (
+        f"make {_TARGETS[trainer]} makes it in motab's source, or name the Python of an environment"
+        f" with {trainer} by --python or MOTAB_TRAINER_PYTHON"
+    )
+    return python_in(_FOLDERS[trainer], asked, missing=TrainerMissing, hint=hint)
+
+
+def python_in(
+    environment: str, asked: Path | None, *, missing: type[ClientError], hint: str
+) -> Path:
+    """The interpreter asked for, or that of an environment that `make` made here or beside the
+    source. Raises `missing`, with a hint where there is no environment.
+    """
     if asked is not None:
         if not os.access(asked, os.X_OK) or asked.is_dir():
-            raise TrainerMissing(f"--python {asked}: no such program")
+            raise missing(f"--python {asked}: no such program")
         return asked.absolute()
-    if (python := python_in(_FOLDERS[trainer])) is not None:
-        return python
-    raise TrainerMissing(
-        f"there is no {_FOLDERS[trainer]} here; make {_TARGETS[trainer]} makes it in motab's"
-        f" source, or name the Python of an environment with {trainer} by --python or"
-        " MOTAB_TRAINER_PYTHON"
-    )
-
-
-def python_in(environment: str) -> Path | None:
-    """The interpreter of an environment that `make` made here or beside the source."""
-    places = (folder / environment / "bin" / "python" for folder in (Path.cwd(), _HERE.parent))
-    return next((python for python in places if python.exists()), None)
+    for folder in (Path.cwd(), _HERE.parent):
+        python = folder / environment / "bin" / "python"
+        if python.exists():
+            return python
+    raise missing(f"there is no {environment} here; {hint}")
 
 
 def variables(python: Path, trainer: Trainer) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from synth_client.answer import EMPTY_OUTPUT
-from synth_client.aside import AsideFile
+from synth_client.aside import write_whole
 from synth_client.errors import OutputError
 from synth_client.failed import FailedRow
 from synth_client.journal import reported
@@ -53,10 +53,7 @@ async def evaluate(evaluation: Evaluation, console: Console) -> Results:
         (RESULTS, results.to_json()),
         (TABLE, results.to_markdown().encode()),
     ):
-        path = evaluation.folder / name
-        with reported(path), AsideFile(path) as aside:
-            aside.file.write(content)
-            aside.publish()
+        write_whole(evaluation.folder / name, content)
     return results
 
 

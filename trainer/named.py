@@ -24,6 +24,10 @@ from trainer.errors import HarnessMissing
 
 NAMES: Final = ("aime24", "aime25", "math_500", "gpqa_diamond", "ifeval")
 _FOLDER: Final = ".venv-evalscope"
+_HINT: Final = (
+    "make eval-env makes it in motab's source, or name the Python of an environment with evalscope"
+    " by --python or MOTAB_EVALSCOPE_PYTHON"
+)
 _SCRIPT: Final = Path(__file__).parent / "inside" / "named.py"
 _COLUMNS: Final = ("id", "messages", "answer", "level", "subject")
 
@@ -44,7 +48,7 @@ def named_benchmark(source: Source, asked: Path | None) -> Iterator[Benchmark]:
     `asked` is the interpreter to take in place of `.venv-evalscope`'s. Raises `HarnessMissing`, and
     `InputError` where the problems cannot be had.
     """
-    python = _python(asked)
+    python = python_in(_FOLDER, asked, missing=HarnessMissing, hint=_HINT)
     with TemporaryDirectory(prefix="motab-") as scratch:
         found = _problems(python, source, Path(scratch))
         problems = found["problems"][: source.limit]
@@ -61,19 +65,6 @@ def named_benchmark(source: Source, asked: Path | None) -> Iterator[Benchmark]:
         benchmark = benchmark_of(dataset, prompt=PLACE, rule=rule, weights=weights)
         # It stands around every problem already.
         yield replace(benchmark, prompt=found["prompt"])
-
-
-def _python(asked: Path | None) -> Path:
-    if asked is not None:
-        if not os.access(asked, os.X_OK) or asked.is_dir():
-            raise HarnessMissing(f"--python {asked}: no such program")
-        return asked.absolute()
-    if (python := python_in(_FOLDER)) is not None:
-        return python
-    raise HarnessMissing(
-        f"there is no {_FOLDER} here; make eval-env makes it in motab's source, or name the Python"
-        " of an environment with evalscope by --python or MOTAB_EVALSCOPE_PYTHON"
-    )
 
 
 def _command(python: Path) -> tuple[str, ...]:

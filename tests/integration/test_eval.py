@@ -339,7 +339,8 @@ def test_an_environment_that_cannot_evaluate_is_told_in_one_line(
 def test_without_an_environment_it_is_said_how_to_make_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.named.python_in", lambda _environment: None)
+    monkeypatch.setattr("trainer.environment._HERE", tmp_path / "trainer")
+    monkeypatch.chdir(tmp_path)
     failed = invoke(tmp_path, "--benchmark", "aime24")
     assert "there is no .venv-evalscope here; make eval-env makes it" in str(failed.exception)
 

@@ -11,7 +11,7 @@ import orjson
 from pydantic import JsonValue
 from rich.console import Console
 
-from synth_client.aside import AsideFile
+from synth_client.aside import write_whole
 from synth_client.cli import run_loop
 from synth_client.dataset import open_dataset
 from synth_client.journal import reported
@@ -122,8 +122,7 @@ def reproduce(job: Reproduction) -> Comparison:
     found = comparison(list(job.units), pair, rates, asked)
     _draw(job, rates)
     for name, content in ((COMPARISON, found.to_json()), (TABLE, found.to_markdown().encode())):
-        with reported(job.folder / name):
-            _publish(job.folder / name, content)
+        write_whole(job.folder / name, content)
     return found
 
 
@@ -145,15 +144,9 @@ def _claim(job: Reproduction) -> None:
     with reported(path):
         job.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _publish(path, plan)
+            write_whole(path, plan)
         elif path.read_bytes() != plan:
             raise RunExists(f"{job.folder} holds another comparison; choose another --output")
-
-
-def _publish(path: Path, content: bytes) -> None:
-    with AsideFile(path) as aside:
-        aside.file.write(content)
-        aside.publish()
 
 
 def _write_problems(job: Reproduction) -> None:
@@ -175,7 +168,7 @@ def _write_problems(job: Reproduction) -> None:
         )
         with reported(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _publish(path, lines)
+        write_whole(path, lines)
 
 
 def _make_data(job: Reproduction, python: Path) -> None:

@@ -28,9 +28,8 @@ _MAX_TOKENS: Final = 512
 
 def find_vllm() -> Path:
     """The Python that has vLLM. Raises `TrainerMissing` that says how to make one."""
-    if (python := python_in(_FOLDER)) is not None:
-        return python
-    raise TrainerMissing(f"there is no {_FOLDER} here; make reproduce makes it in motab's source")
+    hint = "make reproduce makes it in motab's source"
+    return python_in(_FOLDER, None, missing=TrainerMissing, hint=hint)
 
 
 @contextmanager

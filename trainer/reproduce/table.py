@@ -9,6 +9,7 @@ from typing import Any, Final, get_args
 
 import orjson
 
+from synth_client.filters import Filters, Kept
 from synth_client.journal import reported
 from synth_client.record import read_records
 from trainer.evaluate import RECORDS, RESULTS
@@ -152,7 +153,8 @@ def _overall(results: Mapping[str, Any]) -> dict[int, float]:
 def _data(unit: Unit) -> Data:
     records = list(read_records(unit.records))
     num = len(records)
-    used = [one for one in records if one.correct or "correct" not in unit.arm.filters]
+    sifted = Filters(unit.arm.filters).sift(lambda: iter(records), Kept())
+    used = [record for record, passes in sifted if passes]
     usages = [record.usage.motab for record in records]
     return Data(
         num_examples=len(used),
