@@ -8,6 +8,7 @@ trajectory is the same: decisions depend on the step texts and their scores alon
 from typing import Protocol
 
 from proxy.core.imitkd import ImitKdMonitor
+from proxy.core.lookahead import AT_ONCE, Lookahead, Schedule
 from proxy.core.params import Params
 from proxy.core.prefix import PrefixMonitor
 from proxy.core.segmenter import Segmenter
@@ -48,15 +49,17 @@ class Monitor(Protocol):
         ...
 
 
-def monitor_for(params: Params, seed: int = 0) -> Monitor:
-    """The state machine of `params.method`; `seed` decides what `imitkd` and `prefix` draw."""
+def monitor_for(params: Params, seed: int = 0, schedule: Schedule = AT_ONCE) -> Monitor:
+    """The state machine of `params.method`; `seed` decides what `imitkd` and `prefix` draw,
+    `schedule` when `motab` and `skd` score.
+    """
     match params.method:
         case "motab":
-            return MotabMonitor(params)
+            return MotabMonitor(params, schedule)
         case "imitkd":
             return ImitKdMonitor(params, seed)
         case "skd":
-            return SkdMonitor(params)
+            return SkdMonitor(params, schedule)
         case "prefix":
             return PrefixMonitor(params, seed)
         case author:
@@ -69,12 +72,15 @@ class MotabMonitor:
     _DRAFT = 0
     _CORRECTION = 1
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, schedule: Schedule = AT_ONCE) -> None:
         self._params = params
         self._segmenter = Segmenter(
             params.delimiter, params.max_step_tokens, params.max_total_tokens
         )
+        self._lookahead = Lookahead(params.max_lookahead_tokens, schedule)
         self._steps: list[Step] = []
+        self._unjudged_tokens = 0
+        """Of the steps that were not judged yet."""
         self._judged: list[StepTrace] = []
         self._num_in_flight = 0
         self._next_entropy: float | None = None
@@ -99,7 +105,7 @@ class MotabMonitor:
                 return self._drafted(pieces)
             case WriteEnded(self._DRAFT, reason) if self._draft_end is None:
                 self._draft_is_open = False
-                self._steps.extend(self._segmenter.close())
+                self._add(self._segmenter.close())
                 self._draft_end = reason
                 return self._advance()
             case Scored():
@@ -119,13 +125,17 @@ class MotabMonitor:
         if self._segmenter.extend(pieces):
             return self._advance()
         for piece in pieces:
-            self._steps.extend(self._segmenter.feed(piece))
+            self._add(self._segmenter.feed(piece))
             if self._segmenter.exhausted:
                 self._draft_end = "length"
                 # At the total cap the server stops by itself: it was asked for no more.
                 halt = self._halt_draft() if self._segmenter.step_was_cut else []
                 return halt + self._advance()
         return self._advance()
+
+    def _add(self, steps: list[Step]) -> None:
+        self._steps += steps
+        self._unjudged_tokens += sum(step.num_tokens for step in steps)
 
     def _halt_draft(self) -> list[Command]:
         if not self._draft_is_open:
@@ -136,14 +146,20 @@ class MotabMonitor:
     def _advance(self) -> list[Command]:
         """What the student's text and the verdicts so far allow."""
         commands = self._emit_draft()
-        if len(self._judged) == len(self._steps) and self._draft_end is not None:
+        num_unjudged = len(self._steps) - len(self._judged)
+        if not num_unjudged and self._draft_end is not None:
             return commands + self._finish(self._draft_end)
-        num_waiting = len(self._steps) - len(self._judged)
-        if num_waiting and not self._num_in_flight:
-            self._num_in_flight = num_waiting
+        if self._draft_end is None:
+            ahead = self._unjudged_tokens + self._segmenter.open_tokens
+            commands += self._lookahead.gate(self._DRAFT, ahead, num_unjudged)
+        if num_unjudged and not self._num_in_flight and self._is_due():
+            self._num_in_flight = num_unjudged
             texts = tuple(step.text for step in self._steps)
-            commands.append(Score(texts, num_waiting, self._next_entropy is not None))
+            commands.append(Score(texts, num_unjudged, self._next_entropy is not None))
         return commands
+
+    def _is_due(self) -> bool:
+        return self._draft_end is not None or self._lookahead.is_due(self._unjudged_tokens)
 
     def _scored(self, event: Scored) -> list[Command]:
         if len(event.scores) != self._num_in_flight:
@@ -163,6 +179,7 @@ class MotabMonitor:
                 self._params,
             )
             self._judged.append(step)
+            self._unjudged_tokens -= step.student_tokens
             commands.append(Judged(index, step))
             if not step.safe:
                 return commands + self._breach()

@@ -37,6 +37,9 @@ class Params:
     """Student tokens after which a step, and with it the trajectory, is cut."""
     max_total_tokens: int = 32768
     """Tokens of the trajectory: the student's, or the safe prefix plus the correction."""
+    max_lookahead_tokens: int = 4096
+    """Student tokens that no verdict covers yet at which the student has to wait for the teacher.
+    No result depends on it."""
     revise: str = "However,"
     """The revise token of Eq. 10, set as a paragraph of its own."""
     boundary: Literal["adaptive", "static"] = "adaptive"
@@ -69,6 +72,7 @@ class Params:
         self._require("at least 0", self.teacher_temperature >= 0.0, "teacher_temperature")
         self._require("at least 1", self.max_step_tokens >= 1, "max_step_tokens")
         self._require("at least 1", self.max_total_tokens >= 1, "max_total_tokens")
+        self._require("at least 1", self.max_lookahead_tokens >= 1, "max_lookahead_tokens")
         # The entropy of one renormalised entry is always 0: the boundary would be static
         # without saying so.
         self._require("at least 2", self.entropy_top_k >= 2, "entropy_top_k")

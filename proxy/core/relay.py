@@ -60,6 +60,11 @@ class Stretch:
         return self.is_cut or self.is_exhausted
 
     @property
+    def open_tokens(self) -> int:
+        """Of the step that is being written."""
+        return self._segmenter.open_tokens
+
+    @property
     def stops_by_itself(self) -> bool:
         """Its author was asked for no more than has come."""
         return self.is_exhausted and not self._segmenter.step_was_cut

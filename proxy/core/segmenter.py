@@ -16,10 +16,11 @@ class Segmenter:
         self._delimiter = delimiter
         self._max_step_tokens = max_step_tokens
         self._max_total_tokens = max_total_tokens
-        self._open_tokens = 0
         self._total_tokens = 0
         self.open_text = ""
         """The text after the last step that ended."""
+        self.open_tokens = 0
+        """The tokens of that text."""
         self.exhausted = False
         """A token cap was reached: nothing more may be fed."""
         self.step_was_cut = False
@@ -35,15 +36,15 @@ class Segmenter:
         while (found := self.open_text.find(self._delimiter, search_from)) >= 0:
             end = found + len(self._delimiter)
             ends_with_token = end == len(self.open_text)
-            steps.append(Step(self.open_text[:end], self._open_tokens + ends_with_token))
+            steps.append(Step(self.open_text[:end], self.open_tokens + ends_with_token))
             self.open_text = self.open_text[end:]
-            self._open_tokens = 0
+            self.open_tokens = 0
             search_from = 0
             if ends_with_token:
                 break
         else:
-            self._open_tokens += 1
-        self.step_was_cut = self._open_tokens >= self._max_step_tokens
+            self.open_tokens += 1
+        self.step_was_cut = self.open_tokens >= self._max_step_tokens
         if self.step_was_cut or self._total_tokens >= self._max_total_tokens:
             self.exhausted = True
             steps.extend(self.close())
@@ -55,7 +56,7 @@ class Segmenter:
         As `feed`, piece by piece, but in one go: nearly all that a stream brings is of this kind.
         """
         num = len(pieces)
-        if self._open_tokens + num >= self._max_step_tokens:
+        if self.open_tokens + num >= self._max_step_tokens:
             return False
         if self._total_tokens + num >= self._max_total_tokens:
             return False
@@ -64,15 +65,15 @@ class Segmenter:
         if self._delimiter in seam + text:
             return False
         self.open_text += text
-        self._open_tokens += num
+        self.open_tokens += num
         self._total_tokens += num
         return True
 
     def close(self) -> list[Step]:
         """The text has ended: what is left is the last step, unless it is empty."""
-        steps = [Step(self.open_text, self._open_tokens)] if self.open_text else []
+        steps = [Step(self.open_text, self.open_tokens)] if self.open_text else []
         self.open_text = ""
-        self._open_tokens = 0
+        self.open_tokens = 0
         return steps
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from proxy.core.lookahead import AT_ONCE, Lookahead, Schedule
 from proxy.core.params import Params
 from proxy.core.relay import Relay
 from proxy.core.scoring import oracle_value
@@ -39,8 +40,10 @@ class SkdMonitor(Relay):
     step is rejected, with what it wrote since.
     """
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, schedule: Schedule = AT_ONCE) -> None:
         super().__init__(params)
+        self._schedule = schedule
+        self._lookahead: Lookahead
         self._drafted: list[_Drafted] = []
         self._open_logprobs: list[tuple[float, ...]] = []
         """Of the student's tokens after its last whole step."""
@@ -73,6 +76,7 @@ class SkdMonitor(Relay):
         self._drafted.clear()
         self._open_logprobs.clear()
         self._draft_end = None
+        self._lookahead = Lookahead(self._params.max_lookahead_tokens, self._schedule)
         return [self._begin("student", lambda _num: False, logprobs=True)]
 
     def _draft(self, event: Wrote) -> list[Command]:
@@ -98,14 +102,22 @@ class SkdMonitor(Relay):
             self._drafted.append(_Drafted(step, own_value))
 
     def _advance(self) -> list[Command]:
-        if self._num_in_flight:
-            return []
-        if self._drafted:
+        if not self._drafted and self._draft_end is not None:
+            return [self._finish(self._draft_end)]
+        num_waiting = sum(drafted.step.num_tokens for drafted in self._drafted)
+        commands: list[Command] = []
+        if self._draft_end is None:
+            ahead = num_waiting + self._stretch.open_tokens
+            commands += self._lookahead.gate(self._stretch.write_id, ahead, len(self._drafted))
+        if self._drafted and not self._num_in_flight and self._is_due(num_waiting):
             self._num_in_flight = len(self._drafted)
             texts = (*self._kept, *(drafted.step.text for drafted in self._drafted))
             # No entropy is needed, so none need be asked for.
-            return [Score(texts, self._num_in_flight, entropy_known=True)]
-        return [] if self._draft_end is None else [self._finish(self._draft_end)]
+            commands.append(Score(texts, self._num_in_flight, entropy_known=True))
+        return commands
+
+    def _is_due(self, num_waiting: int) -> bool:
+        return self._draft_end is not None or self._lookahead.is_due(num_waiting)
 
     def _scored(self, event: Scored) -> list[Command]:
         if len(event.scores) != self._num_in_flight:

@@ -150,6 +150,23 @@ class Halt:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """The author of a write is far ahead: let it write no more until `Resume` or `Halt`.
+
+    What it has written stays, and what still comes is taken.
+    """
+
+    write_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The author of a paused write goes on where it stopped."""
+
+    write_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """Let the teacher score the last `num_new` of `steps`, the others being their context.
 
@@ -191,4 +208,4 @@ class Finish:
     trajectory: Trajectory
 
 
-Command = Write | Halt | Score | Emit | Judged | Breached | Finish
+Command = Write | Halt | Pause | Resume | Score | Emit | Judged | Breached | Finish

@@ -13,6 +13,8 @@ from proxy.core.types import (
     Emit,
     Finish,
     Halt,
+    Pause,
+    Resume,
     Score,
     Scored,
     StepScore,
@@ -21,6 +23,7 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
+from tests.property.schedules import any_limit, any_schedule
 from tests.property.sequential import Setting, run
 
 PIECES = [
@@ -94,8 +97,9 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def params_of(setting: Setting) -> Params:
+def params_of(setting: Setting, max_lookahead_tokens: int) -> Params:
     return Params(
+        max_lookahead_tokens=max_lookahead_tokens,
         base_threshold=setting.base_threshold,
         entropy_scale=setting.entropy_scale,
         delimiter=setting.delimiter,
@@ -114,11 +118,13 @@ class World:
     def __init__(self, case: Case, choose: Callable[[int], int]) -> None:
         self.case = case
         self.choose = choose
-        self.monitor = monitor_for(params_of(case.setting))
+        params = params_of(case.setting, any_limit(choose))
+        self.monitor = monitor_for(params, schedule=any_schedule(choose))
         self.unsent = {0: list(case.tokens), 1: list(case.correction)}
         self.ends = {0: case.student_end, 1: case.correction_end}
         self.writing: set[int] = set()
         self.halted: set[int] = set()
+        self.is_paused = False
         self.scoring: Score | None = None
         self.emitted = ""
         self.correction: Write | None = None
@@ -137,6 +143,13 @@ class World:
                 case Halt(write_id=write_id):
                     assert write_id in self.writing
                     self.halted.add(write_id)
+                case Pause(write_id=write_id):
+                    assert write_id == 0 and 0 in self.writing - self.halted
+                    assert not self.is_paused
+                    self.is_paused = True
+                case Resume(write_id=write_id):
+                    assert write_id == 0 and self.is_paused
+                    self.is_paused = False
                 case Score():
                     assert self.scoring is None, "at most one scoring call in flight"
                     self.scoring = command
@@ -166,8 +179,12 @@ class World:
         return self.result
 
     def move(self) -> None:
-        # A halted write may still bring what was under way; only the live ones must.
+        # A halted or paused write may still bring what was under way; only the live ones must.
         moves = sorted(self.writing)
+        waits = self.is_paused and 0 not in self.halted and self.choose(4) > 0
+        if waits and 0 in moves:
+            moves.remove(0)
+            assert moves or self.scoring is not None, "it waits for nothing"
         if self.scoring is not None:
             moves += [-1, -1]
         move = moves[self.choose(len(moves))]

@@ -16,6 +16,8 @@ from proxy.core.types import (
     Finish,
     Halt,
     Judged,
+    Pause,
+    Resume,
     Score,
     Scored,
     StepScore,
@@ -25,6 +27,7 @@ from proxy.core.types import (
     Wrote,
 )
 from tests.property.relayed import Caps, Result, Text, imitkd, prefix, skd
+from tests.property.schedules import any_limit, any_schedule
 from tests.property.test_monitor_equals_sequential import PIECES
 
 Method = Literal["imitkd", "skd", "prefix"]
@@ -80,6 +83,7 @@ class World:
         self.num_sent: dict[int, int] = {}
         self.ended: set[int] = set()
         self.halted: set[int] = set()
+        self.paused: set[int] = set()
         self.scoring: Score | None = None
         self.num_judged = 0
         self.emitted = ""
@@ -100,6 +104,12 @@ class World:
                 case Halt(write_id=write_id):
                     assert write_id not in self.halted | self.ended
                     self.halted.add(write_id)
+                    self.paused.discard(write_id)
+                case Pause(write_id=write_id):
+                    assert write_id in self.writes.keys() - self.halted - self.ended - self.paused
+                    self.paused.add(write_id)
+                case Resume(write_id=write_id):
+                    self.paused.remove(write_id)
                 case Score():
                     assert self.scoring is None, "at most one scoring call in flight"
                     self.scoring = command
@@ -121,7 +131,9 @@ class World:
         return self.result
 
     def move(self) -> None:
-        moves = sorted(self.writes.keys() - self.ended)
+        # A paused write may still bring what was under way.
+        waits = self.paused if self.choose(4) > 0 else set()
+        moves = sorted(self.writes.keys() - self.ended - waits)
         if self.scoring is not None:
             moves += [-1, -1]
         move = moves[self.choose(len(moves))]
@@ -194,9 +206,11 @@ def world_of(
         delimiter=caps.delimiter,
         max_step_tokens=caps.max_step_tokens,
         max_total_tokens=caps.max_total_tokens,
+        max_lookahead_tokens=any_limit(timing.randrange),
         **params,  # type: ignore[arg-type]
     )
-    return World(monitor_for(settled, seed), models, timing.randrange)
+    monitor = monitor_for(settled, seed, any_schedule(timing.randrange))
+    return World(monitor, models, timing.randrange)
 
 
 timings = st.randoms(use_true_random=False)
