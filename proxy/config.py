@@ -77,6 +77,9 @@ class _Upstream(_Section):
     """A Jinja template, in place of the model's own."""
     max_concurrent: int = Field(64, ge=1)
     """Requests under way at once, for writing and for scoring each."""
+    gpus: float = Field(1, gt=0)
+    """How many GPUs serve it, or what they cost: a second of the teacher's time is weighed against
+    the student's by it."""
     retries: RetriesConfig = RetriesConfig()
     stall_timeout_s: float = Field(120, gt=0)
     """Seconds without a byte after which a stream that has begun to write is broken off."""

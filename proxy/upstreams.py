@@ -126,6 +126,7 @@ async def _open_server(
             reasoning,
             reader,
             "scaled" if isinstance(config, SGLangConfig) else "yes",
+            gpus=config.gpus,
         )
 
     upstream = await _once_up(connected, wait_s)
@@ -151,6 +152,7 @@ async def _text_server(
         reasoning,
         reader,
         why_not=backend.why_not,
+        gpus=config.gpus,
     )
 
 
@@ -219,7 +221,13 @@ async def _open_hosted(
     # Its thoughts stand in tags; what it reads is the text as it is, for it has no prompt to tag.
     reasoning = Reasoning("think" if config.reasoning == "keep" else "none")
     return Upstream(
-        name, reader, backend, backend.scorers, config.max_concurrent, reasoning=reasoning
+        name,
+        reader,
+        backend,
+        backend.scorers,
+        config.max_concurrent,
+        reasoning=reasoning,
+        gpus=config.gpus,
     )
 
 

@@ -91,6 +91,7 @@ class ScriptedBackend:
     written_logprob: float | None = 0.0
     """What every token is written with; None where this server tells none."""
     scoring: Scoring = "prompt_logprobs"
+    recomputes: bool = False
     rendered: list[Question] = field(default_factory=list)
     encoded: list[str] = field(default_factory=list)
     marked: list[str] = field(default_factory=list)

@@ -1,5 +1,6 @@
 """What the engine asks of a server, in the slices that it uses, and the data that travels."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
@@ -233,12 +234,30 @@ class Writer(Protocol):
         ...
 
 
+@runtime_checkable
+class GatedWriter(Writer, Protocol):
+    """A writer whose text can wait."""
+
+    def write_gated(
+        self, context: Context, sampling: Sampling, max_tokens: int, call: Call, gate: asyncio.Event
+    ) -> AsyncGenerator[Draft]:
+        """As `write`; while the gate is not set nothing is written, from the next draft on after
+        which the text can go on as if it had never stopped.
+        """
+        ...
+
+
 class Scorer(Protocol):
     """Gives the teacher's probabilities of given text."""
 
     @property
     def scoring(self) -> Scoring:
         """Which rung of the fallback ladder this is."""
+        ...
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether every call computes the whole context, so that fewer calls are less work."""
         ...
 
     async def score(

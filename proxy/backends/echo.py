@@ -59,6 +59,7 @@ class Echo:
     """Scores given text by `echo`: one call gives V, H and the next state's H."""
 
     scoring: Scoring = "echo"
+    recomputes = True
 
     def __init__(self, route: Completions) -> None:
         self.route = route

@@ -106,6 +106,8 @@ class _Judge(ABC):
     """Scores by one mark a step."""
 
     scoring: Scoring
+    # It reads everything for each step anyway, however many a call covers.
+    recomputes = False
 
     def __init__(self, asker: Asker) -> None:
         self._asker = asker

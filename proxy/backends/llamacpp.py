@@ -89,6 +89,7 @@ class LlamaCpp:
     """Student or teacher on a llama.cpp server."""
 
     scoring: Scoring = "forced_decode"
+    recomputes = False
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """A broken stream of text goes on from what has come, where that changes nothing in the text."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ class ResumingWriter:
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         return await self.server.decode(context, max_tokens, call)
 
-    async def write(
+    def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
     ) -> AsyncGenerator[Draft]:
         """As one stream: no text comes twice or is lost.
@@ -35,6 +36,17 @@ class ResumingWriter:
         A piece without text waits for the next one that has some, for a token that ends inside a
         character is written anew after a break. Raises `UpstreamInterrupted` where the text would
         not be the same.
+        """
+        always = asyncio.Event()
+        always.set()
+        return self.write_gated(context, sampling, max_tokens, call, always)
+
+    async def write_gated(
+        self, context: Context, sampling: Sampling, max_tokens: int, call: Call, gate: asyncio.Event
+    ) -> AsyncGenerator[Draft]:
+        """As `write`. While the gate is not set the stream is closed, so its server does not write
+        either, and another one goes on from the exact tokens; where these are not known (yet), or
+        the text would become another one, it goes on writing.
         """
         # A copy: the caller's may grow before this one is read again.
         text = _Text(self._calls.upstream, _copy(context), sampling, max_tokens)
@@ -50,18 +62,21 @@ class ResumingWriter:
                 await drafts.aclose()
                 raise
 
-        while True:
+        is_over = False
+        while not is_over:
+            await gate.wait()
             opened = await self._calls.retried(progress)
             try:
                 async with aclosing(opened.drafts):
+                    is_over = opened.first.end is not None
                     yield opened.first
-                    async for draft in opened.drafts:
+                    while not is_over and (gate.is_set() or not text.can_wait):
+                        draft = await anext(opened.drafts)
+                        is_over = draft.end is not None
                         yield draft
             except UpstreamError as error:
                 if not (error.retryable and text.is_complete):
                     failures.append(error)
-            else:
-                return
 
     async def _attempt(self, text: "_Text", call: Call) -> AsyncGenerator[Draft]:
         """One stream, as far as it is new."""
@@ -127,6 +142,22 @@ class _Text:
     def is_complete(self) -> bool:
         """All tokens came, and just the end did not. Pieces may be an estimate, ids are none."""
         return len(self._token_ids) == len(self.pieces) >= self.max_tokens
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether it can go on from here later, with all of its text as it is.
+
+        Drawn with a seed it cannot: its next random numbers are in the open stream. Nor can it
+        where a stop string may have begun, which its server would not see across the seam.
+        """
+        if self._waiting or len(self._token_ids) < len(self.pieces):
+            return False
+        if self.sampling.seed is not None and self.sampling.temperature > 0:
+            return False
+        longest = max(map(len, self.sampling.stop), default=0)
+        end = "".join(self.pieces[-longest:])[-longest:] if longest else ""
+        starts = (stop[:n] for stop in self.sampling.stop for n in range(1, len(stop)))
+        return not any(end.endswith(start) for start in starts)
 
     def broke(self, error: UpstreamError) -> None:
         """Raise `UpstreamInterrupted` where no attempt could bring the same text again.

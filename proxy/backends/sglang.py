@@ -52,6 +52,7 @@ class SGLang:
     """Student or teacher on SGLang. One scoring call gives V, H and the next state's H."""
 
     scoring: Scoring = "prompt_logprobs"
+    recomputes = False
 
     def __init__(
         self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int

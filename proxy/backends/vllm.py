@@ -70,6 +70,7 @@ class Vllm:
     """Student or teacher on a vLLM server. One scoring call gives V, H and the next state's H."""
 
     scoring: Scoring = "prompt_logprobs"
+    recomputes = True
 
     def __init__(
         self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int

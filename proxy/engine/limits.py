@@ -9,6 +9,7 @@ from typing import Literal
 from proxy.backends.base import MarkupReader, Reader, Scorer, Writer
 from proxy.core.reasoning import Reasoning
 from proxy.core.types import Scoring
+from proxy.engine.pace import Speed
 from proxy.errors import Draining, OverCapacity, RequestError, ScoringUnavailable
 
 
@@ -32,8 +33,14 @@ class Upstream:
     """Whether its text can come with log-probabilities; `scaled`: by the sampling temperature."""
     why_not: Mapping[Scoring, str] = field(default_factory=dict)
     """Why a way that such servers may have is not among the scorers."""
+    gpus: float = 1.0
+    """What a second of its server costs beside one of another's."""
     writing: asyncio.Semaphore = field(init=False)
     scoring: asyncio.Semaphore = field(init=False)
+    writing_speed: Speed = field(init=False, default_factory=Speed)
+    """Of all that this process has it write."""
+    scoring_speed: Speed = field(init=False, default_factory=Speed)
+    """Of the contexts that it computes in scoring calls."""
 
     def __post_init__(self) -> None:
         self.writing = asyncio.Semaphore(self.max_concurrent)

@@ -7,17 +7,27 @@ decisions are the monitor's: this file only does what it says and tells it what 
 import asyncio
 import secrets
 from collections import deque
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Protocol
 
 import orjson
 
-from proxy.backends.base import Call, Context, Question, Sampling, Scorer
+from proxy.backends.base import (
+    Call,
+    Context,
+    Draft,
+    GatedWriter,
+    Question,
+    Sampling,
+    Scorer,
+)
+from proxy.core.lookahead import AT_ONCE
 from proxy.core.monitor import Monitor, monitor_for
-from proxy.core.params import Params
-from proxy.core.reasoning import Bridge, Reasoning
+from proxy.core.params import Method, Params
+from proxy.core.reasoning import Bridge, Reasoning, Translator
 from proxy.core.types import (
     Author,
     Breached,
@@ -27,6 +37,8 @@ from proxy.core.types import (
     Finish,
     Halt,
     Judged,
+    Pause,
+    Resume,
     Score,
     Scored,
     Scoring,
@@ -37,6 +49,7 @@ from proxy.core.types import (
 )
 from proxy.engine.contexts import ModelContext
 from proxy.engine.limits import Upstream
+from proxy.engine.pace import Hazard, Weighed
 from proxy.errors import MotabError, UpstreamMalformed
 
 # 2^64 by the golden ratio: its multiples lie far apart, also in the 31 bits that llama.cpp takes.
@@ -49,6 +62,8 @@ class Pair:
 
     student: Upstream | None
     teacher: Upstream | None
+    hazards: dict[Method, Hazard] = field(default_factory=dict, compare=False, kw_only=True)
+    """How often the student was seen to stray, by what counts as that."""
 
     def of(self, author: Author) -> Upstream:
         """The upstream of `author`; the method never asks for one that is not there."""
@@ -132,6 +147,10 @@ class TrajectoryRun:
     """The first step that was scored."""
     _writes: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
     _halted: set[int] = field(init=False, default_factory=set)
+    _gates: dict[int, asyncio.Event] = field(init=False, default_factory=dict)
+    """Set while the write may go on."""
+    _schedule: Weighed | None = field(init=False, default=None)
+    """None: steps are scored at once."""
     _authors: dict[int, Author] = field(init=False, default_factory=dict)
     _num_writes: dict[Author, int] = field(init=False, default_factory=dict)
     _revise_tokens: int = field(init=False, default=0)
@@ -141,7 +160,18 @@ class TrajectoryRun:
         seed = self.sampling.seed
         # The one place where chance comes in; the core draws by what it is given.
         drawn = secrets.randbits(64) if seed is None else seed_of_draws(seed, self.question)
-        self._monitor = monitor_for(self.params, drawn)
+        if self.scorer is not None and self.scorer.recomputes:
+            self._schedule = self._weighed()
+        self._monitor = monitor_for(self.params, drawn, self._schedule or AT_ONCE)
+
+    def _weighed(self) -> Weighed:
+        student, teacher = self.pair.of("student"), self.pair.of("teacher")
+        return Weighed(
+            student.writing_speed,
+            teacher.scoring_speed,
+            self.pair.hazards.setdefault(self.params.method, Hazard()),
+            teacher.gpus / student.gpus,
+        )
 
     async def run(self) -> Outcome:
         """Run to the end. Cancelling this cancels every request upstream.
@@ -161,23 +191,44 @@ class TrajectoryRun:
         for command in commands:
             match command:
                 case Write():
-                    self._authors[command.write_id] = command.author
-                    write = self._group.create_task(self._write(command))
-                    self._writes[command.write_id] = write
+                    self._begin(command)
                 case Halt(write_id):
                     self._halt(write_id)
+                case Pause() | Resume():
+                    self._gate(command)
                 case Score():
                     self._group.create_task(self._score(command))
                 case Emit(text):
                     self.observer.text(text)
-                case Breached():
-                    self.observer.notice(command)
-                    if self.params.stitch == "flawed":
-                        self._group.create_task(self._count_revise())
-                case Judged():
-                    self.observer.notice(command)
+                case Judged() | Breached():
+                    self._notice(command)
                 case Finish(trajectory):
                     self._trajectory = trajectory
+
+    def _begin(self, command: Write) -> None:
+        self._authors[command.write_id] = command.author
+        self._gates[command.write_id] = gate = asyncio.Event()
+        gate.set()
+        self._writes[command.write_id] = self._group.create_task(self._write(command))
+
+    def _gate(self, command: Pause | Resume) -> None:
+        gate = self._gates[command.write_id]
+        speed = self.pair.of(self._authors[command.write_id]).writing_speed
+        if isinstance(command, Pause):
+            gate.clear()
+            speed.end()
+        else:
+            gate.set()
+            speed.begin()
+
+    def _notice(self, notice: Judged | Breached) -> None:
+        self.observer.notice(notice)
+        if isinstance(notice, Breached):
+            if self.params.stitch == "flawed":
+                self._group.create_task(self._count_revise())
+        elif self._schedule is not None:
+            step = notice.step
+            self._schedule.hazard.judged(step.student_tokens, safe=step.safe is True)
 
     def _tell(self, event: Event, upstream: Upstream) -> None:
         try:
@@ -204,47 +255,81 @@ class TrajectoryRun:
         corrects = not is_student and self.params.method == "motab"
         follows = corrects and self.params.stitch == "flawed"
         before = self._first_step if follows else ""
-        logprobs: deque[tuple[float, ...]] = deque()
         async with upstream.writing:
             context = await reads.at(command.steps, before)
             translator = reads.translator(command.steps, before)
             self._count_call(context, is_student=is_student)
-            drafts = upstream.writer.write(context, sampling, command.max_tokens, self.call)
-            async with aclosing(drafts):
-                async for draft in drafts:
-                    self._count_tokens(len(draft.pieces), is_student=is_student)
-                    logprobs.extend(draft.logprobs or ())
-                    pieces = translator.feed(draft.pieces)
-                    if draft.end is not None:
-                        pieces += translator.end()
-                    if pieces:
-                        told = _first(logprobs, len(pieces)) if command.logprobs else None
-                        self._tell(Wrote(command.write_id, pieces, told), upstream)
-                    if draft.end is not None:
-                        if not is_student:
-                            self._count_cached(draft.num_cached_tokens)
-                        self._tell(WriteEnded(command.write_id, draft.end), upstream)
-                    if draft.end is not None or command.write_id in self._halted:
-                        return
+            with self._timed(command):
+                async with aclosing(self._drafts(command, context, sampling)) as drafts:
+                    await self._take(command, drafts, translator)
+
+    async def _take(
+        self, command: Write, drafts: AsyncGenerator[Draft], translator: Translator
+    ) -> None:
+        """Tell the monitor what is written, to the end or until the write is halted."""
+        upstream = self.pair.of(command.author)
+        is_student = command.author == "student"
+        logprobs: deque[tuple[float, ...]] = deque()
+        async for draft in drafts:
+            upstream.writing_speed.count(len(draft.pieces))
+            self._count_tokens(len(draft.pieces), is_student=is_student)
+            logprobs.extend(draft.logprobs or ())
+            pieces = translator.feed(draft.pieces)
+            if draft.end is not None:
+                pieces += translator.end()
+            if pieces:
+                told = _first(logprobs, len(pieces)) if command.logprobs else None
+                self._tell(Wrote(command.write_id, pieces, told), upstream)
+            if draft.end is not None:
+                if not is_student:
+                    self._count_cached(draft.num_cached_tokens)
+                self._tell(WriteEnded(command.write_id, draft.end), upstream)
+            if draft.end is not None or command.write_id in self._halted:
+                return
         raise UpstreamMalformed(upstream.name, "its text ended without a reason")
+
+    @contextmanager
+    def _timed(self, command: Write) -> Iterator[None]:
+        """The time in which the write is open and not paused is its server's."""
+        speed = self.pair.of(command.author).writing_speed
+        speed.begin()
+        try:
+            yield
+        finally:
+            if self._gates[command.write_id].is_set():
+                speed.end()
+
+    def _drafts(
+        self, command: Write, context: Context, sampling: Sampling
+    ) -> AsyncGenerator[Draft]:
+        """The stream of a write; one that cannot wait is not stopped by a pause."""
+        writer, gate = self.pair.of(command.author).writer, self._gates[command.write_id]
+        if isinstance(writer, GatedWriter):
+            return writer.write_gated(context, sampling, command.max_tokens, self.call, gate)
+        return writer.write(context, sampling, command.max_tokens, self.call)
 
     async def _score(self, command: Score) -> None:
         if self.scorer is None:
             raise MotabError("nothing scores this trajectory; please report this")
         self._first_step = command.steps[0]
-        async with self.pair.of("teacher").scoring:
+        teacher = self.pair.of("teacher")
+        async with teacher.scoring:
             context = await self._reads("teacher").at(command.steps)
-            scores = await self.scorer.score(
-                context,
-                command.num_new,
-                self.params.entropy_top_k,
-                self.call,
-                entropy_known=command.entropy_known,
-            )
+            with teacher.scoring_speed.working():
+                scores = await self.scorer.score(
+                    context,
+                    command.num_new,
+                    self.params.entropy_top_k,
+                    self.call,
+                    entropy_known=command.entropy_known,
+                )
+            if self._schedule is not None:
+                self._schedule.num_context = len(context.token_ids)
+                teacher.scoring_speed.count(len(context.token_ids))
         self._usage.score_calls += 1
         self._usage.teacher_scored_tokens += scores.num_tokens
         self._count_cached(scores.num_cached_tokens)
-        self._tell(Scored(scores.steps, scores.next_entropy), self.pair.of("teacher"))
+        self._tell(Scored(scores.steps, scores.next_entropy), teacher)
 
     def _reads(self, author: Author) -> ModelContext:
         """The author's context, which grows with the trajectory."""

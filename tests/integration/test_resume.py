@@ -105,6 +105,33 @@ class Scene:
         assert self.writer.num_open == 0
         return self.out
 
+    async def drafts_with_pauses(
+        self, *scripts: Sequence[Item], sampling: Sampling = GREEDY
+    ) -> list[int]:
+        """After each draft the gate is shut, and opened as soon as the server writes no more.
+
+        What was open at the server each time that the next draft was wanted.
+        """
+        self.writer = ScriptedWriter(scripts=list(scripts))
+        self.out = []
+        gate = asyncio.Event()
+        open_then: list[int] = []
+        gate.set()
+        writer = ResumingWriter(self.writer, self.client)
+        drafts = writer.write_gated(Context(Segment("", PROMPT)), sampling, 20, Call("s"), gate)
+        async with asyncio.timeout(5), aclosing(drafts):
+            draft: Draft | None = await anext(drafts)
+            while draft is not None:
+                self.out.append(draft)
+                gate.clear()
+                following = asyncio.ensure_future(anext(drafts, None))
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                open_then.append(self.writer.num_open)
+                gate.set()
+                draft = await following
+        return open_then
+
     @property
     def asked(self) -> list[tuple[str, int]]:
         """What followed the prompt, and how many tokens were wanted."""
@@ -591,3 +618,51 @@ async def test_the_configuration_says_what_a_stall_is_and_the_metrics_count_it(
     assert reply.json()["choices"][0]["text"] == text
     line = 'motab_upstream_retries_total{code="upstream_unreachable",upstream="only"} 1.0'
     assert line in metrics
+
+
+# Pauses: nobody failed, the text just waits.
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, FREE])
+async def test_a_shut_gate_closes_the_stream_and_the_text_goes_on_from_its_exact_tokens(
+    scene: Scene, sampling: Sampling
+) -> None:
+    lost = spelt("LOST")
+    open_then = await scene.drafts_with_pauses(
+        [spelt("ab"), lost], [spelt("c"), lost], [END], sampling=sampling
+    )
+    assert scene.text == "abc"
+    assert scene.asked == [("", 20), ("ab", 18), ("abc", 17)]
+    assert not any(open_then), "the server writes while the text waits"
+    assert scene.out[-1].end == "stop"
+    assert scene.retried == []
+
+
+async def test_a_seeded_text_does_not_wait_for_it_would_become_another(scene: Scene) -> None:
+    script = [spelt("ab"), spelt("c"), spelt("d"), END]
+    open_then = await scene.drafts_with_pauses(script, sampling=SEEDED)
+    assert scene.text == "abcd"
+    assert scene.asked == [("", 20)]
+    assert open_then == [1, 1, 1, 0]
+
+
+async def test_a_text_waits_only_once_the_ids_of_all_of_it_are_known(scene: Scene) -> None:
+    first = [unspelt("é"), Draft(("f",), token_ids=(233, 102)), spelt("LOST"), END]
+    open_then = await scene.drafts_with_pauses(first, [spelt("g"), END], [END])
+    assert scene.text == "éfg"
+    assert scene.asked == [("", 20), ("éf", 18), ("éfg", 17)]
+    assert open_then == [1, 0, 0, 0]
+
+
+async def test_a_text_does_not_wait_inside_of_what_may_become_a_stop_string(scene: Scene) -> None:
+    stopping = Sampling(0.0, stop=("##",))
+    script = [spelt("a#"), spelt("b"), spelt("LOST"), END]
+    await scene.drafts_with_pauses(script, [END], sampling=stopping)
+    assert scene.text == "a#b"
+    assert scene.asked == [("", 20), ("a#b", 17)]
+
+
+async def test_a_pause_at_the_last_token_asks_for_no_more(scene: Scene) -> None:
+    await scene.drafts_with_pauses([spelt("x" * 20)])
+    assert scene.out[-1] == Draft((), "length")
+    assert scene.asked == [("", 20)]

@@ -37,7 +37,8 @@ class Never:
 
 
 def any_schedule(choose: Callable[[int], int]) -> Schedule:
-    return [AT_ONCE, Whim(choose), Weighed(choose), Never()][choose(4)]
+    schedules: list[Schedule] = [AT_ONCE, Whim(choose), Weighed(choose), Never()]
+    return schedules[choose(4)]
 
 
 def any_limit(choose: Callable[[int], int]) -> int:

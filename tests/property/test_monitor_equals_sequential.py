@@ -144,11 +144,13 @@ class World:
                     assert write_id in self.writing
                     self.halted.add(write_id)
                 case Pause(write_id=write_id):
-                    assert write_id == 0 and 0 in self.writing - self.halted
+                    assert write_id == 0
+                    assert 0 in self.writing - self.halted
                     assert not self.is_paused
                     self.is_paused = True
                 case Resume(write_id=write_id):
-                    assert write_id == 0 and self.is_paused
+                    assert write_id == 0
+                    assert self.is_paused
                     self.is_paused = False
                 case Score():
                     assert self.scoring is None, "at most one scoring call in flight"

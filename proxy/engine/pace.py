@@ -1,0 +1,107 @@
+"""What servers were seen to do in a second, and how often a student strays: what the rule weighs
+by which scoring calls wait (`core.lookahead.is_worth_a_call`).
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from proxy.core.lookahead import is_worth_a_call
+
+# Of older times only half counts at each of these: a server's speed depends on its load.
+_MEMORY_S = 60.0
+# Of a pair's breaches likewise; they are rare, so it is longer.
+_MEMORY_TOKENS = 1e6
+# As if so many tokens with one breach had been seen before the first. Too many breaches expected
+# means calls that were not needed, for a while; too few, text that is thrown away.
+_PRIOR_TOKENS = 1000.0
+
+
+@dataclass(slots=True)
+class Speed:
+    """How long a server takes for a token, over all of its requests that are open together."""
+
+    clock: Callable[[], float] = time.monotonic
+    _num_open: int = field(init=False, default=0)
+    _since: float = field(init=False, default=0.0)
+    _busy_s: float = field(init=False, default=0.0)
+    _num_tokens: float = field(init=False, default=0.0)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """While a request is open. Time in which several are counts once."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """A request is open, or writes again."""
+        if not self._num_open:
+            self._since = self.clock()
+        self._num_open += 1
+
+    def end(self) -> None:
+        """It is not, or was told to wait."""
+        self._num_open -= 1
+        if not self._num_open:
+            self._busy_s += self.clock() - self._since
+
+    def count(self, num_tokens: int) -> None:
+        """So many tokens were written, or computed."""
+        self._num_tokens += num_tokens
+
+    def seconds_a_token(self) -> float | None:
+        """None where nothing is known yet."""
+        if self._num_open:
+            now = self.clock()
+            self._busy_s += now - self._since
+            self._since = now
+        if self._busy_s > _MEMORY_S:
+            self._busy_s, self._num_tokens = self._busy_s / 2, self._num_tokens / 2
+        return self._busy_s / self._num_tokens if self._num_tokens else None
+
+
+@dataclass(slots=True)
+class Hazard:
+    """How many of a pair's tokens are followed by a breach."""
+
+    _num_tokens: float = _PRIOR_TOKENS
+    _num_breaches: float = 1.0
+
+    def judged(self, num_tokens: int, *, safe: bool) -> None:
+        """A step of so many student tokens was decided on."""
+        self._num_tokens += num_tokens
+        self._num_breaches += not safe
+        if self._num_tokens > _MEMORY_TOKENS:
+            self._num_tokens, self._num_breaches = self._num_tokens / 2, self._num_breaches / 2
+
+    @property
+    def a_token(self) -> float:
+        """Breaches per student token."""
+        return self._num_breaches / self._num_tokens
+
+
+@dataclass(slots=True)
+class Weighed:
+    """One trajectory's schedule where every scoring call computes its whole context.
+
+    `price_ratio` is what a second of the teacher's server costs, in seconds of the student's.
+    """
+
+    writing: Speed
+    scoring: Speed
+    hazard: Hazard
+    price_ratio: float
+    num_context: int = 0
+    """Tokens of the context that was scored last."""
+
+    def is_due(self, num_waiting: int) -> bool:
+        """Whether steps of so many tokens are worth a call by now."""
+        written, computed = self.writing.seconds_a_token(), self.scoring.seconds_a_token()
+        if not written or computed is None:  # nothing is known before the first call
+            return True
+        price = self.price_ratio * computed / written
+        return is_worth_a_call(self.num_context, num_waiting, self.hazard.a_token, price)
