@@ -97,6 +97,8 @@ class Pair(Generic[S]):
     student: S
     teacher: S
     params: dict[str, Any] = field(default_factory=dict)
+    teacher_gpus: float = 1.0
+    """What a second of the teacher's costs, in seconds of the student's."""
 
 
 @asynccontextmanager
@@ -129,6 +131,7 @@ def _config(pairs: dict[str, Pair[S]], tokenizer: Path, port: int) -> dict[str, 
                 "model": server.model,
                 "tokenizer": server.tokenizer or str(tokenizer),
                 "max_concurrent": 4096,
+                "gpus": pair.teacher_gpus if role == "teacher" else 1.0,
             }
         models[name] = {
             "student": f"{name}-student",

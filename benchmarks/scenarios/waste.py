@@ -3,10 +3,13 @@
 All times are divided by 4, which changes no ratio.
 """
 
+import math
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from benchmarks.figures import Chart, Figure, Findings, Point
+from benchmarks.figures import Chart, Figure, Findings, Point, at_most
 from benchmarks.load import session, together, trajectory
 from benchmarks.processes import Pair, Simulator, proxy, published_loop, simulator
 from benchmarks.published_loop import Order
@@ -17,6 +20,11 @@ from benchmarks.simulator.server import Kind
 _SPEED = 4
 _STUDENT = Rates(decode_tok_s=100 * _SPEED, trip_s=0.05 / _SPEED, stream_interval=8)
 _STEP_TOKENS = 54
+_MEAN_STEPS = 28
+"""Before a breach: 1500 tokens."""
+_TRIP_S = 0.14
+_SLOW_S = 10.0
+_LIMIT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,65 +33,104 @@ class _Teacher:
 
     name: str
     kind: Kind
-    prefill_tok_s: float
+    gpus: float = 1.0
+    trip_s: float = _TRIP_S
+    params: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rates(self) -> Rates:
         """In the scenario's time."""
-        prefill = self.prefill_tok_s * _SPEED
-        return Rates(decode_tok_s=1e6, trip_s=0.14 / _SPEED, prefill_tok_s=prefill)
+        prefill = 20_000 * _SPEED
+        return Rates(decode_tok_s=1e6, trip_s=self.trip_s / _SPEED, prefill_tok_s=prefill)
 
 
-_TEACHERS = (
-    _Teacher("SGLang", "sglang", 20_000),
-    _Teacher("vLLM 40k tok/s", "vllm", 40_000),
-    _Teacher("vLLM 20k tok/s", "vllm", 20_000),
-    _Teacher("vLLM 10k tok/s", "vllm", 10_000),
-    _Teacher("vLLM 5k tok/s", "vllm", 5_000),
+# A price next to nothing makes every step be scored at once.
+_PRICES = (1e-6, 1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+_VLLM = tuple(
+    _Teacher(f"vLLM, {'a step a call' if gpus < 1e-3 else f'price {gpus:g}'}", "vllm", gpus)
+    for gpus in _PRICES
+)
+_PUBLISHED = "published loop on vLLM"
+_SGLANG = _Teacher("SGLang", "sglang")
+_SLOW = tuple(
+    _Teacher(name, "sglang", trip_s=_SLOW_S, params={"max_lookahead_tokens": limit})
+    for name, limit in (
+        (f"a trip of {_SLOW_S:g} s, limit {_LIMIT}", _LIMIT),
+        (f"a trip of {_SLOW_S:g} s, no limit", 32768),
+    )
 )
 
 
 async def waste(*, quick: bool) -> Findings:
-    """Four trajectories at once on each teacher, with breaches at several depths."""
-    depths = (3, 9) if quick else (10, 25, 40, 55)
-    plans = [Plan(depth, depth + 20, _STEP_TOKENS, depth) for depth in depths]
+    """Trajectories that all end in a breach, at depths as of a constant hazard."""
+    num = 6 if quick else 16
+    teachers = (_SGLANG, *_VLLM[::3]) if quick else (_SGLANG, *_VLLM, *_SLOW)
+    plans = _plans(num)
+    found: dict[str, Point] = {}
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(session())
         pairs = {
             str(index): Pair(
                 await stack.enter_async_context(simulator(teacher.kind, _STUDENT, errs=True)),
                 await stack.enter_async_context(simulator(teacher.kind, teacher.rates)),
+                teacher.params,
+                teacher.gpus,
             )
-            for index, teacher in enumerate(_TEACHERS)
+            for index, teacher in enumerate(teachers)
         }
         motab = await stack.enter_async_context(proxy(pairs))
-        for name in pairs:  # one after another: together they would be more than one proxy reads
-            await together(trajectory(http, motab, name, plan) for plan in plans)
-        points = [await _point(pair.student, pair.teacher, plans) for pair in pairs.values()]
-    published = await _published(plans)
-    figures = [
-        Figure(
-            f"student tokens wasted / kept: {teacher.name}",
-            point.y,
-            detail=f"teacher tokens / length {point.x:.1f}",
-        )
-        for teacher, point in zip(_TEACHERS, points, strict=True)
-    ]
-    figures.append(
-        Figure(
-            "student tokens wasted / kept: published loop, vLLM",
-            published.y,
-            detail=f"teacher tokens / length {published.x:.1f}",
-        )
+
+        async def run(index: int) -> None:
+            asked = plans[: num // 2] if teachers[index] in _SLOW else plans
+            await together(trajectory(http, motab, str(index), plan) for plan in asked)
+            pair = pairs[str(index)]
+            found[teachers[index].name] = await _point(pair.student, pair.teacher, asked)
+
+        async def run_each(indices: Iterable[int]) -> None:
+            for index in indices:
+                await run(index)
+
+        # All at once would be more than one proxy reads, but the slow ones mostly wait.
+        slow = [index for index, teacher in enumerate(teachers) if teacher in _SLOW]
+        others = [index for index in range(len(teachers)) if index not in slow]
+        await together([run_each(others), *map(run, slow)])
+    found[_PUBLISHED] = await _published(plans)
+    names = [teacher.name for teacher in teachers] + [_PUBLISHED]
+    return Findings(
+        tuple(
+            Figure(
+                f"student tokens wasted / kept: {name}",
+                found[name].y,
+                "",
+                at_most(_most_wasted(plans[: num // 2])) if name == _SLOW[0].name else None,
+                f"teacher tokens / length {found[name].x:.1f}",
+            )
+            for name in names
+        ),
+        (_chart(found),),
+        {
+            "student": f"100 tok/s, {num} at once, a breach in 1500 tokens; times / {_SPEED}",
+            "teacher": "20,000 tok/s prefill, trip 0.14 s; price: of its second, in the student's",
+        },
     )
+
+
+def _plans(num: int) -> list[Plan]:
+    """The depths are the quantiles of an exponential distribution."""
+    depths = [1 + int(-_MEAN_STEPS * math.log(1 - (n + 0.5) / num)) for n in range(num)]
+    return [Plan(n, depth + 60, _STEP_TOKENS, depth) for n, depth in enumerate(depths)]
+
+
+def _chart(found: dict[str, Point]) -> Chart:
     curves = {
-        "motab on SGLang": tuple(points[:1]),
-        "motab on vLLM, by its prefill rate": tuple(points[1:]),
-        "published loop on vLLM": (published,),
+        "motab on SGLang": (found[_SGLANG.name],),
+        "motab on vLLM, by the teacher's price": tuple(
+            found[teacher.name] for teacher in _VLLM if teacher.name in found
+        ),
+        _PUBLISHED: (found[_PUBLISHED],),
     }
     title = "After a breach: what scoring costs, and what is written in vain"
-    chart = Chart(title, "teacher tokens computed / length", "student tokens wasted / kept", curves)
-    return Findings(tuple(figures), (chart,), {"student": f"100 tok/s, times / {_SPEED}"})
+    return Chart(title, "teacher tokens computed / length", "student tokens wasted / kept", curves)
 
 
 async def _published(plans: list[Plan]) -> Point:
@@ -101,6 +148,15 @@ async def _published(plans: list[Plan]) -> Point:
 
 async def _point(student: Simulator, teacher: Simulator, plans: list[Plan]) -> Point:
     """Teacher tokens per token kept, and student tokens in vain per token kept."""
-    kept = sum(((plan.breach or 0) + 1) * plan.step_tokens for plan in plans)
+    kept = _kept(plans)
     wasted = (await student.counters()).tokens_decoded - kept
     return Point((await teacher.counters()).tokens_prefilled / kept, wasted / kept)
+
+
+def _most_wasted(plans: list[Plan]) -> float:
+    """What the limit allows; what is under way when the student is told to wait comes on top."""
+    return len(plans) * (_LIMIT + 2 * _STEP_TOKENS) / _kept(plans)
+
+
+def _kept(plans: list[Plan]) -> int:
+    return sum(((plan.breach or 0) + 1) * plan.step_tokens for plan in plans)

@@ -9,7 +9,7 @@ from typing import Literal
 from proxy.backends.base import MarkupReader, Reader, Scorer, Writer
 from proxy.core.reasoning import Reasoning
 from proxy.core.types import Scoring
-from proxy.engine.pace import Speed
+from proxy.engine.pace import ComputingSpeed, WritingSpeed
 from proxy.errors import Draining, OverCapacity, RequestError, ScoringUnavailable
 
 
@@ -37,10 +37,8 @@ class Upstream:
     """What a second of its server costs beside one of another's."""
     writing: asyncio.Semaphore = field(init=False)
     scoring: asyncio.Semaphore = field(init=False)
-    writing_speed: Speed = field(init=False, default_factory=Speed)
-    """Of all that this process has it write."""
-    scoring_speed: Speed = field(init=False, default_factory=Speed)
-    """Of the contexts that it computes in scoring calls."""
+    writing_speed: WritingSpeed = field(init=False, default_factory=WritingSpeed)
+    computing_speed: ComputingSpeed = field(init=False, default_factory=ComputingSpeed)
 
     def __post_init__(self) -> None:
         self.writing = asyncio.Semaphore(self.max_concurrent)

@@ -168,7 +168,7 @@ class TrajectoryRun:
         student, teacher = self.pair.of("student"), self.pair.of("teacher")
         return Weighed(
             student.writing_speed,
-            teacher.scoring_speed,
+            teacher.computing_speed,
             self.pair.hazards.setdefault(self.params.method, Hazard()),
             teacher.gpus / student.gpus,
         )
@@ -315,7 +315,7 @@ class TrajectoryRun:
         teacher = self.pair.of("teacher")
         async with teacher.scoring:
             context = await self._reads("teacher").at(command.steps)
-            with teacher.scoring_speed.working():
+            with teacher.computing_speed.computing(len(context.token_ids)):
                 scores = await self.scorer.score(
                     context,
                     command.num_new,
@@ -325,7 +325,6 @@ class TrajectoryRun:
                 )
             if self._schedule is not None:
                 self._schedule.num_context = len(context.token_ids)
-                teacher.scoring_speed.count(len(context.token_ids))
         self._usage.score_calls += 1
         self._usage.teacher_scored_tokens += scores.num_tokens
         self._count_cached(scores.num_cached_tokens)

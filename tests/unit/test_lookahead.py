@@ -9,7 +9,7 @@ from proxy.core.lookahead import Lookahead, is_worth_a_call
 from proxy.core.monitor import monitor_for
 from proxy.core.params import ParameterError, Params
 from proxy.core.types import Command, Emit, Pause, Resume, Score, Scored, StepScore, Wrote
-from proxy.engine.pace import Hazard, Speed, Weighed
+from proxy.engine.pace import ComputingSpeed, Hazard, Weighed, WritingSpeed
 
 
 class Never:
@@ -135,34 +135,83 @@ class Clock:
         return self.now
 
 
-def test_the_speed_of_a_server_is_that_of_all_its_open_requests_together() -> None:
+def test_the_speed_of_a_student_is_that_of_all_its_open_streams_together() -> None:
     clock = Clock()
-    speed = Speed(clock)
+    speed = WritingSpeed(clock)
     assert speed.seconds_a_token() is None
-    with speed.working(), speed.working():
-        clock.now += 2
-        speed.count(100)
-        speed.count(100)
-        assert speed.seconds_a_token() == pytest.approx(0.01)
+    speed.begin()
+    speed.begin()
+    clock.now += 2
+    speed.count(100)
+    speed.count(100)
+    assert speed.seconds_a_token() == pytest.approx(0.01)
+    speed.end()
+    speed.end()
     clock.now += 50  # nothing was open
     assert speed.seconds_a_token() == pytest.approx(0.01)
 
 
-def test_a_server_that_gets_slower_is_noticed() -> None:
+def test_a_student_that_gets_slower_is_noticed() -> None:
     clock = Clock()
-    speed = Speed(clock)
+    speed = WritingSpeed(clock)
 
     def runs(seconds: int, tokens_a_second: int) -> float | None:
+        speed.begin()
         told = None
         for _ in range(seconds):
-            with speed.working():
-                clock.now += 1
-                speed.count(tokens_a_second)
+            clock.now += 1
+            speed.count(tokens_a_second)
             told = speed.seconds_a_token()
+        speed.end()
         return told
 
     assert runs(600, 100) == pytest.approx(0.01)
     assert runs(300, 10) == pytest.approx(0.1, rel=0.1)
+
+
+def test_the_trip_is_no_part_of_what_a_token_costs_the_teacher() -> None:
+    clock = Clock()
+    speed = ComputingSpeed(clock)
+    assert speed.seconds_a_token() is None
+    for num_tokens in (1000, 2000, 4000):
+        with speed.computing(num_tokens):
+            clock.now += 0.5 + num_tokens / 10_000
+    assert speed.seconds_a_token() == pytest.approx(1 / 10_000)
+
+
+def test_contexts_of_one_length_leave_all_of_the_time_to_their_tokens() -> None:
+    clock = Clock()
+    speed = ComputingSpeed(clock)
+    for num_tokens in (1000, 1001, 1000):
+        with speed.computing(num_tokens):
+            clock.now += 0.5
+    assert speed.seconds_a_token() == pytest.approx(0.5 / 1000, rel=0.01)
+
+
+def test_calls_wait_for_those_that_the_server_computes_before_them() -> None:
+    clock = Clock()
+    speed = ComputingSpeed(clock)
+    with speed.computing(8000), speed.computing(1000):  # begun together, ended after the first
+        clock.now += 0.9
+    for num_tokens in (1000, 3000):
+        with speed.computing(num_tokens):
+            clock.now += num_tokens / 10_000
+    # 0.9 s for 9000 tokens; the first call, of 8000, seems to end no earlier.
+    assert speed.seconds_a_token() == pytest.approx(1 / 10_000, rel=0.15)
+
+
+def test_a_call_that_failed_tells_nothing_of_the_speed() -> None:
+    clock = Clock()
+    speed = ComputingSpeed(clock)
+
+    def fail() -> None:
+        with speed.computing(1000):
+            clock.now += 100
+            raise ValueError("lost")
+
+    with pytest.raises(ValueError, match="lost"):
+        fail()
+    assert speed.seconds_a_token() is None
 
 
 def test_breaches_are_counted_by_the_tokens_judged_and_the_old_ones_fade() -> None:
@@ -180,14 +229,16 @@ def test_breaches_are_counted_by_the_tokens_judged_and_the_old_ones_fade() -> No
 def weigh() -> Callable[[float], Weighed]:
     """A student of 100 tok/s and a teacher that computes 10,000 tok/s, at a ratio of prices."""
     clock = Clock()
-    writing, scoring = Speed(clock), Speed(clock)
-    for speed, tokens in ((writing, 100), (scoring, 10_000)):
-        with speed.working():
-            clock.now += 1
-            speed.count(tokens)
+    writing, computing = WritingSpeed(clock), ComputingSpeed(clock)
+    writing.begin()
+    clock.now += 1
+    writing.count(100)
+    writing.end()
+    with computing.computing(10_000):
+        clock.now += 1
 
     def at(price_ratio: float) -> Weighed:
-        return Weighed(writing, scoring, Hazard(), price_ratio, num_context=2000)
+        return Weighed(writing, computing, Hazard(), price_ratio, num_context=2000)
 
     return at
 
@@ -203,4 +254,4 @@ def test_a_teacher_of_more_gpus_is_asked_less_often(weigh: Callable[[float], Wei
 
 
 def test_before_anything_is_known_steps_are_scored_at_once() -> None:
-    assert Weighed(Speed(), Speed(), Hazard(), 1.0).is_due(1)
+    assert Weighed(WritingSpeed(), ComputingSpeed(), Hazard(), 1.0).is_due(1)
