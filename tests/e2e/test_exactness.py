@@ -106,3 +106,32 @@ def ask(config: Path, body: dict[str, Any]) -> Any:
         reply = httpx.post(f"{base_url}/motab/completions", json=body, headers=headers, timeout=60)
         assert reply.status_code == 200, reply.text
         return reply.json()
+
+
+async def test_a_student_that_has_to_wait_at_every_step_writes_the_same(
+    student_url: str, teacher_url: str, tmp_path: Path
+) -> None:
+    asked: dict[int, tuple[Any, int]] = {}
+    for limit in (1, 4096):
+        student = Tee(student_url)
+        body = {
+            "model": "motab/demo",
+            "messages": [{"role": "user", "content": "A cat has 4 legs. How many have 3 cats?"}],
+            "temperature": 0,
+            "max_tokens": 48,
+            "motab": {"base_threshold": 0.0, "delimiter": " ", "max_lookahead_tokens": limit},
+        }
+        async with student.running() as student_at:
+            path = tmp_path / "config.yaml"
+            write_config(path, student_at, teacher_url)
+            answer = await asyncio.to_thread(ask, path, body)
+        asked[limit] = (answer["choices"][0], len(student.streams))
+    (waiting, num_waiting), (free, num_free) = asked[1], asked[4096]
+    assert waiting["text"] == free["text"]
+    assert placed_steps(waiting) == placed_steps(free)
+    assert num_free == 1
+    assert num_waiting > 5, "it was never stopped"
+
+
+def placed_steps(choice: Any) -> list[tuple[int, int, int]]:
+    return [(s["start"], s["end"], s["student_tokens"]) for s in choice["motab"]["steps"]]

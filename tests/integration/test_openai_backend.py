@@ -133,7 +133,7 @@ def config_of(up: Replay, **params: Any) -> Config:
         "chat_template": "{{ messages[0].content }}",
     }
     models = {"pair": {"student": "small", "teacher": "large", "params": params}}
-    upstreams = {"small": upstream, "large": upstream}
+    upstreams = {"small": upstream, "large": {**upstream, "gpus": 4}}
     return Config.model_validate({"upstreams": upstreams, "models": models})
 
 
@@ -143,6 +143,7 @@ async def test_a_configured_teacher_scores_by_echo_or_says_why_not(up: Replay) -
     async with open_service(config_of(up)) as service:
         pair = service.models["pair"].pair
         assert pair.of("teacher").scorer("auto").scoring == "echo"
+        assert pair.of("teacher").gpus / pair.of("student").gpus == 4
         # What costs time and money is asked of teachers only.
         assert pair.of("student").scorers == ()
         with pytest.raises(ScoringUnavailable, match="no 'echo': no pair has it as its teacher"):

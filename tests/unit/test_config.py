@@ -250,6 +250,7 @@ def test_a_variable_that_is_not_set_is_named_with_its_place(
             0,
             "upstreams.small.max_concurrent: input should be greater than or equal to 1",
         ),
+        ("upstreams small gpus", 0, "upstreams.small.gpus: input should be greater than 0"),
         (
             "upstreams small retries",
             {"attempts": 0},
