@@ -1,6 +1,8 @@
 """500 trajectories at once: how much of the fleet's capacity one proxy process can use."""
 
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
 from benchmarks.figures import Figure, Findings, at_least
 from benchmarks.load import plain_stream, session, together, trajectory
@@ -8,6 +10,7 @@ from benchmarks.processes import Pair, Simulator, proxy, published_loop, simulat
 from benchmarks.published_loop import Order, Report
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
+from benchmarks.simulator.server import Kind
 
 _NUM = 500
 _TOK_S = 50
@@ -19,85 +22,119 @@ _POOL = 32
 """Workers of the published script's process pool."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Ours:
+    """One fleet, driven through one proxy process."""
+
+    wall_s: float
+    direct_s: float
+    """The slowest of as many plain streams, without a proxy."""
+    calls_a_step: float
+    cores: tuple[float, float, float]
+    """Processor seconds for each second of decoding: proxy, student, teacher. Unlike the wall they
+    do not depend on what else the machine does."""
+    memory_mb: float
+
+
 async def fleet(*, quick: bool) -> Findings:
-    """Ours, then the published loop, alone and as a pool, on the same fleet."""
+    """Ours on SGLang and on vLLM, then the published loop, alone and as a pool, on SGLang."""
     plan = Plan(0, 5 if quick else 37, 54)
     pool_size = 4 if quick else _POOL
-    plans = [replace(plan, seed=seed) for seed in range(_NUM)]
-    async with (
-        session() as http,
-        simulator("sglang", _STUDENT, errs=True) as student,
-        simulator("sglang", _TEACHER) as teacher,
-    ):
-        direct = max(await together(plain_stream(http, student, plan) for plan in plans))
-        await student.reset()
-        async with proxy({"pair": Pair(student, teacher)}) as motab:
-            cpu = [motab.cpu_s(), student.cpu_s(), teacher.cpu_s()]
-            done = await together(trajectory(http, motab, "pair", plan) for plan in plans)
-            wall = max(one.seconds for one in done)
-            # Processor time for each second of decoding: unlike the wall, it does not depend on
-            # what else the machine does.
-            cores = [
-                (process.cpu_s() - before) * _TOK_S / plan.num_tokens
-                for process, before in zip((motab, student, teacher), cpu, strict=True)
-            ]
-            memory = motab.rss_mb()
-        calls = sum(one.usage["score_calls"] for one in done) / (_NUM * plan.num_steps)
+    async with _servers("sglang") as servers:
+        sglang = await _ours(servers, plan)
+        plans = [replace(plan, seed=seed) for seed in range(pool_size + 1)]
         alone, pool = await together(
             [
-                _published(student, teacher, 1, plans[:1]),
-                _published(student, teacher, pool_size, plans[1 : 1 + pool_size]),
+                _published(servers, 1, plans[:1]),
+                _published(servers, pool_size, plans[1:]),
             ]
         )
-    ideal = plan.num_tokens / _TOK_S
+    async with _servers("vllm") as servers:
+        vllm = await _ours(servers, plan)
     # One at a time adds up, and so do the pool's rounds.
     alone_s = alone.seconds * _NUM
     pool_s = pool.seconds * _NUM / len(pool.done)
     return Findings(
         (
-            Figure(
-                f"{_NUM} at {_TOK_S} tok/s, interval 8: share of capacity, one process",
-                ideal / wall,
-                "",
-                at_least(0.95),
-                f"{wall:.1f} s for {ideal:.1f} s of decoding; plain streams {ideal / direct:.3f}",
-            ),
+            *_own_figures("SGLang", sglang, plan),
             Figure(
                 f"{_NUM} trajectories: the published loop's wall / ours",
-                alone_s / wall,
+                alone_s / sglang.wall_s,
                 "",
                 at_least(20),
-                f"{alone_s:.0f} s (one measured, x {_NUM}) / {wall:.1f} s",
+                f"{alone_s:.0f} s (one measured, x {_NUM}) / {sglang.wall_s:.1f} s",
             ),
             Figure(
                 f"{_NUM} trajectories: its pool's wall / ours",
-                pool_s / wall,
+                pool_s / sglang.wall_s,
                 "",
                 at_least(1),
-                f"{pool_s:.0f} s ({len(pool.done)} measured, scaled) / {wall:.1f} s; "
+                f"{pool_s:.0f} s ({len(pool.done)} measured, scaled) / {sglang.wall_s:.1f} s; "
                 f"{pool.num_processes} processes, {pool.rss_mb:.0f} MB of their own; "
-                f"ours 1, {memory:.0f} MB",
+                f"ours 1, {sglang.memory_mb:.0f} MB",
             ),
-            Figure(f"{_NUM} at once: scoring calls per step", calls),
-            Figure(
-                f"{_NUM} at once: processor of the proxy / seconds of decoding",
-                cores[0],
-                "cores",
-                None,
-                f"{1e6 * cores[0] / (_NUM * _TOK_S):.0f} us a token; simulated student "
-                f"{cores[1]:.2f}, teacher {cores[2]:.2f} cores",
-            ),
+            *_own_figures("vLLM", vllm, plan),
         ),
-        conditions={
-            "trajectory": f"{plan.num_steps} steps of {plan.step_tokens} tokens",
-        },
+        conditions={"trajectory": f"{plan.num_steps} steps of {plan.step_tokens} tokens"},
     )
 
 
-async def _published(
-    student: Simulator, teacher: Simulator, workers: int, plans: list[Plan]
-) -> Report:
+def _own_figures(name: str, ours: _Ours, plan: Plan) -> tuple[Figure, ...]:
+    ideal_s = plan.num_tokens / _TOK_S
+    proxy_cores, student_cores, teacher_cores = ours.cores
+    return (
+        Figure(
+            f"{_NUM} at {_TOK_S} tok/s, interval 8, {name}: share of capacity, one process",
+            ideal_s / ours.wall_s,
+            "",
+            at_least(0.95),
+            f"{ours.wall_s:.1f} s for {ideal_s:.1f} s of decoding; "
+            f"plain streams {ideal_s / ours.direct_s:.3f}; "
+            f"{ours.calls_a_step:.2f} scoring calls a step",
+        ),
+        Figure(
+            f"{_NUM} at once, {name}: processor of the proxy / seconds of decoding",
+            proxy_cores,
+            "cores",
+            None,
+            f"{1e6 * proxy_cores / (_NUM * _TOK_S):.0f} us a token; simulated student "
+            f"{student_cores:.2f}, teacher {teacher_cores:.2f} cores",
+        ),
+    )
+
+
+@asynccontextmanager
+async def _servers(kind: Kind) -> AsyncIterator[Pair[Simulator]]:
+    async with simulator(kind, _STUDENT, errs=True) as student, simulator(kind, _TEACHER) as own:
+        yield Pair(student, own)
+
+
+async def _ours(servers: Pair[Simulator], plan: Plan) -> _Ours:
+    plans = [replace(plan, seed=seed) for seed in range(_NUM)]
+    student, teacher = servers.student, servers.teacher
+    async with session() as http:
+        direct = max(await together(plain_stream(http, student, plan) for plan in plans))
+        await student.reset()
+        async with proxy({"pair": servers}) as motab:
+            before = [process.cpu_s() for process in (motab, student, teacher)]
+            done = await together(trajectory(http, motab, "pair", plan) for plan in plans)
+            proxy_s, student_s, teacher_s = (
+                process.cpu_s() - spent
+                for process, spent in zip((motab, student, teacher), before, strict=True)
+            )
+            memory_mb = motab.rss_mb()
+    a_second = _TOK_S / plan.num_tokens
+    return _Ours(
+        max(one.seconds for one in done),
+        direct,
+        sum(one.usage["score_calls"] for one in done) / (_NUM * plan.num_steps),
+        (proxy_s * a_second, student_s * a_second, teacher_s * a_second),
+        memory_mb,
+    )
+
+
+async def _published(servers: Pair[Simulator], workers: int, plans: list[Plan]) -> Report:
     # Seeds that no cache knows yet.
     fresh = tuple(replace(plan, seed=plan.seed + 10_000).question for plan in plans)
-    urls = (student.base_url, teacher.base_url)
+    urls = (servers.student.base_url, servers.teacher.base_url)
     return await published_loop(Order("sglang", *urls, workers, fresh))
