@@ -74,6 +74,10 @@ test-evalscope: $(VENV)/.dev $(EVALSCOPE)/.nltk  ## the named benchmarks with Ev
 bench: $(VENV)/.dev  ## the proxy's speed on simulated servers, beside the published loop; ten minutes
 	$(BIN)/python -m benchmarks
 
+.PHONY: bench-real
+bench-real: $(VENV)/.dev $(SERVERS)/.installed  ## the same beside a real vLLM on the CPU
+	$(BIN)/python -m benchmarks.real
+
 .PHONY: bench-env
 bench-env: .venv-litellm/.installed  ## the environment of litellm's proxy, which make bench then measures, too
 

@@ -1,10 +1,16 @@
-"""The same comparison on real servers that are running: `python -m benchmarks.real --help`.
+"""The same comparison on real servers: `make bench-real` starts a small one on the CPU, and
+`python -m benchmarks.real --student-url ...` takes those that are running.
 
 Both sides get raw prompts and write greedily, so the student's text is the same. The base threshold
 is 0, so that no trajectory strays: what is compared is the way to the end.
 """
 
+import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,6 +26,8 @@ from benchmarks.load import post, session, together
 from benchmarks.processes import Pair, Process, Served, proxy, published_loop
 from benchmarks.published_loop import Order, Report
 from benchmarks.report import show, write
+from benchmarks.weights import smollm2_folder
+from trainer.reproduce.servers import vllm
 
 _DELIMITER = "\n"
 _PAIR = "pair"
@@ -27,9 +35,14 @@ _PAIR = "pair"
 
 def main(
     *,
-    student_url: Annotated[str, typer.Option(help="The student's server, without /v1.")],
-    student_model: Annotated[str, typer.Option(help="Its model's name there.")],
-    tokenizer: Annotated[Path, typer.Option(help="The folder of both models' tokenizer.")],
+    student_url: Annotated[
+        str | None,
+        typer.Option(help="The student's server, without /v1; if left out, vLLM is started."),
+    ] = None,
+    student_model: Annotated[str | None, typer.Option(help="Its model's name there.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The folder of both models' tokenizer.")
+    ] = None,
     teacher_url: Annotated[str | None, typer.Option(help="The student's, if left out.")] = None,
     teacher_model: Annotated[str | None, typer.Option(help="The student's, if left out.")] = None,
     kind: Annotated[Literal["vllm", "sglang"], typer.Option(help="Of both servers.")] = "vllm",
@@ -37,15 +50,36 @@ def main(
     max_tokens: Annotated[int, typer.Option(help="Of each.")] = 160,
     output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/bench-real"),
 ) -> None:
-    """Measure the proxy beside the published loop on running servers."""
-    student = Served(student_url, kind, student_model, str(tokenizer))
-    teacher = Served(
-        teacher_url or student_url, kind, teacher_model or student_model, str(tokenizer)
-    )
-    started = time.perf_counter()
-    found = {"real": uvloop.run(_compare(Pair(student, teacher), _questions(num), max_tokens))}
+    """Measure the proxy beside the published loop on real servers."""
+    with ExitStack() as stack:
+        if student_url is None:
+            student = stack.enter_context(_small_vllm())
+        elif student_model is None or tokenizer is None:
+            raise typer.BadParameter("a running server takes --student-model and --tokenizer, too")
+        else:
+            student = Served(student_url, kind, student_model, str(tokenizer))
+        teacher = replace(
+            student,
+            base_url=teacher_url or student.base_url,
+            model=teacher_model or student.model,
+        )
+        started = time.perf_counter()
+        found = {"real": uvloop.run(_compare(Pair(student, teacher), _questions(num), max_tokens))}
     show(found, Console(width=170))
     write(found, output, quick=False, seconds=time.perf_counter() - started)
+
+
+@contextmanager
+def _small_vllm() -> Iterator[Served]:
+    """SmolLM2-135M on all cores, student and teacher in one."""
+    python = Path(".venv-servers/bin/python").absolute()
+    folder = smollm2_folder(python)
+    cores = os.cpu_count() or 1
+    with (
+        tempfile.TemporaryDirectory() as aside,
+        vllm(python, folder, Path(aside) / "log", max_tokens=2048, threads=cores) as url,
+    ):
+        yield Served(url, "vllm", str(folder), str(folder))
 
 
 def _questions(num: int) -> list[str]:

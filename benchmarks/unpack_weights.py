@@ -1,6 +1,6 @@
 """Unpack a GGUF file into a Hugging Face folder in float32, which vLLM serves.
 
-Run in the servers' environment: `make_weights.py GGUF_FILE FOLDER`.
+Run in the servers' environment: `unpack_weights.py GGUF_FILE FOLDER`.
 """
 
 import sys
@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 
 def main() -> None:
+    """See the module."""
     gguf, folder = map(Path, sys.argv[1:])
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     # Quantised weights could not be saved again.

