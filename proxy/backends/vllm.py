@@ -7,7 +7,7 @@ was asked for is checked in every answer.
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -50,6 +50,8 @@ _FAILURES = {"abort", "error"}
 _METASPACE = "\u2581"
 # vLLM writes -inf so, for JSON has none.
 _LOWEST = -9999.0
+# Candidates for so many prompt tokens take the server as long as a call for one token.
+_ROWS_A_CALL = 100
 # Every row holds at least the prompt's own token, and its key is a number.
 _ROWS = Layout(b"prompt_logprobs", b'{"', b"}}")
 
@@ -158,7 +160,7 @@ class Vllm:
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
     ) -> AsyncGenerator[Draft]:
         body = {
-            **self._completion(context, sampling.temperature, sampling.top_p),
+            **self._completion(context.token_ids, sampling.temperature, sampling.top_p),
             "max_tokens": max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -194,13 +196,13 @@ class Vllm:
         rest = spelling.rest()
         yield Draft(rest, end, num_cached, logprobs=logprobs.take(len(rest)))
 
-    def _completion(self, context: Context, temperature: float, top_p: float) -> dict[str, Any]:
+    def _completion(self, ids: list[int], temperature: float, top_p: float) -> dict[str, Any]:
         """The fields of every completion. An omitted sampling field would be filled from the
         model's generation_config.json, so all of them are said.
         """
         return {
             "model": self._model,
-            "prompt": context.token_ids,
+            "prompt": ids,
             "temperature": temperature,
             "top_p": top_p,
             "top_k": 0,
@@ -230,7 +232,7 @@ class Vllm:
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         body = {
-            **self._completion(context, temperature=0.0, top_p=1.0),
+            **self._completion(context.token_ids, temperature=0.0, top_p=1.0),
             "max_tokens": max_tokens,
             "logprobs": 0,
             "return_token_ids": True,
@@ -249,19 +251,17 @@ class Vllm:
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
     ) -> Scores:
-        # A top-k for every prompt position is large (20 x 8k tokens are some 10 MB): ask for it
-        # only where the entropy of a new step can come from nowhere else.
-        values_only = entropy_known and num_new == 1
+        ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
+        unknown = bounds[entropy_known:-1]
+        # A top-k comes for every prompt position or for none. Many are large (20 x 8k tokens are
+        # some 10 MB) and slow (0.12 ms each, in the one process that serves all requests).
+        asks_apart = len(ids) > _ROWS_A_CALL * len(unknown)
         body = {
-            **self._completion(context, temperature=0.0, top_p=1.0),
-            "prompt_logprobs": 0 if values_only else top_k,
-            "logprobs": top_k,
-            "max_tokens": 1,
-            # Else candidates that decode to the same text fall together.
-            "return_tokens_as_token_ids": True,
+            **self._next_token(ids, top_k),
+            "prompt_logprobs": 0 if asks_apart else top_k,
         }
-        num_rows = len(context.token_ids)
-        new = range(context.bounds[-num_new - 1], num_rows)
+        num_rows = len(ids)
+        new = range(bounds[0], num_rows)
         reply = await self._client.post(
             "/v1/completions",
             body,
@@ -269,19 +269,41 @@ class Vllm:
             loads=lambda answer: _ROWS.loads(answer, num_rows, new),
         )
         with self._client.expecting("the scoring answer"):
-            choice = reply["choices"][0]
-            rows: list[dict[str, dict[str, Any]] | None] = choice["prompt_logprobs"]
-            next_top = [finite(x, _LOWEST) for x in choice["logprobs"]["top_logprobs"][0].values()]
-            return Scores(
-                steps=_step_scores(context, num_new, rows, None if values_only else top_k),
-                next_entropy=entropy(complete(next_top, top_k), top_k),
-                num_tokens=len(context.token_ids) - context.bounds[-num_new - 1],
+            rows: list[dict[str, dict[str, Any]] | None] = reply["choices"][0]["prompt_logprobs"]
+            scores = Scores(
+                steps=_step_scores(context, num_new, rows, None if asks_apart else top_k),
+                next_entropy=_next_entropy(reply, top_k),
+                num_tokens=num_rows - bounds[0],
                 num_cached_tokens=_cached_tokens(reply),
             )
+        if not (asks_apart and unknown):
+            return scores
+        # Now that the call has left the context in the prefix cache, each costs a block at most.
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._entropy_at(ids[:n], top_k, call)) for n in unknown]
+        known = [None] * entropy_known + [task.result() for task in tasks]
+        steps = tuple(replace(s, entropy=h) for s, h in zip(scores.steps, known, strict=True))
+        return replace(scores, steps=steps)
+
+    async def _entropy_at(self, ids: list[int], top_k: int, call: Call) -> float:
+        """H of the state after `ids`."""
+        reply = await self._client.post("/v1/completions", self._next_token(ids, top_k), call)
+        with self._client.expecting("the next token's candidates"):
+            return _next_entropy(reply, top_k)
+
+    def _next_token(self, ids: list[int], top_k: int) -> dict[str, Any]:
+        """One token after `ids`, with its candidates."""
+        return {
+            **self._completion(ids, temperature=0.0, top_p=1.0),
+            "logprobs": top_k,
+            "max_tokens": 1,
+            # Else candidates that decode to the same text fall together.
+            "return_tokens_as_token_ids": True,
+        }
 
     async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
         body = {
-            **self._completion(context, temperature=0.0, top_p=1.0),
+            **self._completion(context.token_ids, temperature=0.0, top_p=1.0),
             "prompt_logprobs": 0,
             "max_tokens": 1,
         }
@@ -339,6 +361,12 @@ def _step_scores(
         known = None if top_k is None else entropy(_top_of(rows[start], top_k), top_k)
         scores.append(StepScore(value, known, end - start))
     return tuple(scores)
+
+
+def _next_entropy(reply: Any, top_k: int) -> float:  # noqa: ANN401
+    """H of the state after the prompt, from the candidates of the one token that was written."""
+    candidates = reply["choices"][0]["logprobs"]["top_logprobs"][0].values()
+    return entropy(complete([finite(x, _LOWEST) for x in candidates], top_k), top_k)
 
 
 def _of_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> float | None:

@@ -67,7 +67,7 @@ class FakeVllm:
         if wanted > self.max_logprobs:
             message = f"Requested {wanted} logprobs, allowed are {self.max_logprobs}"
             return json_reply({"error": {"message": message}}, 400)
-        if "prompt_logprobs" in body:
+        if body.get("return_tokens_as_token_ids"):
             return self._score(body)
         text, is_end = self._written(body)
         if body.get("stream"):
@@ -96,6 +96,8 @@ class FakeVllm:
         return stream_reply(*lines, b"data: [DONE]\n\n")
 
     def _score(self, body: Any) -> Reply:
+        if "prompt_logprobs" not in body:
+            return json_reply({"choices": [{"logprobs": self._next(body)}]})
         ids, top_k = body["prompt"], body["prompt_logprobs"]
         rows: list[Any] = [None]
         for index in range(1, len(ids)):
@@ -106,11 +108,13 @@ class FakeVllm:
                 others = (x for x in range(20_000, 20_000 + top_k - 1))
                 row |= {str(x): {"logprob": -9.0, "rank": 2 + x - 20_000} for x in others}
             rows.append(row)
-        num_next = 1 if self.drops_top_k else body["logprobs"]
-        top = {f"token_id:{x}": -3.0 - x for x in range(num_next)}
-        choice = {"prompt_logprobs": rows, "logprobs": {"top_logprobs": [top]}}
+        choice = {"prompt_logprobs": rows, "logprobs": self._next(body)}
         cached = {"prompt_tokens_details": {"cached_tokens": NUM_CACHED}}
         return json_reply({"choices": [choice], "usage": cached if self.tells_cache else {}})
+
+    def _next(self, body: Any) -> dict[str, Any]:
+        num = 1 if self.drops_top_k else body["logprobs"]
+        return {"top_logprobs": [{f"token_id:{x}": -3.0 - x for x in range(num)}]}
 
 
 def _detokenized(seen: Seen) -> Reply:

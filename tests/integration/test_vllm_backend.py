@@ -34,6 +34,8 @@ from tests.integration.replay import (
     QUESTION,
     Recording,
     Replay,
+    Reply,
+    Seen,
     cut,
     entropy_from,
     json_reply,
@@ -524,6 +526,79 @@ async def test_only_the_new_steps_are_scored_and_counted(up: Replay) -> None:
     last = await backend(up).score(context, 1, 20, CALL, entropy_known=False)
     assert last.steps == both.steps[1:]
     assert (both.num_tokens, last.num_tokens) == (18, 8)
+
+
+LONG = [7, *range(1000, 1600)]
+
+
+def long_answer(seen: Seen) -> Reply:
+    """vLLM's of a made-up model: the state after n tokens has the candidates of `state(n)`."""
+    ids = seen.body["prompt"]
+    top = {f"token_id:{rank}": x for rank, x in enumerate(state(len(ids)))}
+    choice: dict[str, Any] = {"logprobs": {"top_logprobs": [top]}}
+    if "prompt_logprobs" in seen.body:
+        rows: list[Any] = [None]
+        for index, token in enumerate(ids[1:], start=1):
+            rows.append({str(token): {"logprob": -0.5, "rank": 30}})
+            for rank, x in enumerate(state(index)[: seen.body["prompt_logprobs"]]):
+                rows[-1][str(rank)] = {"logprob": x, "rank": rank + 1}
+        choice["prompt_logprobs"] = rows
+    return json_reply({"choices": [choice], "usage": {}})
+
+
+def state(num_tokens: int) -> list[float]:
+    return [-1.0 - 0.001 * (num_tokens % 100) * rank for rank in range(20)]
+
+
+async def test_the_entropies_inside_a_long_text_are_asked_for_on_their_own(up: Replay) -> None:
+    up.on("POST", COMPLETIONS, long_answer)
+    context = steps_at_the_end(LONG, 50, 30, 20)
+    scores = await backend(up).score(context, 3, 20, CALL, entropy_known=True)
+    whole, *inner = up.bodies(COMPLETIONS)
+    # No candidates for the 600 positions; the other calls find the context in the cache.
+    assert (whole["prompt"], whole["prompt_logprobs"], whole["logprobs"]) == (LONG, 0, 20)
+    assert sorted(len(body["prompt"]) for body in inner) == [551, 581]
+    for body in inner:
+        assert body["prompt"] == LONG[: len(body["prompt"])]
+        assert "prompt_logprobs" not in body
+        assert (body["logprobs"], body["max_tokens"], body["temperature"]) == (20, 1, 0.0)
+    after = {n: pytest.approx(entropy_from(*state(n)), rel=1e-9) for n in (551, 581, 601)}
+    assert [step.entropy for step in scores.steps] == [None, after[551], after[581]]
+    assert scores.next_entropy == after[601]
+    assert [step.num_tokens for step in scores.steps] == [50, 30, 20]
+    assert scores.num_tokens == 100
+
+
+async def test_the_first_of_the_entropies_is_asked_for_where_nobody_knows_it(up: Replay) -> None:
+    up.on("POST", COMPLETIONS, long_answer)
+    context = steps_at_the_end(LONG, 50, 30)
+    scores = await backend(up).score(context, 2, 20, CALL, entropy_known=False)
+    _, *inner = up.bodies(COMPLETIONS)
+    assert sorted(len(body["prompt"]) for body in inner) == [521, 571]
+    assert [step.entropy is None for step in scores.steps] == [False, False]
+
+
+async def test_where_many_short_steps_wait_the_candidates_come_with_the_call(up: Replay) -> None:
+    up.on("POST", COMPLETIONS, long_answer)
+    context = steps_at_the_end(LONG, *[10] * 8)
+    scores = await backend(up).score(context, 8, 20, CALL, entropy_known=True)
+    (whole,) = up.bodies(COMPLETIONS)
+    assert whole["prompt_logprobs"] == 20
+    expected = [pytest.approx(entropy_from(*state(521 + 10 * n)), rel=1e-9) for n in range(8)]
+    assert [step.entropy for step in scores.steps] == expected
+
+
+async def test_a_lost_entropy_inside_a_long_text_is_an_error(up: Replay) -> None:
+    def answer(seen: Seen) -> Reply:
+        if "prompt_logprobs" in seen.body:
+            return long_answer(seen)
+        return json_reply({"choices": [{"logprobs": {"top_logprobs": [{"token_id:1": -0.1}]}}]})
+
+    up.on("POST", COMPLETIONS, answer)
+    context = steps_at_the_end(LONG, 50, 30)
+    with pytest.raises(ExceptionGroup) as caught:
+        await backend(up).score(context, 2, 20, CALL, entropy_known=True)
+    assert caught.group_contains(UpstreamMalformed, match="20 top log-probabilities")
 
 
 async def test_a_known_entropy_needs_no_top_k_and_the_value_is_the_same(up: Replay) -> None:

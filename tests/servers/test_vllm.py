@@ -9,8 +9,10 @@ import httpx
 import pytest
 import yaml
 
-from proxy.backends.base import Message
+from proxy.backends.base import Call, Context, Message, Segment
+from proxy.backends.http import UpstreamClient
 from proxy.backends.template import ChatTemplate
+from proxy.backends.vllm import Vllm
 from proxy.demo import DemoPair, demo_config
 from tests.e2e.conftest import PATIENCE_S, client_that_is_killed, proxy
 from tests.servers.conftest import VLLM_MODEL, smollm2_gguf
@@ -198,3 +200,25 @@ def counted(vllm_url: str, metric: str) -> float:
     rows = [line for line in lines if line.startswith(f"vllm:{metric}{{")]
     assert rows, f"vLLM has no metric {metric}"
     return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
+
+
+async def test_entropies_asked_for_on_their_own_are_those_that_come_with_a_call(
+    vllm_url: str,
+) -> None:
+    """The same text twice: behind a long prompt, where they are asked for on their own, and all of
+    it as so many steps that the candidates come with the call.
+    """
+    call = Call("s")
+    async with UpstreamClient("up", vllm_url, None, 8, lambda *_: None) as client:
+        server = await Vllm.connect(client, VLLM_MODEL, None)
+        story = "".join(f"Box {n} has {n + 3} pens and {2 * n} pencils. " for n in range(30))
+        prompt, *steps = await server.encode([story, *STEPS], call)
+        apart = await server.score(Context(prompt, steps), 4, 20, call, entropy_known=False)
+        assert len(prompt.token_ids) > 300
+        halves = [Segment("", (token_id,)) for token_id in prompt.token_ids[1:]]
+        whole = Context(Segment("", prompt.token_ids[:1]), [*halves, *steps])
+        together = await server.score(whole, len(whole.steps), 20, call, entropy_known=False)
+    told = [step.entropy for step in together.steps[-4:]]
+    assert [step.entropy for step in apart.steps] == pytest.approx(told, rel=1e-4)
+    assert apart.next_entropy == pytest.approx(together.next_entropy, rel=1e-4)
+    assert [s.value for s in apart.steps] == pytest.approx([s.value for s in together.steps[-4:]])
