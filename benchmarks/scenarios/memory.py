@@ -17,6 +17,7 @@ _STUDENT = Rates(decode_tok_s=1000, prefill_tok_s=1e7, max_running=4096, stream_
 _TEACHER = Rates(decode_tok_s=1e6, prefill_tok_s=1e7, max_running=4096)
 _SAMPLE_S = 0.5
 _FLEET = 500
+_HELD_TOK_S = 250
 
 
 async def memory(*, quick: bool) -> Findings:
@@ -61,6 +62,36 @@ async def memory(*, quick: bool) -> Findings:
                 {"motab": short},
             ),
         ),
+    )
+
+
+async def held(*, quick: bool) -> Findings:
+    """The whole fleet of long trajectories, held at once; five minutes, so only where asked for."""
+    num = 50 if quick else _FLEET
+    rates = replace(_STUDENT, decode_tok_s=_HELD_TOK_S)
+    plan = Plan(0, 64, 512)
+    async with (
+        session() as http,
+        simulator("sglang", rates, errs=True) as student,
+        simulator("sglang", _TEACHER) as teacher,
+        proxy({"pair": Pair(student, teacher)}) as motab,
+    ):
+        fresh = motab.rss_mb()
+        plans = [replace(plan, seed=n) for n in range(num)]
+        first = await _peak(http, motab, plans)
+        again = await _peak(http, motab, [replace(p, seed=p.seed + num) for p in plans])
+    return Findings(
+        (
+            Figure(
+                f"peak memory, {num} trajectories of {plan.num_tokens} tokens at once",
+                first,
+                "MB",
+                None,
+                f"{fresh:.0f} MB at the start, so {(first - fresh) / num:.2f} MB each",
+            ),
+            Figure("as many once more: peak / peak", again / first, "", at_most(1.1)),
+        ),
+        conditions={"student": f"{_HELD_TOK_S} tok/s, interval {rates.stream_interval}"},
     )
 
 
