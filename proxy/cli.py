@@ -7,12 +7,12 @@ from typing import Annotated
 import orjson
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
 from proxy import __version__
 from proxy.config import Config, load_config
 from proxy.demo import DemoPair, demo
 from proxy.errors import MotabError
+from proxy.logs import show_logs
 from proxy.probe.run import probe
 from proxy.probe.table import show
 from proxy.serve import run, serve
@@ -58,14 +58,7 @@ def _options(
         bool, typer.Option("--verbose", help="Log everything, the embedded servers' output too.")
     ] = False,
 ) -> None:
-    level = logging.DEBUG if verbose else logging.INFO
-    if _errors.is_terminal:
-        handler: logging.Handler = RichHandler(console=_errors, show_path=False)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    else:  # a file, which has no width to wrap lines at
-        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    for package in ("proxy", "synth_client", "trainer"):
-        logging.getLogger(package).setLevel(level)
+    show_logs(_errors, logging.DEBUG if verbose else logging.INFO)
 
 
 @app.command("serve")
@@ -76,9 +69,18 @@ def serve_command(
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for upstreams that are still starting.")
     ] = 0.0,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that serve the one address (above 1: on Linux).")
+    ] = 1,
 ) -> None:
     """Serve the configured models behind an OpenAI-compatible API."""
-    run(serve(_with_address(load_config(config), host, port), wait))
+    loaded = _with_address(load_config(config), host, port)
+    if workers == 1:
+        run(serve(loaded, wait))
+        return
+    from proxy.supervisor import supervise  # noqa: PLC0415 - one process needs nothing of it
+
+    supervise(loaded, wait, workers)
 
 
 def _with_address(config: Config, host: str | None, port: int | None) -> Config:

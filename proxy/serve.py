@@ -26,9 +26,12 @@ T = TypeVar("T")
 # closes idle connections and no request meets a closing one.
 _KEEP_ALIVE_S = 75
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 
-class _Server(uvicorn.Server):
-    """Takes no more requests after the first signal and ends when those under way are done."""
+
+class Server(uvicorn.Server):
+    """Takes no more requests once it drains, and ends when those under way are done."""
 
     def __init__(self, service: Service, *, on_signals: bool) -> None:
         config = uvicorn.Config(
@@ -50,7 +53,7 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM) if self._on_signals else ()
         for number in signals:
-            loop.add_signal_handler(number, self._drain)
+            loop.add_signal_handler(number, self._on_signal)
         try:
             yield
         finally:
@@ -65,24 +68,35 @@ class _Server(uvicorn.Server):
         if tasks:
             await asyncio.wait(tasks)
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Take no more requests."""
+        self._service.admission.draining = True
+        self.should_exit = True
+
+    def stop(self) -> None:
+        """Wait for nothing; `abandon_requests` comes next."""
+        self.drain()
+        self.force_exit = True
+
+    def _on_signal(self) -> None:
         admission = self._service.admission
         if admission.draining:
-            self.force_exit = True
-            return
-        _log.info(
-            "draining: %d trajectories under way; signal again to stop at once",
-            admission.num_active,
-        )
-        admission.draining = True
-        self.should_exit = True
+            self.stop()
+        else:
+            log_draining(admission.num_active)
+            self.drain()
+
+
+def log_draining(num_active: int) -> None:
+    """Say what a first signal does."""
+    _log.info("draining: %d trajectories under way; signal again to stop at once", num_active)
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises `StartError` where the address cannot be had."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         # Python adds the address to strerror once more.
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -93,14 +107,14 @@ async def serve(config: Config, wait_s: float) -> None:
     """Open everything that the configuration names and serve until a signal."""
     with listen(config.server.host, config.server.port) as listener:
         async with open_service(config, wait_s) as service:
-            _log.info("serving %s on %s", ", ".join(config.models), _base_url(listener))
-            server = _Server(service, on_signals=True)
-            _spare_collector()
+            _log.info("serving %s on %s", ", ".join(config.models), base_url(listener))
+            server = Server(service, on_signals=True)
+            spare_collector()
             await server.serve(sockets=[listener])
             await server.abandon_requests()
 
 
-def _spare_collector() -> None:
+def spare_collector() -> None:
     """Take what is there before the first request out of the garbage collector's sight.
 
     These are hundreds of thousands of objects, nearly all of them modules', which live as long as
@@ -115,16 +129,17 @@ async def running(config: Config) -> AsyncIterator[str]:
     """The proxy inside this event loop, as the demo uses it; gives its base URL."""
     with listen(config.server.host, config.server.port) as listener:
         async with open_service(config) as service:
-            server = _Server(service, on_signals=False)
+            server = Server(service, on_signals=False)
             task = asyncio.create_task(server.serve(sockets=[listener]))
             try:
-                yield _base_url(listener)
+                yield base_url(listener)
             finally:
                 server.should_exit = True
                 await task
 
 
-def _base_url(listener: socket.socket) -> str:
+def base_url(listener: socket.socket) -> str:
+    """Where clients find the API."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 

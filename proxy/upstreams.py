@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from proxy.api.metrics import Metrics
-from proxy.backends.base import Call, MarkupReader, Scorer
+from proxy.backends.base import WHOLE, Call, MarkupReader, Scorer, Share
 from proxy.backends.calls import Calls, Patience
 from proxy.backends.chat_text import CountingReader
 from proxy.backends.embedded import embedded_server
@@ -51,9 +51,10 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def open_upstream(
-    name: str, config: Config, metrics: Metrics, wait_s: float = 0.0
+    name: str, config: Config, metrics: Metrics, wait_s: float = 0.0, share: Share = WHOLE
 ) -> AsyncIterator[Upstream]:
-    """One of the upstreams that `config` names, running; stopped and closed at the end.
+    """One of the upstreams that `config` names, running; stopped and closed at the end. `share` is
+    this process's of what may be under way there.
 
     Raises the `UpstreamError` with which it still answers, or does not, after `wait_s` seconds.
     """
@@ -62,11 +63,15 @@ async def open_upstream(
     threads = max(1, (os.cpu_count() or 1) // max(1, num_embedded))
     scores = any(model.teacher == name for model in config.models.values())
     upstream = config.upstreams[name]
+    num_places = len(share.of(range(upstream.max_concurrent)))
+    upstream = upstream.model_copy(update={"max_concurrent": num_places})
     async with AsyncExitStack() as stack:
         if isinstance(upstream, LiteLLMConfig):
             yield await _open_hosted(name, upstream, metrics, stack, wait_s, scores=scores)
         else:
-            yield await _open_server(name, upstream, threads, metrics, stack, wait_s, scores=scores)
+            yield await _open_server(
+                name, upstream, threads, metrics, stack, wait_s, share, scores=scores
+            )
 
 
 async def _open_server(
@@ -76,6 +81,7 @@ async def _open_server(
     metrics: Metrics,
     stack: AsyncExitStack,
     wait_s: float,
+    share: Share,
     *,
     scores: bool,
 ) -> Upstream:
@@ -113,7 +119,7 @@ async def _open_server(
     async def connected() -> Upstream:
         if isinstance(config, OpenAIConfig) and local is not None:
             return await _text_server(name, config, client, local, scores=scores)
-        backend = await _connect(client, config, template, reads=local is None)
+        backend = await _connect(client, config, template, share, reads=local is None)
         await backend.check()
         writer, reader = ResumingWriter(backend, client), local or backend
         reasoning = await _reasoning(name, config, reader)
@@ -281,10 +287,15 @@ def _model_file(config: EmbeddedConfig) -> Path:
 
 
 async def _connect(
-    client: UpstreamClient, config: _ServerConfig, template: ChatTemplate | None, *, reads: bool
+    client: UpstreamClient,
+    config: _ServerConfig,
+    template: ChatTemplate | None,
+    share: Share,
+    *,
+    reads: bool,
 ) -> Vllm | SGLang | LlamaCpp:
     if isinstance(config, VllmConfig):
         return await Vllm.connect(client, config.model, template, reads=reads)
     if isinstance(config, SGLangConfig):
         return await SGLang.connect(client, config.model, template, reads=reads)
-    return await LlamaCpp.connect(client, template)
+    return await LlamaCpp.connect(client, template, share)

@@ -2,31 +2,46 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 
 from proxy.api.metrics import Metrics
 from proxy.api.service import ServedModel, Service
+from proxy.backends.base import WHOLE, Share
 from proxy.backends.litellm import LiteLLM
 from proxy.config import Config
-from proxy.engine.limits import Upstream
+from proxy.engine.limits import OwnSeats, Seats, Upstream
 from proxy.engine.runner import Pair
 from proxy.errors import ConfigError, RequestError
 from proxy.options import parse_options
 from proxy.upstreams import open_upstream
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A process's part in a server; by default it is all of it."""
+
+    share: Share = WHOLE
+    metrics: Metrics = field(default_factory=Metrics)
+    seats: Seats = field(default_factory=OwnSeats)
+
+
 @asynccontextmanager
-async def open_service(config: Config, wait_s: float = 0.0) -> AsyncIterator[Service]:
+async def open_service(
+    config: Config, wait_s: float = 0.0, part: Part | None = None
+) -> AsyncIterator[Service]:
     """Everything that `config` names, running; stopped and closed at the end.
 
     An upstream that does not answer is an `UpstreamError`, after `wait_s` seconds of trying.
     """
-    metrics = Metrics()
+    part = part or Part()
     async with AsyncExitStack() as stack:
         upstreams = {
-            name: await stack.enter_async_context(open_upstream(name, config, metrics, wait_s))
+            name: await stack.enter_async_context(
+                open_upstream(name, config, part.metrics, wait_s, part.share)
+            )
             for name in config.upstreams
         }
-        yield Service(config.server, _models(config, upstreams), metrics)
+        yield Service(config.server, _models(config, upstreams), part.metrics, part.seats)
 
 
 def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedModel]:

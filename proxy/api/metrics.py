@@ -1,6 +1,9 @@
 """What Prometheus sees. One registry per app, so that apps in one process stay apart."""
 
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from proxy.core.types import Scoring
 from proxy.engine.runner import Outcome, Usage
@@ -18,9 +21,14 @@ _CALL_KINDS = ("student_calls", "score_calls", "correction_calls")
 
 
 class Metrics:
-    """Counts requests, trajectories, tokens and calls; times requests and upstream requests."""
+    """Counts requests, trajectories, tokens and calls; times requests and upstream requests.
 
-    def __init__(self) -> None:
+    `shared` is the folder in which the workers of one server keep their values
+    (`PROMETHEUS_MULTIPROC_DIR`), where there are several: then all of them are summed up.
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
+        self._shared = shared
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "motab_requests", "Requests answered", ["route", "status"], registry=self.registry
@@ -54,7 +62,10 @@ class Metrics:
             registry=self.registry,
         )
         self.active = Gauge(
-            "motab_active_trajectories", "Trajectories under way", registry=self.registry
+            "motab_active_trajectories",
+            "Trajectories under way",
+            multiprocess_mode="livesum",
+            registry=self.registry,
         )
         self._upstream_seconds = Histogram(
             "motab_upstream_request_seconds",
@@ -106,4 +117,8 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition text."""
-        return generate_latest(self.registry)
+        if self._shared is None:
+            return generate_latest(self.registry)
+        every = CollectorRegistry()
+        MultiProcessCollector(every, path=str(self._shared))  # type: ignore[no-untyped-call]
+        return generate_latest(every)

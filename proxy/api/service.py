@@ -16,7 +16,7 @@ from proxy.backends.base import Call, Sampling, Scorer, TokenScorer, UpstreamClo
 from proxy.config import ServerConfig
 from proxy.core.types import JUDGES, Author, Breached, Judged
 from proxy.engine.contexts import ModelContext
-from proxy.engine.limits import Admission, Upstream
+from proxy.engine.limits import Admission, OwnSeats, Seats, Upstream
 from proxy.engine.runner import Outcome, Pair, TrajectoryRun, Usage, first_error
 from proxy.engine.score import TextLogprobs, score_text, text_logprobs
 from proxy.errors import (
@@ -230,12 +230,12 @@ class Service:
     config: ServerConfig
     models: Mapping[str, ServedModel]
     metrics: Metrics
+    seats: Seats = field(default_factory=OwnSeats)
     admission: Admission = field(init=False)
     started_at: float = field(init=False, default_factory=time.time)
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.config.max_concurrent)
-        self.metrics.active.set_function(lambda: self.admission.num_active)
+        self.admission = Admission(self.config.max_concurrent, self.seats, self.metrics.active.set)
 
     def upstreams(self) -> list[Upstream]:
         """Every upstream that a model uses, once."""

@@ -12,6 +12,21 @@ from proxy.core.types import FinishReason, Scoring, StepScore
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """One of the processes that make up a server: the `worker`-th (from 0) of `num_workers`."""
+
+    worker: int = 0
+    num_workers: int = 1
+
+    def of(self, places: range) -> range:
+        """This process's of the places that all of them divide."""
+        return places[self.worker :: self.num_workers]
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One chat message."""
 

@@ -16,6 +16,7 @@ import orjson
 
 from proxy.backends.alignment import as_in_running_text, decoded, without_follower
 from proxy.backends.base import (
+    WHOLE,
     Call,
     Context,
     Decoded,
@@ -25,13 +26,14 @@ from proxy.backends.base import (
     ScoredToken,
     Scores,
     Segment,
+    Share,
 )
 from proxy.backends.http import UpstreamClient
 from proxy.backends.logprobs import PieceLogprobs
 from proxy.backends.template import ChatTemplate
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
-from proxy.errors import UpstreamUnreachable
+from proxy.errors import ConfigError, UpstreamUnreachable
 
 # Added to the logit of the one token that may come; the log-probabilities are taken before it.
 _FORCE = 1000
@@ -47,13 +49,15 @@ class SlotPool:
     """Hands out the server's slots, one request each, a trajectory's last slot first.
 
     A slot holds the cache of what it decoded last; forced decoding without that cache would
-    compute the whole context anew for every step.
+    compute the whole context anew for every step. Processes that share the server take turns at
+    the slots' numbers: two requests in one slot would wait for each other.
     """
 
-    def __init__(self, num_slots: int) -> None:
-        self._free = asyncio.Semaphore(num_slots)
+    def __init__(self, num_slots: int, share: Share = WHOLE) -> None:
+        own = share.of(range(num_slots))
+        self._free = asyncio.Semaphore(len(own))
         # Least recently used first.
-        self._idle: dict[int, str | None] = dict.fromkeys(range(num_slots))
+        self._idle: dict[int, str | None] = dict.fromkeys(own)
 
     @asynccontextmanager
     async def lease(self, session_id: str) -> AsyncIterator[int]:
@@ -97,23 +101,33 @@ class LlamaCpp:
         chat_template: ChatTemplate | None,
         num_slots: int,
         follower: int,
+        share: Share = WHOLE,
     ) -> None:
         self._client = client
         self._template = chat_template
-        self._slots = SlotPool(num_slots)
+        self._slots = SlotPool(num_slots, share)
         self._follower = follower
 
     @classmethod
     async def connect(
-        cls, client: UpstreamClient, chat_template: ChatTemplate | None
+        cls, client: UpstreamClient, chat_template: ChatTemplate | None, share: Share = WHOLE
     ) -> "LlamaCpp":
-        """Ask the server what it has."""
+        """Ask the server what it has.
+
+        Raises `ConfigError` where it has no slot for every process that shares it.
+        """
         props = await client.get("/props")
         body = {"content": as_in_running_text("\n"), "add_special": False}
         reply = await client.post("/tokenize", body, Call("connect"))
         with client.expecting("/props or /tokenize, if this is llama.cpp's own server,"):
             num_slots, follower = int(props["total_slots"]), int(reply["tokens"][-1])
-        return cls(client, chat_template, num_slots, follower)
+        if num_slots < share.num_workers:
+            message = (
+                f"its server has {num_slots} slots and {share.num_workers} workers need one each: "
+                "start it with more (--parallel), or use fewer workers"
+            )
+            raise ConfigError(f"upstreams.{client.upstream}: {message}")
+        return cls(client, chat_template, num_slots, follower, share)
 
     async def check(self) -> None:
         await self._client.get("/health")

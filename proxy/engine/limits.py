@@ -1,10 +1,10 @@
 """How much may be under way at once: at each upstream, and in the whole server."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from proxy.backends.base import MarkupReader, Reader, Scorer, Writer
 from proxy.core.reasoning import Reasoning
@@ -55,11 +55,43 @@ class Upstream:
         raise ScoringUnavailable(f"upstream '{self.name}' has {wanted}; it has: {ways}{reasons}")
 
 
-class Admission:
-    """Counts the trajectories under way; turns away what is too much, and all while draining."""
+class Seats(Protocol):
+    """The places for trajectories of a whole server, whichever of its processes runs them."""
 
-    def __init__(self, max_concurrent: int) -> None:
+    @property
+    def num_taken(self) -> int: ...
+
+    def take(self, num: int, most: int) -> bool:
+        """Take `num`, unless more than `most` were taken then. Whether they are taken."""
+        ...
+
+    def leave(self, num: int) -> None: ...
+
+
+@dataclass(slots=True)
+class OwnSeats:
+    """Those of a server that is one process."""
+
+    num_taken: int = 0
+
+    def take(self, num: int, most: int) -> bool:
+        fits = self.num_taken + num <= most
+        self.num_taken += num if fits else 0
+        return fits
+
+    def leave(self, num: int) -> None:
+        self.num_taken -= num
+
+
+class Admission:
+    """Counts this process's trajectories, which take seats of the whole server; turns away what
+    is too much, and all while draining. `on_change` is told the new count.
+    """
+
+    def __init__(self, max_concurrent: int, seats: Seats, on_change: Callable[[int], None]) -> None:
         self._max_concurrent = max_concurrent
+        self._seats = seats
+        self._on_change = on_change
         self.num_active = 0
         self.draining = False
 
@@ -71,11 +103,16 @@ class Admission:
         if num_trajectories > self._max_concurrent:
             message = f"n = {num_trajectories} is more than this server runs at once"
             raise RequestError(f"{message} ({self._max_concurrent})", param="n")
-        if self.num_active + num_trajectories > self._max_concurrent:
-            message = f"{self.num_active} of {self._max_concurrent} trajectories are under way"
-            raise OverCapacity(message)
-        self.num_active += num_trajectories
+        if not self._seats.take(num_trajectories, self._max_concurrent):
+            taken = self._seats.num_taken
+            raise OverCapacity(f"{taken} of {self._max_concurrent} trajectories are under way")
+        self._count(num_trajectories)
         try:
             yield
         finally:
-            self.num_active -= num_trajectories
+            self._seats.leave(num_trajectories)
+            self._count(-num_trajectories)
+
+    def _count(self, change: int) -> None:
+        self.num_active += change
+        self._on_change(self.num_active)

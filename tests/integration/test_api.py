@@ -24,7 +24,7 @@ from proxy.config import ServerConfig
 from proxy.core.types import StepScore
 from proxy.engine.runner import Pair
 from proxy.errors import ContextExceeded, MotabError, UpstreamFailed, UpstreamUnreachable
-from proxy.serve import _Server, listen
+from proxy.serve import Server, listen
 from tests.scripted import Script, ScriptedBackend, pair, says, values
 
 MODEL = "motab/small+large"
@@ -75,7 +75,7 @@ async def in_process(service: Service) -> AsyncIterator[httpx.AsyncClient]:
 @asynccontextmanager
 async def over_http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     with listen("127.0.0.1", 0) as listener:
-        server = _Server(service, on_signals=False)
+        server = Server(service, on_signals=False)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
@@ -1317,13 +1317,13 @@ async def test_a_server_that_ends_lets_running_requests_finish() -> None:
     student = ScriptedBackend(says("x", gate, "y"))
     service = service_of(student)
     with listen("127.0.0.1", 0) as listener:
-        server = _Server(service, on_signals=False)
+        server = Server(service, on_signals=False)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with asyncio.timeout(10), httpx.AsyncClient(base_url=base_url) as client:
             request = asyncio.create_task(client.post(CHAT, json=chat()))
             await student.until_called("write")
-            server._drain()
+            server.drain()
             gate.set()
             response = await request
             await serving

@@ -8,7 +8,17 @@ from typing import Any
 import orjson
 import pytest
 
-from proxy.backends.base import Call, Context, Draft, Message, Question, Sampling, Scores, Segment
+from proxy.backends.base import (
+    Call,
+    Context,
+    Draft,
+    Message,
+    Question,
+    Sampling,
+    Scores,
+    Segment,
+    Share,
+)
 from proxy.backends.llamacpp import LlamaCpp, SlotPool
 from proxy.backends.template import ChatTemplate
 from proxy.config import load_config
@@ -748,6 +758,12 @@ async def test_a_trajectory_gets_its_own_slot_again() -> None:
     assert sorted(own.values()) == [0, 1, 2]
     for session in "bcabaccab":
         assert await leased(pool, session) == own[session]
+
+
+async def test_processes_that_share_a_server_use_different_slots() -> None:
+    pools = [SlotPool(5, Share(worker, 2)) for worker in range(2)]
+    slots = [{await leased(pool, session) for session in "abcdef"} for pool in pools]
+    assert slots == [{0, 2, 4}, {1, 3}]
 
 
 async def test_a_new_trajectory_gets_the_slot_that_was_used_least_recently() -> None:

@@ -91,10 +91,13 @@ def test_every_module_belongs_to_a_layer() -> None:
         "proxy",
         "proxy.cli",
         "proxy.demo",
+        "proxy.logs",
         "proxy.probe",
         "proxy.serve",
+        "proxy.supervisor",
         "proxy.upstreams",
         "proxy.wiring",
+        "proxy.worker",
     }
     for package in ("proxy", "synth_client", "trainer", "configs", "benchmarks"):
         for path in (ROOT / package).rglob("*.py"):

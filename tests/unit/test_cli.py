@@ -138,7 +138,7 @@ def test_help_names_the_commands() -> None:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("serve", ("--config", "--host", "--port", "--wait")),
+        ("serve", ("--config", "--host", "--port", "--wait", "--workers")),
         ("probe", ("--config", "--json", "--wait")),
     ],
 )
@@ -159,6 +159,7 @@ def test_version_says_the_version() -> None:
         (["serve"], "--config"),
         (["serve", "--config", "x", "--port", "many"], "--port"),
         (["serve", "--config", "x", "--wait", "-1"], "--wait"),
+        (["serve", "--config", "x", "--workers", "0"], "--workers"),
         (["serve", "--config", "x", "--colour"], "--colour"),
         (["sreve"], "sreve"),
     ],
@@ -193,10 +194,12 @@ def test_an_open_address_without_keys_is_told_in_one_line(tmp_path: Path, failin
     assert said == "server: without api_keys the server listens on loopback only, not on '0.0.0.0'"
 
 
-def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_in_use_is_told_in_one_line(workers: str, tmp_path: Path, failing: Failing) -> None:
+    path = config_file(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said = failure("serve", "--config", config_file(tmp_path), "--port", str(port))
+        said = failing("serve", "--config", path, "--port", str(port), "--workers", workers)
     assert said.startswith(f"cannot listen on 127.0.0.1:{port}: Address already in use")
 
 
@@ -244,6 +247,47 @@ def test_an_embedded_model_that_is_not_there_is_told_in_one_line(
     models = {"pair": {"student": "only", "teacher": "only"}}
     path.write_text(json.dumps({"upstreams": upstreams, "models": models}), encoding="utf-8")
     assert failing("serve", "--config", path, "--port", "0").startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("key", "upstream", "sentence"),
+    [
+        (
+            "max_concurrent",
+            {"max_concurrent": 2},
+            "is divided among the workers and must be at least their number, 3, not 2",
+        ),
+        (
+            "kind",
+            {"kind": "embedded", "base_url": None},
+            "every worker would load an embedded model for itself: use one worker, or run ",
+        ),
+    ],
+    ids=["max_concurrent", "kind"],
+)
+def test_an_upstream_that_workers_cannot_divide_is_told_in_one_line(
+    key: str, upstream: dict[str, Any], sentence: str, tmp_path: Path, failing: Failing
+) -> None:
+    path = config_file(tmp_path, **upstream)
+    said = failing("serve", "--config", path, "--port", "0", "--workers", "3")
+    assert said.startswith(f"upstreams.only.{key}: {sentence}")
+
+
+def test_several_workers_are_refused_where_connections_are_not_spread(
+    tmp_path: Path, failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.supervisor.sys.platform", "darwin")
+    said = failing("serve", "--config", config_file(tmp_path), "--workers", "2")
+    assert said == "--workers above 1 needs Linux, whose kernel spreads the connections"
+
+
+def test_one_worker_loads_nothing_of_several() -> None:
+    loaded = "import sys, proxy.cli; print([m for m in sys.modules if m in {%s}])"
+    names = "'proxy.supervisor', 'proxy.worker', 'proxy.engine.seats'"
+    done = subprocess.run(
+        [sys.executable, "-c", loaded % names], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_a_chat_template_that_does_not_parse_is_told_in_one_line(
