@@ -78,6 +78,7 @@ class _End:
 
     served: bool
     why: str
+    is_clean: bool = False
 
 
 class _Supervisor:
@@ -144,6 +145,8 @@ class _Supervisor:
         while not self._draining.is_set():
             end = await self._run(worker)
             if self._draining.is_set():
+                if end.served and not end.is_clean:
+                    _log.error("worker %d ended: %s", worker + 1, end.why)
                 return
             if end.served:
                 num_failed = 0
@@ -175,7 +178,7 @@ class _Supervisor:
         finally:
             self._serving.pop(worker, None)
         if problem is None:
-            return _End(served=True, why=_how(code))
+            return _End(served=True, why=_how(code), is_clean=code == 0)
         return _End(served=False, why=problem or f"a worker ended as it started: {_how(code)}")
 
     def _now_serves(self, worker: int, running: _Process) -> None:
