@@ -175,6 +175,8 @@ class _Supervisor:
                 code = await running.process.wait()
         except StartError as error:
             return _End(served=False, why=str(error))
+        except OSError as error:  # no memory or no descriptors are left, perhaps for a while
+            return _End(served=False, why=f"no worker can be started: {error}")
         finally:
             self._serving.pop(worker, None)
         if problem is None:
@@ -270,7 +272,9 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
 
 
 def _how(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    if code >= 0:
+        return f"exit code {code}"
+    return f"killed by signal {-code} ({signal.strsignal(-code)})"
 
 
 def _log_level() -> int:

@@ -298,12 +298,14 @@ async def test_a_killed_worker_costs_its_own_requests_only_and_is_replaced(
         num_lost = served.connections(victim)
         assert await ask_all(await clients(stack, 1), served) == [429]
         victim.kill()
-        await served.until_said("ended: killed by SIGKILL; starting another")
+        await served.until_said("ended: killed by signal 9 (Killed); starting another")
         await served.until_said("serves again")
         gate.set()
         assert sorted(await running) == [0] * num_lost + [200] * (LIMIT - num_lost)
         assert len(served.workers()) == 2
         assert await num_safe(served) == 2 * LIMIT - num_lost
+
+        await until_active(served, 0)
 
         # The dead worker's seats are free.
         gate.clear()
@@ -384,7 +386,7 @@ async def test_workers_that_die_as_they_start_end_the_server(llama: Replay, tmp_
     async with motab(llama, tmp_path, "--wait", "60", ready=False) as served:
         await llama.until_seen(2)
         served.workers()[0].kill()
-        wanted = "a worker ended as it started: killed by SIGKILL\n"
+        wanted = "a worker ended as it started: killed by signal 9 (Killed)\n"
         assert await failure(served) == wanted
 
 
