@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +260,9 @@ async def test_a_signal_lets_every_worker_finish_what_is_under_way(
         signalled(served)
         await served.until_said(f"draining: {LIMIT} trajectories under way")
         await until_refused(served)
+        # None took it for two signals and stopped.
+        done, _ = await asyncio.wait({running}, timeout=0.5)
+        assert not done
         gate.set()
         assert await running == [200] * LIMIT
         assert await served.ended() == 0
@@ -379,6 +382,18 @@ async def test_a_server_with_too_few_slots_is_told_once(llama: Replay, tmp_path:
     async with motab(llama, tmp_path, ready=False) as served:
         wanted = "upstreams.only: its server has 1 slots and 2 workers need one each: "
         assert (await failure(served)).startswith(wanted)
+
+
+async def test_a_server_does_not_begin_with_some_of_its_workers(
+    llama: Replay, tmp_path: Path
+) -> None:
+    gate = asyncio.Event()
+    llama.on("GET", "/props", json_reply({"total_slots": 2}), replace(LOADING, after=gate))
+    async with motab(llama, tmp_path, ready=False) as served:
+        await llama.until_seen(8)
+        await asyncio.sleep(0.5)  # one of them may serve
+        gate.set()
+        assert (await failure(served)).startswith("upstream 'only': /props answered 503: ")
 
 
 async def test_workers_that_die_as_they_start_end_the_server(llama: Replay, tmp_path: Path) -> None:
