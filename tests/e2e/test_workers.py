@@ -116,7 +116,7 @@ async def motab(
         str(num),
         *arguments,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
         stderr=asyncio.subprocess.PIPE,
         # As a terminal's foreground job is.
         process_group=0,
