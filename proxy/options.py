@@ -4,6 +4,7 @@ of the trace is wanted. A request's beat the model's, which beat the defaults.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import orjson
@@ -28,6 +29,7 @@ class Options(Params):
 
 
 _ADAPTER = TypeAdapter(Options)
+_LONG = 1024
 
 
 class OptionsError(ValueError):
@@ -46,14 +48,9 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged.update(layer)
-    for field, value in merged.items():
-        try:
-            orjson.dumps({field: value})
-        except TypeError as error:
-            raise OptionsError(str(field), f"{field}: {error}") from error
     try:
         # Strict validation takes a dataclass from JSON, but not from a dict.
-        return _ADAPTER.validate_json(orjson.dumps(merged))
+        return _parsed(_dumped(merged))
     except ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
@@ -61,6 +58,30 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
             raise OptionsError(cause.field, str(cause)) from error
         field = str(first["loc"][0])
         raise OptionsError(field, describe(field, first["type"], first["msg"])) from error
+
+
+def _dumped(merged: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(merged)
+    except TypeError:
+        for field, value in merged.items():
+            try:
+                orjson.dumps({field: value})
+            except TypeError as error:
+                raise OptionsError(str(field), f"{field}: {error}") from error
+        raise
+
+
+def _parsed(merged: bytes) -> Options:
+    """Clients send the same options with thousands of requests, so those are kept; long ones, by
+    a delimiter of megabytes, are not.
+    """
+    return _remembered(merged) if len(merged) < _LONG else _ADAPTER.validate_json(merged)
+
+
+@lru_cache(maxsize=256)
+def _remembered(merged: bytes) -> Options:
+    return _ADAPTER.validate_json(merged)
 
 
 def describe(field: str, kind: str, message: str) -> str:

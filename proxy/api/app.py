@@ -6,12 +6,14 @@ from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive
 
 from proxy import __version__
+from proxy.api.direct import CLIENT_GONE, BodyRoute, Direct
 from proxy.api.errors import on_http_error, on_motab_error
 from proxy.api.middleware import RequestMiddleware
 from proxy.api.schema import (
@@ -31,20 +33,19 @@ from proxy.errors import ModelNotFound, MotabError, UpstreamError
 T = TypeVar("T")
 
 _READY_TIMEOUT_S = 5.0
-# nginx's code for a client that left; only the metrics see it.
-_CLIENT_GONE = 499
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> ASGIApp:
     """The ASGI app that serves `service`."""
     app = FastAPI(title="motab", version=__version__)
-    app.add_middleware(RequestMiddleware, config=service.config, metrics=service.metrics)
-    for error in (MotabError, RequestValidationError):
+    for error in (MotabError, Exception):
         app.add_exception_handler(error, on_motab_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.router.route_class = BodyRoute
     _add_generation_routes(app, service)
+    app.router.route_class = APIRoute
     _add_information_routes(app, service)
-    return app
+    return RequestMiddleware(Direct(app), service.config, service.metrics)
 
 
 def _add_generation_routes(app: FastAPI, service: Service) -> None:
@@ -55,7 +56,7 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
         job = service.job(body, kind, state.request_id, state.clock, always_full=always_full)
         if body.stream:
             return EventStream(lambda put: service.stream(job, put), job.headers())
-        done = await _unless_disconnected(request, service.complete(job))
+        done = await _unless_disconnected(request.receive, service.complete(job))
         return _json(done, headers=job.headers())
 
     @app.post("/v1/chat/completions")
@@ -78,7 +79,7 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
     async def score(request: Request, body: ScoreRequest) -> Response:
         state = request.state
         work = service.score(body, state.request_id, state.clock)
-        return _json(await _unless_disconnected(request, work))
+        return _json(await _unless_disconnected(request.receive, work))
 
 
 def _add_information_routes(app: FastAPI, service: Service) -> None:
@@ -126,29 +127,35 @@ async def _state(upstream: Upstream) -> str:
     return "ok"
 
 
-async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`, or None when the client left first, which cancels the work.
+class _ClientLeft(Exception):  # noqa: N818 - it ends a task group, and nobody is told
+    """There is no one to answer any more."""
 
-    Starlette goes on with a handler whose client has left.
-    """
+
+async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`, or None when the client left first, which cancels the work."""
     try:
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(work)
-            leaving = group.create_task(until_disconnected(request.receive))
-            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            result = task.result() if task.done() else None
-            task.cancel()
+            leaving = group.create_task(_leave_when_disconnected(receive))
+            result = await work
             leaving.cancel()
     except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+        error = first_error(errors)
+        if isinstance(error, _ClientLeft):
+            return None
+        raise error from None
     return result
+
+
+async def _leave_when_disconnected(receive: Receive) -> None:
+    await until_disconnected(receive)
+    raise _ClientLeft
 
 
 def _json(
     body: object | None, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
     if body is None:
-        return Response(status_code=_CLIENT_GONE)
+        return Response(status_code=CLIENT_GONE)
     return Response(
         orjson.dumps(body), status_code=status, headers=headers, media_type="application/json"
     )

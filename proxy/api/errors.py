@@ -7,11 +7,9 @@ from typing import Any
 
 import orjson
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from proxy.api.schema import request_error
 from proxy.errors import MotabError, OverCapacity, UpstreamFailed
 
 _log = logging.getLogger(__name__)
@@ -46,14 +44,12 @@ def as_motab_error(error: Exception) -> MotabError:
     """Our own errors as they are; anything else is a bug of ours, logged and told as such."""
     if isinstance(error, MotabError):
         return error
-    if isinstance(error, RequestValidationError):
-        return request_error(error.errors())
     _log.error("unexpected error", exc_info=error)
     return MotabError("an internal error; the proxy's log has the details")
 
 
 async def on_motab_error(_: Request, error: Exception) -> Response:
-    """FastAPI's handler for everything that a route raises."""
+    """FastAPI's handler for everything that a route of its raises."""
     return error_response(as_motab_error(error))
 
 

@@ -1,5 +1,6 @@
 """What Prometheus sees. One registry per app, so that apps in one process stay apart."""
 
+from functools import cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -9,15 +10,20 @@ from proxy.core.types import Scoring
 from proxy.engine.runner import Outcome, Usage
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
-_TOKEN_KINDS = (
-    "student_tokens",
-    "student_tokens_discarded",
-    "teacher_scored_tokens",
-    "teacher_cached_tokens",
-    "teacher_tokens",
-    "teacher_tokens_discarded",
-)
-_CALL_KINDS = ("student_calls", "score_calls", "correction_calls")
+# What a `Usage` calls them, and what the labels do.
+_TOKEN_LABELS = {
+    "student_tokens": "student",
+    "student_tokens_discarded": "student_discarded",
+    "teacher_scored_tokens": "teacher_scored",
+    "teacher_cached_tokens": "teacher_cached",
+    "teacher_tokens": "teacher",
+    "teacher_tokens_discarded": "teacher_discarded",
+}
+_CALL_LABELS = {
+    "student_calls": "student",
+    "score_calls": "score",
+    "correction_calls": "correction",
+}
 
 
 class Metrics:
@@ -82,14 +88,21 @@ class Metrics:
             registry=self.registry,
         )
 
+        # `labels` checks and locks anew each time: 1 us, and a request needs 15 of them.
+        self._requests_of = cache(self._requests.labels)
+        self._request_seconds_of = cache(self._request_seconds.labels)
+        self._tokens_of = cache(self._tokens.labels)
+        self._calls_of = cache(self._calls.labels)
+        self._upstream_seconds_of = cache(self._upstream_seconds.labels)
+
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
-        self._requests.labels(route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        self._requests_of(route, str(status)).inc()
+        self._request_seconds_of(route).observe(seconds)
 
     def upstream_request(self, upstream: str, path: str, seconds: float, outcome: str) -> None:
         """A request to an upstream ended: `ok`, `cancelled` or an error's code."""
-        self._upstream_seconds.labels(upstream, path, outcome).observe(seconds)
+        self._upstream_seconds_of(upstream, path, outcome).observe(seconds)
 
     def upstream_retry(self, upstream: str, code: str) -> None:
         """A request to an upstream failed with `code` and will be sent again."""
@@ -105,11 +118,14 @@ class Metrics:
         """Tokens and calls were spent; `scoring` is how the teacher scored, if it did."""
         if scoring is not None:
             self._score_calls.labels(model, scoring).inc(usage.score_calls)
-        for kind in _TOKEN_KINDS:
-            label = kind.replace("_tokens", "", 1)
-            self._tokens.labels(model, label).inc(getattr(usage, kind) or 0)
-        for kind in _CALL_KINDS:
-            self._calls.labels(model, kind.removesuffix("_calls")).inc(getattr(usage, kind))
+        for kind, label in _TOKEN_LABELS.items():
+            child = self._tokens_of(model, label)
+            if num := getattr(usage, kind):
+                child.inc(num)
+        for kind, label in _CALL_LABELS.items():
+            child = self._calls_of(model, label)
+            if num := getattr(usage, kind):
+                child.inc(num)
 
     def failed(self, model: str, method: str) -> None:
         """A trajectory ended in an error or was abandoned."""

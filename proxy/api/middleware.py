@@ -39,7 +39,6 @@ class RequestMiddleware:
         clock = UpstreamClock()
         scope.setdefault("state", {}).update(request_id=request_id, clock=clock)
         status = 0
-        body = _Body(receive, self._max_body_bytes)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -56,12 +55,10 @@ class RequestMiddleware:
         try:
             refusal = self._refusal(scope["path"], headers)
             if refusal is None:
-                await self._app(scope, body.receive, body.unless_too_large(send_with_headers))
-                refusal = body.refusal
-            if refusal is not None:
+                await self._app(scope, _limited(receive, self._max_body_bytes), send_with_headers)
+            else:
                 await error_response(refusal)(scope, receive, send_with_headers)
         except Exception as error:
-            # Starlette's own net for this is outside, where the answer gets no headers of ours.
             if status:
                 raise
             await error_response(as_motab_error(error))(scope, receive, send_with_headers)
@@ -81,33 +78,19 @@ class RequestMiddleware:
         return None
 
 
-class _Body:
-    """Counts a body as it arrives, for it may come without a content-length.
+def _limited(receive: Receive, max_bytes: int) -> Receive:
+    """Counts a body as it arrives, for it may come without a content-length."""
+    num_bytes = 0
 
-    FastAPI answers every error while it reads a body with a 400 of its own. That answer is held
-    back, and `refusal` is what to send in its place.
-    """
-
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
-        self._receive = receive
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self.refusal: BodyTooLarge | None = None
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._num_bytes += len(message.get("body", b""))
-        if self._num_bytes > self._max_bytes:
-            self.refusal = _too_large(self._max_bytes)
-            raise self.refusal
+    async def receiving() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
         return message
 
-    def unless_too_large(self, send: Send) -> Send:
-        async def sending(message: Message) -> None:
-            if self.refusal is None:
-                await send(message)
-
-        return sending
+    return receiving
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

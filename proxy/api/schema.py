@@ -1,10 +1,11 @@
 """Requests as OpenAI's clients send them. What is not supported is refused by name."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from proxy.backends.base import Message, Question
 from proxy.errors import RequestError, UnsupportedField
@@ -25,6 +26,8 @@ _NO_OPS: Mapping[str, object] = {
     "suffix": "",
     "tools": [],
 }
+
+_NO_OBJECT = "the body must be a JSON object, sent as application/json"
 
 
 def _is_same(value: object, no_op: object) -> bool:
@@ -182,18 +185,40 @@ def _question(messages: list[ChatMessage] | None, prompt: str | list[str] | None
     return Question(messages=tuple(message.to_message() for message in messages))
 
 
-def request_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
-    """The first of FastAPI's complaints about a body, naming the field."""
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def parse_body(model: type[_Model], content_type: str, body: bytes) -> _Model:
+    """The request that a body is. Raises `RequestError`, which names the field."""
+    if not body or not _is_json(content_type):
+        raise RequestError(_NO_OBJECT)
+    try:
+        return model.model_validate(json.loads(body))
+    except json.JSONDecodeError as error:
+        raise RequestError(f"the body is not valid JSON: {error.msg}") from error
+    except ValidationError as error:
+        raise _request_error(error.errors()) from error
+    except ValueError as error:  # of json: not UTF-8, or an integer of thousands of digits
+        raise RequestError(f"the body cannot be read: {error}") from error
+    except RecursionError as error:
+        raise RequestError("the body cannot be read: it is nested too deeply") from error
+
+
+def _is_json(content_type: str) -> bool:
+    kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+def _request_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
+    """The first of pydantic's complaints about a body, naming the field."""
     # Of a union's complaints (text, or a list of parts), the deepest is about what was sent.
     first = max(errors, key=lambda error: len(error["loc"]))
-    kind, loc = first["type"], first["loc"][1:]  # without FastAPI's "body"
-    if kind == "json_invalid":
-        return RequestError(f"the body is not valid JSON: {first['ctx']['error']}")
+    kind, loc = first["type"], first["loc"]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, _Untransportable):
         return RequestError(str(cause), param=_path(cause.loc))
     if not loc:
-        return RequestError("the body must be a JSON object, sent as application/json")
+        return RequestError(_NO_OBJECT)
     if kind == "extra_forbidden":
         param = ".".join([*filter(None, [_path(loc[:-1])]), str(loc[-1])])
         return UnsupportedField(f"{param} is not supported", param=param)

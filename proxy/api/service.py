@@ -12,7 +12,7 @@ from proxy.api.schema import GenerationRequest, ScoreRequest
 from proxy.api.shapes import Head, Kind, completion, scored_text, trace, usage
 from proxy.api.shapes import text_logprobs as shaped_logprobs
 from proxy.api.sse import DONE, ChunkWriter, named_event
-from proxy.backends.base import Call, Sampling, Scorer, TokenScorer, UpstreamClock
+from proxy.backends.base import Call, Question, Sampling, Scorer, TokenScorer, UpstreamClock
 from proxy.config import ServerConfig
 from proxy.core.types import JUDGES, Author, Breached, Judged
 from proxy.engine.contexts import ModelContext
@@ -151,6 +151,8 @@ class Job:
 
     model: ServedModel
     request: GenerationRequest
+    question: Question
+    stops: tuple[str, ...]
     options: Options
     head: Head
     request_id: str
@@ -164,9 +166,9 @@ class Job:
         seed = None if request.seed is None else _seed(request.seed, index)
         return TrajectoryRun(
             pair=self.model.pair,
-            question=request.question(),
+            question=self.question,
             params=self.options,
-            sampling=Sampling(request.temperature, request.top_p, seed, request.stops()),
+            sampling=Sampling(request.temperature, request.top_p, seed, self.stops),
             call=Call(f"{self.request_id}-{index}", self.clock),
             observer=observer,
             scorer=self.scorer,
@@ -266,8 +268,7 @@ class Service:
         if options.events and not request.stream:
             raise RequestError("events need stream: true", param="motab.events")
         # Refused before anything starts, not by the first trajectory.
-        request.question()
-        request.stops()
+        question, stops = request.question(), request.stops()
         _log.debug(
             "%s: %s %s n=%d user=%s",
             request_id,
@@ -278,7 +279,7 @@ class Service:
         )
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         head = Head(kind, f"{prefix}-{request_id}", int(time.time()), request.model)
-        return Job(model, request, options, head, request_id, clock, scorer)
+        return Job(model, request, question, stops, options, head, request_id, clock, scorer)
 
     def _model(self, name: str) -> ServedModel:
         if name not in self.models:
@@ -346,6 +347,8 @@ class Service:
             finished(index, outcome)
             return outcome
 
+        if len(observers) == 1:
+            return [await one(0, observers[0])]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [

@@ -56,7 +56,9 @@ def trace(outcome: Outcome, options: Options, models: dict[str, str | None]) -> 
         "breach": trajectory.breach,
         "bifurcation": trajectory.bifurcation,
         "scoring": outcome.scoring,
-        "spans": [asdict(span) for span in trajectory.spans],
+        "spans": [
+            {"role": span.role, "start": span.start, "end": span.end} for span in trajectory.spans
+        ],
     }
     if options.trace == "full":
         found["steps"] = [step_trace(step) for step in trajectory.steps]
@@ -94,8 +96,12 @@ def usage(usages: list[Usage], options: Options) -> dict[str, Any]:
 
 def _sum(counts: Iterable[int | None]) -> int | None:
     """None where one of them is not known."""
-    known = list(counts)
-    return None if None in known else sum(count for count in known if count is not None)
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 _COSTS = tuple(

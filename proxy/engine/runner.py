@@ -343,7 +343,9 @@ class TrajectoryRun:
 
     def _sampling_of(self, command: Write, reads: ModelContext) -> Sampling:
         if command.author == "student":
-            sampling = replace(self.sampling, logprobs=command.logprobs)
+            sampling = self.sampling
+            if command.logprobs:
+                sampling = replace(sampling, logprobs=True)
         else:
             sampling = Sampling(self.params.teacher_temperature, stop=self.sampling.stop)
         num_before = self._num_writes.get(command.author, 0)

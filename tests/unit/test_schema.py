@@ -1,7 +1,7 @@
+import json
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from proxy.api.schema import (
     ChatRequest,
@@ -9,23 +9,22 @@ from proxy.api.schema import (
     GenerationRequest,
     MotabRequest,
     ScoreRequest,
-    request_error,
+    parse_body,
 )
 from proxy.backends.base import Message, Question
 from proxy.errors import RequestError, UnsupportedField
 
+JSON = "application/json"
 ASKED = {"role": "user", "content": "Q"}
 CHAT = {"model": "m", "messages": [ASKED]}
 TEXT = {"model": "m", "prompt": "Q"}
 
 
 def refused(kind: type[GenerationRequest] | type[ScoreRequest], body: object) -> RequestError:
-    """The error that FastAPI's complaint about this body becomes."""
-    with pytest.raises(ValidationError) as caught:
-        kind.model_validate(body)
-    return request_error(
-        [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
-    )
+    """The error that this body is answered with."""
+    with pytest.raises(RequestError) as caught:
+        parse_body(kind, JSON, json.dumps(body).encode())
+    return caught.value
 
 
 def test_a_request_needs_only_a_model_and_a_question() -> None:
@@ -155,16 +154,37 @@ def test_of_several_complaints_one_is_told() -> None:
     assert error.param == "messages[0].role"
 
 
-def test_invalid_json_is_told_with_the_parsers_words() -> None:
-    complaint = {
-        "type": "json_invalid",
-        "loc": ("body", 10),
-        "msg": "JSON decode error",
-        "ctx": {"error": "Expecting value"},
-    }
-    error = request_error([complaint])
-    assert str(error) == "the body is not valid JSON: Expecting value"
-    assert error.param is None
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"model":', "the body is not valid JSON: Expecting value"),
+        (b'{"model": "\xff"}', "the body cannot be read: 'utf-8' codec can't decode byte 0xff"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "the body cannot be read: Exceeds the limit"),
+        (b"[" * 100_000, "the body cannot be read: it is nested too deeply"),
+        (b'{"motab":' + b'{"x":' * 700 + b"1" + b"}" * 701, "motab"),
+    ],
+    ids=["cut", "not UTF-8", "thousands of digits", "nested beyond json", "nested beyond orjson"],
+)
+def test_a_body_that_cannot_be_read_is_told_with_the_parsers_words(
+    body: bytes, message: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_body(ChatRequest, JSON, body)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [JSON, "application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"],
+)
+def test_json_is_known_by_its_content_type(content_type: str) -> None:
+    assert parse_body(ChatRequest, content_type, json.dumps(CHAT).encode()).model == "m"
+
+
+@pytest.mark.parametrize("content_type", ["", "json", "text/json", "application/json/x"])
+def test_what_is_not_sent_as_json_is_not_read(content_type: str) -> None:
+    with pytest.raises(RequestError, match="must be a JSON object, sent as application/json"):
+        parse_body(ChatRequest, content_type, json.dumps(CHAT).encode())
 
 
 @pytest.mark.parametrize("body", [[], "text", 3, None])
