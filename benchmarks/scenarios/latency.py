@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,61 +26,79 @@ _LITELLM = ".venv-litellm/bin/litellm"
 
 
 async def latency(*, quick: bool) -> Findings:
-    """Milliseconds above the server's own time, at three levels of concurrency."""
+    """Milliseconds above the server's own time, and of the processor, at three levels of
+    concurrency.
+    """
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(session())
         server = await stack.enter_async_context(simulator("vllm", _RATES))
         motab = await stack.enter_async_context(proxy({"pair": Pair(server, server)}))
-        ways = {
-            "direct": (server.base_url, MODEL),
-            "motab": (motab.base_url, "student/pair-student"),
+        ways: dict[str, tuple[Process, str]] = {
+            "direct": (server, MODEL),
+            "motab": (motab, "student/pair-student"),
         }
         has_litellm = shutil.which(_LITELLM) is not None
         if has_litellm:
             beside = await stack.enter_async_context(_litellm(server))
-            ways["litellm"] = (beside.base_url, MODEL)
+            ways["litellm"] = (beside, MODEL)
         figures: list[Figure] = []
         for concurrency, num in ((1, 60), (16, 640), (64, 1920)):
-            above = {
-                way: await _above(http, url, model, concurrency, num // 8 if quick else num)
-                for way, (url, model) in ways.items()
+            calls = {
+                way: await _calls(http, process, model, concurrency, num // 8 if quick else num)
+                for way, (process, model) in ways.items()
             }
-            figures += _figures(concurrency, above)
+            figures += _figures(concurrency, calls)
     note = "measured" if has_litellm else f"not measured: there is no {_LITELLM} (make bench-env)"
     return Findings(tuple(figures), conditions={"litellm proxy": note, "answers": "0.2 to 0.3 s"})
 
 
-def _figures(concurrency: int, above: dict[str, list[float]]) -> list[Figure]:
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """`above`: milliseconds that each call took longer than its tokens."""
+
+    above: list[float]
+    cpu_ms: float
+    """Of the process that was called, a call: compares on a busy machine, too."""
+
+
+def _figures(concurrency: int, calls: dict[str, _Calls]) -> list[Figure]:
     """What each way adds to the direct one's median and to its 99th percentile."""
     figures: list[Figure] = []
     for name, share, limit in (("p50", 0.5, 2.0), ("p99", 0.99, 10.0)):
-        base = quantile(above["direct"], share)
-        added = {way: quantile(times, share) - base for way, times in above.items()}
+        base = quantile(calls["direct"].above, share)
+        added = {way: quantile(one.above, share) - base for way, one in calls.items()}
         detail = f"direct: {base:.2f} ms above its server's time"
         if "litellm" in added:
             detail += f"; litellm proxy adds {added['litellm']:.1f} ms"
         title = f"added latency, {concurrency} at once, {name}"
         figures.append(Figure(title, added["motab"], "ms", at_most(limit), detail))
+    detail = f"the simulated server: {calls['direct'].cpu_ms:.1f} ms"
+    if "litellm" in calls:
+        detail += f"; litellm proxy: {calls['litellm'].cpu_ms:.1f} ms"
+    title = f"plain call, {concurrency} at once: processor of the proxy"
+    figures.append(Figure(title, calls["motab"].cpu_ms, "ms", None, detail))
     return figures
 
 
-async def _above(
-    http: aiohttp.ClientSession, url: str, model: str, concurrency: int, num: int
-) -> list[float]:
-    """Milliseconds that each call took longer than its tokens. Clients begin at random times, and
-    texts differ in length, so that calls do not come in step.
+async def _calls(
+    http: aiohttp.ClientSession, process: Process, model: str, concurrency: int, num: int
+) -> _Calls:
+    """Clients begin at random times, and texts differ in length, so that calls do not come in
+    step.
     """
     draw = random.Random(concurrency)  # noqa: S311 - no secret
 
     async def one(plan: Plan) -> float:
         await asyncio.sleep(draw.random() * 0.05)
-        seconds = await chat(http, url, model, plan)
+        seconds = await chat(http, process.base_url, model, plan)
         return (seconds - plan.num_tokens / _RATES.decode_tok_s) * 1000
 
     plans = [Plan(seed, 1, draw.randrange(20, 31)) for seed in range(num + concurrency)]
     jobs = [partial(one, plan) for plan in plans]
     await by_workers(concurrency, jobs[:concurrency])  # opens the connections
-    return await by_workers(concurrency, jobs[concurrency:])
+    before = process.cpu_s()
+    above = await by_workers(concurrency, jobs[concurrency:])
+    return _Calls(above, 1000 * (process.cpu_s() - before) / num)
 
 
 @asynccontextmanager

@@ -5,15 +5,15 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import orjson
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive
 
 from proxy import __version__
-from proxy.api.direct import CLIENT_GONE, BodyRoute, Direct
+from proxy.api.direct import BodyRoute, Direct
 from proxy.api.errors import on_http_error, on_motab_error
 from proxy.api.middleware import RequestMiddleware
 from proxy.api.schema import (
@@ -41,44 +41,44 @@ def create_app(service: Service) -> ASGIApp:
     for error in (MotabError, Exception):
         app.add_exception_handler(error, on_motab_error)
     app.add_exception_handler(HTTPException, on_http_error)
-    app.router.route_class = BodyRoute
-    _add_generation_routes(app, service)
-    app.router.route_class = APIRoute
+    router = APIRouter(route_class=BodyRoute)
+    _add_generation_routes(router, service)
+    app.include_router(router)
     _add_information_routes(app, service)
-    return RequestMiddleware(Direct(app), service.config, service.metrics)
+    return RequestMiddleware(Direct(app, router), service.config, service.metrics)
 
 
-def _add_generation_routes(app: FastAPI, service: Service) -> None:
+def _add_generation_routes(router: APIRouter, service: Service) -> None:
     async def generate(
         request: Request, body: GenerationRequest, kind: Kind, *, always_full: bool = False
     ) -> Response:
-        state = request.state
-        job = service.job(body, kind, state.request_id, state.clock, always_full=always_full)
+        state = request.scope["state"]
+        job = service.job(body, kind, state["request_id"], state["clock"], always_full=always_full)
         if body.stream:
             return EventStream(lambda put: service.stream(job, put), job.headers())
         done = await _unless_disconnected(request.receive, service.complete(job))
         return _json(done, headers=job.headers())
 
-    @app.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
         return await generate(request, body, "chat")
 
-    @app.post("/v1/completions")
+    @router.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
         return await generate(request, body, "text")
 
-    @app.post("/v1/motab/chat/completions")
+    @router.post("/v1/motab/chat/completions")
     async def motab_chat(request: Request, body: ChatRequest) -> Response:
         return await generate(request, body, "chat", always_full=True)
 
-    @app.post("/v1/motab/completions")
+    @router.post("/v1/motab/completions")
     async def motab_completions(request: Request, body: MotabRequest) -> Response:
         return await generate(request, body, "text", always_full=True)
 
-    @app.post("/v1/motab/score")
+    @router.post("/v1/motab/score")
     async def score(request: Request, body: ScoreRequest) -> Response:
-        state = request.state
-        work = service.score(body, state.request_id, state.clock)
+        state = request.scope["state"]
+        work = service.score(body, state["request_id"], state["clock"])
         return _json(await _unless_disconnected(request.receive, work))
 
 
@@ -127,35 +127,26 @@ async def _state(upstream: Upstream) -> str:
     return "ok"
 
 
-class _ClientLeft(Exception):  # noqa: N818 - it ends a task group, and nobody is told
-    """There is no one to answer any more."""
-
-
-async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`, or None when the client left first, which cancels the work."""
+async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. Raises `ClientDisconnect` when the client left first, which cancels
+    the work.
+    """
     try:
         async with asyncio.TaskGroup() as group:
-            leaving = group.create_task(_leave_when_disconnected(receive))
+            leaving = group.create_task(_disconnected(receive))
             result = await work
             leaving.cancel()
     except BaseExceptionGroup as errors:
-        error = first_error(errors)
-        if isinstance(error, _ClientLeft):
-            return None
-        raise error from None
+        raise first_error(errors) from None
     return result
 
 
-async def _leave_when_disconnected(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     await until_disconnected(receive)
-    raise _ClientLeft
+    raise ClientDisconnect
 
 
-def _json(
-    body: object | None, status: int = 200, headers: dict[str, str] | None = None
-) -> Response:
-    if body is None:
-        return Response(status_code=CLIENT_GONE)
+def _json(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(
         orjson.dumps(body), status_code=status, headers=headers, media_type="application/json"
     )

@@ -91,6 +91,7 @@ class Metrics:
         # `labels` checks and locks anew each time: 1 us, and a request needs 15 of them.
         self._requests_of = cache(self._requests.labels)
         self._request_seconds_of = cache(self._request_seconds.labels)
+        self._trajectories_of = cache(self._trajectories.labels)
         self._tokens_of = cache(self._tokens.labels)
         self._calls_of = cache(self._calls.labels)
         self._upstream_seconds_of = cache(self._upstream_seconds.labels)
@@ -111,7 +112,7 @@ class Metrics:
     def trajectory(self, model: str, method: str, outcome: Outcome) -> None:
         """A trajectory is complete."""
         strayed = "safe" if outcome.trajectory.breach is None else "breach"
-        self._trajectories.labels(model, method, strayed).inc()
+        self._trajectories_of(model, method, strayed).inc()
         self.usage(model, outcome.usage, outcome.scoring)
 
     def usage(self, model: str, usage: Usage, scoring: Scoring | None) -> None:

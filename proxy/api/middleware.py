@@ -1,9 +1,9 @@
 """What happens to every request: its id, its key, its size, its headers and its metrics."""
 
 import hmac
+import os
 import re
 import time
-import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -100,4 +100,4 @@ def _too_large(max_bytes: int) -> BodyTooLarge:
 def _request_id(given: bytes) -> str:
     """The client's id if it is printable and short, else a new one."""
     text = given.decode("latin-1")
-    return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
+    return text if _REQUEST_ID.fullmatch(text) else os.urandom(16).hex()

@@ -950,6 +950,38 @@ async def test_while_draining_the_server_is_not_ready_but_alive() -> None:
     assert health.status_code == 200
 
 
+async def test_a_bug_behind_a_route_without_a_body_is_told_as_any_other(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = service_of(ScriptedBackend())
+    monkeypatch.setattr(service.metrics, "render", lambda: 1 / 0)
+    async with in_process(service) as client:
+        response = await client.get("/metrics", headers={"x-request-id": "abc"})
+    assert response.status_code == 500
+    assert "the proxy's log has the details" in error_in(response)["message"]
+    assert response.headers["x-request-id"] == "abc"
+    assert "unexpected error" in caplog.text
+
+
+async def test_the_api_document_describes_the_bodies_and_wrong_methods_are_refused() -> None:
+    async with in_process(service_of(ScriptedBackend())) as client:
+        document = (await client.get("/openapi.json")).json()
+        refused = [await client.put(path, json={}) for path in (CHAT, SCORE)]
+    bodies = {
+        path: operations["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        for path, operations in document["paths"].items()
+        if "post" in operations
+    }
+    assert {path: ref.rpartition("/")[2] for path, ref in bodies.items()} == {
+        CHAT: "ChatRequest",
+        TEXT: "CompletionRequest",
+        MOTAB_CHAT: "ChatRequest",
+        MOTAB_TEXT: "MotabRequest",
+        SCORE: "ScoreRequest",
+    }
+    assert [response.status_code for response in refused] == [405, 405]
+
+
 # Metrics
 
 
@@ -1310,6 +1342,23 @@ async def test_when_the_client_leaves_a_scoring_call_is_cancelled() -> None:
         task.cancel()
         async with asyncio.timeout(1):
             await teacher.scorings[0].closed.wait()
+
+
+async def test_a_client_that_leaves_while_it_sends_is_counted_and_asks_for_nothing() -> None:
+    student = ScriptedBackend(says("x"))
+    async with over_http(service_of(student)) as client:
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: motab\r\ncontent-type: application/json\r\n"
+        writer.write(f"{head}content-length: 1000\r\n\r\n".encode() + b'{"model":')
+        await writer.drain()
+        writer.close()
+        async with asyncio.timeout(5):
+            await reader.read()
+            samples = await samples_of(client)
+            while ("motab_requests_total", CHAT, "499") not in samples:
+                samples = await samples_of(client)
+    assert samples["motab_requests_total", CHAT, "499"] == 1
+    assert not student.rendered
 
 
 async def test_a_server_that_ends_lets_running_requests_finish() -> None:

@@ -35,6 +35,13 @@ def test_the_defaults_are_the_papers() -> None:
     assert PAPER.items() <= dataclasses.asdict(parse_options()).items()
 
 
+def test_options_that_come_again_are_not_parsed_again_unless_they_are_long() -> None:
+    assert parse_options({"gamma": 0.5}) is parse_options({}, {"gamma": 0.5})
+    long = {"delimiter": "x" * 100_000}
+    assert parse_options(long) == parse_options(long)
+    assert parse_options(long) is not parse_options(long)
+
+
 def test_a_later_layer_beats_an_earlier_one_field_by_field() -> None:
     options = parse_options(
         {"base_threshold": 0.3, "entropy_scale": 2.0, "revise": "Hm,"},

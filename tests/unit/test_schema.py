@@ -181,6 +181,12 @@ def test_json_is_known_by_its_content_type(content_type: str) -> None:
     assert parse_body(ChatRequest, content_type, json.dumps(CHAT).encode()).model == "m"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_is_read_in_each_of_its_encodings(encoding: str) -> None:
+    body = json.dumps({**CHAT, "user": "é"}, ensure_ascii=False).encode(encoding)
+    assert parse_body(ChatRequest, JSON, body).user == "é"
+
+
 @pytest.mark.parametrize("content_type", ["", "json", "text/json", "application/json/x"])
 def test_what_is_not_sent_as_json_is_not_read(content_type: str) -> None:
     with pytest.raises(RequestError, match="must be a JSON object, sent as application/json"):
