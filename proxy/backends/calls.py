@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from proxy.backends.base import Call
 from proxy.backends.retry import NO_RETRIES, RetryPolicy
@@ -65,11 +65,16 @@ class Calls:
     async def awaited(self, coming: Awaitable[T], patience_s: float) -> T:
         """What comes, unless the server is silent for so long."""
         try:
-            async with asyncio.timeout(patience_s if patience_s < math.inf else None):
+            async with asyncio.timeout(patience_s if patience_s < math.inf else None) as limit:
                 return await coming
         except TimeoutError as error:
-            message = f"it was silent for {patience_s:g} s"
-            raise UpstreamUnreachable(self.upstream, message) from error
+            if not limit.expired():  # a library's own, such as that of a connection
+                raise
+            raise self.silent(patience_s) from error
+
+    def silent(self, patience_s: float) -> UpstreamUnreachable:
+        """The server was silent for so long."""
+        return UpstreamUnreachable(self.upstream, f"it was silent for {patience_s:g} s")
 
     @contextmanager
     def observed(self, path: str, call: Call) -> Iterator[None]:
@@ -95,6 +100,55 @@ class Calls:
             fault = f"no {error}" if isinstance(error, KeyError) else str(error)
             message = f"{what} is not what was asked for: {fault}"
             raise UpstreamMalformed(self.upstream, message) from error
+
+
+class Silence:
+    """Watches how long each read of a stream waits, and gives the stream up where that is too long.
+
+    Use as a context manager around all reads. They share a timer that is set anew when it rings:
+    `asyncio.timeout` around each of them costs more than the read.
+    """
+
+    def __init__(self, give_up: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._give_up = give_up
+        self._until = math.inf
+        """When the read under way has waited too long; endless where none is."""
+        self._timer: asyncio.TimerHandle | None = None
+        self.was_too_long = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def begins(self, patience_s: float) -> None:
+        """A read waits from now on, for so many seconds at most."""
+        self._until = self._loop.time() + patience_s
+        if self._timer is None or self._timer.when() > self._until:
+            self._start()
+
+    def ends(self) -> None:
+        """It waits no longer."""
+        self._until = math.inf
+
+    def _start(self) -> None:
+        self._stop()
+        if self._until < math.inf:
+            self._timer = self._loop.call_at(self._until, self._ring)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring(self) -> None:
+        if self._loop.time() < self._until:
+            self._start()
+        else:
+            self.was_too_long = True
+            self._give_up()
 
 
 def affinity_headers(call: Call) -> dict[str, str]:

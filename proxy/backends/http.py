@@ -1,16 +1,14 @@
 """One pooled HTTP client per upstream; foreign errors become ours here."""
 
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import cache
-from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, Self, TypeVar
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Self
 
 import aiohttp
-import httpx
 import orjson
-from httpx_aiohttp import AiohttpTransport
+from yarl import URL
 
 from proxy.backends.base import Call
 from proxy.backends.calls import (
@@ -19,6 +17,7 @@ from proxy.backends.calls import (
     Patience,
     RequestObserver,
     RetryObserver,
+    Silence,
     affinity_headers,
 )
 from proxy.backends.retry import NO_RETRIES, RetryPolicy, parse_retry_after
@@ -37,20 +36,13 @@ _KEEPALIVE_S = 4.0
 _CONNECT_TIMEOUT_S = 10.0
 _ERROR_EXCERPT = 500
 
-T = TypeVar("T")
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """One for all clients: reading the authorities' certificates takes 20 ms."""
-    return httpx.create_ssl_context()
-
 
 class UpstreamClient(Calls):
     """Speaks JSON and server-sent events with one server.
 
-    Use as an async context manager. `retry` says how often a POST is sent again; all that we send
-    are safe to repeat. Streams are opened once: `resume.ResumingWriter` opens them again.
+    Made in a running event loop, and used as an async context manager. `retry` says how often a
+    POST is sent again; all that we send are safe to repeat. Streams are opened once:
+    `resume.ResumingWriter` opens them again.
     """
 
     def __init__(
@@ -67,30 +59,25 @@ class UpstreamClient(Calls):
         super().__init__(upstream, observe, retry, on_retry, patience)
         self.base_url = base_url
 
-        def open_session() -> aiohttp.ClientSession:
-            connector = aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_KEEPALIVE_S)
-            return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-
-        # httpx's own pool is quadratic in waiting requests; aiohttp's is not.
-        self._http = httpx.AsyncClient(
-            base_url=base_url,
-            transport=AiohttpTransport(verify=_tls(), client=open_session),
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_KEEPALIVE_S),
+            # A router's sticky cookie would bind every trajectory to one replica.
+            cookie_jar=aiohttp.DummyCookieJar(),
             headers={
                 # A stream is read as it arrives, so nothing is to be compressed.
                 "accept-encoding": "identity",
                 **({"authorization": f"Bearer {api_key}"} if api_key else {}),
             },
-            # A router's sticky cookie would bind every trajectory to one replica.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+            # `connect` would count the wait for a free connection, too.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
         )
-        self._urls: dict[str, httpx.URL] = {}
+        self._urls: dict[str, URL] = {}
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+        await self._session.close()
 
     async def get(self, path: str) -> Any:  # noqa: ANN401
         """The JSON that GET `path` answers. Never sent again: it asks how the server is now."""
@@ -128,22 +115,31 @@ class UpstreamClient(Calls):
         loads: Callable[[bytes], Any] = orjson.loads,
     ) -> Any:  # noqa: ANN401
         with self._translated():
-            url = self._url(path)
-            request = self._http.request(method, url, content=content, headers=headers)
-            response = await self.awaited(request, self.patience.answer_s)
-        if response.is_error:
-            raise self._refusal(response)
+            coming = self._answer(method, path, content, headers)
+            answer = await self.awaited(coming, self.patience.answer_s)
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            raise self._refusal(answer)
         try:
-            return loads(response.content)
+            return loads(answer.content)
         except orjson.JSONDecodeError as error:
-            message = f"{path} answered no JSON: {response.text[:_ERROR_EXCERPT]!r}"
+            message = f"{path} answered no JSON: {answer.excerpt!r}"
             raise UpstreamGarbled(self.upstream, message) from error
 
-    def _url(self, path: str) -> httpx.URL:
-        """The whole URL of one of the few paths; httpx would take it apart for every request."""
-        if path not in self._urls:
-            self._urls[path] = self._http.build_request("POST", path).url
-        return self._urls[path]
+    async def _answer(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str]
+    ) -> "_Answer":
+        async with await self._sent(method, path, content, headers) as response:
+            return await _whole(response)
+
+    async def _sent(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str]
+    ) -> aiohttp.ClientResponse:
+        url = self._urls.get(path)
+        if url is None:  # one of a few paths
+            url = self._urls[path] = URL(self.base_url + path)
+        return await self._session.request(
+            method, url, data=content, headers=headers, allow_redirects=False
+        )
 
     @asynccontextmanager
     async def stream(
@@ -154,44 +150,57 @@ class UpstreamClient(Calls):
         Leaving the context closes the connection, which cancels the request at the server.
         """
         content = orjson.dumps(body)
-        url = self._url(path)
-        request = self._http.build_request("POST", url, content=content, headers=_headers(call))
         patience_s = self.patience.answer_s
         with self.observed(path, call):
             with self._translated():
-                sent = self._http.send(request, stream=True)
-                response = await self.awaited(sent, patience_s)
-            try:
-                if response.is_error:
+                coming = self._sent("POST", path, content, _headers(call))
+                response = await self.awaited(coming, patience_s)
+            async with response:
+                if response.status >= HTTPStatus.BAD_REQUEST:
                     with self._translated():
-                        await self.awaited(response.aread(), patience_s)
-                    raise self._refusal(response)
-                yield self._events(response)
-            finally:
-                await response.aclose()
+                        answer = await self.awaited(_whole(response), patience_s)
+                    raise self._refusal(answer)
+                with Silence(response.close) as silence:
+                    yield self._events(response, silence)
 
-    async def _events(self, response: httpx.Response) -> AsyncIterator[bytes]:
+    async def _events(
+        self, response: aiohttp.ClientResponse, silence: Silence
+    ) -> AsyncIterator[bytes]:
         rest = b""
-        chunks = response.aiter_bytes()
         patience_s = self.patience.answer_s
-        with self._translated():
-            while (chunk := await self.awaited(anext(chunks, None), patience_s)) is not None:
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    # Comments (": ping"), event names and the blank line after each event carry
-                    # nothing for us; no server that we speak splits one event over data lines.
-                    if line.startswith(b"data:"):
-                        patience_s = self.patience.stall_s
-                        yield line[5:].strip()
+        while chunk := await self._chunk(response, silence, patience_s):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                # Comments (": ping"), event names and the blank line after each event carry
+                # nothing for us; no server that we speak splits one event over data lines.
+                if line.startswith(b"data:"):
+                    patience_s = self.patience.stall_s
+                    yield line[5:].strip()
+
+    async def _chunk(
+        self, response: aiohttp.ClientResponse, silence: Silence, patience_s: float
+    ) -> bytes:
+        """What has come of a stream; nothing at its end."""
+        silence.begins(patience_s)
+        try:
+            return await response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            if silence.was_too_long:
+                raise self.silent(patience_s) from error
+            raise self._unreachable(error) from error
+        finally:
+            silence.ends()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (httpx.RequestError, aiohttp.ClientError, OSError) as error:
-            reason = str(error) or type(error).__name__
-            message = f"no connection to {self.base_url}: {reason}"
-            raise UpstreamUnreachable(self.upstream, message) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> UpstreamUnreachable:
+        reason = str(error) or type(error).__name__
+        return UpstreamUnreachable(self.upstream, f"no connection to {self.base_url}: {reason}")
 
     def stream_failure(self, error: object) -> MotabError:
         """What an error object inside a stream means."""
@@ -201,15 +210,39 @@ class UpstreamClient(Calls):
             return ContextExceeded(f"upstream '{self.upstream}': {message}")
         return UpstreamFailed(self.upstream, message)
 
-    def _refusal(self, response: httpx.Response) -> MotabError:
-        status, text = response.status_code, response.text
-        message = f"{response.request.url.path} answered {status}: {text[:_ERROR_EXCERPT]}"
-        if status == httpx.codes.BAD_REQUEST and _is_context_overflow(text):
+    def _refusal(self, answer: "_Answer") -> MotabError:
+        status, text = answer.status, answer.text
+        message = f"{answer.path} answered {status}: {answer.excerpt}"
+        if status == HTTPStatus.BAD_REQUEST and _is_context_overflow(text):
             return ContextExceeded(f"upstream '{self.upstream}': {message}")
-        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
-            wished_s = parse_retry_after(response.headers.get("retry-after"))
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
+            wished_s = parse_retry_after(answer.retry_after)
             return UpstreamFailed(self.upstream, message, retry_after_s=wished_s)
         return UpstreamRefused(self.upstream, message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One that was read whole."""
+
+    path: str
+    status: int
+    retry_after: str | None
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", "replace")
+
+    @property
+    def excerpt(self) -> str:
+        return self.text[:_ERROR_EXCERPT]
+
+
+async def _whole(response: aiohttp.ClientResponse) -> _Answer:
+    content = await response.read()
+    retry_after = response.headers.get("retry-after")
+    return _Answer(response.url.path, response.status, retry_after, content)
 
 
 # llama.cpp before and inside a stream; vLLM (as OpenAI); vLLM where the prompt just fills it;

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,17 +51,26 @@ class RetryPolicy:
         attempt's error is raised, with `num_attempts` set; an error that a retry cannot help, or
         whose Retry-After is longer than the time left, is raised at once.
         """
+        begun_at = time.monotonic()
+        try:
+            return await attempt()
+        except UpstreamError as error:
+            # Only now, for what follows costs as much as a third of a call.
+            first = [error]
 
         async def awaited() -> T:  # tenacity awaits coroutine functions only, not lambdas
+            if first:
+                raise first.pop()
             return await attempt()
 
         def tell(state: RetryCallState) -> None:
             if isinstance(error := _error_of(state), UpstreamError):
                 on_retry(error)
 
+        left_s = self.total_s - (time.monotonic() - begun_at)
         retrying = AsyncRetrying(
             sleep=self.sleep,
-            stop=stop_after_attempt(self.attempts) | stop_before_delay(self.total_s),
+            stop=stop_after_attempt(self.attempts) | stop_before_delay(left_s),
             wait=self._wait_s,
             retry=retry_if_exception(_can_help),
             before_sleep=tell,
