@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Self, TypeVar
 
 from proxy.backends.base import Call
@@ -64,8 +65,9 @@ class Calls:
 
     async def awaited(self, coming: Awaitable[T], patience_s: float) -> T:
         """What comes, unless the server is silent for so long."""
+        limit = asyncio.timeout(patience_s if patience_s < math.inf else None)
         try:
-            async with asyncio.timeout(patience_s if patience_s < math.inf else None) as limit:
+            async with limit:
                 return await coming
         except TimeoutError as error:
             if not limit.expired():  # a library's own, such as that of a connection
@@ -91,15 +93,30 @@ class Calls:
         finally:
             self._observe(self.upstream, path, time.perf_counter() - started, code)
 
-    @contextmanager
-    def expecting(self, what: str) -> Iterator[None]:
+    def expecting(self, what: str) -> "_Expecting":
         """Take an answer apart inside of this; where its shape is wrong, it is malformed."""
-        try:
-            yield
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        return _Expecting(self.upstream, what)
+
+
+class _Expecting:
+    """No generator: it is entered for every event of a stream."""
+
+    __slots__ = ("_upstream", "_what")
+
+    def __init__(self, upstream: str, what: str) -> None:
+        self._upstream = upstream
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if isinstance(error, (KeyError, IndexError, TypeError, AttributeError, ValueError)):
             fault = f"no {error}" if isinstance(error, KeyError) else str(error)
-            message = f"{what} is not what was asked for: {fault}"
-            raise UpstreamMalformed(self.upstream, message) from error
+            message = f"{self._what} is not what was asked for: {fault}"
+            raise UpstreamMalformed(self._upstream, message) from error
 
 
 class Silence:

@@ -1,14 +1,13 @@
 """One pooled HTTP client per upstream; foreign errors become ours here."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
 
 import aiohttp
 import orjson
-from yarl import URL
 
 from proxy.backends.base import Call
 from proxy.backends.calls import (
@@ -58,7 +57,6 @@ class UpstreamClient(Calls):
     ) -> None:
         super().__init__(upstream, observe, retry, on_retry, patience)
         self.base_url = base_url
-
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_KEEPALIVE_S),
             # A router's sticky cookie would bind every trajectory to one replica.
@@ -71,7 +69,6 @@ class UpstreamClient(Calls):
             # `connect` would count the wait for a free connection, too.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
         )
-        self._urls: dict[str, URL] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -114,9 +111,8 @@ class UpstreamClient(Calls):
         headers: dict[str, str],
         loads: Callable[[bytes], Any] = orjson.loads,
     ) -> Any:  # noqa: ANN401
-        with self._translated():
-            coming = self._answer(method, path, content, headers)
-            answer = await self.awaited(coming, self.patience.answer_s)
+        coming = self._answer(method, path, content, headers)
+        answer = await self.awaited(coming, self.patience.answer_s)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise self._refusal(answer)
         try:
@@ -129,17 +125,26 @@ class UpstreamClient(Calls):
         self, method: str, path: str, content: bytes | None, headers: dict[str, str]
     ) -> "_Answer":
         async with await self._sent(method, path, content, headers) as response:
-            return await _whole(response)
+            return await self._whole(response)
 
     async def _sent(
         self, method: str, path: str, content: bytes | None, headers: dict[str, str]
     ) -> aiohttp.ClientResponse:
-        url = self._urls.get(path)
-        if url is None:  # one of a few paths
-            url = self._urls[path] = URL(self.base_url + path)
-        return await self._session.request(
-            method, url, data=content, headers=headers, allow_redirects=False
-        )
+        url = self.base_url + path
+        try:
+            return await self._session.request(
+                method, url, data=content, headers=headers, allow_redirects=False
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> "_Answer":
+        try:
+            content = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+        retry_after = response.headers.get("retry-after")
+        return _Answer(response.url.path, response.status, retry_after, content)
 
     @asynccontextmanager
     async def stream(
@@ -152,14 +157,11 @@ class UpstreamClient(Calls):
         content = orjson.dumps(body)
         patience_s = self.patience.answer_s
         with self.observed(path, call):
-            with self._translated():
-                coming = self._sent("POST", path, content, _headers(call))
-                response = await self.awaited(coming, patience_s)
+            coming = self._sent("POST", path, content, _headers(call))
+            response = await self.awaited(coming, patience_s)
             async with response:
                 if response.status >= HTTPStatus.BAD_REQUEST:
-                    with self._translated():
-                        answer = await self.awaited(_whole(response), patience_s)
-                    raise self._refusal(answer)
+                    raise self._refusal(await self.awaited(self._whole(response), patience_s))
                 with Silence(response.close) as silence:
                     yield self._events(response, silence)
 
@@ -190,13 +192,6 @@ class UpstreamClient(Calls):
             raise self._unreachable(error) from error
         finally:
             silence.ends()
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> UpstreamUnreachable:
         reason = str(error) or type(error).__name__
@@ -237,12 +232,6 @@ class _Answer:
     @property
     def excerpt(self) -> str:
         return self.text[:_ERROR_EXCERPT]
-
-
-async def _whole(response: aiohttp.ClientResponse) -> _Answer:
-    content = await response.read()
-    retry_after = response.headers.get("retry-after")
-    return _Answer(response.url.path, response.status, retry_after, content)
 
 
 # llama.cpp before and inside a stream; vLLM (as OpenAI); vLLM where the prompt just fills it;

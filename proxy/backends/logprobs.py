@@ -14,6 +14,11 @@ def finite(logprob: float | None, lowest: float) -> float | None:
     return -math.inf if logprob is not None and logprob <= lowest else logprob
 
 
+def all_finite(logprobs: Iterable[float | None], lowest: float) -> list[float | None]:
+    """Each of them as `finite` gives it."""
+    return [-math.inf if x is not None and x <= lowest else x for x in logprobs]
+
+
 def complete(top: list[float | None], top_k: int) -> list[float | None]:
     """`top`. Raises ValueError where it is shorter than what was asked for."""
     if len(top) < top_k:

@@ -33,7 +33,7 @@ from proxy.backends.base import (
     Segment,
 )
 from proxy.backends.http import UpstreamClient
-from proxy.backends.logprobs import PieceLogprobs, complete, finite
+from proxy.backends.logprobs import PieceLogprobs, all_finite, complete, finite
 from proxy.backends.models import require_model
 from proxy.backends.rows import Layout
 from proxy.backends.spelling import Spelling, Token
@@ -253,10 +253,10 @@ class SGLang:
                 raise ValueError(f"{len(ids) - start} entries asked for, {len(rows)} came")
             if rows[0][0] is not None:
                 raise ValueError("its first entry is not null, so the others may be one token off")
-            own = list(zip(rows[first - start :], ids[first:], strict=True))
+            own = rows[first - start :]
             return scored_tokens(
-                [str(row[2]) for row, _ in own],
-                [_of_token(row, token_id) for row, token_id in own],
+                [str(row[2]) for row in own],
+                _of_tokens(own, ids[first:]),
                 context.steps[-1].text,
             )
 
@@ -293,20 +293,17 @@ class _Reading:
             # A server with --allow-auto-truncate would go on from another context.
             raise ValueError(f"{self.num_prompt_tokens} tokens sent, {meta['prompt_tokens']} read")
         text: str = row["text"]
-        tokens = [Token(int(i), s) for _, i, s in meta["output_token_logprobs"]]
-        logprobs: list[float | None] = []
-        if self.logprobs.wanted:
-            logprobs = [finite(row[0], _LOWEST) for row in meta["output_token_logprobs"]]
+        rows: list[list[Any]] = meta["output_token_logprobs"]
         count, total = len(row["output_ids"]), meta["completion_tokens"]
-        if len(tokens) != count:
-            raise ValueError(f"{count} output_ids, but {len(tokens)} log-probabilities")
+        if len(rows) != count:
+            raise ValueError(f"{count} output_ids, but {len(rows)} log-probabilities")
         if count == total:
             if not text.startswith(self.text):
                 raise ValueError("its text does not go on from the text before")
-            tokens, text = tokens[self.num_tokens :], text[len(self.text) :]
-            logprobs = logprobs[self.num_tokens :]
+            rows, text = rows[self.num_tokens :], text[len(self.text) :]
         elif self.num_tokens + count != total:
             raise ValueError(f"{self.num_tokens} tokens and then {count} make no {total}")
+        tokens = [Token(int(token_id), string) for _, token_id, string in rows]
         self.num_tokens, self.text = total, self.text + text
         end, is_end_token = _end(meta["finish_reason"], self.stop)
         if is_end_token:  # it is counted, but it is no text
@@ -314,7 +311,8 @@ class _Reading:
         if end == "length":  # half a character, for which no more tokens come
             text = text.rstrip(REPLACEMENT)
         spelt = self.spelling.feed(text, tokens)
-        self.logprobs.add(logprobs[: len(tokens)])
+        if self.logprobs.wanted:
+            self.logprobs.add(all_finite((row[0] for row in rows[: len(tokens)]), _LOWEST))
         if end is None:
             told = self.logprobs.take(len(spelt.pieces))
             return Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=told)
@@ -365,22 +363,23 @@ def _step_scores(
         raise ValueError("its first entry is not null, so the others may be one token off")
     scores: list[StepScore] = []
     for begin, end in pairwise(bounds):
-        value = oracle_value([_of_token(rows[i - start], ids[i]) for i in range(begin, end)])
+        value = oracle_value(_of_tokens(rows[begin - start : end - start], ids[begin:end]))
         top = _candidates(tops[begin - start], top_k)
         scores.append(StepScore(value, entropy(top, top_k), end - begin))
     return tuple(scores)
 
 
-def _of_token(entry: Sequence[Any], token_id: int) -> float | None:
-    """The log-probability of the prompt's own token; None, which core refuses, where missing."""
-    # SGLang writes the last id of the vocabulary as 0.
-    if entry[1] not in (token_id, 0):
-        raise ValueError(f"token {token_id} was sent, the entry is token {entry[1]}'s")
-    return finite(entry[0], _LOWEST)
+def _of_tokens(entries: list[Sequence[Any]], token_ids: list[int]) -> list[float | None]:
+    """The log-probabilities of the prompt's own tokens; None, which core refuses, where missing."""
+    for entry, token_id in zip(entries, token_ids, strict=True):
+        # SGLang writes the last id of the vocabulary as 0.
+        if entry[1] != token_id and entry[1] != 0:
+            raise ValueError(f"token {token_id} was sent, the entry is token {entry[1]}'s")
+    return all_finite([entry[0] for entry in entries], _LOWEST)
 
 
 def _candidates(entries: Sequence[Sequence[Any]], top_k: int) -> list[float | None]:
-    return complete([finite(entry[0], _LOWEST) for entry in entries], top_k)
+    return complete(all_finite([entry[0] for entry in entries], _LOWEST), top_k)
 
 
 def _cached_tokens(meta: dict[str, Any]) -> int | None:

@@ -34,7 +34,7 @@ from proxy.backends.base import (
     Segment,
 )
 from proxy.backends.http import UpstreamClient
-from proxy.backends.logprobs import PieceLogprobs, complete, finite
+from proxy.backends.logprobs import PieceLogprobs, all_finite, complete, finite
 from proxy.backends.models import require_model
 from proxy.backends.rows import Layout
 from proxy.backends.spelling import Spelling, Token
@@ -342,7 +342,7 @@ def _token_logprobs(choice: dict[str, Any], num_tokens: int) -> tuple[float | No
     told = choice["logprobs"]["token_logprobs"]
     if len(told) < num_tokens:
         raise ValueError(f"{num_tokens} tokens, but {len(told)} token_logprobs")
-    return tuple(finite(x, _LOWEST) for x in told[:num_tokens])
+    return tuple(all_finite(told[:num_tokens], _LOWEST))
 
 
 def _step_scores(
@@ -366,7 +366,7 @@ def _step_scores(
 def _next_entropy(reply: Any, top_k: int) -> float:  # noqa: ANN401
     """H of the state after the prompt, from the candidates of the one token that was written."""
     candidates = reply["choices"][0]["logprobs"]["top_logprobs"][0].values()
-    return entropy(complete([finite(x, _LOWEST) for x in candidates], top_k), top_k)
+    return entropy(complete(all_finite(candidates, _LOWEST), top_k), top_k)
 
 
 def _of_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> float | None:
@@ -378,8 +378,8 @@ def _of_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> float | N
 def _top_of(row: dict[str, dict[str, Any]] | None, top_k: int) -> list[float | None]:
     """The top-k of a prompt position, without the prompt's own token where that ranks below."""
     entries = [] if row is None else row.values()
-    ranked = [finite(e["logprob"], _LOWEST) for e in entries if e["rank"] <= top_k]
-    return complete(ranked, top_k)
+    ranked = [entry["logprob"] for entry in entries if entry["rank"] <= top_k]
+    return complete(all_finite(ranked, _LOWEST), top_k)
 
 
 def _cached_tokens(reply: dict[str, Any]) -> int | None:

@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import socket
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -140,6 +141,59 @@ async def test_an_answer_may_take_as_long_as_the_request_has_time(
     assert await whole == {}
     await stream
     assert len(reading) == 2
+
+
+async def test_a_server_that_takes_no_connection_is_unreachable_and_was_not_just_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.backends.http._CONNECT_TIMEOUT_S", 0.05)
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # until the kernel takes no more
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with UpstreamClient("teacher", url, None, 1, lambda *_: None) as client:
+            with pytest.raises(UpstreamUnreachable, match=f"no connection to {url}.*timeout"):
+                await client.post("/call", {}, Call("s"))
+
+
+async def test_the_wait_for_a_free_connection_is_no_attempt_to_connect(
+    up: Replay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.backends.http._CONNECT_TIMEOUT_S", 0.05)
+    up.on("POST", "/slow", Reply((b"{}",), delay_s=0.2))
+    async with UpstreamClient("up", up.client.base_url, None, 1, lambda *_: None) as client:
+        posts = [client.post("/slow", {}, Call("s")) for _ in range(2)]
+        assert await asyncio.gather(*posts) == [{}, {}]
+
+
+async def test_a_server_may_lie_under_a_path(up: Replay) -> None:
+    up.on("POST", "/team/a/call", json_reply({"ok": True}), json_reply({}, 500))
+    url = f"{up.client.base_url}/team/a"
+    async with UpstreamClient("up", url, None, 1, lambda *_: None) as client:
+        assert await client.post("/call", {}, Call("s")) == {"ok": True}
+        with pytest.raises(UpstreamFailed, match="/team/a/call answered 500"):
+            await client.post("/call", {}, Call("s"))
+
+
+async def test_no_redirect_is_followed(up: Replay) -> None:
+    up.on("POST", "/call", Reply((b"moved",), 307, {"location": "/elsewhere"}))
+    up.on("POST", "/elsewhere", json_reply({}))
+    with pytest.raises(UpstreamFailed, match="/call answered no JSON: 'moved'"):
+        await up.client.post("/call", {}, Call("s"))
+    assert [seen.path for seen in up.seen] == ["/call"]
+
+
+async def test_a_proxy_of_the_environment_is_not_asked(
+    up: Replay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    up.on("GET", "/health", json_reply({}))
+    async with UpstreamClient("up", up.client.base_url, None, 1, lambda *_: None) as client:
+        assert await client.get("/health") == {}
 
 
 # Server-sent events.

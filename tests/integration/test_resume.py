@@ -13,7 +13,7 @@ import pytest
 
 from proxy.api.app import create_app
 from proxy.backends.base import Call, Context, Draft, Sampling, Segment, Writer
-from proxy.backends.calls import Patience
+from proxy.backends.calls import Calls, Patience
 from proxy.backends.http import UpstreamClient
 from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.resume import ResumingWriter
@@ -563,6 +563,31 @@ async def test_the_first_token_may_take_longer_than_those_after_it() -> None:
         with pytest.raises(UpstreamUnreachable, match=r"silent for 0\.05 s"):
             await payloads_into(seen, client)
     assert seen == [b'{"n":1}']
+
+
+async def test_a_stream_may_take_longer_than_the_server_may_be_silent() -> None:
+    seen: list[bytes] = []
+    async with replay() as up, impatient(up, Patience(answer_s=0.3, stall_s=0.2)) as client:
+        up.on("POST", "/call", replace(stream_reply(*[EVENT] * 8), delay_s=0.06))
+        await payloads_into(seen, client)
+    assert len(seen) == 8
+
+
+async def test_a_pause_of_the_reader_is_no_silence_of_the_server() -> None:
+    async with replay() as up, impatient(up, Patience(answer_s=0.1, stall_s=0.1)) as client:
+        up.on("POST", "/call", replace(stream_reply(EVENT, EVENT, EVENT), delay_s=0.05))
+        async with client.stream("/call", {}, Call("s")) as events:
+            await anext(events)
+            await asyncio.sleep(0.3)
+            assert len([payload async for payload in events]) == 2
+
+
+async def test_a_timeout_of_a_library_is_not_the_silence_of_the_server() -> None:
+    async def connecting() -> None:
+        raise TimeoutError("10 s to connect")
+
+    with pytest.raises(TimeoutError, match="to connect"):
+        await Calls("up", lambda *_: None).awaited(connecting(), 60)
 
 
 async def test_log_probabilities_stay_with_their_pieces_where_some_come_again(

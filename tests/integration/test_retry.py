@@ -272,6 +272,14 @@ async def test_no_attempt_begins_after_the_total_time() -> None:
         assert time.monotonic() - began < 1
 
 
+async def test_the_total_time_begins_with_the_first_attempt() -> None:
+    async with replay(retry=replace(QUICK, total_s=0.1)) as up:
+        up.on("POST", "/call", replace(DOWN, delay_s=0.06))  # twice that
+        with pytest.raises(UpstreamFailed):
+            await post(up)
+        assert len(up.seen) == 1
+
+
 async def test_an_attempt_under_way_is_not_cut_off_by_the_total_time() -> None:
     async with replay(retry=replace(QUICK, total_s=0.01)) as up:
         up.on("POST", "/call", replace(OK, delay_s=0.05))
