@@ -137,8 +137,7 @@ async def motab(
 
 
 def config(llama: Replay, folder: Path, **server: Any) -> Path:
-    upstream = {"kind": "llamacpp", "base_url": str(llama.client._http.base_url), "model": "m"}
-    upstream["base_url"] = upstream["base_url"].rstrip("/")
+    upstream = {"kind": "llamacpp", "base_url": llama.client.base_url, "model": "m"}
     written = {
         "server": server,
         "upstreams": {"only": upstream},
