@@ -41,6 +41,8 @@ class Server(uvicorn.Server):
             access_log=False,
             log_config=None,
             timeout_keep_alive=_KEEP_ALIVE_S,
+            # Nothing here asks for the address or the scheme of a client.
+            proxy_headers=False,
             server_header=False,
         )
         super().__init__(config)
