@@ -10,7 +10,7 @@ from proxy.backends.base import WHOLE, Share
 from proxy.backends.litellm import LiteLLM
 from proxy.config import Config
 from proxy.engine.limits import OwnSeats, Seats, Upstream
-from proxy.engine.runner import Pair
+from proxy.engine.pair import Pair
 from proxy.errors import ConfigError, RequestError
 from proxy.options import parse_options
 from proxy.upstreams import open_upstream

@@ -13,7 +13,7 @@ from proxy.backends.base import Call, Context, Decoded, Draft, Question, Samplin
 from proxy.core.reasoning import Reasoning
 from proxy.core.types import FinishReason, Scoring, StepScore
 from proxy.engine.limits import Upstream
-from proxy.engine.runner import Pair
+from proxy.engine.pair import Pair
 
 Item = str | tuple[str, ...] | asyncio.Event | Exception
 Judge = Callable[[str, str], StepScore]

@@ -17,8 +17,10 @@ from proxy.config import ServerConfig
 from proxy.core.types import JUDGES, Author, Breached, Judged
 from proxy.engine.contexts import ModelContext
 from proxy.engine.limits import Admission, OwnSeats, Seats, Upstream
-from proxy.engine.runner import Outcome, Pair, TrajectoryRun, Usage, first_error
+from proxy.engine.pair import Pair
+from proxy.engine.runner import TrajectoryRun, first_error
 from proxy.engine.score import TextLogprobs, score_text, text_logprobs
+from proxy.engine.usage import Outcome, Usage
 from proxy.errors import (
     DeadlineExceeded,
     ModelNotFound,

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from proxy.core.types import Author, StepTrace
-from proxy.engine.runner import Outcome, Usage
 from proxy.engine.score import ScoredText, TextLogprobs
+from proxy.engine.usage import Outcome, Usage
 from proxy.options import Options
 
 Kind = Literal["chat", "text"]

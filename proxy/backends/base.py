@@ -105,6 +105,11 @@ class Sampling:
     logprobs: bool = False
     """Drafts must bring them; only for servers that give them (`Upstream.writes_logprobs`)."""
 
+    @property
+    def is_seeded(self) -> bool:
+        """Whether a seed decides the text: it can only be written again from its start."""
+        return self.seed is not None and self.temperature > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -257,7 +262,8 @@ class GatedWriter(Writer, Protocol):
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call, gate: asyncio.Event
     ) -> AsyncGenerator[Draft]:
         """As `write`; while the gate is not set nothing is written, from the next draft on after
-        which the text can go on as if it had never stopped.
+        which the text can go on as if it had never stopped. Not for seeded sampling, whose text
+        can only go on in the stream that began it.
         """
         ...
 

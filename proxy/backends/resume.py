@@ -152,7 +152,7 @@ class _Text:
         """
         if self._waiting or len(self._token_ids) < len(self.pieces):
             return False
-        if self.sampling.seed is not None and self.sampling.temperature > 0:
+        if self.sampling.is_seeded:
             return False
         longest = max(map(len, self.sampling.stop), default=0)
         end = "".join(self.pieces[-longest:])[-longest:] if longest else ""
@@ -172,7 +172,7 @@ class _Text:
 
     def rewind(self) -> tuple[Context, int]:
         """Where the next attempt starts, and how many tokens it may write."""
-        if self.sampling.seed is not None and self.sampling.temperature > 0:
+        if self.sampling.is_seeded:
             self._token_ids.clear()
         num_known = len(self._token_ids)
         known = "".join(self.pieces[:num_known])

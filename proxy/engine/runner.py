@@ -26,8 +26,8 @@ from proxy.backends.base import (
 )
 from proxy.core.lookahead import AT_ONCE
 from proxy.core.monitor import Monitor, monitor_for
-from proxy.core.params import Method, Params
-from proxy.core.reasoning import Bridge, Reasoning, Translator
+from proxy.core.params import Params
+from proxy.core.reasoning import Translator
 from proxy.core.types import (
     Author,
     Breached,
@@ -41,7 +41,6 @@ from proxy.core.types import (
     Resume,
     Score,
     Scored,
-    Scoring,
     Trajectory,
     Write,
     WriteEnded,
@@ -49,68 +48,13 @@ from proxy.core.types import (
 )
 from proxy.engine.contexts import ModelContext
 from proxy.engine.limits import Upstream
-from proxy.engine.pace import Hazard, Weighed
+from proxy.engine.pace import Weighed
+from proxy.engine.pair import Pair
+from proxy.engine.usage import Outcome, Usage
 from proxy.errors import MotabError, UpstreamMalformed
 
 # 2^64 by the golden ratio: its multiples lie far apart, also in the 31 bits that llama.cpp takes.
 _SEED_STEP = 0x9E3779B97F4A7C15
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Who writes and who scores; a plain model has only one of them."""
-
-    student: Upstream | None
-    teacher: Upstream | None
-    hazards: dict[Method, Hazard] = field(default_factory=dict, compare=False, kw_only=True)
-    """How often the student was seen to stray, by what counts as that."""
-
-    def of(self, author: Author) -> Upstream:
-        """The upstream of `author`; the method never asks for one that is not there."""
-        upstream = self.student if author == "student" else self.teacher
-        if upstream is None:
-            raise MotabError(f"this model has no {author}")
-        return upstream
-
-    def bridge(self, author: Author, question: Question) -> Bridge:
-        """What lies between the visible text, which is the student's, and that model.
-
-        Nothing does for a raw prompt, which says itself how its answer begins, for a model that
-        reads no markup, and where one of the formats is not known.
-        """
-        model = self.of(author)
-        student = self.of("teacher" if self.student is None else "student").reasoning
-        reads_markup = model.markup is not None and question.prompt is None
-        if not reads_markup or model.reasoning is None or student is None:
-            return Bridge(Reasoning(), Reasoning())
-        return Bridge(student.visible, model.reasoning)
-
-
-@dataclass(slots=True)
-class Usage:
-    """What a trajectory cost, in tokens of the model named and in calls."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    student_tokens: int = 0
-    student_tokens_discarded: int = 0
-    teacher_scored_tokens: int = 0
-    teacher_cached_tokens: int | None = 0
-    """None where the teacher's server does not tell."""
-    teacher_tokens: int = 0
-    teacher_tokens_discarded: int = 0
-    student_calls: int = 0
-    score_calls: int = 0
-    correction_calls: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A finished trajectory and its cost. `scoring` names the way the teacher scored, if it did."""
-
-    trajectory: Trajectory
-    usage: Usage
-    scoring: Scoring | None
 
 
 class Observer(Protocol):
@@ -148,7 +92,7 @@ class TrajectoryRun:
     _writes: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
     _halted: set[int] = field(init=False, default_factory=set)
     _gates: dict[int, asyncio.Event] = field(init=False, default_factory=dict)
-    """Set while the write may go on."""
+    """Of the writes that can wait; set while they may go on."""
     _schedule: Weighed | None = field(init=False, default=None)
     """None: steps are scored at once."""
     _authors: dict[int, Author] = field(init=False, default_factory=dict)
@@ -161,17 +105,8 @@ class TrajectoryRun:
         # The one place where chance comes in; the core draws by what it is given.
         drawn = secrets.randbits(64) if seed is None else seed_of_draws(seed, self.question)
         if self.scorer is not None and self.scorer.recomputes:
-            self._schedule = self._weighed()
+            self._schedule = self.pair.schedule(self.params.method)
         self._monitor = monitor_for(self.params, drawn, self._schedule or AT_ONCE)
-
-    def _weighed(self) -> Weighed:
-        student, teacher = self.pair.of("student"), self.pair.of("teacher")
-        return Weighed(
-            student.writing_speed,
-            teacher.computing_speed,
-            self.pair.hazards.setdefault(self.params.method, Hazard()),
-            teacher.gpus / student.gpus,
-        )
 
     async def run(self) -> Outcome:
         """Run to the end. Cancelling this cancels every request upstream.
@@ -207,13 +142,13 @@ class TrajectoryRun:
 
     def _begin(self, command: Write) -> None:
         self._authors[command.write_id] = command.author
-        self._gates[command.write_id] = gate = asyncio.Event()
-        gate.set()
         self._writes[command.write_id] = self._group.create_task(self._write(command))
 
     def _gate(self, command: Pause | Resume) -> None:
-        gate = self._gates[command.write_id]
+        gate = self._gates.get(command.write_id)
         speed = self.pair.of(self._authors[command.write_id]).writing_speed
+        if gate is None:
+            return
         if isinstance(command, Pause):
             gate.clear()
             speed.end()
@@ -241,24 +176,23 @@ class TrajectoryRun:
         self._halted.add(write_id)
         task = self._writes[write_id]
         if self._authors[write_id] == "teacher":  # the end, which tells, will not come
-            self._count_cached(None)
+            self._usage.count_cached(None)
         # A write that halts itself, at a token cap, ends by returning.
         if task is not asyncio.current_task():
             task.cancel()
 
     async def _write(self, command: Write) -> None:
         upstream = self.pair.of(command.author)
-        is_student = command.author == "student"
         reads = self._reads(command.author)
         sampling = self._sampling_of(command, reads)
         # With that stitch the flawed steps stand before what it writes.
-        corrects = not is_student and self.params.method == "motab"
+        corrects = command.author == "teacher" and self.params.method == "motab"
         follows = corrects and self.params.stitch == "flawed"
         before = self._first_step if follows else ""
         async with upstream.writing:
             context = await reads.at(command.steps, before)
             translator = reads.translator(command.steps, before)
-            self._count_call(context, is_student=is_student)
+            self._usage.count_call(command.author, len(context.token_ids))
             with self._timed(command):
                 async with aclosing(self._drafts(command, context, sampling)) as drafts:
                     await self._take(command, drafts, translator)
@@ -268,11 +202,10 @@ class TrajectoryRun:
     ) -> None:
         """Tell the monitor what is written, to the end or until the write is halted."""
         upstream = self.pair.of(command.author)
-        is_student = command.author == "student"
         logprobs: deque[tuple[float, ...]] = deque()
         async for draft in drafts:
             upstream.writing_speed.count(len(draft.pieces))
-            self._count_tokens(len(draft.pieces), is_student=is_student)
+            self._usage.count_tokens(command.author, len(draft.pieces))
             logprobs.extend(draft.logprobs or ())
             pieces = translator.feed(draft.pieces)
             if draft.end is not None:
@@ -281,8 +214,8 @@ class TrajectoryRun:
                 told = _first(logprobs, len(pieces)) if command.logprobs else None
                 self._tell(Wrote(command.write_id, pieces, told), upstream)
             if draft.end is not None:
-                if not is_student:
-                    self._count_cached(draft.num_cached_tokens)
+                if command.author == "teacher":
+                    self._usage.count_cached(draft.num_cached_tokens)
                 self._tell(WriteEnded(command.write_id, draft.end), upstream)
             if draft.end is not None or command.write_id in self._halted:
                 return
@@ -296,17 +229,22 @@ class TrajectoryRun:
         try:
             yield
         finally:
-            if self._gates[command.write_id].is_set():
+            gate = self._gates.get(command.write_id)
+            if gate is None or gate.is_set():
                 speed.end()
 
     def _drafts(
         self, command: Write, context: Context, sampling: Sampling
     ) -> AsyncGenerator[Draft]:
-        """The stream of a write; one that cannot wait is not stopped by a pause."""
-        writer, gate = self.pair.of(command.author).writer, self._gates[command.write_id]
-        if isinstance(writer, GatedWriter):
-            return writer.write_gated(context, sampling, command.max_tokens, self.call, gate)
-        return writer.write(context, sampling, command.max_tokens, self.call)
+        """The stream of a write, with a gate where it can wait. One drawn with a seed cannot: its
+        next random numbers are in the open stream.
+        """
+        writer = self.pair.of(command.author).writer
+        if not isinstance(writer, GatedWriter) or sampling.is_seeded:
+            return writer.write(context, sampling, command.max_tokens, self.call)
+        self._gates[command.write_id] = gate = asyncio.Event()
+        gate.set()
+        return writer.write_gated(context, sampling, command.max_tokens, self.call, gate)
 
     async def _score(self, command: Score) -> None:
         if self.scorer is None:
@@ -325,9 +263,7 @@ class TrajectoryRun:
                 )
             if self._schedule is not None:
                 self._schedule.num_context = len(context.token_ids)
-        self._usage.score_calls += 1
-        self._usage.teacher_scored_tokens += scores.num_tokens
-        self._count_cached(scores.num_cached_tokens)
+        self._usage.count_scoring(scores)
         self._tell(Scored(scores.steps, scores.next_entropy), teacher)
 
     def _reads(self, author: Author) -> ModelContext:
@@ -356,38 +292,15 @@ class TrajectoryRun:
             sampling = replace(sampling, special_tokens=True)
         return sampling
 
-    def _count_call(self, context: Context, *, is_student: bool) -> None:
-        if is_student:
-            self._usage.student_calls += 1
-        else:
-            self._usage.correction_calls += 1
-        if not self._usage.prompt_tokens:  # the first to write writes after the bare prompt
-            self._usage.prompt_tokens = len(context.token_ids)
-
-    def _count_tokens(self, num_tokens: int, *, is_student: bool) -> None:
-        if is_student:
-            self._usage.student_tokens += num_tokens
-        else:
-            self._usage.teacher_tokens += num_tokens
-
-    def _count_cached(self, num_tokens: int | None) -> None:
-        so_far = self._usage.teacher_cached_tokens
-        if so_far is not None:
-            self._usage.teacher_cached_tokens = None if num_tokens is None else so_far + num_tokens
-
     async def _count_revise(self) -> None:
         student = self.pair.of("student").reader
         (segment,) = await student.encode([self.params.revise + "\n\n"], self.call)
         self._revise_tokens = len(segment.token_ids)
 
     def _outcome(self, trajectory: Trajectory) -> Outcome:
-        usage = self._usage
-        usage.student_tokens_discarded = usage.student_tokens - trajectory.student_tokens
-        usage.teacher_tokens_discarded = usage.teacher_tokens - trajectory.teacher_tokens
-        usage.completion_tokens = (
-            trajectory.student_tokens + self._revise_tokens + trajectory.teacher_tokens
-        )
-        return Outcome(trajectory, usage, None if self.scorer is None else self.scorer.scoring)
+        self._usage.conclude(trajectory, self._revise_tokens)
+        scoring = None if self.scorer is None else self.scorer.scoring
+        return Outcome(trajectory, self._usage, scoring)
 
 
 def _first(

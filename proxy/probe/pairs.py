@@ -6,7 +6,7 @@ from proxy.api.service import ServedModel
 from proxy.config import ModelConfig
 from proxy.core.types import JUDGES, Scoring
 from proxy.engine.limits import Upstream
-from proxy.engine.runner import Pair
+from proxy.engine.pair import Pair
 from proxy.errors import RequestError
 from proxy.options import Options, parse_options
 from proxy.probe.report import Check, PairReport, UpstreamChecks, UpstreamReport

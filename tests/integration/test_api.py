@@ -22,7 +22,7 @@ from proxy.api.sse import EventStream
 from proxy.backends.base import Sampling, Scores
 from proxy.config import ServerConfig
 from proxy.core.types import StepScore
-from proxy.engine.runner import Pair
+from proxy.engine.pair import Pair
 from proxy.errors import ContextExceeded, MotabError, UpstreamFailed, UpstreamUnreachable
 from proxy.serve import Server, listen
 from tests.scripted import Script, ScriptedBackend, pair, says, values

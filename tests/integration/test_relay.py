@@ -12,7 +12,8 @@ import pytest
 from proxy.backends.base import Message, Question, Sampling
 from proxy.core.reasoning import Reasoning
 from proxy.core.types import Judged
-from proxy.engine.runner import Pair, seed_of_draws
+from proxy.engine.pair import Pair
+from proxy.engine.runner import seed_of_draws
 from proxy.errors import UpstreamMalformed
 from tests.integration.test_runner import (
     PROMPT,

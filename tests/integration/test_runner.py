@@ -11,7 +11,9 @@ from proxy.backends.base import Call, Context, Draft, Message, Question, Samplin
 from proxy.core.params import Params
 from proxy.core.types import Breached, Judged, StepScore
 from proxy.engine.limits import Upstream
-from proxy.engine.runner import Outcome, Pair, TrajectoryRun
+from proxy.engine.pair import Pair
+from proxy.engine.runner import TrajectoryRun
+from proxy.engine.usage import Outcome
 from proxy.errors import MotabError, UpstreamFailed, UpstreamMalformed, UpstreamUnreachable
 from tests.scripted import Script, ScriptedBackend, pair, says, upstream, values
 
@@ -591,6 +593,7 @@ async def test_a_slow_teacher_makes_the_student_wait_and_changes_nothing() -> No
     teacher = ScriptedBackend(faults={("score", 0): answered})
     models = pair(student, teacher)
     run = run_of(models, max_lookahead_tokens=4)
+    run.sampling = Sampling(0.7)
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         running = group.create_task(run.run())
         await student.waits.wait()
@@ -602,14 +605,32 @@ async def test_a_slow_teacher_makes_the_student_wait_and_changes_nothing() -> No
     assert models.of("student").writing_speed._num_open == 0
 
 
+async def test_a_seeded_student_writes_on_and_the_time_of_its_server_is_still_counted() -> None:
+    answered = asyncio.Event()
+    student = GatedBackend(says(*[f"{n}.\n\n" for n in range(30)]))
+    teacher = ScriptedBackend(faults={("score", 0): answered})
+    models = pair(student, teacher)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        running = group.create_task(run_of(models, max_lookahead_tokens=4).run())
+        await teacher.until_called("score")
+        await student.writes[0].closed.wait()
+        assert len(student.writes[0].pieces) == 30
+        answered.set()
+    assert len(running.result().trajectory.steps) == 30
+    assert not student.waits.is_set()
+    assert models.of("student").writing_speed._num_open == 0
+
+
 async def test_a_breach_ends_a_student_that_waits() -> None:
     answered = asyncio.Event()
     student = GatedBackend(says(*[f"{n}.\n\n" for n in range(30)]))
     teacher = ScriptedBackend(says("Right."), values({"0.\n\n": 0.0}))
     teacher.faults = {("score", 0): answered}
     models = pair(student, teacher)
+    run = run_of(models, max_lookahead_tokens=4)
+    run.sampling = Sampling(0.7)
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        running = group.create_task(run_of(models, max_lookahead_tokens=4).run())
+        running = group.create_task(run.run())
         await student.waits.wait()
         answered.set()
     assert running.result().trajectory.breach == 0

@@ -1,0 +1,68 @@
+"""What a trajectory cost."""
+
+from dataclasses import dataclass
+
+from proxy.backends.base import Scores
+from proxy.core.types import Author, Scoring, Trajectory
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a trajectory cost, in tokens of the model named and in calls."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    student_tokens: int = 0
+    student_tokens_discarded: int = 0
+    teacher_scored_tokens: int = 0
+    teacher_cached_tokens: int | None = 0
+    """None where the teacher's server does not tell."""
+    teacher_tokens: int = 0
+    teacher_tokens_discarded: int = 0
+    student_calls: int = 0
+    score_calls: int = 0
+    correction_calls: int = 0
+
+    def count_call(self, author: Author, num_prompt: int) -> None:
+        """An author writes after so many tokens."""
+        if author == "student":
+            self.student_calls += 1
+        else:
+            self.correction_calls += 1
+        if not self.prompt_tokens:  # the first to write writes after the bare prompt
+            self.prompt_tokens = num_prompt
+
+    def count_tokens(self, author: Author, num_tokens: int) -> None:
+        """An author wrote so many tokens."""
+        if author == "student":
+            self.student_tokens += num_tokens
+        else:
+            self.teacher_tokens += num_tokens
+
+    def count_scoring(self, scores: Scores) -> None:
+        """A scoring call was answered."""
+        self.score_calls += 1
+        self.teacher_scored_tokens += scores.num_tokens
+        self.count_cached(scores.num_cached_tokens)
+
+    def count_cached(self, num_tokens: int | None) -> None:
+        """The teacher's server took so many tokens from its cache, or does not tell."""
+        if self.teacher_cached_tokens is not None:
+            self.teacher_cached_tokens = (
+                None if num_tokens is None else self.teacher_cached_tokens + num_tokens
+            )
+
+    def conclude(self, trajectory: Trajectory, num_revise: int) -> None:
+        """What of all that is in the output; `num_revise` are the revise token's own."""
+        self.student_tokens_discarded = self.student_tokens - trajectory.student_tokens
+        self.teacher_tokens_discarded = self.teacher_tokens - trajectory.teacher_tokens
+        self.completion_tokens = trajectory.student_tokens + num_revise + trajectory.teacher_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished trajectory and its cost. `scoring` names the way the teacher scored, if it did."""
+
+    trajectory: Trajectory
+    usage: Usage
+    scoring: Scoring | None
