@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -133,6 +134,7 @@ async def _open_server(
             reader,
             "scaled" if isinstance(config, SGLangConfig) else "yes",
             gpus=config.gpus,
+            on_wait=partial(metrics.student_wait, name),
         )
 
     upstream = await _once_up(connected, wait_s)

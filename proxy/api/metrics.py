@@ -87,6 +87,12 @@ class Metrics:
             ["upstream", "code"],
             registry=self.registry,
         )
+        self._student_waits = Counter(
+            "motab_student_waits",
+            "Times that a student was so far ahead that it had to wait for its teacher",
+            ["upstream"],
+            registry=self.registry,
+        )
 
         # `labels` checks and locks anew each time: 1 us, and a request needs 15 of them.
         self._requests_of = cache(self._requests.labels)
@@ -108,6 +114,10 @@ class Metrics:
     def upstream_retry(self, upstream: str, code: str) -> None:
         """A request to an upstream failed with `code` and will be sent again."""
         self._upstream_retries.labels(upstream, code).inc()
+
+    def student_wait(self, upstream: str) -> None:
+        """A text of that upstream was told to wait for verdicts."""
+        self._student_waits.labels(upstream).inc()
 
     def trajectory(self, model: str, method: str, outcome: Outcome) -> None:
         """A trajectory is complete."""

@@ -262,8 +262,7 @@ class GatedWriter(Writer, Protocol):
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call, gate: asyncio.Event
     ) -> AsyncGenerator[Draft]:
         """As `write`; while the gate is not set nothing is written, from the next draft on after
-        which the text can go on as if it had never stopped. Not for seeded sampling, whose text
-        can only go on in the stream that began it.
+        which the text can go on as if it had never stopped.
         """
         ...
 

@@ -35,6 +35,8 @@ class Upstream:
     """Why a way that such servers may have is not among the scorers."""
     gpus: float = 1.0
     """What a second of its server costs beside one of another's."""
+    on_wait: Callable[[], None] = lambda: None
+    """Told when a text that it writes has to wait for verdicts."""
     writing: asyncio.Semaphore = field(init=False)
     scoring: asyncio.Semaphore = field(init=False)
     writing_speed: WritingSpeed = field(init=False, default_factory=WritingSpeed)
@@ -53,6 +55,23 @@ class Upstream:
         wanted = "no way to score" if way == "auto" else f"no '{way}'"
         reasons = "".join(f"; no '{lost}': {why}" for lost, why in self.why_not.items())
         raise ScoringUnavailable(f"upstream '{self.name}' has {wanted}; it has: {ways}{reasons}")
+
+
+class Gate(asyncio.Event):
+    """Set while a text may go on. The time in which it waits is not its server's."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        super().__init__()
+        self.set()
+        self._upstream = upstream
+
+    async def wait(self) -> Literal[True]:
+        """Return when it is set. Called where the text really stops, if it is not."""
+        if self.is_set():
+            return True
+        self._upstream.on_wait()
+        with self._upstream.writing_speed.pausing():
+            return await super().wait()
 
 
 class Seats(Protocol):

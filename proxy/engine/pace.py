@@ -31,14 +31,30 @@ class WritingSpeed:
     _busy_s: float = field(init=False, default=0.0)
     _num_tokens: float = field(init=False, default=0.0)
 
-    def begin(self) -> None:
-        """A stream is open, or goes on. Time in which several are counts once."""
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While a stream is open. Time in which several are counts once."""
+        self._begin()
+        try:
+            yield
+        finally:
+            self._end()
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """While one of the open streams waits."""
+        self._end()
+        try:
+            yield
+        finally:
+            self._begin()
+
+    def _begin(self) -> None:
         if not self._num_open:
             self._since = self.clock()
         self._num_open += 1
 
-    def end(self) -> None:
-        """It is not, or was told to wait."""
+    def _end(self) -> None:
         self._num_open -= 1
         if not self._num_open:
             self._busy_s += self.clock() - self._since

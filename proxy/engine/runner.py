@@ -7,8 +7,8 @@ decisions are the monitor's: this file only does what it says and tells it what 
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Protocol
@@ -47,7 +47,7 @@ from proxy.core.types import (
     Wrote,
 )
 from proxy.engine.contexts import ModelContext
-from proxy.engine.limits import Upstream
+from proxy.engine.limits import Gate, Upstream
 from proxy.engine.pace import Weighed
 from proxy.engine.pair import Pair
 from proxy.engine.usage import Outcome, Usage
@@ -91,8 +91,7 @@ class TrajectoryRun:
     """The first step that was scored."""
     _writes: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
     _halted: set[int] = field(init=False, default_factory=set)
-    _gates: dict[int, asyncio.Event] = field(init=False, default_factory=dict)
-    """Of the writes that can wait; set while they may go on."""
+    _gates: dict[int, Gate] = field(init=False, default_factory=dict)
     _schedule: Weighed | None = field(init=False, default=None)
     """None: steps are scored at once."""
     _authors: dict[int, Author] = field(init=False, default_factory=dict)
@@ -129,8 +128,10 @@ class TrajectoryRun:
                     self._begin(command)
                 case Halt(write_id):
                     self._halt(write_id)
-                case Pause() | Resume():
-                    self._gate(command)
+                case Pause(write_id):
+                    self._gates[write_id].clear()
+                case Resume(write_id):
+                    self._gates[write_id].set()
                 case Score():
                     self._group.create_task(self._score(command))
                 case Emit(text):
@@ -142,19 +143,8 @@ class TrajectoryRun:
 
     def _begin(self, command: Write) -> None:
         self._authors[command.write_id] = command.author
+        self._gates[command.write_id] = Gate(self.pair.of(command.author))
         self._writes[command.write_id] = self._group.create_task(self._write(command))
-
-    def _gate(self, command: Pause | Resume) -> None:
-        gate = self._gates.get(command.write_id)
-        speed = self.pair.of(self._authors[command.write_id]).writing_speed
-        if gate is None:
-            return
-        if isinstance(command, Pause):
-            gate.clear()
-            speed.end()
-        else:
-            gate.set()
-            speed.begin()
 
     def _notice(self, notice: Judged | Breached) -> None:
         self.observer.notice(notice)
@@ -193,7 +183,7 @@ class TrajectoryRun:
             context = await reads.at(command.steps, before)
             translator = reads.translator(command.steps, before)
             self._usage.count_call(command.author, len(context.token_ids))
-            with self._timed(command):
+            with upstream.writing_speed.writing():
                 async with aclosing(self._drafts(command, context, sampling)) as drafts:
                     await self._take(command, drafts, translator)
 
@@ -221,30 +211,14 @@ class TrajectoryRun:
                 return
         raise UpstreamMalformed(upstream.name, "its text ended without a reason")
 
-    @contextmanager
-    def _timed(self, command: Write) -> Iterator[None]:
-        """The time in which the write is open and not paused is its server's."""
-        speed = self.pair.of(command.author).writing_speed
-        speed.begin()
-        try:
-            yield
-        finally:
-            gate = self._gates.get(command.write_id)
-            if gate is None or gate.is_set():
-                speed.end()
-
     def _drafts(
         self, command: Write, context: Context, sampling: Sampling
     ) -> AsyncGenerator[Draft]:
-        """The stream of a write, with a gate where it can wait. One drawn with a seed cannot: its
-        next random numbers are in the open stream.
-        """
-        writer = self.pair.of(command.author).writer
-        if not isinstance(writer, GatedWriter) or sampling.is_seeded:
-            return writer.write(context, sampling, command.max_tokens, self.call)
-        self._gates[command.write_id] = gate = asyncio.Event()
-        gate.set()
-        return writer.write_gated(context, sampling, command.max_tokens, self.call, gate)
+        """The stream of a write; one that cannot wait does not stop for a shut gate."""
+        writer, gate = self.pair.of(command.author).writer, self._gates[command.write_id]
+        if isinstance(writer, GatedWriter):
+            return writer.write_gated(context, sampling, command.max_tokens, self.call, gate)
+        return writer.write(context, sampling, command.max_tokens, self.call)
 
     async def _score(self, command: Score) -> None:
         if self.scorer is None:

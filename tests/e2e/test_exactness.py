@@ -101,11 +101,16 @@ async def test_the_students_text_is_its_stream_byte_for_byte(
 
 
 def ask(config: Path, body: dict[str, Any]) -> Any:
+    return ask_with_metrics(config, body)[0]
+
+
+def ask_with_metrics(config: Path, body: dict[str, Any]) -> tuple[Any, str]:
+    """The answer, and what the proxy tells of itself after it."""
     with proxy(config) as base_url:
         headers = {"authorization": f"Bearer {API_KEY}"}
         reply = httpx.post(f"{base_url}/motab/completions", json=body, headers=headers, timeout=60)
         assert reply.status_code == 200, reply.text
-        return reply.json()
+        return reply.json(), httpx.get(f"{base_url.removesuffix('/v1')}/metrics").text
 
 
 async def test_a_student_that_has_to_wait_at_every_step_writes_the_same(
@@ -124,7 +129,8 @@ async def test_a_student_that_has_to_wait_at_every_step_writes_the_same(
         async with student.running() as student_at:
             path = tmp_path / "config.yaml"
             write_config(path, student_at, teacher_url)
-            answer = await asyncio.to_thread(ask, path, body)
+            answer, metrics = await asyncio.to_thread(ask_with_metrics, path, body)
+        assert ("motab_student_waits_total{" in metrics) == (limit == 1)
         asked[limit] = (answer["choices"][0], len(student.streams))
     (waiting, num_waiting), (free, num_free) = asked[1], asked[4096]
     assert waiting["text"] == free["text"]

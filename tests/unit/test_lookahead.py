@@ -139,15 +139,14 @@ def test_the_speed_of_a_student_is_that_of_all_its_open_streams_together() -> No
     clock = Clock()
     speed = WritingSpeed(clock)
     assert speed.seconds_a_token() is None
-    speed.begin()
-    speed.begin()
-    clock.now += 2
-    speed.count(100)
-    speed.count(100)
-    assert speed.seconds_a_token() == pytest.approx(0.01)
-    speed.end()
-    speed.end()
+    with speed.writing(), speed.writing():
+        clock.now += 2
+        speed.count(100)
+        speed.count(100)
+        assert speed.seconds_a_token() == pytest.approx(0.01)
     clock.now += 50  # nothing was open
+    with speed.writing(), speed.pausing():
+        clock.now += 50  # what was open waited
     assert speed.seconds_a_token() == pytest.approx(0.01)
 
 
@@ -156,13 +155,12 @@ def test_a_student_that_gets_slower_is_noticed() -> None:
     speed = WritingSpeed(clock)
 
     def runs(seconds: int, tokens_a_second: int) -> float | None:
-        speed.begin()
         told = None
-        for _ in range(seconds):
-            clock.now += 1
-            speed.count(tokens_a_second)
-            told = speed.seconds_a_token()
-        speed.end()
+        with speed.writing():
+            for _ in range(seconds):
+                clock.now += 1
+                speed.count(tokens_a_second)
+                told = speed.seconds_a_token()
         return told
 
     assert runs(600, 100) == pytest.approx(0.01)
@@ -230,10 +228,9 @@ def weigh() -> Callable[[float], Weighed]:
     """A student of 100 tok/s and a teacher that computes 10,000 tok/s, at a ratio of prices."""
     clock = Clock()
     writing, computing = WritingSpeed(clock), ComputingSpeed(clock)
-    writing.begin()
-    clock.now += 1
-    writing.count(100)
-    writing.end()
+    with writing.writing():
+        clock.now += 1
+        writing.count(100)
     with computing.computing(10_000):
         clock.now += 1
 
