@@ -76,7 +76,7 @@ class _Upstream(_Section):
     chat_template: str | None = None
     """A Jinja template, in place of the model's own."""
     max_concurrent: int = Field(64, ge=1)
-    """Requests under way at once, for writing and for scoring each."""
+    """Requests under way at once, for writing and for scoring each; short calls come on top."""
     gpus: float = Field(1, gt=0)
     """How many GPUs serve it, or what they cost: a second of the teacher's time is weighed against
     the student's by it."""

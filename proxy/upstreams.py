@@ -108,7 +108,7 @@ async def _open_server(
             name,
             base_url,
             api_key,
-            # Writing, scoring, and the short calls (tokens, health) beside them.
+            # Writing, scoring, and the short calls (tokens, entropies, health) beside them.
             max_connections=4 * config.max_concurrent,
             observe=metrics.upstream_request,
             on_retry=metrics.upstream_retry,
