@@ -303,7 +303,7 @@ class _Reading:
             rows, text = rows[self.num_tokens :], text[len(self.text) :]
         elif self.num_tokens + count != total:
             raise ValueError(f"{self.num_tokens} tokens and then {count} make no {total}")
-        tokens = [Token(int(token_id), string) for _, token_id, string in rows]
+        tokens = [Token.of(token_id, string) for _, token_id, string in rows]
         self.num_tokens, self.text = total, self.text + text
         end, is_end_token = _end(meta["finish_reason"], self.stop)
         if is_end_token:  # it is counted, but it is no text

@@ -331,7 +331,7 @@ def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:
     ids, strings = choice["token_ids"], choice["logprobs"]["tokens"]
     if len(ids) != len(strings):
         raise ValueError(f"{len(ids)} token_ids, but {len(strings)} tokens")
-    tokens = tuple(Token(int(i), str(s)) for i, s in zip(ids, strings, strict=True))
+    tokens = tuple(Token.of(i, s) for i, s in zip(ids, strings, strict=True))
     # Where no stop string ended it, an end token did: it is counted, but it is no text.
     if choice["finish_reason"] == "stop" and not isinstance(choice["stop_reason"], str):
         tokens = tokens[:-1]
