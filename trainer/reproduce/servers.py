@@ -52,7 +52,7 @@ def vllm(
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
     # bfloat16 logits step by 0.125, far too coarse for a value.
     command += ["--model", str(model), "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", str(max_tokens), "--max-logprobs", "25"]
+    command += ["--max-model-len", str(max_tokens)]
     command += ["--host", "127.0.0.1", "--port", str(port), *flags]
     settings = {
         "HF_HUB_OFFLINE": "1",
