@@ -26,37 +26,46 @@ _POOL = 32
 class _Ours:
     """One fleet, driven through one proxy process."""
 
+    share: float
+    """Seconds of decoding / seconds under way, summed over the trajectories: while one is under
+    way, it has a stream of the student's."""
     wall_s: float
-    direct_s: float
-    """The slowest of as many plain streams, without a proxy."""
+    """Of all."""
     calls_a_step: float
     cores: tuple[float, float, float]
     """Processor seconds for each second of decoding: proxy, student, teacher. Unlike the wall they
-    do not depend on what else the machine does."""
+    do not depend on what else the machine does; taken as if 500 were under way all the time."""
     memory_mb: float
 
 
 async def fleet(*, quick: bool) -> Findings:
-    """Ours on SGLang and on vLLM, then the published loop, alone and as a pool, on SGLang."""
+    """Ours on SGLang, then the published loop there, alone and as a pool; then ours on vLLM.
+
+    On SGLang all texts have one length. On vLLM, where the last call computes the whole text again,
+    that would be 500 of these calls at one moment and none before it, so there lengths differ.
+    """
     plan = Plan(0, 5 if quick else 37, 54)
+    plans = [replace(plan, seed=seed) for seed in range(_NUM)]
     pool_size = 4 if quick else _POOL
     async with _servers("sglang") as servers:
-        sglang = await _ours(servers, plan)
-        plans = [replace(plan, seed=seed) for seed in range(pool_size + 1)]
+        plain = await _plain(servers.student, plans)
+        sglang = await _ours(servers, plans)
         alone, pool = await together(
             [
                 _published(servers, 1, plans[:1]),
-                _published(servers, pool_size, plans[1:]),
+                _published(servers, pool_size, plans[1 : pool_size + 1]),
             ]
         )
+    lengths = range((plan.num_steps + 1) // 2, plan.num_steps + 1)
+    uneven = [replace(one, num_steps=lengths[one.seed % len(lengths)]) for one in plans]
     async with _servers("vllm") as servers:
-        vllm = await _ours(servers, plan)
+        vllm = await _ours(servers, uneven)
     # One at a time adds up, and so do the pool's rounds.
     alone_s = alone.seconds * _NUM
     pool_s = pool.seconds * _NUM / len(pool.done)
     return Findings(
         (
-            *_own_figures("SGLang", sglang, plan),
+            *_own_figures("SGLang", sglang, f"plain streams {plain:.3f}"),
             Figure(
                 f"{_NUM} trajectories: the published loop's wall / ours",
                 alone_s / sglang.wall_s,
@@ -73,23 +82,21 @@ async def fleet(*, quick: bool) -> Findings:
                 f"{pool.num_processes} processes, {pool.rss_mb:.0f} MB of their own; "
                 f"ours 1, {sglang.memory_mb:.0f} MB",
             ),
-            *_own_figures("vLLM", vllm, plan),
+            *_own_figures("vLLM", vllm, f"texts of {lengths[0]} to {lengths[-1]} steps"),
         ),
         conditions={"trajectory": f"{plan.num_steps} steps of {plan.step_tokens} tokens"},
     )
 
 
-def _own_figures(name: str, ours: _Ours, plan: Plan) -> tuple[Figure, ...]:
-    ideal_s = plan.num_tokens / _TOK_S
+def _own_figures(name: str, ours: _Ours, detail: str) -> tuple[Figure, ...]:
     proxy_cores, student_cores, teacher_cores = ours.cores
     return (
         Figure(
             f"{_NUM} at {_TOK_S} tok/s, interval 8, {name}: share of capacity, one process",
-            ideal_s / ours.wall_s,
+            ours.share,
             "",
             at_least(0.95),
-            f"{ours.wall_s:.1f} s for {ideal_s:.1f} s of decoding; "
-            f"plain streams {ideal_s / ours.direct_s:.3f}; "
+            f"the last ended after {ours.wall_s:.1f} s; {detail}; "
             f"{ours.calls_a_step:.2f} scoring calls a step",
         ),
         Figure(
@@ -109,28 +116,37 @@ async def _servers(kind: Kind) -> AsyncIterator[Pair[Simulator]]:
         yield Pair(student, own)
 
 
-async def _ours(servers: Pair[Simulator], plan: Plan) -> _Ours:
-    plans = [replace(plan, seed=seed) for seed in range(_NUM)]
-    student, teacher = servers.student, servers.teacher
+async def _plain(student: Simulator, plans: list[Plan]) -> float:
+    """The share of capacity that as many plain streams have, without a proxy."""
     async with session() as http:
-        direct = max(await together(plain_stream(http, student, plan) for plan in plans))
-        await student.reset()
-        async with proxy({"pair": servers}) as motab:
-            before = [process.cpu_s() for process in (motab, student, teacher)]
-            done = await together(trajectory(http, motab, "pair", plan) for plan in plans)
-            proxy_s, student_s, teacher_s = (
-                process.cpu_s() - spent
-                for process, spent in zip((motab, student, teacher), before, strict=True)
-            )
-            memory_mb = motab.rss_mb()
-    a_second = _TOK_S / plan.num_tokens
+        seconds = await together(plain_stream(http, student, plan) for plan in plans)
+    await student.reset()
+    return _decoding_s(plans) / sum(seconds)
+
+
+async def _ours(servers: Pair[Simulator], plans: list[Plan]) -> _Ours:
+    student, teacher = servers.student, servers.teacher
+    async with session() as http, proxy({"pair": servers}) as motab:
+        before = [process.cpu_s() for process in (motab, student, teacher)]
+        done = await together(trajectory(http, motab, "pair", plan) for plan in plans)
+        proxy_s, student_s, teacher_s = (
+            process.cpu_s() - spent
+            for process, spent in zip((motab, student, teacher), before, strict=True)
+        )
+        memory_mb = motab.rss_mb()
+    a_second = len(plans) / _decoding_s(plans)
     return _Ours(
+        _decoding_s(plans) / sum(one.seconds for one in done),
         max(one.seconds for one in done),
-        direct,
-        sum(one.usage["score_calls"] for one in done) / (_NUM * plan.num_steps),
+        sum(one.usage["score_calls"] for one in done) / sum(plan.num_steps for plan in plans),
         (proxy_s * a_second, student_s * a_second, teacher_s * a_second),
         memory_mb,
     )
+
+
+def _decoding_s(plans: list[Plan]) -> float:
+    """Of all streams together."""
+    return sum(plan.num_tokens for plan in plans) / _TOK_S
 
 
 async def _published(servers: Pair[Simulator], workers: int, plans: list[Plan]) -> Report:

@@ -55,7 +55,7 @@ async def growth(*, quick: bool) -> Findings:
                 "",
                 at_most(1.0),
                 f"{ours.num_scorings / steps:.2f} of them for values, over the whole context; "
-                "the others for an entropy each",
+                "the others for entropies",
             ),
         ),
         (

@@ -22,11 +22,11 @@ class Rates:
     decode_tok_s: float = 100.0
     """Of each stream."""
     prefill_tok_s: float = 10_000.0
-    """Of the whole server, one request after another."""
+    """Of the whole server, one prompt after another."""
     max_running: int = 512
-    """Requests at once; further ones wait in order."""
+    """Prompts at once; further ones wait in order."""
     trip_s: float = 0.0
-    """The network's delay and the server's fixed work, before every request."""
+    """The network's delay and the server's fixed work, before every prompt."""
     stream_interval: int = 1
     """Tokens an event; the first token has one of its own."""
 
@@ -36,8 +36,9 @@ class Counters:
     """Everything that a server did."""
 
     requests: int = 0
+    """That ask for tokens or log-probabilities; one may have several prompts."""
     cancelled: int = 0
-    """Requests whose client left before the end."""
+    """Prompts whose client left before the end."""
     tokens_prefilled: int = 0
     tokens_cached: int = 0
     tokens_decoded: int = 0
@@ -139,7 +140,6 @@ class Engine:
     async def admitted(self, ids: Sequence[int], reuse: Reuse) -> AsyncGenerator[Running]:
         """The context computed, in its turn. What was computed and written stays in the cache."""
         counters = self.counters
-        counters.requests += 1
         try:
             if self.rates.trip_s:
                 await asyncio.sleep(self.rates.trip_s)

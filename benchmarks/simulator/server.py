@@ -16,13 +16,8 @@ from benchmarks.simulator.vllm import VllmWire
 
 Kind = Literal["sglang", "vllm"]
 MODEL = "sim"
-_PATHS = {
-    "/generate",
-    "/tokenize",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/tokenize",
-}
+_TOKENIZING = {"/tokenize", "/v1/tokenize"}
+_COMPUTING = {"/generate", "/v1/chat/completions", "/v1/completions"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +56,8 @@ class SimulatedServer:
         elif path == "/reset":  # between two sides of a comparison
             self._engine.forget()
             reply.json(b"{}")
-        elif path in _PATHS:
+        elif path in _TOKENIZING | _COMPUTING:
+            self._engine.counters.requests += path in _COMPUTING
             await self._wire.handle(path, body, reply)
         else:
             reply.json(b'{"error":{"message":"no such path"}}', 404)

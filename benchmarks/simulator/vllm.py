@@ -4,11 +4,13 @@ Fields as recorded in tests/golden/vllm-0.32.0. The prefix cache holds whole blo
 request that wants log-probabilities of its prompt fills it and does not use it.
 """
 
+import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from benchmarks.simulator.engine import Chunk, Engine, Reuse, Running
+from benchmarks.simulator.engine import Chunk, Engine, Reuse
 from benchmarks.simulator.http import Reply
 from benchmarks.simulator.words import (
     TOP_LOGPROBS,
@@ -39,6 +41,14 @@ _NEXT_TOP = orjson.dumps(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the usage tells of one prompt."""
+
+    num: int
+    num_cached: int
+
+
 class VllmWire:
     """Answers as vLLM does. What our backend, the published loop and OpenAI clients ask for."""
 
@@ -55,43 +65,46 @@ class VllmWire:
         asked = orjson.loads(body)
         if path == "/v1/chat/completions":
             messages = asked["messages"]
-            ids = encode("".join(f"<|{m['role']}|>{m['content']}" for m in messages))
+            prompts = [encode("".join(f"<|{m['role']}|>{m['content']}" for m in messages))]
         else:
-            prompt = asked["prompt"]
-            ids = encode(prompt) if isinstance(prompt, str) else prompt
-        reuse = Reuse(limit=0) if "prompt_logprobs" in asked else Reuse(page=_BLOCK)
-        async with self._engine.admitted(ids, reuse) as running:
-            if asked.get("stream") and asked.get("stop"):
-                reply.json(b'{"error":{"message":"no stop strings in simulated streams"}}', 400)
-            elif asked.get("stream"):
-                await self._stream(running, len(ids), asked, reply)
-            else:
-                await self._whole(running, ids, asked, reply, is_chat="messages" in asked)
+            prompts = _prompts(asked["prompt"])
+        if asked.get("stream") and (asked.get("stop") or len(prompts) > 1):
+            reply.json(b'{"error":{"message":"simulated streams: one prompt, no stop"}}', 400)
+        elif asked.get("stream"):
+            await self._stream(prompts[0], asked, reply)
+        else:
+            is_chat = "messages" in asked
+            answers = await asyncio.gather(
+                *(self._whole(n, ids, asked, is_chat=is_chat) for n, ids in enumerate(prompts))
+            )
+            choices = b",".join(choice for choice, _ in answers)
+            # As vLLM: the tokens of all prompts, the cached ones of the last.
+            usage = _usage(
+                sum(map(len, prompts)),
+                sum(told.num for _, told in answers),
+                answers[-1][1].num_cached,
+            )
+            reply.json(b'{%s,"choices":[%s],"usage":%s}' % (_HEAD, choices, usage))
 
-    async def _stream(
-        self, running: Running, num_prompt: int, asked: dict[str, Any], reply: Reply
-    ) -> None:
-        reply.begin()
+    async def _stream(self, ids: list[int], asked: dict[str, Any], reply: Reply) -> None:
         num = 0
-        async for chunk in running.write(asked["max_tokens"], self._engine.rates.stream_interval):
-            num += len(chunk.ids)
-            reply.event(b'{%s,"choices":[%s]}' % (_HEAD, _choice(chunk)))
-        usage = _usage(num_prompt, num, running.num_cached)
-        reply.event(b'{%s,"choices":[],"usage":%s}' % (_HEAD, usage))
-        reply.end()
+        async with self._engine.admitted(ids, _reuse(asked)) as running:
+            reply.begin()
+            interval = self._engine.rates.stream_interval
+            async for chunk in running.write(asked["max_tokens"], interval):
+                num += len(chunk.ids)
+                reply.event(b'{%s,"choices":[%s]}' % (_HEAD, _choice(chunk)))
+            usage = _usage(len(ids), num, running.num_cached)
+            reply.event(b'{%s,"choices":[],"usage":%s}' % (_HEAD, usage))
+            reply.end()
 
     async def _whole(
-        self,
-        running: Running,
-        ids: list[int],
-        asked: dict[str, Any],
-        reply: Reply,
-        *,
-        is_chat: bool,
-    ) -> None:
+        self, index: int, ids: list[int], asked: dict[str, Any], *, is_chat: bool
+    ) -> tuple[bytes, _Told]:
+        """The choice of one prompt."""
         stops = asked.get("stop") or ()
-        written = await running.whole(asked.get("max_tokens") or 16, stops)
-        usage = _usage(len(ids), len(written.ids), running.num_cached)
+        async with self._engine.admitted(ids, _reuse(asked)) as running:
+            written = await running.whole(asked.get("max_tokens") or 16, stops)
         ends_at_stop = VOCABULARY[written.ids[-1]] in stops
         text = orjson.dumps(decode(written.ids[:-1] if ends_at_stop else written.ids))
         if is_chat:
@@ -101,12 +114,24 @@ class VllmWire:
             told += b',"logprobs":%s' % _logprobs(written.ids, asked)
             told += b',"prompt_logprobs":%s' % _prompt_logprobs(ids, asked)
         stopped_by = orjson.dumps(VOCABULARY[written.ids[-1]] if ends_at_stop else None)
-        choice = b'{"index":0,%s,"finish_reason":"%s","stop_reason":%s}' % (
+        choice = b'{"index":%d,%s,"finish_reason":"%s","stop_reason":%s}' % (
+            index,
             told,
             str(written.end).encode(),
             stopped_by,
         )
-        reply.json(b'{%s,"choices":[%s],"usage":%s}' % (_HEAD, choice, usage))
+        return choice, _Told(len(written.ids), running.num_cached)
+
+
+def _prompts(prompt: Any) -> list[list[int]]:  # noqa: ANN401
+    """A text, the ids of one, or those of several."""
+    if isinstance(prompt, str):
+        return [encode(prompt)]
+    return prompt if isinstance(prompt[0], list) else [prompt]
+
+
+def _reuse(asked: dict[str, Any]) -> Reuse:
+    return Reuse(limit=0) if "prompt_logprobs" in asked else Reuse(page=_BLOCK)
 
 
 def _choice(chunk: Chunk) -> bytes:

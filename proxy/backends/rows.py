@@ -1,16 +1,20 @@
 """Rows of log-probabilities in a scoring answer, of which only those that count are read.
 
 An answer has a row for every position: 20 candidates each, where the entropy needs those of a
-step's first token only, or the whole context, where only the new steps count. As Python objects
-they would cost more than all else that the proxy does for a step, and their number would set off
-the garbage collector. So the other rows' bytes are replaced by null before the answer is parsed.
+step's first token only, or the whole context, where only the new steps count, or all candidates,
+where only the token itself counts. As Python objects they would cost more than all else that the
+proxy does for a step, and their number would set off the garbage collector. So what does not count
+is taken out of the answer's bytes before they are parsed.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import orjson
+
+_NONE: Mapping[int, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +29,22 @@ class Layout:
     opening: bytes
     closing: bytes
 
-    def loads(self, answer: bytes, num_rows: int, wanted: Collection[int]) -> Any:  # noqa: ANN401
+    def loads(
+        self,
+        answer: bytes,
+        num_rows: int,
+        wanted: Collection[int],
+        cut: Mapping[int, bytes] = _NONE,
+    ) -> Any:  # noqa: ANN401
         """The answer's JSON; of an array of `num_rows` rows all that are not `wanted` may be null.
+
+        Of a row in `cut` one number may be all that is left: the one that follows these bytes,
+        where they are what comes first behind `opening` (its braces are closed by `closing`).
 
         An answer written in another way is read whole, and so is one with another number of rows:
         a row is missing, or a token's string looks like the end of one. Raises as orjson does.
         """
-        thinned = self._thinned(answer, num_rows, wanted)
+        thinned = self._thinned(answer, num_rows, wanted, cut)
         if thinned is not None:
             try:
                 return orjson.loads(thinned)
@@ -40,7 +53,9 @@ class Layout:
                 return orjson.loads(answer)
         return orjson.loads(answer)
 
-    def _thinned(self, answer: bytes, num_rows: int, wanted: Collection[int]) -> bytes | None:
+    def _thinned(
+        self, answer: bytes, num_rows: int, wanted: Collection[int], cut: Mapping[int, bytes]
+    ) -> bytes | None:
         begin = b'"%s":[null,%s' % (self.name, self.opening)
         between = b"%s,%s" % (self.closing, self.opening)
         start, low = answer.find(begin), min(wanted, default=0)
@@ -59,9 +74,17 @@ class Layout:
         if len(rows) != num_rows - low:
             return None
         kept = [
-            self.opening + row + self.closing if index in wanted else b"null"
+            self.opening + _cut(row, cut.get(index)) + self.closing if index in wanted else b"null"
             for index, row in enumerate(rows, low)
         ]
         array = b",".join([b"null"] * low + kept)
         rest = answer[end + len(self.closing) :]
         return b'%s"%s":[%s%s' % (answer[:start], self.name, array, rest)
+
+
+def _cut(row: bytes, begin: bytes | None) -> bytes:
+    """The row up to the end of the number that follows `begin`; all of one that is another."""
+    if begin is None or not row.startswith(begin):
+        return row
+    end = row.find(b",", len(begin))
+    return row if end < 0 else row[:end]

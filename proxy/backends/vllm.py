@@ -8,7 +8,8 @@ was asked for is checked in every answer.
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -50,8 +51,12 @@ _FAILURES = {"abort", "error"}
 _METASPACE = "\u2581"
 # vLLM writes -inf so, for JSON has none.
 _LOWEST = -9999.0
-# Candidates for so many prompt tokens take the server as long as a call for one token.
-_ROWS_A_CALL = 100
+# Where a text has more tokens for each entropy, those are asked for apart. A prompt of its own took
+# a CPU, whose blocks are large, as long as the candidates of 300 tokens; a GPU takes far less.
+_ROWS_A_PROMPT = 100
+# So many token ids of prompts the server reads in some 10 ms, in the one process that also sends
+# the streams of all other requests.
+_MAX_IDS = 100_000
 # Every row holds at least the prompt's own token, and its key is a number.
 _ROWS = Layout(b"prompt_logprobs", b'{"', b"}}")
 
@@ -196,13 +201,15 @@ class Vllm:
         rest = spelling.rest()
         yield Draft(rest, end, num_cached, logprobs=logprobs.take(len(rest)))
 
-    def _completion(self, ids: list[int], temperature: float, top_p: float) -> dict[str, Any]:
+    def _completion(
+        self, prompt: list[int] | list[list[int]], temperature: float, top_p: float
+    ) -> dict[str, Any]:
         """The fields of every completion. An omitted sampling field would be filled from the
         model's generation_config.json, so all of them are said.
         """
         return {
             "model": self._model,
-            "prompt": ids,
+            "prompt": prompt,
             "temperature": temperature,
             "top_p": top_p,
             "top_k": 0,
@@ -255,46 +262,58 @@ class Vllm:
         unknown = bounds[entropy_known:-1]
         # A top-k comes for every prompt position or for none. Many are large (20 x 8k tokens are
         # some 10 MB) and slow (0.12 ms each, in the one process that serves all requests).
-        asks_apart = len(ids) > _ROWS_A_CALL * len(unknown)
+        asks_apart = len(ids) > _ROWS_A_PROMPT * len(unknown)
         body = {
             **self._next_token(ids, top_k),
             "prompt_logprobs": 0 if asks_apart else top_k,
         }
         num_rows = len(ids)
         new = range(bounds[0], num_rows)
+        # vLLM writes the prompt's own token first; candidates count at the steps' beginnings only.
+        starts = set() if asks_apart else set(bounds[:-1])
+        own = {i: b'%d":{"logprob":' % ids[i] for i in new if i not in starts}
         reply = await self._client.post(
             "/v1/completions",
             body,
             call,
-            loads=lambda answer: _ROWS.loads(answer, num_rows, new),
+            loads=lambda answer: _ROWS.loads(answer, num_rows, new, own),
         )
         with self._client.expecting("the scoring answer"):
-            rows: list[dict[str, dict[str, Any]] | None] = reply["choices"][0]["prompt_logprobs"]
+            choice = reply["choices"][0]
+            rows: list[dict[str, dict[str, Any]] | None] = choice["prompt_logprobs"]
             scores = Scores(
                 steps=_step_scores(context, num_new, rows, None if asks_apart else top_k),
-                next_entropy=_next_entropy(reply, top_k),
+                next_entropy=_next_entropy(choice, top_k),
                 num_tokens=num_rows - bounds[0],
                 num_cached_tokens=_cached_tokens(reply),
             )
         if not (asks_apart and unknown):
             return scores
         # Now that the call has left the context in the prefix cache, each costs a block at most.
+        size = max(1, _MAX_IDS // num_rows)
+        parts = [unknown[first : first + size] for first in range(0, len(unknown), size)]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._entropy_at(ids[:n], top_k, call)) for n in unknown]
-        known = [None] * entropy_known + [task.result() for task in tasks]
+            tasks = [
+                group.create_task(self._entropies([ids[:n] for n in part], top_k, call))
+                for part in parts
+            ]
+        known = chain([None] * entropy_known, *(task.result() for task in tasks))
         steps = tuple(replace(s, entropy=h) for s, h in zip(scores.steps, known, strict=True))
         return replace(scores, steps=steps)
 
-    async def _entropy_at(self, ids: list[int], top_k: int, call: Call) -> float:
-        """H of the state after `ids`."""
-        reply = await self._client.post("/v1/completions", self._next_token(ids, top_k), call)
-        with self._client.expecting("the next token's candidates"):
-            return _next_entropy(reply, top_k)
+    async def _entropies(self, contexts: list[list[int]], top_k: int, call: Call) -> list[float]:
+        """H of the state after each of the contexts, by one call."""
+        reply = await self._client.post("/v1/completions", self._next_token(contexts, top_k), call)
+        with self._client.expecting("the next tokens' candidates"):
+            choices = sorted(reply["choices"], key=itemgetter("index"))
+            if [choice["index"] for choice in choices] != list(range(len(contexts))):
+                raise ValueError(f"{len(contexts)} prompts, but {len(choices)} choices")
+            return [_next_entropy(choice, top_k) for choice in choices]
 
-    def _next_token(self, ids: list[int], top_k: int) -> dict[str, Any]:
-        """One token after `ids`, with its candidates."""
+    def _next_token(self, prompt: list[int] | list[list[int]], top_k: int) -> dict[str, Any]:
+        """One token after the prompt, or after each of several, with its candidates."""
         return {
-            **self._completion(ids, temperature=0.0, top_p=1.0),
+            **self._completion(prompt, temperature=0.0, top_p=1.0),
             "logprobs": top_k,
             "max_tokens": 1,
             # Else candidates that decode to the same text fall together.
@@ -363,9 +382,9 @@ def _step_scores(
     return tuple(scores)
 
 
-def _next_entropy(reply: Any, top_k: int) -> float:  # noqa: ANN401
-    """H of the state after the prompt, from the candidates of the one token that was written."""
-    candidates = reply["choices"][0]["logprobs"]["top_logprobs"][0].values()
+def _next_entropy(choice: dict[str, Any], top_k: int) -> float:
+    """H of the state after a prompt, from the candidates of the one token that was written."""
+    candidates = choice["logprobs"]["top_logprobs"][0].values()
     return entropy(complete(all_finite(candidates, _LOWEST), top_k), top_k)
 
 

@@ -97,7 +97,9 @@ class FakeVllm:
 
     def _score(self, body: Any) -> Reply:
         if "prompt_logprobs" not in body:
-            return json_reply({"choices": [{"logprobs": self._next(body)}]})
+            told = self._next(body)
+            choices = [{"index": n, "logprobs": told} for n in range(len(body["prompt"]))]
+            return json_reply({"choices": choices})
         ids, top_k = body["prompt"], body["prompt_logprobs"]
         rows: list[Any] = [None]
         for index in range(1, len(ids)):

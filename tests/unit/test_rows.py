@@ -112,3 +112,32 @@ def test_an_answer_that_breaks_off_is_no_json(answer: bytes) -> None:
     for layout in (SGLANG, VLLM):
         with pytest.raises(orjson.JSONDecodeError):
             layout.loads(answer, 7, {3})
+
+
+def own(*rows: int) -> dict[int, bytes]:
+    """How vLLM begins these rows: with the prompt's own token."""
+    return {i: b'%d":{"logprob":' % i for i in rows}
+
+
+@pytest.mark.parametrize("token", ["x", '"},"', '}},{"', ",", "}}]"])
+@pytest.mark.parametrize("wanted", [range(1, 7), range(4, 7), {6}])
+def test_a_cut_row_has_one_number_left(token: str, wanted: Collection[int]) -> None:
+    answer = vllm(7, token)
+    rows = rows_of(VLLM.loads(answer, 7, wanted, own(*set(wanted) - {4})))
+    whole = rows_of(orjson.loads(answer))
+    for i in set(wanted) - {4}:
+        assert rows[i][str(i)]["logprob"] == whole[i][str(i)]["logprob"] == -i / 8
+    if 4 in wanted:
+        assert rows[4] == whole[4]
+    if token == "x":
+        assert all(rows[i] == {str(i): {"logprob": -i / 8}} for i in set(wanted) - {4})
+        assert all(rows[i] is None for i in range(1, 7) if i not in wanted)
+
+
+def test_a_row_that_begins_otherwise_is_not_cut() -> None:
+    answer = vllm(7)
+    others = {3: b'10":{"logprob":', 5: b'5":{"rank":'}
+    rows = rows_of(VLLM.loads(answer, 7, range(1, 7), others))
+    assert rows == rows_of(orjson.loads(answer))
+    last = b'{"prompt_logprobs":[null,{"1":{"logprob":-0.5}}]}'
+    assert VLLM.loads(last, 2, {1}, own(1)) == orjson.loads(last)

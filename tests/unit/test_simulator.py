@@ -232,6 +232,22 @@ async def test_scoring_keeps_sglangs_cache_and_not_vllms(kind: Kind, second: int
     assert grown == (len(ids) if second is None else second)
 
 
+async def test_vllm_answers_several_prompts_in_one_request_and_computes_each() -> None:
+    ids = [*prompt_of(PLAN), *text_of(PLAN)]
+    one, two = ({"prompt": ids[:n], "max_tokens": 1, "logprobs": 20} for n in (-8, -16))
+    async with running("vllm") as (server, post):
+        alone = [await post("/v1/completions", body) for body in (one, two)]
+        await server.reset()
+        both = await post("/v1/completions", one | {"prompt": [one["prompt"], two["prompt"]]})
+        counters = await server.counters()
+    assert [choice["index"] for choice in both["choices"]] == [0, 1]
+    assert [choice | {"index": 0} for choice in both["choices"]] == [
+        answer["choices"][0] for answer in alone
+    ]
+    assert both["usage"]["prompt_tokens"] == 2 * len(ids) - 24
+    assert (counters.requests, counters.tokens_decoded) == (1, 2)
+
+
 @pytest.mark.parametrize("kind", ["sglang", "vllm"])
 async def test_a_client_that_leaves_is_counted_and_frees_its_place(kind: Kind) -> None:
     path = "/generate" if kind == "sglang" else "/v1/completions"
