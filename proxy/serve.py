@@ -1,9 +1,11 @@
 """Runs the proxy: one socket, one event loop, a clean end."""
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
+import platform
 import signal
 import socket
 import sys
@@ -22,6 +24,8 @@ from proxy.wiring import open_service
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_MMAP_THRESHOLD = 128 * 1024  # what it begins with
 # Longer than the idle time of any client's pool that we know of, so that it is the client that
 # closes idle connections and no request meets a closing one.
 _KEEP_ALIVE_S = 75
@@ -111,21 +115,26 @@ async def serve(config: Config, wait_s: float) -> None:
         async with open_service(config, wait_s) as service:
             _log.info("serving %s on %s", ", ".join(config.models), base_url(listener))
             server = Server(service, on_signals=True)
-            spare_collector()
+            settle_memory()
             await server.serve(sockets=[listener])
             await server.abandon_requests()
 
 
-def spare_collector() -> None:
-    """Take what is there before the first request out of the garbage collector's sight.
-
-    These are hundreds of thousands of objects, nearly all of them modules', which live as long as
-    the process. A trajectory makes many objects, so they would be gone through again and again.
-    """
+def settle_memory() -> None:
+    """Prepare the process for serving, once all is loaded and before the first request."""
+    # Out of the garbage collector's sight: hundreds of thousands of objects, nearly all of them
+    # modules', which live as long as the process. A trajectory makes many objects, so they would
+    # be gone through again and again.
     gc.collect()
     gc.freeze()
     # From the default of 700 on, collecting took 4% of the processor under plain requests.
     gc.set_threshold(10_000)
+    # glibc maps large blocks one by one, and so gives them back. But with each of them that is
+    # freed it takes larger ones from the heap, up to 32 MiB: the lists of long trajectories then
+    # leave holes in it, and each fleet of them needs more than the one before. Once said, the
+    # size stays. https://man7.org/linux/man-pages/man3/mallopt.3.html
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from proxy.config import Config
 from proxy.engine.seats import SharedSeats
 from proxy.errors import MotabError
 from proxy.logs import show_logs
-from proxy.serve import BACKLOG, Server, run, spare_collector
+from proxy.serve import BACKLOG, Server, run, settle_memory
 from proxy.wiring import Part, open_service
 
 DRAIN = b"drain\n"
@@ -102,7 +102,7 @@ class _Worker:
                 part = Part(order.share, _shared_metrics(order), seats)
                 async with open_service(order.config, order.wait_s, part) as service:
                     self._server = Server(service, on_signals=False)
-                    spare_collector()
+                    settle_memory()
                     self._listener.listen(BACKLOG)
                     self._say.write(Started().line())
                     await self._server.serve(sockets=[self._listener])

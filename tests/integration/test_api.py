@@ -1,7 +1,10 @@
 import asyncio
 import json
 import math
+import platform
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from math import inf
@@ -1482,3 +1485,35 @@ async def test_token_logprobs_need_two_servers_that_tell_them() -> None:
     assert error["code"] == "scoring_unavailable"
     assert "upstream 'student' cannot give token_logprobs" in error["message"]
     assert "it has: prompt_logprobs" in error["message"]
+
+
+_ALLOCATIONS = """
+import ctypes, sys
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+        "fordblks", "keepcost",
+    )]
+
+if sys.argv[1] == "settled":
+    from proxy.serve import settle_memory
+    settle_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes, libc.mallinfo2.restype = [ctypes.c_void_p], Info
+libc.free(libc.malloc(2**24))
+before = libc.mallinfo2().hblks
+libc.malloc(2**20)
+print(libc.mallinfo2().hblks - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+@pytest.mark.parametrize(("how", "num_mapped"), [("settled", "1"), ("as it is", "0")])
+def test_a_large_block_is_mapped_even_after_a_larger_one_was_freed(
+    how: str, num_mapped: str
+) -> None:
+    command = [sys.executable, "-c", _ALLOCATIONS, how]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == num_mapped
