@@ -19,7 +19,6 @@ from proxy.backends.base import (
     Call,
     Context,
     Draft,
-    GatedWriter,
     Question,
     Sampling,
     Scorer,
@@ -215,10 +214,11 @@ class TrajectoryRun:
         self, command: Write, context: Context, sampling: Sampling
     ) -> AsyncGenerator[Draft]:
         """The stream of a write; one that cannot wait does not stop for a shut gate."""
-        writer, gate = self.pair.of(command.author).writer, self._gates[command.write_id]
-        if isinstance(writer, GatedWriter):
-            return writer.write_gated(context, sampling, command.max_tokens, self.call, gate)
-        return writer.write(context, sampling, command.max_tokens, self.call)
+        upstream, gate = self.pair.of(command.author), self._gates[command.write_id]
+        if upstream.gated_writer is not None:
+            writing = upstream.gated_writer.write_gated
+            return writing(context, sampling, command.max_tokens, self.call, gate)
+        return upstream.writer.write(context, sampling, command.max_tokens, self.call)
 
     async def _score(self, command: Score) -> None:
         if self.scorer is None:
