@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing import connection
+from multiprocessing.context import ForkProcess
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -210,7 +211,9 @@ class PublishedLoop:
             if not written.text and not written.stopped:
                 break
             texts.append(written.text + (order.delimiter if written.stopped else ""))
-            values.append(self._calls.value(context, start, texts[-1]))
+            end = self._count(context + texts[-1])
+            # A line break may become one token with the line break before it.
+            values.append(self._calls.value(context, min(start, end - 1), texts[-1]))
             if values[-1] < self._boundary(context):
                 breach = len(values) - 1
                 safe = question + "".join(texts[: _bifurcation(values)])
@@ -218,7 +221,7 @@ class PublishedLoop:
             if not written.stopped:
                 break
             context += texts[-1]
-            start = self._count(context)
+            start = end
         return Done(time.perf_counter() - started, len(values), 2 * len(values), breach)
 
     def _boundary(self, context: str) -> float:
@@ -261,7 +264,7 @@ def _main(order: Order) -> Report:
     """Answer the questions by the workers, each in a process of its own."""
     fork = multiprocessing.get_context("fork")
     pipes: list[connection.Connection] = []
-    workers = []
+    workers: list[ForkProcess] = []
     for _ in range(order.workers):
         ours, theirs = fork.Pipe()
         worker = fork.Process(target=_work, args=(theirs, order), daemon=True)
@@ -277,7 +280,9 @@ def _main(order: Order) -> Report:
             pipe.send(waiting.pop())
             busy.append(pipe)
     while busy:
-        for ready in connection.wait(busy):
+        for ready in connection.wait([*busy, *(worker.sentinel for worker in workers)]):
+            if any(worker.exitcode is not None for worker in workers):
+                raise RuntimeError("a worker of the pool died")
             if not isinstance(ready, connection.Connection):
                 continue
             done.append(ready.recv())

@@ -294,6 +294,13 @@ async def test_the_published_loop_asks_three_times_a_step_and_finds_the_breach(k
     assert asked.tokens_decoded == 4 * 8 + 4 * 8 + 1
 
 
+async def test_a_published_loop_whose_worker_dies_fails() -> None:
+    async with simulator("vllm", FAST) as server:
+        gone = "http://127.0.0.1:9"
+        with pytest.raises(RuntimeError, match="the published loop ended with 1"):
+            await published_loop(Order("vllm", gone, server.base_url, 2, (PLAN.question,) * 3))
+
+
 def test_a_figure_says_whether_its_target_was_reached() -> None:
     assert Figure("x", 1.0, target=at_most(1.0)).reached is True
     assert Figure("x", 1.1, target=at_most(1.0)).reached is False
