@@ -17,7 +17,8 @@ from rich.table import Table
 
 from benchmarks.figures import Chart, Figure, Findings
 
-_COLOURS: Final = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
+_OWN_COLOURS: Final = ("#1f77b4", "#2ca02c", "#9467bd")
+_PUBLISHED_COLOUR: Final = "#d62728"
 
 
 def show(findings: Mapping[str, Findings], console: Console) -> None:
@@ -83,20 +84,26 @@ def _commit() -> str | None:
 
 
 def _plot(charts: list[Chart]) -> go.Figure:
+    """One chart below another, each with a legend of its own."""
     figure = make_subplots(rows=len(charts), cols=1, subplot_titles=[c.title for c in charts])
     for row, chart in enumerate(charts, 1):
-        for colour, (name, points) in zip(_COLOURS, chart.curves.items(), strict=False):
+        legend, colours = f"legend{row}", iter(_OWN_COLOURS)
+        for name, points in chart.curves.items():
+            colour = _PUBLISHED_COLOUR if name.startswith("published") else next(colours)
             figure.add_scatter(
                 x=[p.x for p in points],
                 y=[p.y for p in points],
                 name=name,
                 mode="lines+markers",
                 line={"color": colour},
+                legend=legend,
                 row=row,
                 col=1,
             )
-        kind = "log" if chart.log else "linear"
-        figure.update_xaxes(title=chart.x, type=kind, row=row, col=1)
-        figure.update_yaxes(title=chart.y, type=kind, row=row, col=1)
-    figure.update_layout(height=420 * len(charts), template="simple_white")
+        scale = {"type": "log"} if chart.log else {"type": "linear", "rangemode": "tozero"}
+        figure.update_xaxes(title=chart.x, **scale, row=row, col=1)
+        figure.update_yaxes(title=chart.y, **scale, row=row, col=1)
+        top = next(figure.select_yaxes(row=row, col=1)).domain[1]
+        figure.update_layout({legend: {"x": 1.02, "y": top}})
+    figure.update_layout(height=420 * len(charts), template="simple_white", showlegend=True)
     return figure
