@@ -65,10 +65,13 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of them, the seconds from the first's begin to the last's end, and the memory."""
+    """All of them, the seconds from the first's begin to the last's end, and what its processes
+    took: the processor's seconds, and the memory that each has alone.
+    """
 
     seconds: float
-    rss_mb: float
+    cpu_s: float
+    memory_mb: float
     num_processes: int
     done: tuple[Done, ...]
 
@@ -271,6 +274,7 @@ def _main(order: Order) -> Report:
         worker.start()
         pipes.append(ours)
         workers.append(worker)
+    cpu_before = time.process_time()
     started = time.perf_counter()
     waiting = list(reversed(order.questions))
     done: list[Done] = []
@@ -293,10 +297,11 @@ def _main(order: Order) -> Report:
     seconds = time.perf_counter() - started
     # What a process has alone: forked ones share the interpreter's pages.
     processes = [psutil.Process(), *(psutil.Process(worker.pid) for worker in workers)]
-    memory = sum(process.memory_full_info().uss for process in processes) / 1e6
+    memory_mb = sum(process.memory_full_info().uss for process in processes) / 1e6
+    cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes) - cpu_before
     for pipe in pipes:
         pipe.send(None)
-    return Report(seconds, memory, len(processes), tuple(done))
+    return Report(seconds, cpu_s, memory_mb, len(processes), tuple(done))
 
 
 if __name__ == "__main__":

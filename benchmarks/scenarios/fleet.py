@@ -35,6 +35,8 @@ class _Ours:
     cores: tuple[float, float, float]
     """Processor seconds for each second of decoding: proxy, student, teacher. Unlike the wall they
     do not depend on what else the machine does; taken as if 500 were under way all the time."""
+    cpu_s: float
+    """The proxy's of all of them."""
     memory_mb: float
 
 
@@ -78,9 +80,17 @@ async def fleet(*, quick: bool) -> Findings:
                 pool_s / sglang.wall_s,
                 "",
                 at_least(1),
-                f"{pool_s:.0f} s ({len(pool.done)} measured, scaled) / {sglang.wall_s:.1f} s; "
-                f"{pool.num_processes} processes, {pool.rss_mb:.0f} MB of their own; "
-                f"ours 1, {sglang.memory_mb:.0f} MB",
+                f"{pool_s:.0f} s ({len(pool.done)} measured, scaled) / {sglang.wall_s:.1f} s",
+            ),
+            Figure(
+                f"{_NUM} trajectories: processor of its pool / ours",
+                pool.cpu_s / len(pool.done) / sglang.cpu_s * _NUM,
+                "",
+                at_least(1),
+                f"{1000 * pool.cpu_s / len(pool.done):.0f} ms each / "
+                f"{1000 * sglang.cpu_s / _NUM:.0f} ms; {pool.num_processes} processes, "
+                f"{pool.memory_mb:.0f} MB of their own for {pool_size} at once; ours 1, "
+                f"{sglang.memory_mb:.0f} MB for {_NUM}",
             ),
             *_own_figures("vLLM", vllm, f"texts of {lengths[0]} to {lengths[-1]} steps"),
         ),
@@ -140,6 +150,7 @@ async def _ours(servers: Pair[Simulator], plans: list[Plan]) -> _Ours:
         max(one.seconds for one in done),
         sum(one.usage["score_calls"] for one in done) / sum(plan.num_steps for plan in plans),
         (proxy_s * a_second, student_s * a_second, teacher_s * a_second),
+        proxy_s,
         memory_mb,
     )
 
