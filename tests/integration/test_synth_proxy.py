@@ -104,7 +104,7 @@ async def test_client_and_proxy_killed_again_and_again_end_with_an_undisturbed_r
         await proxy.kill()
     # The student that writes nothing at all makes a few failures, in both runs the same.
     for name in (".jsonl", ".failed.jsonl"):
-        assert steady(tmp_path / f"out{name}") == steady(tmp_path / f"whole{name}")
+        assert decided(tmp_path / f"out{name}") == decided(tmp_path / f"whole{name}")
     kept, failed = lines(killed.output), lines(tmp_path / "out.failed.jsonl")
     assert Counter((line["id"], line["sample"]) for line in kept + failed) == Counter(
         (f"q{row}", sample) for row in range(200) for sample in range(2)
@@ -115,6 +115,16 @@ async def test_client_and_proxy_killed_again_and_again_end_with_an_undisturbed_r
     assert 50 < sum(line["breach"] is not None for line in kept) < 350
     # Some outlived their proxy.
     assert max(line["attempts"] for line in kept) > 1
+
+
+def decided(path: Path) -> list[dict[str, Any]]:
+    """The records without what the machine's speed decides: how far a student was beyond a breach
+    when its stream was closed, and how many steps shared a call.
+    """
+    found = steady(path)
+    for line in found:
+        line.get("usage", {}).pop("motab", None)
+    return found
 
 
 async def _kill_again_and_again(synth: Process, proxy: Proxy, servers: Mapping[str, Toy]) -> None:
