@@ -30,7 +30,7 @@ _MMAP_THRESHOLD = 128 * 1024  # what it begins with
 # Longer than the idle time of any client's pool that we know of, so that it is the client that
 # closes idle connections and no request meets a closing one.
 _KEEP_ALIVE_S = 75
-_HEAD = b"HTTP/1.1 "  # with which uvicorn begins one
+_HEAD = b"HTTP/1.1 "  # how uvicorn begins an answer's
 
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
@@ -91,6 +91,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             create_app(service),
             http=Connection,
+            # Nothing here speaks WebSocket; an upgrade would need the rest of a transport, too.
             ws="none",
             lifespan="off",
             access_log=False,
