@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from proxy.config import Config, load_config
 from proxy.errors import MotabError
 from proxy.serve import running
+from synth_client.atomic import AtomicFile, output_errors
 from synth_client.client import SynthClient
 from synth_client.display import legend, render_trajectory
 from synth_client.failure import SynthesisError
@@ -96,12 +97,12 @@ async def _synthesise(
 ) -> _Tally:
     tally = _Tally([], [], [])
     waiting = iter([unit for asked in questions for unit in units_of(asked, synthesis, 1)])
-    # Written aside, so that a demo that is stopped leaves the last complete one as it was.
-    aside = output / "records.jsonl.partial"
+    path = output / "records.jsonl"
     verifier = Verifier("number")
     alone = replace(synthesis, params={"method": "student"})
     async with SynthClient(base_url, synthesis) as client, SynthClient(base_url, alone) as solo:
-        with aside.open("wb") as file:
+        # Whole or not at all: a demo that is stopped leaves the last complete one as it was.
+        with output_errors(path), AtomicFile(path) as records:
 
             async def worker() -> None:
                 for unit in waiting:
@@ -112,7 +113,7 @@ async def _synthesise(
                         tally.errors.append(f"{unit.question.id}: {error}")
                         console.print(tally.errors[-1], style="red", markup=False)
                     else:
-                        file.write(record.to_json_line())
+                        records.file.write(record.to_json_line())
                         tally.records.append(record)
                         console.print(render_trajectory(record, record.question))
                     step.done(tally)
@@ -120,7 +121,7 @@ async def _synthesise(
             async with asyncio.TaskGroup() as group:
                 for _ in range(_CONCURRENCY):
                     group.create_task(worker())
-    aside.replace(output / "records.jsonl")
+            records.publish()
     return tally
 
 

@@ -40,7 +40,7 @@ from proxy.config import (
     VllmConfig,
 )
 from proxy.core.reasoning import Reasoning
-from proxy.engine.limits import Upstream
+from proxy.engine.upstream import Upstream
 from proxy.errors import ConfigError, UpstreamError, UpstreamRefused
 
 _ServerConfig = VllmConfig | SGLangConfig | LlamaCppConfig | OpenAIConfig | EmbeddedConfig

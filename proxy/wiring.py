@@ -5,12 +5,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from proxy.api.metrics import Metrics
-from proxy.api.service import ServedModel, Service
+from proxy.api.service import Service
 from proxy.backends.base import WHOLE, Share
 from proxy.backends.litellm import LiteLLM
 from proxy.config import Config
-from proxy.engine.limits import OwnSeats, Seats, Upstream
+from proxy.engine.limits import OwnSeats, Seats
 from proxy.engine.pair import Pair
+from proxy.engine.served_model import ServedModel
+from proxy.engine.upstream import Upstream
 from proxy.errors import ConfigError, RequestError
 from proxy.options import parse_options
 from proxy.upstreams import open_upstream

@@ -15,9 +15,8 @@ import orjson
 from synth_client.client import SynthClient
 from synth_client.errors import ClientError
 from synth_client.failure import SynthesisError
-from synth_client.figures import Load
 from synth_client.limiter import Limiter, wait_for
-from synth_client.pool import Outcome, Pool
+from synth_client.pool import Load, Outcome, Pool
 from synth_client.question import Question, Synthesis, Unit
 from synth_client.record import Message
 

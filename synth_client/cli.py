@@ -1,29 +1,30 @@
 """The command `motab synth`."""
 
-import asyncio
-import logging
 import os
-import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-import httpx
 import orjson
 import typer
 from pydantic import JsonValue
-from rich.console import Console
-from rich.logging import RichHandler
 
+from synth_client.cli_shared import (
+    FILTER_HELP,
+    RULE_HELP,
+    check_url,
+    log_console,
+    parse_prices,
+    say_dropped,
+)
 from synth_client.dataset import open_dataset
 from synth_client.filters import Filters
 from synth_client.final import Totals
 from synth_client.fleet import Cluster, require_ray
-from synth_client.prices import PRICED, parse_prices
+from synth_client.prices import PRICED
 from synth_client.question import Synthesis
-from synth_client.records_cli import FILTER_HELP, RULE_HELP, say_dropped
 from synth_client.rules import MATH, check_rule
 from synth_client.run import Run, synthesise
+from synth_client.session import run_loop
 from synth_client.verify import Limits
 from synth_client.workspace import Workspace
 
@@ -196,30 +197,3 @@ def _param(text: str) -> tuple[str, JsonValue]:
         return name, orjson.loads(value)
     except orjson.JSONDecodeError:
         return name, value
-
-
-def check_url(text: str) -> str:
-    """The value of --base-url, where it is one."""
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL as error:
-        raise typer.BadParameter(f"--base-url {text}: {error}") from error
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise typer.BadParameter(f"--base-url {text}: wanted is http://HOST:PORT/v1")
-    return text
-
-
-def log_console() -> Console:
-    """The log's own, so that its lines and the live panel do not overwrite each other."""
-    handlers = logging.getLogger().handlers
-    shared = (handler.console for handler in handlers if isinstance(handler, RichHandler))
-    return next(shared, Console(stderr=True))
-
-
-def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Run it in the fastest event loop that there is here."""
-    if sys.platform == "win32":
-        return asyncio.run(main)
-    import uvloop  # noqa: PLC0415 - not on every platform
-
-    return uvloop.run(main)

@@ -24,8 +24,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from synth_client.actors import Asking, Handle, Mailbox, Worker, row_of
+from synth_client.atomic import output_errors
 from synth_client.errors import ClusterError
-from synth_client.journal import reported
 from synth_client.question import Unit
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ _SCHEMA: Final = pa.schema(
 def write_units(batches: Iterator[list[Unit]], path: Path) -> int:
     """Write the units into a Parquet file. Returns how many there are."""
     num_units = 0
-    with reported(path), pq.ParquetWriter(path, _SCHEMA) as writer:
+    with output_errors(path), pq.ParquetWriter(path, _SCHEMA) as writer:
         for units in batches:
             rows = pa.Table.from_pylist([row_of(unit) for unit in units], _SCHEMA)
             writer.write_table(rows, row_group_size=_ROWS_PER_GROUP)

@@ -8,11 +8,9 @@ from typing import Final
 from rich import box
 from rich.console import Group, RenderableType
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from synth_client.figures import Figures
 from synth_client.record import ROLE_LABELS, Record, Role
 
 ROLE_STYLES: Final[Mapping[Role, str]] = {
@@ -43,21 +41,6 @@ def render_trajectory(record: Record, question: str) -> RenderableType:
         _step_table(record),
         _verdict_line(record),
     )
-
-
-def render_progress(figures: Figures) -> RenderableType:
-    """A panel with a bar, where the end is known, and all figures."""
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column()
-    for label, value in figures.facts():
-        facts.add_row(Text(label), Text(value))
-    ended = figures.done + figures.failed
-    shown = Table.grid(expand=True)
-    if figures.total is not None:
-        shown.add_row(ProgressBar(total=max(figures.total, ended), completed=ended))
-    shown.add_row(facts)
-    return Panel(shown, title="motab synth", title_align="left")
 
 
 def legend() -> RenderableType:

@@ -13,14 +13,13 @@ from typing import Any, Final, Literal, Protocol, get_args
 
 import orjson
 
-from synth_client.aside import aside_folder
+from synth_client.atomic import atomic_folder, output_errors
 from synth_client.errors import InputError
 from synth_client.export_tables import TableWriter, hf_writer, parquet_writer
 from synth_client.filters import Filters, Kept
-from synth_client.journal import reported
 from synth_client.masks import Mask
 from synth_client.record import Message, Record
-from synth_client.sift import open_records
+from synth_client.record_file import read_records
 
 Format = Literal["llamafactory", "sharegpt", "alpaca", "messages", "parquet", "hf"]
 MARKER: Final = ".motab-export.json"
@@ -58,15 +57,15 @@ def export(job: Export) -> Kept:
     """
     check_mask(job.format, job.mask)
     kept = Kept()
-    with aside_folder(job.output, MARKER, overwrite=job.overwrite) as folder:
-        with reported(job.output), _open_writer(folder, job) as writer:
-            for record, passes in job.filters.sift(lambda: open_records(job.source), kept):
+    with atomic_folder(job.output, MARKER, overwrite=job.overwrite) as folder:
+        with output_errors(job.output), _open_writer(folder, job) as writer:
+            for record, passes in job.filters.sift(lambda: read_records(job.source), kept):
                 if passes:
                     _write(writer, record, job)
         if not kept.num_kept:
             dropped = "".join(f"; {name} dropped {n}" for name, n in kept.dropped.items())
             raise InputError(f"{job.source}: no record is left to export{dropped}")
-        with reported(job.output):
+        with output_errors(job.output):
             _mark(folder, job, kept)
     return kept
 

@@ -7,7 +7,6 @@ reading the records twice.
 """
 
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import orjson
 
 from synth_client.errors import InputError
 from synth_client.record import Record, Role
+from synth_client.spill_table import SpillTable
 
 Keep = Literal["first", "shortest", "best"]
 Records = Callable[[], Iterator[Record]]
@@ -98,31 +98,22 @@ class Filters:
 
 
 class _Chosen:
-    """The record kept of each question. On disk when it grows, in a file that nobody else sees."""
+    """The record kept of each question."""
 
     def __init__(self, keep: Keep) -> None:
         self._rank = _RANKS[keep]
-        self._database = sqlite3.connect("", isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.execute("PRAGMA synchronous = OFF")
-        self._database.execute(
-            "CREATE TABLE best (question BLOB PRIMARY KEY, rank REAL, place INTEGER) WITHOUT ROWID"
-        )
-        self._database.execute("BEGIN")  # never ended: the file dies with the process
+        self._best = SpillTable("rank REAL", "place INTEGER")
 
     def offer(self, record: Record, index: int) -> None:
-        """The lowest rank wins, of equal ones the first."""
-        self._database.execute(
-            "INSERT INTO best VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
-            " SET rank = excluded.rank, place = excluded.place WHERE excluded.rank < rank",
-            (_key(record), self._rank(record), index),
-        )
+        """The lowest rank wins; the first of equal ranks stays."""
+        key, rank = _key(record), self._rank(record)
+        best = self._best.get(key)
+        if best is None or rank < best[0]:
+            self._best.put(key, rank, index)
 
     def is_chosen(self, record: Record, index: int) -> bool:
-        found = self._database.execute(
-            "SELECT place FROM best WHERE question = ?", (_key(record),)
-        ).fetchone()
-        return found is not None and found[0] == index
+        best = self._best.get(_key(record))
+        return best is not None and best[1] == index
 
 
 def parse_filter(text: str) -> Filter:

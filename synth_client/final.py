@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from synth_client.aside import AsideFile
+from synth_client.atomic import AtomicFile, output_errors
 from synth_client.dataset import BadRow, Dataset
 from synth_client.errors import InputError, Interrupted, OutputError
 from synth_client.failed import failed_row, read_failed
 from synth_client.filters import Kept
-from synth_client.ids import RepeatedIds
-from synth_client.index import RECORD
-from synth_client.journal import Journal, reported
+from synth_client.journal import RECORD, Journal
 from synth_client.question import Synthesis, Unit, units_of
 from synth_client.record import Record, RecordError
+from synth_client.repeated_ids import RepeatedIds
 from synth_client.verify import Verifier
 from synth_client.workspace import Workspace
 
@@ -51,7 +50,7 @@ def write_final(
     One unit is held at a time. Raises `InputError` where the journal lacks a unit, `Interrupted`
     when `should_stop` says so, `OutputError`; then the files that were there stay.
     """
-    with reported(workspace.output), RepeatedIds() as ids:
+    with output_errors(workspace.output), RepeatedIds() as ids:
 
         def lines() -> Iterator[tuple[bytes, bool]]:
             for item in work:
@@ -64,16 +63,16 @@ def write_final(
                     yield _line(item, journal, verifier)
 
         totals = write_lines(workspace, lines())
-        ids.tell()
+        ids.warn()
     return totals
 
 
 def write_lines(workspace: Workspace, lines: Iterable[tuple[bytes, bool]]) -> Totals:
     """Write lines, each a record's or a failure's, as `write_final` does."""
     num_records = num_failed = 0
-    with ExitStack() as stack, reported(workspace.output):
-        records = stack.enter_context(AsideFile(workspace.output))
-        failures = stack.enter_context(AsideFile(workspace.failed))
+    with ExitStack() as stack, output_errors(workspace.output):
+        records = stack.enter_context(AtomicFile(workspace.output))
+        failures = stack.enter_context(AtomicFile(workspace.failed))
         for line, is_record in lines:
             (records if is_record else failures).file.write(line)
             num_records += is_record

@@ -21,11 +21,10 @@ from types import ModuleType
 from typing import Final
 
 from synth_client.actors import Aborted, Asking, Handle, Letter, Report
+from synth_client.atomic import output_errors
 from synth_client.errors import ClientError, ClusterError, RunAborted
 from synth_client.failure import SynthesisError
-from synth_client.figures import Load
-from synth_client.journal import reported
-from synth_client.pool import Failed, Outcome
+from synth_client.pool import Failed, Load, Outcome
 from synth_client.question import Unit
 
 _log = logging.getLogger(__name__)
@@ -192,14 +191,14 @@ class _Source:
 @contextmanager
 def _folder(path: Path) -> Iterator[None]:
     """An empty folder, gone afterwards."""
-    with reported(path):
+    with output_errors(path):
         if path.exists():  # a run was killed
             shutil.rmtree(path)
         path.mkdir()
     try:
         yield
     finally:
-        with reported(path):
+        with output_errors(path):
             shutil.rmtree(path)
 
 

@@ -12,25 +12,38 @@ import asyncio
 import logging
 import os
 import re
-import sqlite3
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+from synth_client.atomic import output_errors, sync_folder
 from synth_client.errors import OutputError, first_of
-from synth_client.index import FAILURE, RECORD, Index, Kind, Place
+from synth_client.spill_table import SpillTable
 
 _log = logging.getLogger(__name__)
+
+Kind = Literal["R", "F"]
+RECORD: Final = "R"
+FAILURE: Final = "F"
 
 _HEAD: Final = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{16}) ")
 _ANY_HEAD: Final = re.compile(rb"[0-9a-f]{8} [0-9a-f]{16} [0-9a-f]{32} [RF] ")
 _BODY: Final = re.compile(rb"([0-9a-f]{32}) ([RF]) ")
 _HEAD_BYTES: Final = 26
 _BODY_HEAD_BYTES: Final = 35
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an entry's content is."""
+
+    kind: Kind
+    start: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +78,9 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with reported(path):
+        with output_errors(path):
             self._file = _opened(path)
-        self._index = Index()
+        self._index = SpillTable("kind TEXT", "start INTEGER", "length INTEGER")
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._came = asyncio.Event()
         self._end = 0
@@ -79,11 +92,12 @@ class Journal:
 
     def get(self, key: bytes) -> Place | None:
         """Where the entry of a key is, None where there is none yet."""
-        return self._index.get(key)
+        found = self._index.get(key)
+        return None if found is None else Place(*found)
 
     def read(self, place: Place) -> bytes:
         """The JSON of an entry."""
-        with reported(self._path):
+        with output_errors(self._path):
             content = os.pread(self._file.fileno(), place.length, place.start)
         if len(content) != place.length:
             raise OutputError(f"{self._path}: became shorter while it was read")
@@ -105,7 +119,7 @@ class Journal:
             lines = [entry.line() for entry, _ in batch]
             # Not to be cancelled half-way: the thread would go on without us.
             await _uncancelled(asyncio.to_thread(self._commit, b"".join(lines)))
-            with reported(self._path):
+            with output_errors(self._path):
                 for (entry, done), line in zip(batch, lines, strict=True):
                     self._place(entry.key, entry.kind, self._end, len(line))
                     self._end += len(line)
@@ -119,11 +133,11 @@ class Journal:
     def _place(self, key: bytes, kind: Kind, start: int, length: int) -> Place:
         head = _HEAD_BYTES + _BODY_HEAD_BYTES
         place = Place(kind, start + head, length - head - 1)
-        self._index.put(key, place)
+        self._index.put(key, kind, place.start, place.length)
         return place
 
     def _commit(self, content: bytes) -> None:
-        with reported(self._path):
+        with output_errors(self._path):
             try:
                 self._write_all(content)
                 os.fsync(self._file.fileno())
@@ -140,7 +154,7 @@ class Journal:
 
     def _recover(self) -> None:
         """Index what is there and cut off what a crash has left half-written."""
-        with reported(self._path):
+        with output_errors(self._path):
             self._index_what_is_there(os.fstat(self._file.fileno()).st_size)
 
     def _index_what_is_there(self, size: int) -> None:
@@ -257,23 +271,3 @@ async def _uncancelled(work: Coroutine[None, None, None]) -> None:
         await asyncio.wait([task])
         await task
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new and renamed files of a folder last. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """What the system says of a file becomes an `OutputError` that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}") from error
-    except sqlite3.Error as error:
-        raise OutputError(f"{path}: its index in the temporary folder: {error}") from error

@@ -7,7 +7,6 @@ read as HTML, and Plotly's script (4.8 MB) takes 2 MB.
 
 import gzip
 import hashlib
-import os
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from synth_client.atomic import AtomicFile, output_errors
 from synth_client.errors import ClientError
 from synth_client.palette import PALETTE
 
@@ -98,18 +98,15 @@ def page(
 
 
 def write_page(pieces: Iterable[str], path: Path) -> None:
-    """Write a page to `path`, replacing it as a whole or, when anything fails, not at all.
+    """Write a page to `path`, and make its folder where there is none.
 
-    Its folder is made where it does not exist. Raises OSError where it cannot be written.
+    Raises `OutputError` where it cannot be written; then what was at `path` stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(pieces)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with AtomicFile(path) as whole:
+            whole.file.writelines(piece.encode() for piece in pieces)
+            whole.publish()
 
 
 def _asset(name: str) -> str:

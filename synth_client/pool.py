@@ -18,7 +18,6 @@ from typing import Final, Protocol
 
 from synth_client.errors import ClientError, RunAborted, first_of
 from synth_client.failure import SynthesisError, Trouble
-from synth_client.figures import Load
 from synth_client.limiter import Limiter, Permit, wait_for
 from synth_client.question import Unit
 from synth_client.record import Record
@@ -28,6 +27,24 @@ _log = logging.getLogger(__name__)
 _READ_AHEAD: Final = 64
 # So many waiting retries per worker that no new unit is begun: an outage must not fill the memory.
 _RETRIES_PER_WORKER: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Requests under way, trajectories that wait for another attempt, the limit, and its cuts."""
+
+    num_active: int = 0
+    num_waiting: int = 0
+    limit: int = 0
+    num_cuts: int = 0
+
+    def __add__(self, other: "Load") -> "Load":
+        return Load(
+            num_active=self.num_active + other.num_active,
+            num_waiting=self.num_waiting + other.num_waiting,
+            limit=self.limit + other.limit,
+            num_cuts=self.num_cuts + other.num_cuts,
+        )
 
 
 class Asker(Protocol):

@@ -1,10 +1,8 @@
 """What tokens cost: prices for a million tokens, by what the tokens are for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-
-import typer
 
 PRICED: Final[Mapping[str, str]] = {
     "prompt": "questions",
@@ -34,19 +32,3 @@ def costs_of(tokens: Mapping[str, int], prices: Mapping[str, float]) -> tuple[Co
     return tuple(
         Cost(kind, label, tokens.get(kind, 0), prices.get(kind)) for kind, label in PRICED.items()
     )
-
-
-def parse_prices(texts: Iterable[str] | None) -> dict[str, float]:
-    """The values of `--price KIND=PRICE`; raises `BadParameter` saying what would be right."""
-    return dict(_parse(text) for text in texts or ())
-
-
-def _parse(text: str) -> tuple[str, float]:
-    kind, _, value = text.partition("=")
-    try:
-        price = float(value)
-    except ValueError:
-        price = -1.0
-    if kind not in PRICED or not 0 <= price < float("inf"):
-        raise typer.BadParameter(f"--price {text}: wanted is one of {', '.join(PRICED)}=PRICE")
-    return kind, price

@@ -7,19 +7,22 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import orjson
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-from synth_client.display import render_progress
+from synth_client.atomic import output_errors
 from synth_client.failure import SynthesisError
-from synth_client.figures import Figures, Load
-from synth_client.journal import reported
 from synth_client.limiter import wait_for
-from synth_client.pool import Failed, Outcome
+from synth_client.pool import Failed, Load, Outcome
 from synth_client.prices import costs_of
 
 _log = logging.getLogger(__name__)
@@ -28,6 +31,61 @@ _WINDOW_S: Final = 60.0
 _TICK_S: Final = 1.0
 _LOG_EVERY: Final = 30
 _FEW: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressLine:
+    """A line of the progress file.
+
+    Units are trajectories: one sample of one question. `done` counts those of earlier sessions of
+    the run, too; all other figures are of this session, and rates of its last minute. `total` and
+    `eta_s` are None where the input does not tell its length, `breach_rate` and `mean_bifurcation`
+    (the step gone back to, from 0, over trajectories with a breach) where there is nothing to count
+    yet, `cost` without prices. `errors` counts failed attempts by class, `concurrency` is the
+    current limit and `cuts` how often it was cut. Tokens per second are those written by the
+    student, scored by the teacher, and written by the teacher.
+    """
+
+    seconds: float
+    total: int | None
+    done: int
+    failed: int
+    in_flight: int
+    waiting: int
+    concurrency: int
+    cuts: int
+    trajectories_per_s: float
+    tokens_per_s: Mapping[str, float]
+    breach_rate: float | None
+    mean_bifurcation: float | None
+    errors: Mapping[str, int]
+    cost: float | None
+    eta_s: float | None
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Labels and values, as people read them."""
+        total = "" if self.total is None else f" of {self.total:,}"
+        tokens = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.tokens_per_s.items())
+        errors = ", ".join(f"{name} {number:,}" for name, number in sorted(self.errors.items()))
+        cuts = "once" if self.cuts == 1 else f"{self.cuts:,} times"
+        concurrency = f"{self.in_flight:,} under way, limit {self.concurrency:,}, cut {cuts}"
+        facts = [
+            ("trajectories", f"{self.done:,}{total}, {self.failed:,} failed"),
+            ("per second", f"{self.trajectories_per_s:,.2f}"),
+            ("tokens per second", tokens),
+            ("breach rate", _percent(self.breach_rate)),
+            ("mean bifurcation", _number(self.mean_bifurcation)),
+            ("concurrency", f"{concurrency}; {self.waiting:,} wait for another attempt"),
+            ("errors", errors or "none"),
+        ]
+        if self.cost is not None:
+            facts.append(("cost", f"{self.cost:,.2f}"))
+        facts.append(("time", f"{_clock(self.seconds)}, {_clock(self.eta_s)} to go"))
+        return facts
+
+    def line(self) -> str:
+        """The same in one line."""
+        return "; ".join(f"{label}: {value}" for label, value in self.facts())
 
 
 @dataclass(slots=True)
@@ -108,7 +166,7 @@ class Progress:
         with ExitStack() as stack:
             file = None
             if self._path is not None:
-                with reported(self._path):
+                with output_errors(self._path):
                     file = stack.enter_context(self._path.open("ab", buffering=0))
             live = None
             if self._console.is_terminal:
@@ -124,7 +182,7 @@ class Progress:
                 await wait_for(self._stopped, _TICK_S)
                 num_ticks += 1
 
-    def figures(self) -> Figures:
+    def figures(self) -> ProgressLine:
         """The figures of now. Rates are of the last minute."""
         now, tally, load = self._mark(), self._tally, self._load()
         while len(self._marks) > 1 and now.time - self._marks[0].time > _WINDOW_S:
@@ -139,7 +197,7 @@ class Progress:
             # Trajectories may take longer than the window.
             ended_rate = now.num_ended / max(now.time - self._started, 1e-9)
         left = None if tally.total is None else max(tally.total - num_ended, 0)
-        return Figures(
+        return ProgressLine(
             seconds=now.time - self._started,
             total=tally.total,
             done=tally.num_kept + tally.num_done,
@@ -172,9 +230,36 @@ class Progress:
         elif log:
             _log.info("%s", figures.line())
         if file is not None:
-            with reported(self._path or Path()):
+            with output_errors(self._path or Path()):
                 file.write(orjson.dumps(asdict(figures), option=orjson.OPT_APPEND_NEWLINE))
 
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _number(number: float | None) -> str:
+    return "-" if number is None else f"{number:.2f}"
+
+
+def _clock(seconds: float | None) -> str:
+    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def render_progress(figures: ProgressLine) -> RenderableType:
+    """A panel with a bar, where the end is known, and all figures."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column()
+    for label, value in figures.facts():
+        facts.add_row(Text(label), Text(value))
+    ended = figures.done + figures.failed
+    shown = Table.grid(expand=True)
+    if figures.total is not None:
+        shown.add_row(ProgressBar(total=max(figures.total, ended), completed=ended))
+    shown.add_row(facts)
+    return Panel(shown, title="motab synth", title_align="left")

@@ -4,7 +4,7 @@ Records are the interchange between synthesis, report, rescoring, export and tra
 that breaks one of the format's promises is refused, never repaired.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -330,21 +330,6 @@ class Record(Part):
             return cls.model_validate_json(line)
         except ValidationError as error:
             raise RecordError(faults_of(error)) from error
-
-
-def read_records(path: Path) -> Iterator[Record]:
-    """Read a file of records one at a time; blank lines are skipped.
-
-    Raises `RecordError`, naming file and line, at the first line that is no record.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield Record.from_json_line(line)
-            except RecordError as error:
-                raise RecordError(error.fault, path=path, line=number) from error
 
 
 def faults_of(error: ValidationError) -> str:

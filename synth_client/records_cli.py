@@ -1,20 +1,18 @@
 """The commands that take records: `motab verify`, `motab filter` and `motab export`."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from synth_client.cli_shared import FILTER_HELP, RULE_HELP, say_dropped
 from synth_client.export import Export, Format, check_mask, export
-from synth_client.filters import Filters, Kept, known_filters
+from synth_client.filters import Filters, known_filters
 from synth_client.masks import Mask
 from synth_client.rules import MATH
 from synth_client.sift import Verdicts, filter_records, verify_records
 from synth_client.verify import Limits, Verifier
-
-RULE_HELP: Final = "How answers are judged: math, exact, choice, number or MODULE:FUNCTION."
-FILTER_HELP: Final = f"One of {known_filters()}. Repeat it; the order counts."
 
 _Records = Annotated[
     Path, typer.Argument(metavar="RECORDS", help="The records, as JSON lines.", show_default=False)
@@ -85,12 +83,6 @@ def export_command(
     kept = export(job)
     typer.echo(f"{kept.num_kept:,} records in {output}")
     say_dropped(kept)
-
-
-def say_dropped(kept: Kept) -> None:
-    """How many records each filter dropped."""
-    for name, number in kept.dropped.items():
-        typer.echo(f"{number:,} dropped by {name}")
 
 
 def _say_verdicts(verdicts: Verdicts) -> None:

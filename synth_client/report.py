@@ -25,8 +25,8 @@ def write_report(
 
     The numbers and plots are about all of them, the viewer holds a sample of `max_trajectories`.
     `prices` are for a million tokens, by the names in `synth_client.prices`. Raises `PageError`
-    where the page would be too large, OSError where it cannot be written; either leaves what was at
-    `path`.
+    where the page would be too large, `OutputError` where it cannot be written; either leaves what
+    was at `path`.
     """
     write_page(report(records, max_trajectories=max_trajectories, prices=prices), path)
 

@@ -1,8 +1,7 @@
 """The commands `motab report` and `motab rescore`."""
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import chain, product
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from synth_client.errors import InputError, OutputError
+from synth_client.cli_shared import parse_prices
 from synth_client.page import require_plotly, write_page
-from synth_client.prices import PRICED, parse_prices
-from synth_client.record import Record, RecordError, read_records
+from synth_client.prices import PRICED
+from synth_client.record_file import read_records
 from synth_client.report import MAX_TRAJECTORIES, write_report
 from synth_client.rescore import (
     Calibration,
@@ -56,9 +55,8 @@ def report_command(
     prices = parse_prices(price)
     for path in records:
         _check_apart(path, output)
-    found = chain.from_iterable(_read(path) for path in records)
-    with _reported(output):
-        write_report(found, output, max_trajectories=max_trajectories, prices=prices)
+    found = chain.from_iterable(read_records(path) for path in records)
+    write_report(found, output, max_trajectories=max_trajectories, prices=prices)
     typer.echo(f"Report in {output}")
 
 
@@ -92,7 +90,7 @@ def rescore_command(
         raise typer.BadParameter("a threshold must be a finite number")
     if output is not None:
         _check_apart(records, output)
-    first = next(_read(records), None)
+    first = next(read_records(records), None)
     if first is None:
         raise RescoreError(f"{records} holds no records")
     own = own_thresholds(first)
@@ -100,14 +98,14 @@ def rescore_command(
     with_entropy = any(scales)
     found = []
     if calibrate is not None:
-        steps = scored_steps(_read(records), with_entropy=with_entropy)
+        steps = scored_steps(read_records(records), with_entropy=with_entropy)
         found = _calibrate(steps, scales, calibrate)
     bases = base_threshold or ([own[0]] if calibrate is None else [])
     pairs = sorted(
         {*product(bases, scales), *((one.base_threshold, one.entropy_scale) for one in found)},
         key=lambda pair: (pair[1], pair[0]),
     )
-    rows = rescore(scored_steps(_read(records), with_entropy=with_entropy), pairs)
+    rows = rescore(scored_steps(read_records(records), with_entropy=with_entropy), pairs)
     require_plotly()
     # It imports Plotly, which is slow.
     from synth_client.rescore_view import (  # noqa: PLC0415
@@ -128,8 +126,7 @@ def rescore_command(
             style="dim",
         )
     if output is not None:
-        with _reported(output):
-            write_page(rescore_page(rows, own, notes), output)
+        write_page(rescore_page(rows, own, notes), output)
         typer.echo(f"Page in {output}")
 
 
@@ -144,21 +141,3 @@ def _calibrate(steps: Iterable[Scored], scales: list[float], rate: float) -> lis
 def _check_apart(records: Path, output: Path) -> None:
     if output.resolve() == records.resolve():
         raise typer.BadParameter("--output would overwrite the records")
-
-
-def _read(path: Path) -> Iterator[Record]:
-    try:
-        yield from read_records(path)
-    except RecordError as error:
-        raise InputError(str(error)) from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """A page that cannot be written is an error of the client's."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}") from error

@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
@@ -18,19 +16,18 @@ from rich.console import Console
 from synth_client.actors import Asking
 from synth_client.client import SynthClient
 from synth_client.dataset import BadRow, Dataset
-from synth_client.errors import ClientError, Interrupted, RunAborted, first_of
+from synth_client.errors import ClientError, Interrupted, RunAborted
 from synth_client.failed import failed_unit
-from synth_client.figures import Load
 from synth_client.filters import Filters
 from synth_client.final import Totals, work_of, write_final
 from synth_client.fleet import Cluster, Fleet
-from synth_client.index import FAILURE, RECORD
-from synth_client.journal import Entry, Journal, open_journal
+from synth_client.journal import FAILURE, RECORD, Entry, Journal, open_journal
 from synth_client.limiter import Limiter
-from synth_client.pool import Failed, Outcome, Pool
+from synth_client.pool import Failed, Load, Outcome, Pool
 from synth_client.progress import Progress, Tally
 from synth_client.question import Synthesis, Unit
 from synth_client.record import Record
+from synth_client.session import beside, signals
 from synth_client.sift import filter_records
 from synth_client.verify import Limits, Program, Verifier
 from synth_client.workspace import Manifest, Workspace, open_workspace
@@ -297,37 +294,3 @@ def _setting(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         if isinstance(inner, dict):
             found |= {f"{part}.{name}": value for name, value in inner.items()}
     return found
-
-
-async def beside(
-    helpers: list[Awaitable[None]], main: Awaitable[None], stop: Callable[[], None]
-) -> None:
-    """Run `main` with helpers that end after `stop`. The first error of any ends all."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for helper in helpers:
-                group.create_task(_awaited(helper))
-            try:
-                await main
-            finally:
-                stop()
-    except BaseExceptionGroup as failures:
-        raise first_of(failures) from failures
-
-
-async def _awaited(work: Awaitable[None]) -> None:
-    await work
-
-
-@contextmanager
-def signals(handle: Callable[[], None]) -> Iterator[None]:
-    """While it lasts, SIGINT and SIGTERM call `handle`."""
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        loop.add_signal_handler(number, handle)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

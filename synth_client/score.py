@@ -17,15 +17,14 @@ from synth_client.client import SynthClient
 from synth_client.errors import InputError, Interrupted, OutputError
 from synth_client.failed import failed_unit, read_failed
 from synth_client.final import Totals, write_lines
-from synth_client.index import FAILURE, RECORD
-from synth_client.journal import Entry, Journal, open_journal
+from synth_client.journal import FAILURE, RECORD, Entry, Journal, open_journal
 from synth_client.limiter import Limiter
 from synth_client.pool import Failed, Outcome, Pool
 from synth_client.progress import Progress, Tally
 from synth_client.question import ScoringUnit, Synthesis, Unit, scoring_unit
 from synth_client.record import Record, TokenLogprobs, faults_of
-from synth_client.run import beside, signals
-from synth_client.sift import open_records
+from synth_client.record_file import read_records
+from synth_client.session import beside, signals
 from synth_client.workspace import Manifest, Workspace, open_workspace
 
 _log = logging.getLogger(__name__)
@@ -137,12 +136,12 @@ class _Session:
                 yield unit
 
     def _units(self) -> Iterator[ScoringUnit]:
-        for record in open_records(self._job.source):
+        for record in read_records(self._job.source):
             yield scoring_unit(record, self._job.model)
 
     async def _count(self) -> None:
         def number() -> int:
-            return sum(1 for _ in open_records(self._job.source))
+            return sum(1 for _ in read_records(self._job.source))
 
         self._tally.total = await asyncio.to_thread(number)
 

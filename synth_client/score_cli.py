@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from synth_client.cli import check_url, log_console, run_loop
+from synth_client.cli_shared import check_url, log_console
 from synth_client.score import Scoring, score_records
+from synth_client.session import run_loop
 from synth_client.workspace import Workspace
 
 

@@ -1,18 +1,16 @@
 """Files of records made from files of records: verified again, or filtered."""
 
 from collections import Counter, deque
-from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from synth_client.aside import AsideFile
-from synth_client.errors import InputError
+from synth_client.atomic import AtomicFile, output_errors
 from synth_client.filters import Filters, Kept
-from synth_client.journal import reported
-from synth_client.record import Record, read_records
+from synth_client.record import Record
+from synth_client.record_file import read_records
 from synth_client.verify import Verifier
 
 _AHEAD_OF_A_WORKER: Final = 4
@@ -39,24 +37,16 @@ class Verdicts:
             self.num_wrong += 1
 
 
-def open_records(path: Path) -> Iterator[Record]:
-    """The records of a file, one at a time. Raises `InputError` where there are none to be read."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with reported(path):
-        yield from read_records(path)
-
-
 def filter_records(source: Path, output: Path, dropped: Path | None, filters: Filters) -> Kept:
     """Write what passes to `output` and, where asked for, the rest to `dropped`.
 
     Both may be the source. A `dropped` without anything in it is removed.
     """
     kept = Kept()
-    with ExitStack() as stack, reported(output):
-        good = stack.enter_context(AsideFile(output))
-        bad = None if dropped is None else stack.enter_context(AsideFile(dropped))
-        for record, passes in filters.sift(lambda: open_records(source), kept):
+    with ExitStack() as stack, output_errors(output):
+        good = stack.enter_context(AtomicFile(output))
+        bad = None if dropped is None else stack.enter_context(AtomicFile(dropped))
+        for record, passes in filters.sift(lambda: read_records(source), kept):
             if passes:
                 good.file.write(record.to_json_line())
             elif bad is not None:
@@ -76,14 +66,14 @@ def verify_records(source: Path, output: Path, verifier: Verifier) -> Verdicts:
     verdicts = Verdicts()
     ahead = _AHEAD_OF_A_WORKER * verifier.num_workers
     pending: deque[Future[Record]] = deque()
-    with reported(output), AsideFile(output) as aside:
+    with output_errors(output), AtomicFile(output) as aside:
 
         def write(future: Future[Record]) -> None:
             record = future.result()
             verdicts.add(record)
             aside.file.write(record.to_json_line())
 
-        for record in open_records(source):
+        for record in read_records(source):
             pending.append(verifier.submit(record))
             if len(pending) > ahead:
                 write(pending.popleft())

@@ -4,7 +4,6 @@
 `manifest.json` and, in `old-1` and so on, what was moved aside.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ import orjson
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from synth_client.atomic import output_errors, sync_folder, write_whole
 from synth_client.errors import OutputError, RunMismatch
-from synth_client.journal import reported, sync_folder
 from synth_client.record import faults_of
 
 _MANIFEST: Final = "manifest.json"
@@ -78,7 +77,7 @@ def open_workspace(output: Path, manifest: Manifest, *, fresh: bool) -> Iterator
     has the lock, or the journal is another run's, or an output has none.
     """
     workspace = Workspace(output)
-    with reported(workspace.folder):
+    with output_errors(workspace.folder):
         workspace.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(workspace.folder / "lock", timeout=0)
         try:
@@ -92,12 +91,6 @@ def open_workspace(output: Path, manifest: Manifest, *, fresh: bool) -> Iterator
         yield workspace
     finally:
         lock.release()
-
-
-def replace_file(path: Path, aside: Path) -> None:
-    """Put `aside`, which is fsynced, in the place of `path`, for good. Raises OSError."""
-    aside.replace(path)
-    sync_folder(path.parent)
 
 
 def _check(workspace: Workspace, manifest: Manifest) -> None:
@@ -117,25 +110,19 @@ def _check(workspace: Workspace, manifest: Manifest) -> None:
             f"{workspace.output} exists and has no journal;"
             " choose another output, or --fresh to move it aside"
         )
-    with reported(path):
-        aside = path.with_suffix(".tmp")
-        with aside.open("wb") as file:
-            file.write(orjson.dumps(manifest.model_dump(), option=orjson.OPT_INDENT_2))
-            file.flush()
-            os.fsync(file.fileno())
-        replace_file(path, aside)
+    write_whole(path, orjson.dumps(manifest.model_dump(), option=orjson.OPT_INDENT_2))
 
 
 def _is_begun(workspace: Workspace) -> bool:
     """Whether anything is there that a run has done."""
-    with reported(workspace.journal):
+    with output_errors(workspace.journal):
         is_empty = not workspace.journal.exists() or workspace.journal.stat().st_size == 0
     return workspace.output.exists() or not is_empty
 
 
 def _read(path: Path) -> Manifest:
     try:
-        with reported(path):
+        with output_errors(path):
             return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise OutputError(f"{path}: no manifest: {faults_of(error)}") from error
@@ -160,7 +147,7 @@ def _move_aside(workspace: Workspace) -> None:
     there = [path for path in there if path.exists()]
     if not there:
         return
-    with reported(folder):
+    with output_errors(folder):
         old = next(path for n in count(1) if not (path := folder / f"old-{n}").exists())
         old.mkdir()
         # The manifest last: a crash in between leaves a journal that knows what it is.

@@ -12,8 +12,8 @@ from typing import Literal
 from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.core.reasoning import Reasoning
 from proxy.core.types import FinishReason, Scoring, StepScore
-from proxy.engine.limits import Upstream
 from proxy.engine.pair import Pair
+from proxy.engine.upstream import Upstream
 
 Item = str | tuple[str, ...] | asyncio.Event | Exception
 Judge = Callable[[str, str], StepScore]

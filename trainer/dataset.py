@@ -9,10 +9,10 @@ from typing import Final
 
 import orjson
 
+from synth_client.atomic import output_errors, replace_folder
 from synth_client.errors import InputError
 from synth_client.export import DATASET_INFO, DATASET_NAME, Export, export
 from synth_client.filters import Filters
-from synth_client.journal import reported
 from trainer.errors import RecipeError
 from trainer.losses import export_with_spans
 from trainer.recipe import DataLoss, ExportData, RecordsData
@@ -66,10 +66,8 @@ def settle(dataset: Dataset) -> Dataset:
     if dataset.folder.name != _NEXT:
         return dataset
     folder = dataset.folder.with_name(_FOLDER)
-    with reported(folder):
-        if folder.exists():
-            shutil.rmtree(folder)
-        dataset.folder.rename(folder)
+    with output_errors(folder):
+        replace_folder(dataset.folder, folder)
     return Dataset(
         folder,
         dataset.name,
@@ -95,7 +93,7 @@ def _known(
             f"data.path: {source} has no {DATASET_INFO};"
             " make the folder with motab export --format llamafactory"
         )
-    with reported(info):
+    with output_errors(info):
         content = info.read_bytes()
     try:
         datasets = orjson.loads(content)
@@ -108,7 +106,7 @@ def _known(
     if not file.is_file():
         raise RecipeError(f"data.path: {info} names {file.name}, which is not there")
     digest, num_lines = sha256(), 0
-    with reported(file), file.open("rb") as lines:
+    with output_errors(file), file.open("rb") as lines:
         for line in lines:
             digest.update(line)
             num_lines += bool(line.strip())

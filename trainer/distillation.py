@@ -5,8 +5,8 @@ from typing import Any
 
 import orjson
 
+from synth_client.atomic import output_errors
 from synth_client.export import DATASET_INFO
-from synth_client.journal import reported
 from trainer.dataset import Dataset
 from trainer.errors import RecipeError
 from trainer.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe
@@ -72,7 +72,7 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
 def messages_of(dataset: Dataset) -> Path:
     """The file, which must hold messages as `motab export --format llamafactory` writes them."""
     info = dataset.folder / DATASET_INFO
-    with reported(info):
+    with output_errors(info):
         entry = orjson.loads(info.read_bytes())[dataset.name]
     columns, tags = entry.get("columns", {}), entry.get("tags", {})
     found = (columns.get("messages"), tags.get("role_tag"), tags.get("content_tag"))

@@ -1,20 +1,13 @@
-"""The environment that trains: where it is, what it holds, and whether the recipe fits it.
+"""Checks that the trainer's environment, the models and this machine can do what a recipe asks."""
 
-LLaMA-Factory pins transformers apart from what serving wants and TRL from what TRL is now, so each
-lives in a virtual environment of its own, and is looked at through a script that runs there.
-"""
-
-import os
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import orjson
 import psutil
 
-from synth_client.errors import ClientError
+from trainer.environments import FOREIGN, ScriptFailed, ask_script, trainer_variables
 from trainer.errors import RecipeError, TrainerMissing
 from trainer.recipe import (
     AutoHardware,
@@ -23,14 +16,10 @@ from trainer.recipe import (
     Hardware,
     OnPolicyLoss,
     Recipe,
-    Trainer,
     accumulation_of,
 )
 from trainer.settings import located
 
-_HERE: Final = Path(__file__).parent
-_FOLDERS: Final[dict[Trainer, str]] = {"llamafactory": ".venv-trainer", "trl": ".venv-reference"}
-_TARGETS: Final[dict[Trainer, str]] = {"llamafactory": "train-env", "trl": "distill-env"}
 # In float32: weights, gradients and AdamW's two moments. ZeRO-3 in bfloat16 comes to the same.
 _BYTES_PER_PARAMETER: Final = 16
 _BYTES_OF_A_TEACHER: Final = {"cpu": 4, "gpu": 2}
@@ -60,74 +49,21 @@ class Environment:
     teacher_parameters: int = 0
 
 
-def find_python(asked: Path | None, trainer: Trainer = "llamafactory") -> Path:
-    """The interpreter asked for, or that of the trainer's environment here or beside the source.
-
-    Raises `TrainerMissing` that says how to make one.
-    """
-    hint = (
-        f"make {_TARGETS[trainer]} makes it in motab's source, or name the Python of an environment"
-        f" with {trainer} by --python or MOTAB_TRAINER_PYTHON"
-    )
-    return python_in(_FOLDERS[trainer], asked, missing=TrainerMissing, hint=hint)
-
-
-def python_in(
-    environment: str, asked: Path | None, *, missing: type[ClientError], hint: str
-) -> Path:
-    """The interpreter asked for, or that of an environment that `make` made here or beside the
-    source. Raises `missing`, with a hint where there is no environment.
-    """
-    if asked is not None:
-        if not os.access(asked, os.X_OK) or asked.is_dir():
-            raise missing(f"--python {asked}: no such program")
-        return asked.absolute()
-    for folder in (Path.cwd(), _HERE.parent):
-        python = folder / environment / "bin" / "python"
-        if python.exists():
-            return python
-    raise missing(f"there is no {environment} here; {hint}")
-
-
-def variables(python: Path, trainer: Trainer) -> dict[str, str]:
-    """The variables with which programs of the environment run."""
-    path = os.pathsep.join((str(python.parent), os.environ.get("PATH", os.defpath)))
-    # LLaMA-Factory imports torchaudio even where nothing is heard.
-    stand_ins = [str(_HERE / "stand_ins")] if trainer == "llamafactory" else []
-    above = [*stand_ins, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        **os.environ,
-        "PATH": path,
-        "PYTHONPATH": os.pathsep.join(above),
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        # TRL tells its authors what was run.
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-
-
-def look(python: Path, recipe: Recipe) -> Environment:
+def inspect_environment(python: Path, recipe: Recipe) -> Environment:
     """Look around in the environment, and at the models. Raises `RecipeError` where it cannot."""
     _check_model("model", recipe.model)
-    command = [str(python), str(_HERE / "inside" / "look.py"), located(recipe.model)]
+    command = [str(python), str(FOREIGN / "look.py"), located(recipe.model)]
     if recipe.template is not None:
         command += ["--template", recipe.template]
     if isinstance(recipe.loss, OnPolicyLoss):
         _check_model("loss.teacher", recipe.loss.teacher)
         command += ["--teacher", located(recipe.loss.teacher)]
     try:
-        done = subprocess.run(  # noqa: S603 - the user's own interpreter
-            command, env=variables(python, recipe.trainer), capture_output=True, check=False
-        )
+        found = ask_script(command, trainer_variables(python, recipe.trainer))
     except OSError as error:
         raise TrainerMissing(f"{python}: {error.strerror}") from error
-    lines = done.stdout.splitlines()
-    try:
-        found = orjson.loads(lines[-1] if lines else b"")
-    except orjson.JSONDecodeError as error:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"exit code {done.returncode}"
-        raise TrainerMissing(f"{python}: cannot be used to train: {reason}") from error
+    except ScriptFailed as error:
+        raise TrainerMissing(f"{python}: cannot be used to train: {error.reason}") from error
     if "error" in found:
         kind = TrainerMissing if found["error"].startswith("environment:") else RecipeError
         raise kind(found["error"].replace("environment:", f"{python}:", 1))

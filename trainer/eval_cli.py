@@ -8,11 +8,11 @@ from typing import Annotated, Final
 
 import typer
 
-from synth_client.cli import check_url, log_console, run_loop
+from synth_client.cli_shared import RULE_HELP, check_url, log_console
 from synth_client.question import Synthesis
-from synth_client.records_cli import RULE_HELP
 from synth_client.rules import CHOICE, MATH, check_rule
 from synth_client.run import Run
+from synth_client.session import run_loop
 from synth_client.verify import Limits
 from synth_client.workspace import Workspace
 from trainer.benchmark import PLACE, load_benchmark

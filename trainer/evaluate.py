@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from synth_client.answer import EMPTY_OUTPUT
-from synth_client.aside import write_whole
+from synth_client.atomic import output_errors, write_whole
 from synth_client.errors import OutputError
 from synth_client.failed import FailedRow
-from synth_client.journal import reported
-from synth_client.record import Record, faults_of, read_records
+from synth_client.record import Record, faults_of
+from synth_client.record_file import read_records
 from synth_client.run import Run, synthesise
 from synth_client.verify import name_of
 from synth_client.workspace import Workspace
@@ -139,7 +139,7 @@ def results_of(evaluation: Evaluation) -> Results:
 def _failed_rows(path: Path) -> Iterator[FailedRow]:
     if not path.exists():
         return
-    with reported(path), path.open("rb") as file:
+    with output_errors(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield FailedRow.model_validate_json(line)

@@ -12,14 +12,14 @@ from threading import Event
 from types import FrameType
 from typing import Final
 
-from synth_client.journal import reported
-from trainer.environment import variables
+from synth_client.atomic import output_errors
+from trainer.environments import FOREIGN, Trainer, trainer_variables
 from trainer.errors import TrainerMissing, TrainingFailed
-from trainer.recipe import CpuHardware, GpuHardware, Hardware, Trainer
+from trainer.recipe import CpuHardware, GpuHardware, Hardware
 from trainer.run_folder import SETTINGS_FILES, RunFolder
 
-_DISTILL: Final = Path(__file__).parent / "inside" / "distill.py"
-_WEIGHTED: Final = _DISTILL.with_name("train_weighted.py")
+_DISTILL: Final = FOREIGN / "distill.py"
+_WEIGHTED: Final = FOREIGN / "train_weighted.py"
 _NAMES: Final[dict[Trainer, str]] = {"llamafactory": "LLaMA-Factory", "trl": "TRL"}
 _TICK_S: Final = 0.5
 _GRACE_S: Final = 15.0
@@ -116,12 +116,12 @@ def launch(folder: RunFolder, program: Program, on_tick: Callable[[], None]) -> 
 
 
 def _started(folder: RunFolder, program: Program) -> subprocess.Popen[bytes]:
-    with reported(folder.log), folder.log.open("ab") as log:
+    with output_errors(folder.log), folder.log.open("ab") as log:
         try:
             return subprocess.Popen(  # noqa: S603 - the user's own interpreter
                 program.command,
                 cwd=folder.path,
-                env={**variables(program.python, program.trainer), **program.devices},
+                env={**trainer_variables(program.python, program.trainer), **program.devices},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -179,7 +179,7 @@ def _said(path: Path, begin: int) -> list[str]:
 
     torchrun's own account of its workers' end, which would bury what they said, is left out.
     """
-    with reported(path), path.open("rb") as file:
+    with output_errors(path), path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(begin, end - _TAIL_BYTES))
         lines = file.read().decode(errors="replace").split("\n")

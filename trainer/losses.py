@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import orjson
 
+from synth_client.atomic import AtomicFile, output_errors
 from synth_client.export import Export, export
 from synth_client.filters import Filters, Kept
-from synth_client.journal import reported
 from synth_client.masks import loss_spans, step_ends
 from synth_client.record import ModelLogprobs, Record
-from synth_client.sift import open_records
+from synth_client.record_file import read_records
 from trainer.errors import RecipeError
 from trainer.recipe import DataLoss, WeightedLoss
 
@@ -35,23 +35,22 @@ def export_with_spans(source: Path, folder: Path, filters: Filters, loss: DataLo
         source=source, output=folder, format="llamafactory", filters=filters, overwrite=True
     )
     kept = export(job)
-    whole, chosen = folder / LINES, folder / f"{LINES}.partial"
+    path = folder / LINES
     num_empty = 0
-    with reported(whole), whole.open("rb") as lines, chosen.open("wb") as file:
+    with output_errors(path), path.open("rb") as lines, AtomicFile(path) as chosen:
         passed = (record for record, passes in _sifted(source, filters) if passes)
         for line, record in zip(lines, passed, strict=True):
             if not loss_spans(record, loss.mask):
                 num_empty += 1
                 continue
             fields = {**orjson.loads(line), COLUMN: learned(record, loss)}
-            file.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
-    if num_empty == kept.num_kept:
-        raise RecipeError(
-            f"loss.mask: {loss.mask} leaves nothing to learn of any of the {num_empty} record(s) in"
-            f" {source}"
-        )
-    with reported(whole):
-        chosen.replace(whole)
+            chosen.file.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
+        if num_empty == kept.num_kept:
+            raise RecipeError(
+                f"loss.mask: {loss.mask} leaves nothing to learn of any of the {num_empty}"
+                f" record(s) in {source}"
+            )
+        chosen.publish()
     kept.num_kept -= num_empty
     if num_empty:
         kept.dropped[f"mask: {loss.mask}"] += num_empty
@@ -59,7 +58,7 @@ def export_with_spans(source: Path, folder: Path, filters: Filters, loss: DataLo
 
 
 def _sifted(source: Path, filters: Filters) -> Iterator[tuple[Record, bool]]:
-    return filters.sift(lambda: open_records(source), Kept())
+    return filters.sift(lambda: read_records(source), Kept())
 
 
 def learned(record: Record, loss: DataLoss) -> dict[str, Any]:

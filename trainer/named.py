@@ -5,7 +5,6 @@ harness that others use. It lives in an environment of its own, and `inside/name
 """
 
 import os
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from synth_client.dataset import Cells, Dataset
 from synth_client.errors import InputError
 from synth_client.verify import Program
 from trainer.benchmark import PLACE, Benchmark, benchmark_of
-from trainer.environment import python_in
+from trainer.environments import FOREIGN, ScriptFailed, ask_script, python_in
 from trainer.errors import HarnessMissing
 
 NAMES: Final = ("aime24", "aime25", "math_500", "gpqa_diamond", "ifeval")
@@ -28,7 +27,7 @@ _HINT: Final = (
     "make eval-env makes it in motab's source, or name the Python of an environment with evalscope"
     " by --python or MOTAB_EVALSCOPE_PYTHON"
 )
-_SCRIPT: Final = Path(__file__).parent / "inside" / "named.py"
+_SCRIPT: Final = FOREIGN / "named.py"
 _COLUMNS: Final = ("id", "messages", "answer", "level", "subject")
 
 
@@ -77,21 +76,13 @@ def _problems(python: Path, source: Source, scratch: Path) -> dict[str, Any]:
     folder = [] if source.data is None else [str(source.data.absolute())]
     # A folder's content is read anew; what came from a hub is kept where EvalScope keeps it.
     cache = {} if source.data is None else {"HF_DATASETS_CACHE": str(scratch / "cache")}
+    command = [*_command(python), "problems", source.name, *folder]
     try:
-        done = subprocess.run(  # noqa: S603 - the user's own interpreter
-            [*_command(python), "problems", source.name, *folder],
-            env={**os.environ, **cache},
-            capture_output=True,
-            check=False,
-        )
+        found = ask_script(command, {**os.environ, **cache})
     except OSError as error:
         raise HarnessMissing(f"{python}: {error.strerror}") from error
-    try:
-        found: dict[str, Any] = orjson.loads(done.stdout)
-    except orjson.JSONDecodeError as error:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"exit code {done.returncode}"
-        raise HarnessMissing(f"{python}: cannot be used to evaluate: {reason}") from error
+    except ScriptFailed as error:
+        raise HarnessMissing(f"{python}: cannot be used to evaluate: {error.reason}") from error
     if (fault := found.get("error")) is not None:
         if fault.startswith(("ModuleNotFoundError", "ImportError")):
             raise HarnessMissing(f"{python}: cannot be used to evaluate: {fault}")

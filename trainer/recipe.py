@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from synth_client.masks import Mask
+from trainer.environments import Trainer
 from trainer.errors import RecipeError
 
 _TAGS: Final = {"data", "loss", "hardware"}
@@ -181,7 +182,6 @@ class GpuHardware(_Section):
 
 
 Hardware = CpuHardware | GpuHardware
-Trainer = Literal["llamafactory", "trl"]
 """The package that trains."""
 
 

@@ -19,14 +19,14 @@ from typing import Any, Final
 import orjson
 import yaml
 
+from synth_client.atomic import output_errors, write_whole
 from synth_client.errors import OutputError
-from synth_client.journal import reported
-from synth_client.workspace import replace_file
 from trainer.dataset import Dataset
 from trainer.distillation import distillation_of
 from trainer.environment import Environment
+from trainer.environments import Trainer
 from trainer.errors import RunExists
-from trainer.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe, Trainer
+from trainer.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe
 from trainer.settings import ZERO3, ZERO3_FILE, settings_of
 
 SETTINGS_FILES: Final[dict[Trainer, str]] = {"llamafactory": "llamafactory.yaml", "trl": "trl.yaml"}
@@ -60,7 +60,7 @@ def opened(output: Path) -> Iterator["RunFolder"]:
     if not is_new and any(output.iterdir()) and not (output / _LOCK_FILE).exists():
         raise RunExists(f"{output} is not empty and holds no training; choose another output")
     try:
-        with reported(output):
+        with output_errors(output):
             output.mkdir(parents=True, exist_ok=True)
         with _locked(folder.path / _LOCK_FILE) as folder.lock:
             yield folder
@@ -83,7 +83,7 @@ class RunFolder:
         path = self.path / _RUN_FILE
         if not path.exists():
             return None
-        with reported(path):
+        with output_errors(path):
             content = path.read_bytes()
         try:
             found: dict[str, Any] = orjson.loads(content)
@@ -92,11 +92,7 @@ class RunFolder:
         return found
 
     def write(self, run: Mapping[str, Any]) -> None:
-        path = self.path / _RUN_FILE
-        aside = path.with_suffix(".partial")
-        with reported(path):
-            aside.write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2))
-            replace_file(path, aside)
+        write_whole(self.path / _RUN_FILE, orjson.dumps(run, option=orjson.OPT_INDENT_2))
 
     def checkpoint(self) -> Checkpoint | None:
         """The newest whole checkpoint; those that were being written when it ended are removed."""
@@ -106,7 +102,7 @@ class RunFolder:
             if match is None:
                 continue
             if not _is_whole(path):
-                with reported(path):
+                with output_errors(path):
                     shutil.rmtree(path)
             elif best is None or int(match[1]) > best.step:
                 best = Checkpoint(path, int(match[1]))
@@ -114,7 +110,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Forget what came out so far."""
-        with reported(self.path):
+        with output_errors(self.path):
             shutil.rmtree(self.model, ignore_errors=True)
             self.log.unlink(missing_ok=True)
 
@@ -129,7 +125,7 @@ class RunFolder:
             settings = settings_of(recipe, hardware, dataset, self.model)
         if checkpoint is not None:
             settings["resume_from_checkpoint"] = str(checkpoint.path)
-        with reported(self.path):
+        with output_errors(self.path):
             self._yaml(SETTINGS_FILES[recipe.trainer], settings)
             self._yaml("recipe.yaml", recipe.model_dump(mode="json"))
             if isinstance(hardware, GpuHardware) and hardware.zero3:
@@ -198,7 +194,7 @@ def _is_whole(checkpoint: Path) -> bool:
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
     """Held until every process that inherited the descriptor has ended: the trainer, too."""
-    with reported(path):
+    with output_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

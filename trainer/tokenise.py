@@ -1,20 +1,17 @@
 """The dataset of a loss by span: LLaMA-Factory's tokens with labels and weights of our own."""
 
-import subprocess
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from synth_client.journal import reported
-from trainer.environment import variables
+from synth_client.atomic import output_errors
+from trainer.environments import FOREIGN, ScriptFailed, ask_script, trainer_variables
 from trainer.errors import RecipeError, TrainingFailed
 from trainer.losses import LINES
 from trainer.recipe import DataLoss, WeightedLoss
 
 _JOB: Final = "weigh.json"
-_HERE: Final = Path(__file__).parent
-_TAIL_LINES: Final = 30
 # The settings that decide how LLaMA-Factory tokenises.
 _TOKENISING: Final = (
     "stage",
@@ -46,24 +43,17 @@ def weigh(folder: Path, python: Path, loss: DataLoss, settings: dict[str, Any]) 
         "fit": _fit(loss),
     }
     path = folder / _JOB
-    with reported(path):
+    with output_errors(path):
         path.write_bytes(orjson.dumps(job, option=orjson.OPT_INDENT_2))
-    command = [str(python), str(_HERE / "inside" / "weigh.py"), str(path)]
-    done = subprocess.run(  # noqa: S603 - the user's own interpreter
-        command,
-        env={**variables(python, "llamafactory"), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        check=False,
-    )
-    lines = done.stdout.splitlines()
+    command = [str(python), str(FOREIGN / "weigh.py"), str(path)]
+    variables = {**trainer_variables(python, "llamafactory"), "CUDA_VISIBLE_DEVICES": ""}
     try:
-        found: dict[str, Any] = orjson.loads(lines[-1] if lines else b"")
-    except orjson.JSONDecodeError as error:
-        said = done.stderr.decode(errors="replace").strip()
+        found = ask_script(command, variables)
+    except ScriptFailed as error:
         raise TrainingFailed(
-            f"the data could not be tokenised (exit code {done.returncode})",
-            exit_code=done.returncode or 1,
-            tail="\n".join(said.splitlines()[-_TAIL_LINES:]),
+            f"the data could not be tokenised (exit code {error.exit_code})",
+            exit_code=error.exit_code,
+            tail=error.tail,
         ) from error
     if "error" in found:
         raise RecipeError(found["error"])

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from trainer.dataset import Dataset, discard, prepare, settle
 from trainer.distillation import check
-from trainer.environment import Environment, find_python, fitted, look
+from trainer.environment import Environment, fitted, inspect_environment
+from trainer.environments import trainer_python
 from trainer.errors import RunExists, TrainingFailed
 from trainer.launch import launch, program_of
 from trainer.progress import LOG, Display, Losses
@@ -33,14 +34,14 @@ def train(recipe: Recipe, *, python: Path | None, resume: bool, console: Console
     Raises before anything is run where the recipe cannot be trained, `TrainingFailed` after it, and
     KeyboardInterrupt when it was told to end.
     """
-    interpreter = find_python(python, recipe.trainer)
+    interpreter = trainer_python(python, recipe.trainer)
     with opened(recipe.output) as folder:
         dataset = prepare(recipe.data, folder.path, recipe.loss_by_span)
         try:
             if isinstance(recipe.loss, OnPolicyLoss):
                 check(recipe, dataset)
             with console.status("Looking at the environment and the model ..."):
-                environment = look(interpreter, recipe)
+                environment = inspect_environment(interpreter, recipe)
             hardware = fitted(recipe, environment)
             run = run_of(recipe, hardware, dataset, environment)
             sessions = _earlier(folder, run, resume=resume)

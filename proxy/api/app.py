@@ -26,8 +26,8 @@ from proxy.api.schema import (
 from proxy.api.service import Service
 from proxy.api.shapes import Kind
 from proxy.api.sse import EventStream, until_disconnected
-from proxy.engine.limits import Upstream
 from proxy.engine.runner import first_error
+from proxy.engine.upstream import Upstream
 from proxy.errors import ModelNotFound, MotabError, UpstreamError
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from proxy.backends.base import Call, Context, Question, Segment
 from proxy.core.reasoning import Bridge, Part, Reading, Translator
-from proxy.engine.limits import Upstream
+from proxy.engine.upstream import Upstream
 from proxy.errors import MotabError
 
 

@@ -6,8 +6,8 @@ from proxy.backends.base import Question
 from proxy.core.params import Method
 from proxy.core.reasoning import Bridge, Reasoning
 from proxy.core.types import Author
-from proxy.engine.limits import Upstream
 from proxy.engine.pace import Hazard, Weighed
+from proxy.engine.upstream import Upstream
 from proxy.errors import MotabError
 
 

@@ -46,9 +46,9 @@ from proxy.core.types import (
     Wrote,
 )
 from proxy.engine.contexts import ModelContext
-from proxy.engine.limits import Gate, Upstream
 from proxy.engine.pace import Weighed
 from proxy.engine.pair import Pair
+from proxy.engine.upstream import Gate, Upstream
 from proxy.engine.usage import Outcome, Usage
 from proxy.errors import MotabError, UpstreamMalformed
 

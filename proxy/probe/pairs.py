@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from proxy.api.service import ServedModel
 from proxy.config import ModelConfig
 from proxy.core.types import JUDGES, Scoring
-from proxy.engine.limits import Upstream
 from proxy.engine.pair import Pair
+from proxy.engine.served_model import ServedModel
+from proxy.engine.upstream import Upstream
 from proxy.errors import RequestError
 from proxy.options import Options, parse_options
 from proxy.probe.report import Check, PairReport, UpstreamChecks, UpstreamReport

@@ -22,12 +22,13 @@ from uvicorn.server import ServerState
 
 from proxy.api.app import create_app
 from proxy.api.metrics import Metrics
-from proxy.api.service import ServedModel, Service
+from proxy.api.service import Service
 from proxy.api.sse import EventStream
 from proxy.backends.base import Sampling, Scores
 from proxy.config import ServerConfig
 from proxy.core.types import StepScore
 from proxy.engine.pair import Pair
+from proxy.engine.served_model import ServedModel
 from proxy.errors import ContextExceeded, MotabError, UpstreamFailed, UpstreamUnreachable
 from proxy.serve import Connection, Server, listen
 from tests.scripted import Script, ScriptedBackend, pair, says, values

@@ -339,7 +339,7 @@ def test_an_environment_that_cannot_evaluate_is_told_in_one_line(
 def test_without_an_environment_it_is_said_how_to_make_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.environment._HERE", tmp_path / "trainer")
+    monkeypatch.setattr("trainer.environments._SOURCE", tmp_path / "trainer")
     monkeypatch.chdir(tmp_path)
     failed = invoke(tmp_path, "--benchmark", "aime24")
     assert "there is no .venv-evalscope here; make eval-env makes it" in str(failed.exception)

@@ -19,9 +19,9 @@ from proxy.backends.sglang import SGLang
 from proxy.backends.vllm import Vllm
 from proxy.core.params import Params
 from proxy.core.types import Breached, Judged
-from proxy.engine.limits import Upstream
 from proxy.engine.pair import Pair
 from proxy.engine.runner import TrajectoryRun
+from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Outcome
 from proxy.errors import MotabError
 from tests.integration.toy_servers import Fault, Kind, Model, Toy, Trouble, toy_server

@@ -10,10 +10,10 @@ from proxy.core.params import Params
 from proxy.core.reasoning import Reasoning
 from proxy.core.types import Breached, Judged
 from proxy.engine.contexts import ModelContext
-from proxy.engine.limits import Upstream
 from proxy.engine.pair import Pair
 from proxy.engine.runner import TrajectoryRun
 from proxy.engine.score import score_text
+from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Outcome
 from tests.scripted import ScriptedBackend, says, upstream, values
 

@@ -10,9 +10,9 @@ import pytest
 from proxy.backends.base import Call, Context, Draft, Message, Question, Sampling, Scores
 from proxy.core.params import Params
 from proxy.core.types import Breached, Judged, StepScore
-from proxy.engine.limits import Upstream
 from proxy.engine.pair import Pair
 from proxy.engine.runner import TrajectoryRun
+from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Outcome
 from proxy.errors import MotabError, UpstreamFailed, UpstreamMalformed, UpstreamUnreachable
 from tests.scripted import Script, ScriptedBackend, pair, says, upstream, values

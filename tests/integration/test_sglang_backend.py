@@ -27,7 +27,7 @@ from proxy.backends.sglang import SGLang
 from proxy.backends.template import ChatTemplate
 from proxy.config import load_config
 from proxy.core.reasoning import Reasoning
-from proxy.engine.limits import Upstream
+from proxy.engine.upstream import Upstream
 from proxy.errors import (
     ConfigError,
     ContextExceeded,

@@ -27,7 +27,8 @@ from synth_client.filters import Filters
 from synth_client.final import Totals
 from synth_client.journal import Entry
 from synth_client.question import Synthesis
-from synth_client.record import Record, read_records
+from synth_client.record import Record
+from synth_client.record_file import read_records
 from synth_client.run import Run, synthesise
 from tests.integration.openai_server import FULL, Fault, Scripted, scripted
 
@@ -380,7 +381,7 @@ async def test_rows_with_the_same_id_are_told_and_can_be_mended_without_asking_a
     rows = [{"id": name, "question": f"{i}?"} for i, name in enumerate("abba")]
     source.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     await run(server, source, output, num_samples=2)
-    assert "rows with the id of a row before them: 2, first 'b'" in caplog.text
+    assert "2 rows repeat an earlier id (first: 'b')" in caplog.text
     assert [record.id for record in records(output)] == list("aabbbbaa")
     for i, row in enumerate(rows):
         row["id"] = str(i)

@@ -18,7 +18,8 @@ from synth_client.export import Export, export
 from synth_client.filters import Filters
 from tests.unit.test_record import breached, record_of, unbroken
 from trainer.dataset import prepare, settle
-from trainer.environment import Environment, Gpu, find_python, fitted, look
+from trainer.environment import Environment, Gpu, fitted, inspect_environment
+from trainer.environments import trainer_python
 from trainer.errors import RecipeError, RunExists, TrainerMissing, TrainingFailed
 from trainer.launch import command_of, devices_of
 from trainer.progress import Losses, sparkline
@@ -324,30 +325,30 @@ def test_an_environment_that_is_missing_or_broken_is_told(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(TrainerMissing, match="no such program"):
-        find_python(scripted.folder)
+        trainer_python(scripted.folder)
     monkeypatch.chdir(scripted.folder)
-    monkeypatch.setattr("trainer.environment._HERE", scripted.folder / "trainer")
+    monkeypatch.setattr("trainer.environments._SOURCE", scripted.folder / "trainer")
     with pytest.raises(TrainerMissing, match=r"there is no \.venv-trainer here; make train-env"):
-        find_python(None)
+        trainer_python(None)
     with pytest.raises(TrainerMissing, match=r"no \.venv-reference here; make distill-env makes"):
-        find_python(None, "trl")
+        trainer_python(None, "trl")
     scripted.python.write_text("#!/bin/sh\necho 'ImportError: torch' >&2; exit 1\n")
     with pytest.raises(TrainerMissing, match="cannot be used to train: ImportError: torch"):
-        look(scripted.python, scripted.recipe())
+        inspect_environment(scripted.python, scripted.recipe())
     scripted.finds({"error": "environment: llamafactory is not installed in it"})
     with pytest.raises(TrainerMissing, match="bin/python: llamafactory is not installed in it"):
-        look(scripted.python, scripted.recipe())
+        inspect_environment(scripted.python, scripted.recipe())
 
 
 @pytest.mark.parametrize("model", ["./none", "/none", "~/none", "none", "a/b/c"])
 def test_a_model_that_is_nowhere_is_told(model: str, scripted: Scripted) -> None:
     with pytest.raises(RecipeError, match=f"^model: {model}: no such folder, nor a Hugging Face"):
-        look(scripted.python, scripted.recipe(model=model))
+        inspect_environment(scripted.python, scripted.recipe(model=model))
 
 
 def test_a_folder_without_a_model_is_told(scripted: Scripted) -> None:
     with pytest.raises(RecipeError, match=r"it has no config\.json"):
-        look(scripted.python, scripted.recipe(model=str(scripted.folder)))
+        inspect_environment(scripted.python, scripted.recipe(model=str(scripted.folder)))
 
 
 ENVIRONMENT = Environment(Path("/env/bin/python"), {"torch": "2.13.0"}, (), 10**9, None)

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synth_client.index import RECORD
-from synth_client.journal import Entry, open_journal
+from synth_client.journal import RECORD, Entry, open_journal
 
 KEYS = [bytes([i]) * 16 for i in range(256)]
 # JSON holds no newline as such, but anything else.

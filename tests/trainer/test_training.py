@@ -15,7 +15,7 @@ from tests.integration.test_export import written
 from tests.trainer.test_llamafactory import PYTHON, ROOT, in_trainer
 from tests.unit.test_record import record_of, unbroken
 from trainer.dataset import Dataset
-from trainer.environment import look
+from trainer.environment import inspect_environment
 from trainer.errors import RecipeError
 from trainer.recipe import AutoHardware, Recipe, load_recipe
 from trainer.settings import settings_of
@@ -148,12 +148,12 @@ def test_llamafactory_knows_every_setting_of_the_recipes(tmp_path: Path) -> None
 
 def test_the_model_is_looked_at_before_it_is_trained(model: Path, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(recipe_of(model, tmp_path))
-    found = look(PYTHON, recipe)
+    found = inspect_environment(PYTHON, recipe)
     assert (found.num_parameters, found.max_positions, found.gpus) == (115392, 512, ())
     with pytest.raises(RecipeError, match=r"^template: LLaMA-Factory has no 'none_such'$"):
-        look(PYTHON, recipe.model_copy(update={"template": "none_such"}))
+        inspect_environment(PYTHON, recipe.model_copy(update={"template": "none_such"}))
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{}")
     with pytest.raises(RecipeError, match=f"^model: {broken}: "):
-        look(PYTHON, recipe.model_copy(update={"model": str(broken)}))
+        inspect_environment(PYTHON, recipe.model_copy(update={"model": str(broken)}))

@@ -14,7 +14,7 @@ ALLOWED = {
     "proxy.options": {"proxy.core"},
     "proxy.config": {"proxy.errors", "proxy.options"},
     "proxy.backends": {"proxy.core", "proxy.errors"},
-    "proxy.engine": {"proxy.core", "proxy.backends.base", "proxy.errors"},
+    "proxy.engine": {"proxy.core", "proxy.backends.base", "proxy.errors", "proxy.options"},
     "proxy.api": {
         "proxy",
         "proxy.core.types",

@@ -12,9 +12,8 @@ from proxy.cli import app
 from synth_client.actors import Mailbox, Report, row_of, unit_of
 from synth_client.errors import ClusterError
 from synth_client.failure import SynthesisError
-from synth_client.figures import Load
 from synth_client.fleet import require_ray
-from synth_client.pool import Outcome
+from synth_client.pool import Load, Outcome
 from synth_client.question import Question, Unit
 from synth_client.record import Message
 from tests.unit.test_record import breached, record_of

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from synth_client.errors import OutputError
-from synth_client.index import FAILURE, RECORD
-from synth_client.journal import Entry, Journal, open_journal
+from synth_client.journal import FAILURE, RECORD, Entry, Journal, open_journal
 
 KEYS = [bytes([i]) * 16 for i in range(200)]
 

@@ -8,7 +8,7 @@ import pytest
 from proxy.backends.base import Call, Question, Segment
 from proxy.config import ModelConfig
 from proxy.core.types import Scoring, StepScore
-from proxy.engine.limits import Upstream
+from proxy.engine.upstream import Upstream
 from proxy.errors import UpstreamMalformed, UpstreamRefused, UpstreamUnreachable
 from proxy.probe.checks import Subject, Written, chat_template, streams, texts, tokenizer
 from proxy.probe.pairs import judge_pair

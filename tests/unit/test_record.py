@@ -7,7 +7,9 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from synth_client.record import Piece, Record, RecordError, Role, Span, StepRecord, read_records
+from synth_client.errors import InputError
+from synth_client.record import Piece, Record, RecordError, Role, Span, StepRecord
+from synth_client.record_file import read_records
 
 SAFE = ("Tom has 12 bags [of apples].\n\n", "Each bag holds 3 apples.\n\n")
 FLAWED = ("So he has 12 + 3 apples.\n\n", "That makes 15.\n\n")
@@ -377,7 +379,7 @@ def test_a_bad_line_is_named_with_its_file_its_number_and_its_fault(
 
 
 def test_a_missing_file_is_no_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match="no such file"):
         list(read_records(tmp_path / "none.jsonl"))
 
 

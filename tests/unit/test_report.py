@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from synth_client import page
+from synth_client.errors import OutputError
 from synth_client.likelihood import Likelihoods
 from synth_client.likelihood_plots import likelihood_plots_of
 from synth_client.page import PageError
@@ -339,7 +340,7 @@ def test_a_page_that_cannot_be_put_in_place_leaves_the_old_one(
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(OutputError, match="the disk is gone"):
         write_report([record_of(breached())], path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

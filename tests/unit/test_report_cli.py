@@ -86,7 +86,7 @@ def test_a_broken_line_is_named(command: str, records: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("command", ["report", "rescore"])
 def test_a_missing_file_is_named(command: str, tmp_path: Path) -> None:
     error = error_of(command, tmp_path / "none.jsonl", "--output", tmp_path / "page.html")
-    assert str(error) == f"{tmp_path / 'none.jsonl'}: No such file or directory"
+    assert str(error) == f"{tmp_path / 'none.jsonl'}: no such file"
 
 
 @pytest.mark.parametrize("command", ["report", "rescore"])

@@ -13,8 +13,8 @@ import orjson
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from synth_client.atomic import output_errors
 from synth_client.export import DATASET_INFO, DATASET_NAME
-from synth_client.journal import reported
 from trainer.recipe import CpuHardware, ExportData, Recipe, Training
 from trainer.reproduce.task import problems, worked
 from trainer.train import train
@@ -121,7 +121,7 @@ def write_blank(design: Design, folder: Path) -> None:
             "chat_template": _template(design),
         },
     }
-    with reported(folder):
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(folder / "tokenizer.json"))
         for name, content in files.items():
@@ -130,7 +130,7 @@ def write_blank(design: Design, folder: Path) -> None:
 
 def write_lessons(design: Design, index: int, folder: Path) -> None:
     """Worked problems for every step of a round, as LLaMA-Factory reads them."""
-    with reported(folder):
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         info = {
             DATASET_NAME: {

@@ -11,14 +11,13 @@ import orjson
 from pydantic import JsonValue
 from rich.console import Console
 
-from synth_client.aside import write_whole
-from synth_client.cli import run_loop
+from synth_client.atomic import output_errors, write_whole
 from synth_client.dataset import open_dataset
-from synth_client.journal import reported
 from synth_client.page import require_plotly, write_page
 from synth_client.question import Synthesis
 from synth_client.rules import MATH
 from synth_client.run import Run, synthesise
+from synth_client.session import run_loop
 from synth_client.workspace import Workspace
 from trainer.benchmark import load_benchmark
 from trainer.errors import RunExists, ServerFailed
@@ -131,7 +130,7 @@ def _draw(job: Reproduction, rates: Curve) -> None:
     from synth_client.rescore_view import rescore_page  # noqa: PLC0415
 
     own = (job.scale.base_threshold, job.scale.entropy_scale)
-    with reported(job.folder / CURVE):
+    with output_errors(job.folder / CURVE):
         write_page(rescore_page(rates.rows, own, ()), job.folder / CURVE)
 
 
@@ -141,7 +140,7 @@ def _claim(job: Reproduction) -> None:
         option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS,
     )
     path = job.folder / _PLAN
-    with reported(path):
+    with output_errors(path):
         job.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_whole(path, plan)
@@ -166,7 +165,7 @@ def _write_problems(job: Reproduction) -> None:
             )
             for problem in problems(name, num, scale.num_terms)
         )
-        with reported(path):
+        with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lines)
 
@@ -236,7 +235,7 @@ def _evaluate(
         return
     scale = job.scale
     job.console.rule(f"evaluation: {name}" + ("" if seed is None else f", seed {seed}"))
-    with reported(folder):
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with (
         _timed(job, "eval", name, seed),
@@ -273,5 +272,5 @@ def _timed(job: Reproduction, stage: str, name: str, seed: int | None) -> Iterat
     yield
     line = {"stage": stage, "name": name, "seed": seed, "seconds": time.monotonic() - begin}
     path = job.folder / _TIMES
-    with reported(path), path.open("ab") as file:
+    with output_errors(path), path.open("ab") as file:
         file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))

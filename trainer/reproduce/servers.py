@@ -14,8 +14,8 @@ from typing import Final
 import httpx
 import yaml
 
-from synth_client.journal import reported
-from trainer.environment import python_in
+from synth_client.atomic import output_errors
+from trainer.environments import python_in
 from trainer.errors import ServerFailed, TrainerMissing
 
 SERVED_AS: Final = "motab/tiny"
@@ -88,7 +88,7 @@ def proxy(student: str, teacher: str, models: Mapping[str, Path], folder: Path) 
         "models": {SERVED_AS: {"student": "student", "teacher": "teacher"}},
     }
     path = folder / "proxy.yaml"
-    with reported(path):
+    with output_errors(path):
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     main = "from proxy.cli import main; main()"
     command = [sys.executable, "-c", main, "serve", "--config", str(path)]
@@ -107,7 +107,7 @@ def _free_port() -> int:
 def _running(
     command: Sequence[str], settings: Mapping[str, str], log: Path, ready_url: str
 ) -> Iterator[None]:
-    with reported(log):
+    with output_errors(log):
         opened = log.open("wb")
     with (
         opened as file,

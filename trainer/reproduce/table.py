@@ -9,9 +9,9 @@ from typing import Any, Final, get_args
 
 import orjson
 
+from synth_client.atomic import output_errors
 from synth_client.filters import Filters, Kept
-from synth_client.journal import reported
-from synth_client.record import read_records
+from synth_client.record_file import read_records
 from trainer.evaluate import RECORDS, RESULTS
 from trainer.reproduce.arms import Arm
 from trainer.reproduce.curve import Curve
@@ -141,7 +141,7 @@ def _mistakes(unit: Unit, asked: Mapping[str, Problem]) -> Counter[Mistake | Non
 
 def _results(folder: Path) -> dict[str, Any]:
     path = folder / RESULTS
-    with reported(path):
+    with output_errors(path):
         found: dict[str, Any] = orjson.loads(path.read_bytes())
     return found
 

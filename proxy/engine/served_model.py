@@ -1,0 +1,115 @@
+"""Decides which methods and scorers a pair of models may use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.backends.base import Scorer, TokenScorer
+from proxy.core.types import JUDGES, Author
+from proxy.engine.pair import Pair
+from proxy.engine.upstream import Upstream
+from proxy.errors import (
+    RequestError,
+    ScoringUnavailable,
+)
+from proxy.options import Options
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A name that clients may use, and what stands behind it."""
+
+    pair: Pair
+    defaults: Mapping[str, Any]
+    labels: dict[str, str | None]
+    """The models' own names: `student` and `teacher`."""
+
+    def check_method(self, options: Options) -> None:
+        """A plain upstream can only write alone."""
+        if options.method == "skd" and self.pair.student and self.pair.teacher:
+            self._check_logprobs(self.pair.student)
+        lacks_student = options.method != "teacher" and self.pair.student is None
+        if lacks_student or (options.method != "student" and self.pair.teacher is None):
+            alone = "teacher" if self.pair.student is None else "student"
+            message = f"this model is a {alone} alone, it has no method '{options.method}'"
+            raise RequestError(message, param="motab.method")
+
+    def _check_logprobs(self, student: Upstream) -> None:
+        if student.writes_logprobs == "no":
+            message = (
+                f"method 'skd' needs the student's log-probabilities, and upstream '{student.name}'"
+                " gives none while it writes; kind vllm, sglang, llamacpp or embedded does"
+            )
+            raise RequestError(message, param="motab.method")
+
+    def check_temperature(self, options: Options, temperature: float) -> None:
+        """What a server scaled by its temperature is U_t at the temperatures 0 and 1 only."""
+        student = self.pair.student
+        if options.method != "skd" or student is None or student.writes_logprobs != "scaled":
+            return
+        if temperature not in {0.0, 1.0}:
+            message = (
+                f"method 'skd' needs temperature 0 or 1 here: upstream '{student.name}' scales its"
+                " log-probabilities by the temperature"
+            )
+            raise RequestError(message, param="temperature")
+
+    def scorer_of_method(self, options: Options, asked: Mapping[str, Any]) -> Scorer | None:
+        """The scorer that the method needs; None where it does not score.
+
+        Raises as `scorer` does, and where marks would be compared with probabilities.
+        """
+        if not options.scores:
+            return None
+        if options.method == "motab":
+            return self.scorer(options, asked)
+        scorer = self._scorer(options)
+        if scorer.scoring in JUDGES:
+            message = (
+                f"method '{options.method}' compares probabilities, and the teacher's values come"
+                f" from '{scorer.scoring}' and are none"
+            )
+            raise RequestError(message, param="motab.method")
+        return scorer
+
+    def _scorer(self, options: Options) -> Scorer:
+        if self.pair.teacher is None:
+            raise RequestError("this model has no teacher to score with", param="model")
+        return self.pair.teacher.scorer(options.scoring)
+
+    def token_scorer(self, author: Author, options: Options) -> TokenScorer:
+        """What gives every token's log-probability under one of both models.
+
+        Raises `RequestError` where that model is not there or its server gives none.
+        """
+        upstream = self.pair.student if author == "student" else self.pair.teacher
+        if upstream is None:
+            message = f"token_logprobs are of both models, and this one has no {author}"
+            raise RequestError(message, param="model")
+        wanted = options.scoring if author == "teacher" else "auto"
+        for scorer in upstream.scorers:
+            if wanted in {"auto", scorer.scoring} and isinstance(scorer, TokenScorer):
+                return scorer
+        ways = ", ".join(scorer.scoring for scorer in upstream.scorers) or "none"
+        message = (
+            f"upstream '{upstream.name}' cannot give token_logprobs, which takes prompt_logprobs,"
+            f" echo or forced_decode (a judge gives marks of whole steps); it has: {ways}"
+        )
+        raise ScoringUnavailable(message)
+
+    def scorer(self, options: Options, asked: Mapping[str, Any]) -> Scorer:
+        """The teacher's scorer that the options call for.
+
+        Raises `ScoringUnavailable`, and `RequestError` where a judge would be held against a
+        boundary that was made for V_t: its values are another quantity and it knows no entropy.
+        """
+        scorer = self._scorer(options)
+        if scorer.scoring in JUDGES:
+            about = f"the teacher's values come from '{scorer.scoring}' and are no probabilities"
+            if options.boundary != "static":
+                message = f"{about}: no entropy comes with them, so boundary must be 'static'"
+                raise RequestError(message, param="motab.boundary")
+            if "base_threshold" not in {**self.defaults, **asked}:
+                message = f"{about}: they need a base_threshold of their own"
+                raise RequestError(message, param="motab.base_threshold")
+        return scorer

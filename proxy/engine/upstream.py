@@ -1,0 +1,77 @@
+"""A server with its limits, its speeds and its ways to score."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from proxy.backends.base import GatedWriter, MarkupReader, Reader, Scorer, Writer
+from proxy.core.reasoning import Reasoning
+from proxy.core.types import Scoring
+from proxy.engine.pace import ComputingSpeed, WritingSpeed
+from proxy.errors import ScoringUnavailable
+
+
+@dataclass(slots=True)
+class Upstream:
+    """A server and its limit. Writing and scoring are counted apart, each up to `max_concurrent`,
+    so that long drafts cannot keep the short scoring calls waiting; waiters are served in order.
+    """
+
+    name: str
+    reader: Reader
+    writer: Writer
+    scorers: tuple[Scorer, ...]
+    """The ways to score that its server offers, best first."""
+    max_concurrent: int
+    reasoning: Reasoning | None = None
+    """How its model's text opens a thought; None where that is not known."""
+    markup: MarkupReader | None = None
+    """`reader`, where it knows special tokens; None: the model reads the text as it is."""
+    writes_logprobs: Literal["no", "yes", "scaled"] = "no"
+    """Whether its text can come with log-probabilities; `scaled`: by the sampling temperature."""
+    why_not: Mapping[Scoring, str] = field(default_factory=dict)
+    """Why a way that such servers may have is not among the scorers."""
+    gpus: float = 1.0
+    """What a second of its server costs beside one of another's."""
+    on_wait: Callable[[], None] = lambda: None
+    """Told when a text that it writes has to wait for verdicts."""
+    gated_writer: GatedWriter | None = field(init=False)
+    """`writer`, where its texts can wait."""
+    writing: asyncio.Semaphore = field(init=False)
+    scoring: asyncio.Semaphore = field(init=False)
+    writing_speed: WritingSpeed = field(init=False, default_factory=WritingSpeed)
+    computing_speed: ComputingSpeed = field(init=False, default_factory=ComputingSpeed)
+
+    def __post_init__(self) -> None:
+        # Asked once: with a protocol of four methods it takes 20 us.
+        self.gated_writer = self.writer if isinstance(self.writer, GatedWriter) else None
+        self.writing = asyncio.Semaphore(self.max_concurrent)
+        self.scoring = asyncio.Semaphore(self.max_concurrent)
+
+    def scorer(self, way: Scoring | Literal["auto"]) -> Scorer:
+        """The scorer of that rung, or the best one. Raises `ScoringUnavailable`."""
+        for scorer in self.scorers:
+            if way in {"auto", scorer.scoring}:
+                return scorer
+        ways = ", ".join(scorer.scoring for scorer in self.scorers) or "none"
+        wanted = "no way to score" if way == "auto" else f"no '{way}'"
+        reasons = "".join(f"; no '{lost}': {why}" for lost, why in self.why_not.items())
+        raise ScoringUnavailable(f"upstream '{self.name}' has {wanted}; it has: {ways}{reasons}")
+
+
+class Gate(asyncio.Event):
+    """Set while a text may go on. The time in which it waits is not its server's."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        super().__init__()
+        self.set()
+        self._upstream = upstream
+
+    async def wait(self) -> Literal[True]:
+        """Return when it is set. Called where the text really stops, if it is not."""
+        if self.is_set():
+            return True
+        self._upstream.on_wait()
+        with self._upstream.writing_speed.pausing():
+            return await super().wait()
