@@ -16,11 +16,11 @@ from proxy.logs import show_logs
 from proxy.probe.run import probe
 from proxy.probe.table import show
 from proxy.serve import run, serve
-from synth_client.cli import synth_command
+from synth_client.cli.records import export_command, filter_command, verify_command
+from synth_client.cli.report import report_command, rescore_command
+from synth_client.cli.score import score_command
+from synth_client.cli.synth import synth_command
 from synth_client.errors import ClientError
-from synth_client.records_cli import export_command, filter_command, verify_command
-from synth_client.report_cli import report_command, rescore_command
-from synth_client.score_cli import score_command
 from trainer.cli import train_command
 from trainer.eval_cli import eval_command
 from trainer.reproduce.cli import reproduce_command

@@ -15,14 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from proxy.config import Config, load_config
 from proxy.errors import MotabError
 from proxy.serve import running
-from synth_client.atomic import AtomicFile, output_errors
-from synth_client.client import SynthClient
-from synth_client.display import legend, render_trajectory
-from synth_client.failure import SynthesisError
-from synth_client.question import Question, Synthesis, units_of
+from synth_client.asking.client import SynthClient
+from synth_client.asking.errors import SynthesisError
+from synth_client.files.atomic import AtomicFile, output_errors
+from synth_client.judging.verifier import Verifier
+from synth_client.questions.question import Question, Synthesis, units_of
 from synth_client.record import Message, Record
-from synth_client.report import write_report
-from synth_client.verify import Verifier
+from synth_client.report.report import write_report
+from synth_client.report.terminal import legend, render_trajectory
 
 MODEL = "motab/demo"
 # Two trajectories keep both cores busy; more would only share them.

@@ -1,4 +1,4 @@
-"""Reads the pages of `synth_client.page` back as their scripts do."""
+"""Reads the pages of `synth_client.report.page` back as their scripts do."""
 
 import gzip
 import re

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import orjson
 
-from synth_client.dataset import BadRow, Cells, Dataset, open_dataset
 from synth_client.errors import InputError
-from synth_client.question import Question
-from synth_client.rules import CHOICE, MATH
-from synth_client.verify import Program
+from synth_client.judging.rules import CHOICE, MATH
+from synth_client.judging.verifier import Program
+from synth_client.questions.dataset import BadRow, Cells, Dataset, open_dataset
+from synth_client.questions.question import Question
 from trainer.choices import has_choices, laid_out
 
 PLACE: Final = "{problem}"

@@ -9,10 +9,10 @@ from typing import Final
 
 import orjson
 
-from synth_client.atomic import output_errors, replace_folder
 from synth_client.errors import InputError
-from synth_client.export import DATASET_INFO, DATASET_NAME, Export, export
-from synth_client.filters import Filters
+from synth_client.files.atomic import output_errors, replace_folder
+from synth_client.training_data.export import DATASET_INFO, DATASET_NAME, Export, export
+from synth_client.training_data.filters import Filters
 from trainer.errors import RecipeError
 from trainer.losses import export_with_spans
 from trainer.recipe import DataLoss, ExportData, RecordsData

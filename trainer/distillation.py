@@ -5,8 +5,8 @@ from typing import Any
 
 import orjson
 
-from synth_client.atomic import output_errors
-from synth_client.export import DATASET_INFO
+from synth_client.files.atomic import output_errors
+from synth_client.training_data.export import DATASET_INFO
 from trainer.dataset import Dataset
 from trainer.errors import RecipeError
 from trainer.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe

@@ -8,13 +8,13 @@ from typing import Annotated, Final
 
 import typer
 
-from synth_client.cli_shared import RULE_HELP, check_url, log_console
-from synth_client.question import Synthesis
-from synth_client.rules import CHOICE, MATH, check_rule
-from synth_client.run import Run
-from synth_client.session import run_loop
-from synth_client.verify import Limits
-from synth_client.workspace import Workspace
+from synth_client.cli.shared import RULE_HELP, check_url, log_console
+from synth_client.files.workspace import Workspace
+from synth_client.judging.rules import CHOICE, MATH, check_rule
+from synth_client.judging.verifier import Limits
+from synth_client.questions.question import Synthesis
+from synth_client.runs.session import run_loop
+from synth_client.runs.synthesise import Run
 from trainer.benchmark import PLACE, load_benchmark
 from trainer.evaluate import RECORDS, RESULTS, TABLE, Evaluation, evaluate
 from trainer.named import NAMES, Source, named_benchmark

@@ -10,15 +10,15 @@ from typing import Final
 from pydantic import ValidationError
 from rich.console import Console
 
-from synth_client.answer import EMPTY_OUTPUT
-from synth_client.atomic import output_errors, write_whole
+from synth_client.asking.answer import EMPTY_OUTPUT
 from synth_client.errors import OutputError
-from synth_client.failed import FailedRow
+from synth_client.files.atomic import output_errors, write_whole
+from synth_client.files.record_file import read_records
+from synth_client.files.workspace import Workspace
+from synth_client.judging.verifier import name_of
 from synth_client.record import Record, faults_of
-from synth_client.record_file import read_records
-from synth_client.run import Run, synthesise
-from synth_client.verify import name_of
-from synth_client.workspace import Workspace
+from synth_client.runs.failed_rows import FailedRow
+from synth_client.runs.synthesise import Run, synthesise
 from trainer.benchmark import Benchmark, Problem
 from trainer.estimate import INTERVAL, Weighted
 from trainer.results import SCHEMA_VERSION, ProblemResult, Results, Sampling, scores_of, table_of

@@ -12,7 +12,7 @@ from threading import Event
 from types import FrameType
 from typing import Final
 
-from synth_client.atomic import output_errors
+from synth_client.files.atomic import output_errors
 from trainer.environments import FOREIGN, Trainer, trainer_variables
 from trainer.errors import TrainerMissing, TrainingFailed
 from trainer.recipe import CpuHardware, GpuHardware, Hardware

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import orjson
 
-from synth_client.atomic import AtomicFile, output_errors
-from synth_client.export import Export, export
-from synth_client.filters import Filters, Kept
-from synth_client.masks import loss_spans, step_ends
+from synth_client.files.atomic import AtomicFile, output_errors
+from synth_client.files.record_file import read_records
 from synth_client.record import ModelLogprobs, Record
-from synth_client.record_file import read_records
+from synth_client.training_data.export import Export, export
+from synth_client.training_data.filters import Filters, Kept
+from synth_client.training_data.masks import loss_spans, step_ends
 from trainer.errors import RecipeError
 from trainer.recipe import DataLoss, WeightedLoss
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import orjson
 
-from synth_client.dataset import Cells, Dataset
 from synth_client.errors import InputError
-from synth_client.verify import Program
+from synth_client.judging.verifier import Program
+from synth_client.questions.dataset import Cells, Dataset
 from trainer.benchmark import PLACE, Benchmark, benchmark_of
 from trainer.environments import FOREIGN, ScriptFailed, ask_script, python_in
 from trainer.errors import HarnessMissing

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from synth_client.masks import Mask
+from synth_client.training_data.masks import Mask
 from trainer.environments import Trainer
 from trainer.errors import RecipeError
 
@@ -36,7 +36,7 @@ class ExportData(_Section):
 
 class _Loss(_Section):
     mask: Mask = "all"
-    """Which spans of an answer are learned; the others are context (see synth_client.masks)."""
+    """Which spans of an answer are learned (`training_data.masks`); the others are context."""
     learn_history: bool = True
     """Whether earlier turns of the assistant are learned, too."""
 

@@ -19,8 +19,8 @@ from typing import Any, Final
 import orjson
 import yaml
 
-from synth_client.atomic import output_errors, write_whole
 from synth_client.errors import OutputError
+from synth_client.files.atomic import output_errors, write_whole
 from trainer.dataset import Dataset
 from trainer.distillation import distillation_of
 from trainer.environment import Environment

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import orjson
 
-from synth_client.atomic import output_errors
+from synth_client.files.atomic import output_errors
 from trainer.environments import FOREIGN, ScriptFailed, ask_script, trainer_variables
 from trainer.errors import RecipeError, TrainingFailed
 from trainer.losses import LINES

@@ -20,8 +20,8 @@ from proxy.backends.llamacpp import LlamaCpp
 from proxy.backends.resume import ResumingWriter
 from proxy.backends.retry import RetryPolicy
 from proxy.demo import DemoPair, demo_questions
-from synth_client.record_file import read_records
-from synth_client.rules import last_number
+from synth_client.files.record_file import read_records
+from synth_client.judging.rules import last_number
 from tests.e2e.conftest import line_with
 from tests.pages import data_of
 from trainer.reproduce.task import problems

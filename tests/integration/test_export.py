@@ -12,10 +12,10 @@ import pyarrow.parquet
 import pytest
 
 from synth_client.errors import InputError, OutputError
-from synth_client.export import FORMATS, MARKER, Export, Format, export
-from synth_client.filters import Filters
-from synth_client.masks import Mask
 from synth_client.record import Record
+from synth_client.training_data.export import FORMATS, MARKER, Export, Format, export
+from synth_client.training_data.filters import Filters
+from synth_client.training_data.masks import Mask
 from tests.unit.test_record import breached, record_of, scored, spans_of, unbroken
 
 THINKING = "<think>\nIs it 36?\n</think>\n\n  Yes: “36” \U0001f34e\r\n\t\\boxed{36}\n\n"

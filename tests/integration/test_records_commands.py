@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from proxy.cli import app
+from synth_client.files.record_file import read_records
 from synth_client.record import Record
-from synth_client.record_file import read_records
 from tests.unit.test_record import breached, record_of, unbroken
 
 RIGHT = record_of(breached())

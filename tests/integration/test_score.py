@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from synth_client.files.record_file import read_records
 from synth_client.record import Record
-from synth_client.record_file import read_records
 from tests.integration.test_export import written
 from tests.integration.test_synth import ENV, ROOT
 from tests.integration.test_synth_proxy import STUDENT, TEACHER, Proxy, toys, write_config

@@ -21,15 +21,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from proxy.cli import app
-from synth_client.dataset import open_dataset
 from synth_client.errors import ClientError
-from synth_client.filters import Filters
-from synth_client.final import Totals
-from synth_client.journal import Entry
-from synth_client.question import Synthesis
+from synth_client.files.journal import Entry
+from synth_client.files.record_file import read_records
+from synth_client.questions.dataset import open_dataset
+from synth_client.questions.question import Synthesis
 from synth_client.record import Record
-from synth_client.record_file import read_records
-from synth_client.run import Run, synthesise
+from synth_client.runs.outputs import Totals
+from synth_client.runs.synthesise import Run, synthesise
+from synth_client.training_data.filters import Filters
 from tests.integration.openai_server import FULL, Fault, Scripted, scripted
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ import yaml
 from rich.console import Console
 
 from synth_client.errors import InputError
-from synth_client.export import Export, export
-from synth_client.filters import Filters
+from synth_client.training_data.export import Export, export
+from synth_client.training_data.filters import Filters
 from tests.unit.test_record import breached, record_of, unbroken
 from trainer.dataset import prepare, settle
 from trainer.environment import Environment, Gpu, fitted, inspect_environment

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from synth_client.errors import InputError
+from synth_client.judging.verifier import Limits, Verifier
 from synth_client.record import Record, Verification
-from synth_client.verify import Limits, Verifier
 from tests.unit.test_record import record_of, unbroken
 
 GIB = 2**30
@@ -194,7 +194,7 @@ def test_an_orphan_ends_by_itself() -> None:
     script = (
         "import sys\n"
         "from synth_client.record import Record\n"
-        "from synth_client.verify import Limits, Verifier\n"
+        "from synth_client.judging.verifier import Limits, Verifier\n"
         "verifier = Verifier('math', limits=Limits(seconds=2.0), num_workers=1)\n"
         "verifier.start()\n"
         "(worker,) = verifier._all\n"

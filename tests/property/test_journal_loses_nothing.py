@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synth_client.journal import RECORD, Entry, open_journal
+from synth_client.files.journal import RECORD, Entry, open_journal
 
 KEYS = [bytes([i]) * 16 for i in range(256)]
 # JSON holds no newline as such, but anything else.
@@ -20,7 +20,7 @@ LIVES = st.lists(st.tuples(st.lists(CONTENTS, max_size=6), st.floats(0, 1)), min
 
 @pytest.fixture(autouse=True)
 def _quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.CRITICAL, "synth_client.journal")
+    caplog.set_level(logging.CRITICAL, "synth_client.files.journal")
 
 
 def size_of(path: Path) -> int:

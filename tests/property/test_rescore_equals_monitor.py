@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from proxy.core.params import Params
 from proxy.core.types import Step, StepScore, StepTrace
 from proxy.core.verdict import bifurcation_of, judge
-from synth_client.rescore import Calibrator, Scored, outcome_of, rescore
+from synth_client.report.rescore import Calibrator, Scored, outcome_of, rescore
 
 PROBABILITY = st.floats(0.0, 1.0) | st.sampled_from([0.05, 0.1, 0.2, 0.5])
 STEPS = st.lists(

@@ -14,8 +14,8 @@ from proxy.backends.template import ChatTemplate
 from proxy.config import Config
 from proxy.demo import DemoPair, demo_config, demo_questions
 from proxy.serve import running
-from synth_client.client import SynthClient
-from synth_client.question import Synthesis, units_of
+from synth_client.asking.client import SynthClient
+from synth_client.questions.question import Synthesis, units_of
 from synth_client.record import Record
 from tests.servers.reference import Case, forward_pass
 

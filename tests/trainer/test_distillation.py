@@ -8,8 +8,8 @@ import psutil
 import pytest
 import yaml
 
-from synth_client.export import Export, export
-from synth_client.filters import Filters
+from synth_client.training_data.export import Export, export
+from synth_client.training_data.filters import Filters
 from tests.integration.test_export import written
 from tests.trainer.test_llamafactory import ROOT, in_trainer
 from tests.trainer.test_training import Motab, recipe_of

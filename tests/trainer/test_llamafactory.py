@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from proxy.backends.gguf_files import model_path
-from synth_client.export import Export, export
-from synth_client.filters import Filters
+from synth_client.training_data.export import Export, export
+from synth_client.training_data.filters import Filters
 from tests.integration.test_export import RECORDS, THINKING, written
 
 ROOT = Path(__file__).parents[2]

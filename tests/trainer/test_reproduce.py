@@ -8,7 +8,7 @@ import orjson
 import psutil
 import pytest
 
-from synth_client.record_file import read_records
+from synth_client.files.record_file import read_records
 from tests.trainer.test_llamafactory import ROOT
 
 MAIN = "from proxy.cli import main; main()"

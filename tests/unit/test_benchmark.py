@@ -6,9 +6,9 @@ import datasets
 import orjson
 import pytest
 
-from synth_client.dataset import BadRow
 from synth_client.errors import InputError
-from synth_client.question import Question
+from synth_client.questions.dataset import BadRow
+from synth_client.questions.question import Question
 from trainer.benchmark import Benchmark, Problem, load_benchmark
 
 MATH_500 = {

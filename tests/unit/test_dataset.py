@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from synth_client.dataset import BadRow, Dataset, open_dataset
 from synth_client.errors import InputError
-from synth_client.question import Question
+from synth_client.questions.dataset import BadRow, Dataset, open_dataset
+from synth_client.questions.question import Question
 from synth_client.record import Message
 
 ROWS: list[dict[str, Any]] = [

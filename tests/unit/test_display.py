@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console, RenderableType
 from rich.style import Style
 
-from synth_client.display import legend, render_trajectory
+from synth_client.report.terminal import legend, render_trajectory
 from tests.unit.test_record import (
     CORRECTION,
     FLAWED,

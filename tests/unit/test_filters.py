@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from synth_client.errors import InputError
-from synth_client.filters import Filters, Kept
 from synth_client.record import Record
+from synth_client.training_data.filters import Filters, Kept
 from tests.unit.test_record import (
     CORRECTION,
     FLAWED,

@@ -9,12 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from proxy.cli import app
-from synth_client.actors import Mailbox, Report, row_of, unit_of
+from synth_client.asking.errors import SynthesisError
+from synth_client.asking.pool import Load, Outcome
+from synth_client.cluster.actors import Mailbox, Report, row_of, unit_of
+from synth_client.cluster.executor import require_ray
 from synth_client.errors import ClusterError
-from synth_client.failure import SynthesisError
-from synth_client.fleet import require_ray
-from synth_client.pool import Load, Outcome
-from synth_client.question import Question, Unit
+from synth_client.questions.question import Question, Unit
 from synth_client.record import Message
 from tests.unit.test_record import breached, record_of
 

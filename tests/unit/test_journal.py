@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from synth_client.errors import OutputError
-from synth_client.journal import FAILURE, RECORD, Entry, Journal, open_journal
+from synth_client.files.journal import FAILURE, RECORD, Entry, Journal, open_journal
 
 KEYS = [bytes([i]) * 16 for i in range(200)]
 
@@ -102,7 +102,7 @@ async def write_three(path: Path) -> list[bytes]:
 async def test_cut_at_any_byte_it_keeps_every_whole_entry_and_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.CRITICAL, "synth_client.journal")
+    caplog.set_level(logging.CRITICAL, "synth_client.files.journal")
     lines = await write_three(tmp_path / "journal")
     whole = b"".join(lines)
     ends = [len(lines[0]), len(lines[0] + lines[1]), len(whole)]
@@ -122,7 +122,7 @@ async def test_cut_at_any_byte_it_keeps_every_whole_entry_and_goes_on(
 async def test_a_flipped_bit_costs_the_entry_that_it_hit_and_no_other(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.CRITICAL, "synth_client.journal")
+    caplog.set_level(logging.CRITICAL, "synth_client.files.journal")
     lines = await write_three(tmp_path / "journal")
     whole = b"".join(lines)
     path = tmp_path / "flipped"

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from synth_client.likelihood import (
+from synth_client.record import ModelLogprobs, Role
+from synth_client.report.authorship import Kind, handover_of, passages_of
+from synth_client.report.likelihood import (
     BIN_WIDTHS,
     NUM_BINS,
     OTHER_METHODS,
@@ -13,9 +15,7 @@ from synth_client.likelihood import (
     Reach,
     points_of,
 )
-from synth_client.passages import Kind, handover_of, passages_of
-from synth_client.readings import Reading
-from synth_client.record import ModelLogprobs, Role
+from synth_client.report.text_logprobs import Reading
 from tests.unit.test_record import (
     CORRECTION,
     FLAWED,

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from synth_client.limiter import Limiter, Permit
+from synth_client.asking.limiter import Limiter, Permit
 
 
 class Clock:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synth_client.filters import Filters
 from synth_client.record import Record
+from synth_client.training_data.filters import Filters
 from tests.integration.test_export import written
 from tests.unit.test_recipe import FILE
 from tests.unit.test_record import breached, record_of, unbroken

@@ -1,6 +1,6 @@
 import pytest
 
-from synth_client.masks import LossSpan, Mask, loss_spans
+from synth_client.training_data.masks import LossSpan, Mask, loss_spans
 from tests.unit.test_record import CORRECTION, FLAWED, REVISE, SAFE, breached, record_of, unbroken
 
 SAFE_END = len("".join(SAFE))

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from synth_client.asking.errors import SynthesisError, Trouble
+from synth_client.asking.limiter import Limiter
+from synth_client.asking.pool import Asker, Budgets, Failed, Outcome, Pool
 from synth_client.errors import InputError, OutputError, RunAborted
-from synth_client.failure import SynthesisError, Trouble
-from synth_client.limiter import Limiter
-from synth_client.pool import Asker, Budgets, Failed, Outcome, Pool
-from synth_client.question import Question, Synthesis, Unit, units_of
+from synth_client.questions.question import Question, Synthesis, Unit, units_of
 from synth_client.record import Message, Record
 from tests.unit.test_record import breached, record_of
 

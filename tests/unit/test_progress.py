@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from synth_client.asking.errors import SynthesisError
+from synth_client.asking.limiter import Limiter
+from synth_client.asking.pool import Failed, Outcome, Pool
 from synth_client.errors import OutputError
-from synth_client.failure import SynthesisError
-from synth_client.limiter import Limiter
-from synth_client.pool import Failed, Outcome, Pool
-from synth_client.progress import Progress, Tally, render_progress
-from synth_client.question import Unit
+from synth_client.questions.question import Unit
 from synth_client.record import Record
+from synth_client.runs.progress import Progress, Tally, render_progress
 from tests.unit.test_record import breached, record_of, unbroken
 from tests.unit.test_synth_client import SYNTHESIS, unit_of
 

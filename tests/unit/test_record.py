@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from synth_client.errors import InputError
+from synth_client.files.record_file import read_records
 from synth_client.record import Piece, Record, RecordError, Role, Span, StepRecord
-from synth_client.record_file import read_records
 
 SAFE = ("Tom has 12 bags [of apples].\n\n", "Each bag holds 3 apples.\n\n")
 FLAWED = ("So he has 12 + 3 apples.\n\n", "That makes 15.\n\n")

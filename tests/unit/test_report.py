@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from synth_client import page
 from synth_client.errors import OutputError
-from synth_client.likelihood import Likelihoods
-from synth_client.likelihood_plots import likelihood_plots_of
-from synth_client.page import PageError
-from synth_client.palette import PALETTE
-from synth_client.plots import plots_of
 from synth_client.record import Record
-from synth_client.report import report, write_report
+from synth_client.report import page
+from synth_client.report.likelihood import Likelihoods
+from synth_client.report.likelihood_plots import likelihood_plots_of
+from synth_client.report.page import PageError
+from synth_client.report.palette import PALETTE
+from synth_client.report.plots import plots_of
+from synth_client.report.report import report, write_report
 from tests.pages import data_of, without_data
 from tests.unit.test_likelihood import evenly
 from tests.unit.test_record import (

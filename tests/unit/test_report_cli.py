@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from proxy.cli import app
 from synth_client.errors import ClientError, InputError, OutputError
-from synth_client.rescore import RescoreError
+from synth_client.report.rescore import RescoreError
 from tests.pages import data_of
 from tests.unit.test_record import breached, unbroken
 
@@ -181,7 +181,7 @@ def test_an_empty_file_cannot_be_rescored_but_reported(tmp_path: Path) -> None:
 def test_without_plotly_the_command_says_what_to_install(
     command: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synth_client.page.find_spec", lambda _name: None)
+    monkeypatch.setattr("synth_client.report.page.find_spec", lambda _name: None)
     error = error_of(command, records, "--output", tmp_path / "page.html")
     assert str(error) == "pages need plotly: pip install 'motab[report]'"
     assert not (tmp_path / "page.html").exists()

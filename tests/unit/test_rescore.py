@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from proxy.core.params import Params
-from synth_client.rescore import (
+from synth_client.report.rescore import (
     Calibrator,
     Outcome,
     RescoreError,

@@ -1,7 +1,7 @@
 import pytest
 
 from synth_client.errors import InputError
-from synth_client.rules import (
+from synth_client.judging.rules import (
     PLAIN_RULES,
     Judgement,
     check_rule,

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from synth_client.statistics import (
+from synth_client.report.statistics import (
     NUM_STEPS_SHOWN,
     Quantiles,
     Spread,

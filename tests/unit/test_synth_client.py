@@ -9,10 +9,10 @@ import httpx
 import orjson
 import pytest
 
-from synth_client.client import SynthClient
+from synth_client.asking.client import SynthClient
+from synth_client.asking.errors import SynthesisError, Trouble
 from synth_client.errors import RunAborted
-from synth_client.failure import SynthesisError, Trouble
-from synth_client.question import Question, Synthesis, Unit, units_of
+from synth_client.questions.question import Question, Synthesis, Unit, units_of
 from synth_client.record import Message, Record
 from tests.unit.test_record import SAFE, breached, record_of, steps_of, unbroken
 

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from synth_client import viewer
-from synth_client.viewer import Sample, entry_of, view_of
+from synth_client.report import trajectory_viewer as viewer
+from synth_client.report.trajectory_viewer import Sample, entry_of, view_of
 from tests.pages import data_of
 from tests.unit.test_record import (
     CORRECTION,

@@ -5,8 +5,8 @@ Run in EvalScope's environment, so it imports nothing of motab's:
 `named.py problems NAME [FOLDER]` prints one object: `version`, `prompt` (EvalScope's template) and
 `problems` in the order of the data; or {"error": ...}, in one line.
 
-`named.py judge NAME FILE SECONDS` is what `synth_client/verify.py` asks, in the protocol of
-`verify_worker`; FILE has those problems, one a line.
+`named.py judge NAME FILE SECONDS` is what `synth_client.judging.verifier` asks, in the protocol of
+`judging.worker`; FILE has those problems, one a line.
 """
 
 import json

@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from synth_client.masks import Mask
+from synth_client.training_data.masks import Mask
 
 
 @dataclass(frozen=True, slots=True)

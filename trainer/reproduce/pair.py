@@ -13,8 +13,8 @@ import orjson
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from synth_client.atomic import output_errors
-from synth_client.export import DATASET_INFO, DATASET_NAME
+from synth_client.files.atomic import output_errors
+from synth_client.training_data.export import DATASET_INFO, DATASET_NAME
 from trainer.recipe import CpuHardware, ExportData, Recipe, Training
 from trainer.reproduce.task import problems, worked
 from trainer.train import train

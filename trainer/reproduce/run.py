@@ -11,14 +11,14 @@ import orjson
 from pydantic import JsonValue
 from rich.console import Console
 
-from synth_client.atomic import output_errors, write_whole
-from synth_client.dataset import open_dataset
-from synth_client.page import require_plotly, write_page
-from synth_client.question import Synthesis
-from synth_client.rules import MATH
-from synth_client.run import Run, synthesise
-from synth_client.session import run_loop
-from synth_client.workspace import Workspace
+from synth_client.files.atomic import output_errors, write_whole
+from synth_client.files.workspace import Workspace
+from synth_client.judging.rules import MATH
+from synth_client.questions.dataset import open_dataset
+from synth_client.questions.question import Synthesis
+from synth_client.report.page import require_plotly, write_page
+from synth_client.runs.session import run_loop
+from synth_client.runs.synthesise import Run, synthesise
 from trainer.benchmark import load_benchmark
 from trainer.errors import RunExists, ServerFailed
 from trainer.evaluate import RECORDS, RESULTS, Evaluation, evaluate
@@ -127,7 +127,7 @@ def reproduce(job: Reproduction) -> Comparison:
 
 def _draw(job: Reproduction, rates: Curve) -> None:
     # It imports Plotly, which is slow.
-    from synth_client.rescore_view import rescore_page  # noqa: PLC0415
+    from synth_client.report.rescore_page import rescore_page  # noqa: PLC0415
 
     own = (job.scale.base_threshold, job.scale.entropy_scale)
     with output_errors(job.folder / CURVE):

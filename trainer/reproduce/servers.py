@@ -14,7 +14,7 @@ from typing import Final
 import httpx
 import yaml
 
-from synth_client.atomic import output_errors
+from synth_client.files.atomic import output_errors
 from trainer.environments import python_in
 from trainer.errors import ServerFailed, TrainerMissing
 

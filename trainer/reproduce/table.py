@@ -9,9 +9,9 @@ from typing import Any, Final, get_args
 
 import orjson
 
-from synth_client.atomic import output_errors
-from synth_client.filters import Filters, Kept
-from synth_client.record_file import read_records
+from synth_client.files.atomic import output_errors
+from synth_client.files.record_file import read_records
+from synth_client.training_data.filters import Filters, Kept
 from trainer.evaluate import RECORDS, RESULTS
 from trainer.reproduce.arms import Arm
 from trainer.reproduce.curve import Curve

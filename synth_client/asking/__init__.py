@@ -1,0 +1,1 @@
+"""Asks from one process: the HTTP client, retries, concurrency."""

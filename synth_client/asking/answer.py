@@ -1,0 +1,255 @@
+"""Answers as servers send them, taken apart into records, which nobody has verified yet."""
+
+from importlib.metadata import version
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from synth_client.asking.errors import REASONING_APART, SynthesisError
+from synth_client.questions.question import Question
+from synth_client.record import (
+    Count,
+    FinishReason,
+    Models,
+    MotabUsage,
+    Record,
+    Scoring,
+    Span,
+    StepRecord,
+    TokenLogprobs,
+    Usage,
+    faults_of,
+)
+
+PLAIN_METHOD: Final = "plain"
+EMPTY_OUTPUT: Final = "empty_output"
+_EXCERPT_CHARS: Final = 200
+_MOTAB_VERSION: Final = version("motab")
+
+
+def traced_record(
+    content: bytes, question: Question, *, sample: int, attempts: int, seconds: float
+) -> Record:
+    """The record that the proxy's answer tells, trace and all.
+
+    Raises `SynthesisError` where the answer lacks something or contradicts itself.
+    """
+    try:
+        completion = _Completion.model_validate_json(content)
+        (choice,) = completion.choices
+        trace = choice.motab
+        return _record(
+            question,
+            output=choice.message.content,
+            spans=trace.spans,
+            method=trace.method,
+            params=trace.params,
+            models=trace.models,
+            scoring=trace.scoring,
+            breach=trace.breach,
+            bifurcation=trace.bifurcation,
+            steps=trace.steps,
+            finish_reason=choice.finish_reason,
+            usage=Usage(**dict(completion.usage)),
+            sample=sample,
+            attempts=attempts,
+            seconds=seconds,
+        )
+    except ValidationError as error:
+        raise _malformed_as(error, content) from error
+
+
+def plain_record(
+    content: bytes, question: Question, *, sample: int, attempts: int, seconds: float
+) -> Record:
+    """The record of any OpenAI-compatible answer: one model wrote it all, as a teacher does.
+
+    Raises `SynthesisError` where the answer lacks something.
+    """
+    try:
+        completion = _PlainCompletion.model_validate_json(content)
+        (choice,) = completion.choices
+        if choice.message.reasoning_content or choice.message.reasoning:
+            raise SynthesisError(
+                "the server keeps the reasoning apart from the content, and the record would lose"
+                " it; start the server without its reasoning parser",
+                status=200,
+                error_type=REASONING_APART,
+            )
+        output, usage = choice.message.content, completion.usage
+        spans = (Span(role="teacher", start=0, end=len(output)),) if output else ()
+        return _record(
+            question,
+            output=output,
+            spans=spans,
+            method=PLAIN_METHOD,
+            params={},
+            models=Models(student=None, teacher=completion.model),
+            scoring=None,
+            breach=None,
+            bifurcation=None,
+            steps=(),
+            finish_reason=choice.finish_reason,
+            usage=Usage(**dict(usage), motab=_all_by_the_teacher(usage.completion_tokens)),
+            sample=sample,
+            attempts=attempts,
+            seconds=seconds,
+        )
+    except ValidationError as error:
+        raise _malformed_as(error, content) from error
+
+
+def scored_record(content: bytes, record: Record) -> Record:
+    """`record` with the `token_logprobs` of the answer.
+
+    Raises `SynthesisError` where the answer lacks something or does not cover the output.
+    """
+    try:
+        found = _TokenScores.model_validate_json(content).token_logprobs
+        return Record(**{**dict(record), "token_logprobs": found})
+    except ValidationError as error:
+        raise _malformed_as(error, content) from error
+
+
+def _all_by_the_teacher(completion_tokens: int) -> MotabUsage:
+    return MotabUsage(
+        student_tokens=0,
+        student_tokens_discarded=0,
+        teacher_scored_tokens=0,
+        teacher_cached_tokens=None,
+        teacher_tokens=completion_tokens,
+        student_calls=0,
+        score_calls=0,
+        correction_calls=1,
+    )
+
+
+def _record(question: Question, *, output: str, **fields: Any) -> Record:  # noqa: ANN401
+    if not output.strip():
+        raise _malformed("the output is empty", code=EMPTY_OUTPUT)
+    return Record(
+        id=question.id,
+        messages=question.messages,
+        output=output,
+        answer=question.answer,
+        predicted=None,
+        correct=None,
+        motab_version=_MOTAB_VERSION,
+        **fields,
+    )
+
+
+def excerpt_of(content: bytes) -> str:
+    """How an answer begins, in one line."""
+    text = content[: 4 * _EXCERPT_CHARS].decode(errors="replace")
+    return " ".join(text.split())[:_EXCERPT_CHARS]
+
+
+def is_json(content: bytes) -> bool:
+    """Whether an answer is JSON at all."""
+    try:
+        orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _malformed_as(error: ValidationError, content: bytes) -> SynthesisError:
+    fault = faults_of(error)
+    return _malformed(fault if is_json(content) else f"{fault}: '{excerpt_of(content)}'")
+
+
+def _malformed(fault: str, code: str | None = None) -> SynthesisError:
+    return SynthesisError(
+        f"malformed answer: {fault}", status=200, error_type="malformed_answer", code=code
+    )
+
+
+class _Wire(BaseModel):
+    """What a strict OpenAI answer may add of its own is none of our business."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class _ChatMessage(_Wire):
+    role: Literal["assistant"]
+    content: str
+
+
+class _Trace(_Wire):
+    method: str
+    breach: int | None
+    bifurcation: int | None
+    scoring: Scoring | None
+    spans: tuple[Span, ...]
+    steps: tuple[StepRecord, ...]
+    params: dict[str, JsonValue]
+    models: Models
+
+
+class _Choice(_Wire):
+    message: _ChatMessage
+    finish_reason: FinishReason
+    motab: _Trace
+
+
+class _Usage(Usage):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Completion(_Wire):
+    choices: Annotated[tuple[_Choice, ...], Field(min_length=1, max_length=1)]
+    usage: _Usage
+
+
+class _TokenScores(_Wire):
+    token_logprobs: TokenLogprobs
+
+
+class _PlainMessage(_ChatMessage):
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _PlainChoice(_Wire):
+    message: _PlainMessage
+    finish_reason: FinishReason
+
+
+class _PlainUsage(_Wire):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+
+
+class _PlainCompletion(_Wire):
+    model: str
+    choices: Annotated[tuple[_PlainChoice, ...], Field(min_length=1, max_length=1)]
+    usage: _PlainUsage
+
+
+class _ErrorBody(_Wire):
+    message: str
+    type: str | None = None
+    param: str | None = None
+    code: str | int | None = None
+
+
+class _ErrorAnswer(_Wire):
+    error: _ErrorBody
+
+
+def refusal(status: int, content: bytes, otherwise: str) -> SynthesisError:
+    """The server's own error object; `otherwise` is what to say where the answer holds none."""
+    try:
+        error = _ErrorAnswer.model_validate_json(content).error
+    except ValidationError:
+        return SynthesisError(otherwise, status=status)
+    return SynthesisError(
+        error.message,
+        status=status,
+        error_type=error.type,
+        param=error.param,
+        code=None if error.code is None else str(error.code),
+    )

@@ -1,0 +1,1 @@
+"""Defines the client's commands, one file a command or family."""

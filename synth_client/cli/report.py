@@ -1,0 +1,143 @@
+"""The commands `motab report` and `motab rescore`."""
+
+import math
+from collections.abc import Iterable
+from itertools import chain, product
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from synth_client.cli.shared import parse_prices
+from synth_client.files.record_file import read_records
+from synth_client.prices import PRICED
+from synth_client.report.page import require_plotly, write_page
+from synth_client.report.report import MAX_TRAJECTORIES, write_report
+from synth_client.report.rescore import (
+    Calibration,
+    Calibrator,
+    RescoreError,
+    Scored,
+    own_thresholds,
+    rescore,
+    scored_steps,
+)
+
+RecordsPath = Annotated[
+    Path, typer.Argument(metavar="RECORDS", help="Records as `motab synth` writes them (JSONL).")
+]
+RecordsPaths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RECORDS...",
+        help="Records as `motab synth` writes them (JSONL); one page is about all files.",
+    ),
+]
+
+
+def report_command(
+    *,
+    records: RecordsPaths,
+    output: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    max_trajectories: Annotated[
+        int,
+        typer.Option(min=0, help="The most the viewer holds; the plots are about all records."),
+    ] = MAX_TRAJECTORIES,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=PRICE", help=f"For a million tokens; {', '.join(PRICED)}. Repeat it."
+        ),
+    ] = None,
+) -> None:
+    """Write one HTML page about a run: numbers, plots and every trajectory. It opens offline."""
+    prices = parse_prices(price)
+    for path in records:
+        _check_apart(path, output)
+    found = chain.from_iterable(read_records(path) for path in records)
+    write_report(found, output, max_trajectories=max_trajectories, prices=prices)
+    typer.echo(f"Report in {output}")
+
+
+def rescore_command(
+    *,
+    records: RecordsPath,
+    base_threshold: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0, max=1, help="eps_0. Repeat it for a grid; the records' own if left out."
+        ),
+    ] = None,
+    entropy_scale: Annotated[
+        list[float] | None,
+        typer.Option(min=0, help="theta. Repeat it for a grid; the records' own if left out."),
+    ] = None,
+    calibrate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            min=0,
+            max=1,
+            help="Find the base threshold of this breach rate, for each entropy scale.",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write a page with plots.")] = None,
+) -> None:
+    """Tell what other thresholds would have done, from stored values: no model is asked."""
+    numbers = [*(base_threshold or []), *(entropy_scale or [])]
+    if any(not math.isfinite(number) for number in numbers):
+        raise typer.BadParameter("a threshold must be a finite number")
+    if output is not None:
+        _check_apart(records, output)
+    first = next(read_records(records), None)
+    if first is None:
+        raise RescoreError(f"{records} holds no records")
+    own = own_thresholds(first)
+    scales = entropy_scale or [own[1]]
+    with_entropy = any(scales)
+    found = []
+    if calibrate is not None:
+        steps = scored_steps(read_records(records), with_entropy=with_entropy)
+        found = _calibrate(steps, scales, calibrate)
+    bases = base_threshold or ([own[0]] if calibrate is None else [])
+    pairs = sorted(
+        {*product(bases, scales), *((one.base_threshold, one.entropy_scale) for one in found)},
+        key=lambda pair: (pair[1], pair[0]),
+    )
+    rows = rescore(scored_steps(read_records(records), with_entropy=with_entropy), pairs)
+    require_plotly()
+    # It imports Plotly, which is slow.
+    from synth_client.report.rescore_page import (  # noqa: PLC0415
+        render_rows,
+        rescore_page,
+        sentence_of,
+    )
+
+    notes = [] if calibrate is None else [sentence_of(one, calibrate) for one in found]
+    console = Console()
+    console.print(render_rows(rows, own))
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+    if any(row.num_open for row in rows):
+        console.print(
+            "open: passes its stored steps but was cut at its breach, so it may breach later or"
+            " not at all",
+            style="dim",
+        )
+    if output is not None:
+        write_page(rescore_page(rows, own, notes), output)
+        typer.echo(f"Page in {output}")
+
+
+def _calibrate(steps: Iterable[Scored], scales: list[float], rate: float) -> list[Calibration]:
+    calibrators = [Calibrator(scale) for scale in scales]
+    for scored in steps:
+        for calibrator in calibrators:
+            calibrator.add(scored)
+    return [calibrator.threshold(rate) for calibrator in calibrators]
+
+
+def _check_apart(records: Path, output: Path) -> None:
+    if output.resolve() == records.resolve():
+        raise typer.BadParameter("--output would overwrite the records")

@@ -1,0 +1,1 @@
+"""Asks from the nodes of a Ray cluster."""

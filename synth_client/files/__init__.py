@@ -1,0 +1,1 @@
+"""Gets bytes safely to disk: atomic files, the journal, files of records."""

@@ -1,0 +1,308 @@
+"""Reads questions from files and datasets, one row at a time, whatever their size."""
+
+import csv
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from synth_client.errors import InputError
+from synth_client.questions.parquet_and_hub import read_hub, read_parquet
+from synth_client.questions.question import Question
+from synth_client.record import Message, faults_of
+
+QUESTION_COLUMNS: Final = ("question", "problem", "prompt", "instruction", "input")
+_HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
+_COLUMNS: Final = ("messages", *QUESTION_COLUMNS)
+_MESSAGES: Final = TypeAdapter(tuple[Message, ...])
+_MAX_FIELD_CHARS: Final = 2**31 - 1
+_COUNT_BYTES: Final = 2**20
+# So many bad rows at the begin, and none before them that asks anything, are no input of ours.
+_MOST_BAD_FIRST: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that asks nothing. `place` is where it stands, `id` what it is called all the same."""
+
+    id: str
+    place: str
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A row as it is read: its columns, or why it has none. `place` is for the user's eyes."""
+
+    place: str
+    columns: Mapping[str, Any] | None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The input: `rows` starts over from the first row each time and holds few of them at once.
+
+    `rows` raises `InputError` where nothing after a place can be read; a row that is wrong on its
+    own is a `BadRow`. `count` gives the number of rows, None where that takes reading them all.
+    `source` is the input as the user named it, `name` what it is called wherever it lies.
+    """
+
+    name: str
+    source: str
+    cells: Callable[[], Iterator[Cells]]
+    count_all: Callable[[], int | None]
+    limit: int | None
+
+    def rows(self) -> Iterator[Question | BadRow]:
+        """Every row in order, up to the limit.
+
+        Raises `InputError` where there is none, or where none at the begin asks anything.
+        """
+        rows = (_row(cells, i) for i, cells in enumerate(islice(self.cells(), self.limit)))
+        first: list[Question | BadRow] = []
+        for row in islice(rows, _MOST_BAD_FIRST):
+            first.append(row)
+            if isinstance(row, Question):
+                break
+        else:
+            raise self._asks_nothing(first)
+        yield from first
+        yield from rows
+
+    def _asks_nothing(self, rows: Sequence[Question | BadRow]) -> InputError:
+        row = rows[0] if rows else None
+        if not isinstance(row, BadRow):
+            return InputError(f"{self.source} holds no rows")
+        first = "first row asks" if len(rows) == 1 else f"first {len(rows):,} rows ask"
+        return InputError(f"{self.source}: the {first} nothing; {row.place}: {row.fault}")
+
+    def count(self) -> int | None:
+        """How many rows there are within the limit, where that is known."""
+        total = self.count_all()
+        return total if self.limit is None or total is None else min(total, self.limit)
+
+
+def open_dataset(
+    source: str, *, limit: int | None = None, split: str = "train", subset: str | None = None
+) -> Dataset:
+    """The rows of a file (by its suffix), of a dataset's folder, or of a Hugging Face dataset.
+
+    `split` and `subset` choose within a dataset. Raises `InputError` where there is no such thing.
+    """
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if path.is_file():
+        if suffix not in _READERS:
+            known = ", ".join(_READERS)
+            raise InputError(f"{path}: '{suffix}' is no known format; known are {known}")
+        reader = _READERS[suffix]
+        return Dataset(
+            path.name, source, lambda: reader.read(path), lambda: reader.count(path), limit
+        )
+    if suffix in _READERS:
+        raise InputError(f"{path}: no such file")
+    if not path.exists() and not _HUB_NAME.fullmatch(source):
+        raise InputError(f"{source}: no such file or folder")
+    hub = read_hub(source, split, subset)
+
+    def cells() -> Iterator[Cells]:
+        return _numbered(hub.rows())
+
+    name = " ".join(part for part in (hub.name, subset, split) if part)
+    return Dataset(name, source, cells, lambda: hub.num_rows, limit)
+
+
+def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Cells]:
+    for number, row in enumerate(rows, start=1):
+        yield Cells(f"row {number}", row)
+
+
+def _row(cells: Cells, index: int) -> Question | BadRow:
+    columns = cells.columns
+    name = str(index)
+    if columns is None:
+        return BadRow(name, cells.place, cells.fault)
+    given = columns.get("id")
+    if isinstance(given, str | int) and not isinstance(given, bool) and given != "":
+        name = str(given)
+    try:
+        return Question(name, _messages(columns), _answer(columns.get("answer")))
+    except ValueError as error:
+        return BadRow(name, cells.place, str(error))
+
+
+def _messages(columns: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Raises ValueError, saying what is wrong with the row."""
+    column = next((name for name in _COLUMNS if columns.get(name) not in (None, "")), None)
+    if column is None:
+        there = ", ".join(map(str, columns)) or "none"
+        raise ValueError(f"no question: none of {', '.join(_COLUMNS)} is there (columns: {there})")
+    value = columns[column]
+    if column != "messages":
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{column} is not a text with something in it")
+        return (Message(role="user", content=_clean(column, value)),)
+    try:
+        # Tables hold conversations as JSON text.
+        content = value if isinstance(value, str | bytes) else orjson.dumps(value)
+        messages = _MESSAGES.validate_json(content)
+    except ValidationError as error:
+        raise ValueError(f"messages: {faults_of(error)}") from error
+    except TypeError as error:
+        raise ValueError(f"messages: {error}") from error
+    if not messages:
+        raise ValueError("messages is empty")
+    if messages[-1].role == "assistant":
+        raise ValueError("messages ends with the assistant's, so nothing is asked")
+    return messages
+
+
+def _clean(column: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{column} is not valid UTF-8") from error
+    return text
+
+
+def _answer(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _clean("answer", value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"answer is neither text nor a number: {type(value).__name__}")
+
+
+def _read_jsonl(path: Path) -> Iterator[Cells]:
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"line {number}"
+            try:
+                columns = orjson.loads(line.removeprefix(b"\xef\xbb\xbf").rstrip())
+            except orjson.JSONDecodeError as error:
+                yield Cells(place, None, _json_fault(line, error))
+                continue
+            yield _cells(place, columns)
+
+
+def _json_fault(line: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        line.decode()
+    except UnicodeDecodeError as wrong:
+        return f"not valid UTF-8 at byte {wrong.start + 1} of the line"
+    return f"no valid JSON: {error.msg} at character {error.pos + 1} of the line"
+
+
+def _cells(place: str, columns: object) -> Cells:
+    if isinstance(columns, dict):
+        return Cells(place, columns)
+    return Cells(place, None, f"a {type(columns).__name__}, not an object")
+
+
+def _read_json(path: Path) -> Iterator[Cells]:
+    """An array of objects, taken in piece by piece."""
+    import ijson  # noqa: PLC0415 - only this format needs it
+
+    number = 0
+    with _opened(path) as file:
+        try:
+            for number, columns in enumerate(ijson.items(file, "item", use_float=True), start=1):
+                yield _cells(f"row {number}", columns)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            # yajl draws an arrow under the place.
+            reason = " ".join(str(error).partition("(right here)")[0].split())
+            raise InputError(f"{path}: no valid JSON after row {number}: {reason}") from error
+    if number == 0:
+        raise InputError(f"{path}: holds no array of rows")
+
+
+def _read_csv(path: Path) -> Iterator[Cells]:
+    csv.field_size_limit(min(sys.maxsize, _MAX_FIELD_CHARS))
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # What is not UTF-8 fails its own row only, so it is let through here.
+    with _opened(path), path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
+        reader = csv.reader(f, delimiter=delimiter, strict=True)
+        num_read = 0
+        try:
+            header = next(reader, None)
+            if header is None:
+                return
+            _check_columns(path, header)
+            num_read = reader.line_num
+            for values in reader:
+                if values:
+                    yield _csv_cells(header, values, f"line {num_read + 1}")
+                num_read = reader.line_num
+        except csv.Error as error:
+            place = f"{path}, line {num_read + 1}"
+            raise InputError(f"{place}: no valid CSV from here on: {error}") from error
+
+
+def _csv_cells(header: list[str], values: list[str], place: str) -> Cells:
+    if len(values) != len(header):
+        return Cells(place, None, f"{len(values)} fields, but the header has {len(header)}")
+    # CSV has no other way to say that there is nothing.
+    filled = [value or None for value in values]
+    return Cells(place, dict(zip(header, filled, strict=True)))
+
+
+def _read_parquet(path: Path) -> Iterator[Cells]:
+    table = read_parquet(path)
+    _check_columns(path, table.columns)
+    return _numbered(table.rows())
+
+
+def _check_columns(path: Path, columns: Iterable[str]) -> None:
+    """Where all rows have the same columns, one message is enough."""
+    there = list(columns)
+    if not set(_COLUMNS) & set(there):
+        wanted = ", ".join(_COLUMNS)
+        raise InputError(f"{path}: no column {wanted}; there are: {', '.join(there) or 'none'}")
+
+
+def _opened(path: Path) -> Any:  # noqa: ANN401 - typeshed's BufferedReader is generic by version
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+
+
+def _count_lines(path: Path) -> int | None:
+    """Blank lines count as rows here: it is an estimate for the progress display."""
+    total, last = 0, b"\n"
+    with _opened(path) as file:
+        while chunk := file.read(_COUNT_BYTES):
+            total += chunk.count(b"\n")
+            last = chunk[-1:]
+    return total + (last != b"\n")
+
+
+def _unknown(_path: Path) -> int | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    read: Callable[[Path], Iterator[Cells]]
+    count: Callable[[Path], int | None]
+
+
+_READERS: Final[Mapping[str, _Reader]] = {
+    ".jsonl": _Reader(_read_jsonl, _count_lines),
+    ".ndjson": _Reader(_read_jsonl, _count_lines),
+    ".json": _Reader(_read_json, _unknown),
+    ".csv": _Reader(_read_csv, _unknown),
+    ".tsv": _Reader(_read_csv, _unknown),
+    ".parquet": _Reader(_read_parquet, lambda path: read_parquet(path).num_rows),
+}

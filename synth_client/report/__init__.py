@@ -1,0 +1,1 @@
+"""Makes the pages and terminal views that people see."""

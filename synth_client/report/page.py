@@ -1,0 +1,140 @@
+"""Pages that open offline: one HTML file with its scripts, its data and Plotly inside.
+
+A page's Content-Security-Policy forbids the network and every script but those it was made with,
+which are named by their hashes. Data stands in it as gzip in base64, so no text of a record is ever
+read as HTML, and Plotly's script (4.8 MB) takes 2 MB.
+"""
+
+import gzip
+import hashlib
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from synth_client.errors import ClientError
+from synth_client.files.atomic import AtomicFile, output_errors
+from synth_client.report.palette import PALETTE
+
+if TYPE_CHECKING:
+    from synth_client.report.plots import PlotGroup
+
+MAX_DATA_BYTES: Final = 200 * 2**20
+"""Of a page's data as it stands in the file; browsers become slow or give up far beyond."""
+_ASSETS: Final = files("synth_client.report") / "assets"
+
+
+class PageError(ClientError):
+    """The page cannot be made, or would be too large to open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Data of a page under an id; `content` is gzip in base64."""
+
+    name: str
+    content: str
+
+
+def block(name: str, data: Any) -> Block:  # noqa: ANN401 - whatever JSON can hold
+    """JSON data for a page."""
+    return Block(name, _packed(orjson.dumps(data)))
+
+
+def page(
+    template: str,
+    *,
+    scripts: Sequence[str],
+    groups: "Sequence[PlotGroup]",
+    blocks: Sequence[Block] = (),
+    **context: Any,  # noqa: ANN401 - what the template wants
+) -> Iterator[str]:
+    """The page piece by piece. `template` and `scripts` are files of `assets`.
+
+    Raises `PageError` where it would be too large.
+    """
+    plots = {plot.name: plot.to_json() for group in groups for plot in group.plots}
+    palette = {name: [one.light, one.dark] for name, one in PALETTE.items()}
+    plotly = _plotly()
+    data = [
+        Block("plotly", _packed_plotly()),
+        block("palette", palette),
+        block("plots", plots),
+        *blocks,
+    ]
+    size = sum(len(one.content) for one in data)
+    if size > MAX_DATA_BYTES:
+        raise PageError(
+            f"the page would hold {size / 2**20:,.0f} MB, {MAX_DATA_BYTES >> 20} MB at most open"
+            " well: show fewer trajectories (--max-trajectories)"
+        )
+    sources = [_asset(name) for name in scripts]
+    hashes = " ".join(f"'sha256-{_digest(source)}'" for source in (*sources, plotly))
+    environment = Environment(
+        loader=PackageLoader("synth_client.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).generate(
+        policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline';"
+        " base-uri 'none'; form-action 'none'",
+        palette=PALETTE,
+        style=Markup(_asset("page.css")),  # noqa: S704 - our own file
+        scripts=[Markup(source) for source in sources],  # noqa: S704 - our own files
+        groups=groups,
+        blocks=data,
+        **context,
+    )
+
+
+def write_page(pieces: Iterable[str], path: Path) -> None:
+    """Write a page to `path`, and make its folder where there is none.
+
+    Raises `OutputError` where it cannot be written; then what was at `path` stays.
+    """
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with AtomicFile(path) as whole:
+            whole.file.writelines(piece.encode() for piece in pieces)
+            whole.publish()
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def require_plotly() -> None:
+    """Raise `PageError` where Plotly, which is in the extra `report`, is not installed."""
+    if find_spec("plotly") is None:
+        raise PageError("pages need plotly: pip install 'motab[report]'")
+
+
+@cache
+def _plotly() -> str:
+    # Importing Plotly takes half a second, and every command imports this module.
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415
+
+    return str(get_plotlyjs())
+
+
+@cache
+def _packed_plotly() -> str:
+    return _packed(_plotly().encode())
+
+
+def _packed(content: bytes) -> str:
+    return b64encode(gzip.compress(content, 6, mtime=0)).decode("ascii")
+
+
+def _digest(source: str) -> str:
+    return b64encode(hashlib.sha256(source.encode()).digest()).decode("ascii")

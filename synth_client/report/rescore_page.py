@@ -1,0 +1,162 @@
+"""Shows what other thresholds would have done: a table for the terminal, and a page with plots."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import plotly.graph_objects as go
+from rich import box
+from rich.table import Table
+
+from synth_client.report.page import page
+from synth_client.report.plots import Plot, PlotGroup, colour, new_figure
+from synth_client.report.rescore import Calibration, Row
+
+_COLUMNS: Final = (
+    "eps_0",
+    "theta",
+    "breached",
+    "open",
+    "breach rate",
+    "mean depth",
+    "accepted",
+)
+_LINES: Final = ("student", "teacher", "revise", "flawed")
+
+
+def render_rows(rows: Sequence[Row], own: tuple[float, float]) -> Table:
+    """A line for each pair of thresholds; the records' own is marked."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=column in {"breach rate", "accepted"})
+    for row in rows:
+        is_own = (row.base_threshold, row.entropy_scale) == own
+        table.add_row(*cells(row), style="bold" if is_own else None)
+    return table
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as it is printed, by the columns of the table."""
+    rate = f"{row.lowest_rate:.1%}"
+    at_least = ""
+    if row.num_open:
+        rate = f"{rate} to {row.highest_rate:.1%}"
+        at_least = "\u2265 "
+    return (
+        f"{row.base_threshold:g}",
+        f"{row.entropy_scale:g}",
+        f"{row.num_breached:,}",
+        f"{row.num_open:,}",
+        rate,
+        "-" if row.mean_depth is None else f"{row.mean_depth:.2f}",
+        f"{at_least}{row.accepted_tokens:,} ({row.accepted_share:.0%})",
+    )
+
+
+def sentence_of(calibration: Calibration, rate: float) -> str:
+    """What a calibration found, for people."""
+    found = f"entropy_scale {calibration.entropy_scale:g}: base_threshold"
+    if calibration.exact:
+        return (
+            f"{found} {calibration.base_threshold:g} comes closest to a breach rate of {rate:.1%}"
+        )
+    return (
+        f"{found} between {calibration.low:g} and {calibration.base_threshold:g} comes closest to a"
+        f" breach rate of {rate:.1%}; the records stop at their breaches and do not tell more"
+    )
+
+
+def rescore_page(
+    rows: Sequence[Row], own: tuple[float, float], notes: Sequence[str]
+) -> Iterator[str]:
+    """The page piece by piece; `notes` are sentences above the table."""
+    return page(
+        "rescore.html.j2",
+        scripts=("page.js",),
+        groups=(_plots(rows),),
+        columns=_COLUMNS,
+        rows=[(cells(row), (row.base_threshold, row.entropy_scale) == own) for row in rows],
+        num_trajectories=rows[0].num_trajectories,
+        num_open=max(row.num_open for row in rows),
+        notes=notes,
+    )
+
+
+def _plots(rows: Sequence[Row]) -> PlotGroup:
+    quantities: tuple[
+        tuple[str, str, str, Callable[[Row], float | None], Mapping[str, Any]], ...
+    ] = (
+        (
+            "rate",
+            "Breach rate",
+            "Known breaches; the band reaches up to where every open trajectory breaches, too.",
+            lambda row: row.lowest_rate,
+            {"tickformat": ".0%"},
+        ),
+        (
+            "accepted",
+            "Accepted tokens",
+            "Share of the student's scored tokens before the bifurcation; at least, where open.",
+            lambda row: row.accepted_share,
+            {"tickformat": ".0%"},
+        ),
+        (
+            "depth",
+            "Mean depth of backtracking",
+            "Breach minus bifurcation in steps, over known breaches.",
+            lambda row: row.mean_depth,
+            {},
+        ),
+    )
+    plots = []
+    for name, title, caption, quantity, axis in quantities:
+        figure = _curves(rows, quantity, axis, band=name == "rate")
+        plots.append(Plot(name, title, caption, figure))
+    return PlotGroup("Over the thresholds", tuple(plots))
+
+
+def _curves(
+    rows: Sequence[Row],
+    quantity: Callable[[Row], float | None],
+    axis: Mapping[str, Any],
+    *,
+    band: bool,
+) -> go.Figure:
+    """One line for each value of the threshold that has fewer."""
+    by_base = len({row.base_threshold for row in rows}) >= len({row.entropy_scale for row in rows})
+    x_title = "base threshold (eps_0)" if by_base else "entropy scale (theta)"
+    figure = new_figure(x=x_title, y="", y_axis=axis)
+    lines: dict[float, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(row.entropy_scale if by_base else row.base_threshold, []).append(row)
+    for index, (fixed, members) in enumerate(sorted(lines.items())):
+        name = _LINES[index % len(_LINES)]
+        x = [row.base_threshold if by_base else row.entropy_scale for row in members]
+        if band:
+            edge: dict[str, Any] = {
+                "mode": "lines",
+                "line": {"width": 0},
+                "hoverinfo": "skip",
+                "showlegend": False,
+            }
+            figure.add_trace(go.Scatter(x=x, y=[row.highest_rate for row in members], **edge))
+            figure.add_trace(
+                go.Scatter(
+                    x=x,
+                    y=[row.lowest_rate for row in members],
+                    fill="tonexty",
+                    fillcolor=colour(f"{name}-band"),
+                    **edge,
+                )
+            )
+        figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=[quantity(row) for row in members],
+                mode="lines+markers",
+                line={"color": colour(name), "width": 2},
+                marker={"size": 6},
+                name=f"{'theta' if by_base else 'eps_0'} {fixed:g}",
+            )
+        )
+    figure.update_layout(showlegend=len(lines) > 1)
+    return figure

@@ -1,0 +1,86 @@
+"""What did not become a record: one JSON object a line of OUT.failed.jsonl."""
+
+import orjson
+from pydantic import ValidationError
+
+from synth_client.questions.dataset import BadRow
+from synth_client.errors import OutputError
+from synth_client.asking.errors import SynthesisError
+from synth_client.questions.question import Unit
+from synth_client.record import Count, Message, Part, faults_of
+
+BAD_ROW = "bad_row"
+
+
+class Fault(Part):
+    """Why: `kind` is the class of the error, or "bad_row". The rest is the server's error."""
+
+    kind: str
+    message: str
+    status: int | None = None
+    type: str | None = None
+    param: str | None = None
+    code: str | None = None
+
+
+class FailedRow(Part):
+    """A unit that failed, or, where `sample` is None, a whole row that could not be asked.
+
+    `place` is where such a row stands in the input.
+    """
+
+    id: str
+    sample: Count | None
+    place: str | None
+    messages: tuple[Message, ...] | None
+    answer: str | None
+    error: Fault
+    attempts: Count
+
+    def to_json_line(self) -> bytes:
+        """One line of JSON in UTF-8, newline included."""
+        return orjson.dumps(self.model_dump(), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def failed_unit(unit: Unit, error: SynthesisError, attempts: int) -> FailedRow:
+    """The unit whose last attempt ended in `error`."""
+    question = unit.question
+    return FailedRow(
+        id=question.id,
+        sample=unit.sample,
+        place=None,
+        messages=question.messages,
+        answer=question.answer,
+        error=Fault(
+            kind=error.trouble.value,
+            message=error.message,
+            status=error.status,
+            type=error.error_type,
+            param=error.param,
+            code=error.code,
+        ),
+        attempts=attempts,
+    )
+
+
+def failed_row(row: BadRow) -> FailedRow:
+    """The row that asks nothing."""
+    return FailedRow(
+        id=row.id,
+        sample=None,
+        place=row.place,
+        messages=None,
+        answer=None,
+        error=Fault(kind=BAD_ROW, message=row.fault),
+        attempts=0,
+    )
+
+
+def read_failed(content: bytes, unit: Unit) -> FailedRow:
+    """A journalled failure as that of `unit`, which asks the same but may be called otherwise."""
+    try:
+        failed = FailedRow.model_validate_json(content)
+    except ValidationError as error:
+        raise OutputError(f"the journal holds no failure: {faults_of(error)}") from error
+    update = {"id": unit.question.id, "answer": unit.question.answer}
+    return failed.model_copy(update=update)

@@ -1,0 +1,116 @@
+"""Writes the final files from the journal, in the order of the input."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import orjson
+
+from synth_client.files.atomic import AtomicFile, output_errors
+from synth_client.questions.dataset import BadRow, Dataset
+from synth_client.errors import InputError, Interrupted, OutputError
+from synth_client.runs.failed_rows import failed_row, read_failed
+from synth_client.training_data.filters import Kept
+from synth_client.files.journal import RECORD, Journal
+from synth_client.questions.question import Synthesis, Unit, units_of
+from synth_client.record import Record, RecordError
+from synth_client.questions.repeated_ids import RepeatedIds
+from synth_client.judging.verifier import Verifier
+from synth_client.files.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How many lines each file has; `kept` says what the filters did."""
+
+    num_records: int
+    num_failed: int
+    kept: Kept = field(default_factory=Kept)
+
+
+def work_of(dataset: Dataset, synthesis: Synthesis, num_samples: int) -> Iterator[Unit | BadRow]:
+    """All units of the run in order, and the rows that cannot be asked in their places."""
+    for row in dataset.rows():
+        if isinstance(row, BadRow):
+            yield row
+        else:
+            yield from units_of(row, synthesis, num_samples)
+
+
+def write_final(
+    work: Iterator[Unit | BadRow],
+    journal: Journal,
+    workspace: Workspace,
+    verifier: Verifier,
+    *,
+    should_stop: Callable[[], bool],
+) -> Totals:
+    """Write both files aside and put them in place; without failures there is no second file.
+
+    One unit is held at a time. Raises `InputError` where the journal lacks a unit, `Interrupted`
+    when `should_stop` says so, `OutputError`; then the files that were there stay.
+    """
+    with output_errors(workspace.output), RepeatedIds() as ids:
+
+        def lines() -> Iterator[tuple[bytes, bool]]:
+            for item in work:
+                if should_stop():
+                    raise Interrupted("stopped while the final files were written")
+                if isinstance(item, BadRow):
+                    yield failed_row(item).to_json_line(), False
+                else:
+                    ids.add(item.question.id, item.sample)
+                    yield _line(item, journal, verifier)
+
+        totals = write_lines(workspace, lines())
+        ids.warn()
+    return totals
+
+
+def write_lines(workspace: Workspace, lines: Iterable[tuple[bytes, bool]]) -> Totals:
+    """Write lines, each a record's or a failure's, as `write_final` does."""
+    num_records = num_failed = 0
+    with ExitStack() as stack, output_errors(workspace.output):
+        records = stack.enter_context(AtomicFile(workspace.output))
+        failures = stack.enter_context(AtomicFile(workspace.failed))
+        for line, is_record in lines:
+            (records if is_record else failures).file.write(line)
+            num_records += is_record
+            num_failed += not is_record
+        # Failures first: whoever sees the new records finds their failures, too.
+        if num_failed:
+            failures.publish()
+        else:
+            workspace.failed.unlink(missing_ok=True)
+        records.publish()
+    return Totals(num_records, num_failed)
+
+
+def _line(unit: Unit, journal: Journal, verifier: Verifier) -> tuple[bytes, bool]:
+    """What is written of a unit, and whether it is a record.
+
+    A record that was judged against another answer or by another rule is judged again.
+    """
+    place = journal.get(unit.key)
+    if place is None:
+        raise InputError(
+            f"question {unit.question.id} came into the input while the run was going on;"
+            " run the same command again"
+        )
+    content = journal.read(place)
+    if place.kind != RECORD:
+        return read_failed(content, unit).to_json_line(), False
+    fields = orjson.loads(content)
+    question = unit.question
+    verification = fields.get("verification")
+    is_judged = verification is not None and verification["rule"] == verifier.rule
+    if is_judged and (fields["id"], fields["answer"]) == (question.id, question.answer):
+        return content + b"\n", True
+    try:
+        record = Record.from_json_line(content)
+    except RecordError as error:
+        raise OutputError(f"the journal holds no record: {error}") from error
+    record = record.model_copy(update={"id": question.id, "answer": question.answer})
+    if not is_judged or fields["answer"] != question.answer:
+        record = verifier.verify(record)
+    return record.to_json_line(), True

@@ -1,0 +1,1 @@
+"""Makes training data from records: filters, masks and exports."""

@@ -1,0 +1,198 @@
+"""Training data from records, in the formats of the trainers.
+
+Records are read one at a time. What every format promises: the output stands in it character for
+character, and a conversation that the format cannot hold is an error, never left out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, get_args
+
+import orjson
+
+from synth_client.errors import InputError
+from synth_client.files.atomic import atomic_folder, output_errors
+from synth_client.files.record_file import read_records
+from synth_client.record import Message, Record
+from synth_client.training_data.filters import Filters, Kept
+from synth_client.training_data.masks import Mask
+from synth_client.training_data.parquet import TableWriter, hf_writer, parquet_writer
+
+Format = Literal["llamafactory", "sharegpt", "alpaca", "messages", "parquet", "hf"]
+MARKER: Final = ".motab-export.json"
+DATASET_INFO: Final = "dataset_info.json"
+DATASET_NAME: Final = "motab"
+
+_TABLES: Final[Mapping[str, Callable[[Path, Mask], Any]]] = {
+    "parquet": parquet_writer,
+    "hf": hf_writer,
+}
+_JSON_LINES: Final = "train.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What is exported, how, and where to. `output` is a folder."""
+
+    source: Path
+    output: Path
+    format: Format
+    filters: Filters
+    mask: Mask = "all"
+    overwrite: bool = False
+
+
+class _Writer(Protocol):
+    def write(self, record: Record) -> None: ...
+
+
+def export(job: Export) -> Kept:
+    """Write the folder as a whole, or not at all.
+
+    Raises `InputError` where no record is left, one does not fit, or the format has no such mask,
+    and `OutputError` where the folder cannot be written.
+    """
+    check_mask(job.format, job.mask)
+    kept = Kept()
+    with atomic_folder(job.output, MARKER, overwrite=job.overwrite) as folder:
+        with output_errors(job.output), _open_writer(folder, job) as writer:
+            for record, passes in job.filters.sift(lambda: read_records(job.source), kept):
+                if passes:
+                    _write(writer, record, job)
+        if not kept.num_kept:
+            dropped = "".join(f"; {name} dropped {n}" for name, n in kept.dropped.items())
+            raise InputError(f"{job.source}: no record is left to export{dropped}")
+        with output_errors(job.output):
+            _mark(folder, job, kept)
+    return kept
+
+
+def check_mask(format: Format, mask: Mask) -> None:  # noqa: A002 - its name everywhere
+    """Raises `InputError` where the format cannot say what to learn from."""
+    if mask != "all" and format not in _TABLES:
+        raise InputError(
+            f"--mask {mask}: {format} has no way to leave a part of an answer out of the loss;"
+            f" {' and '.join(_TABLES)} have (column loss_spans)"
+        )
+
+
+def _write(writer: _Writer, record: Record, job: Export) -> None:
+    try:
+        writer.write(record)
+    except ValueError as error:
+        raise InputError(
+            f"{job.source}: {record.id}, sample {record.sample}: {error}; {job.format} cannot hold"
+            " it, messages, parquet and hf can"
+        ) from error
+
+
+def _mark(folder: Path, job: Export, kept: Kept) -> None:
+    content = {
+        "source": str(job.source.resolve()),
+        "format": job.format,
+        "mask": job.mask,
+        "filters": job.filters.names,
+        "num_kept": kept.num_kept,
+        "dropped": dict(kept.dropped),
+        "motab_version": version("motab"),
+    }
+    (folder / MARKER).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+
+
+@contextmanager
+def _open_writer(folder: Path, job: Export) -> Iterator[_Writer]:
+    if job.format in _TABLES:
+        table: TableWriter = _TABLES[job.format](folder, job.mask)
+        with table:
+            yield table
+        return
+    with (folder / _JSON_LINES).open("wb") as file:
+        convert = _CONVERTERS[job.format]
+
+        class Lines:
+            def write(self, record: Record) -> None:
+                file.write(orjson.dumps(convert(record), option=orjson.OPT_APPEND_NEWLINE))
+
+        yield Lines()
+    if job.format == "llamafactory":
+        info = orjson.dumps(_LLAMAFACTORY_INFO, option=orjson.OPT_INDENT_2)
+        (folder / DATASET_INFO).write_bytes(info)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """A conversation in the shape that most trainers suppose: `asked` ends with the question."""
+
+    system: str | None
+    history: tuple[tuple[str, str], ...]
+    asked: str
+
+
+def _turns(record: Record) -> _Turns:
+    """Raises ValueError where the conversation has another shape."""
+    messages = list(record.messages)
+    system = messages.pop(0).content if messages and messages[0].role == "system" else None
+    wanted = ["user", "assistant"] * (len(messages) // 2) + ["user"]
+    there = [message.role for message in messages]
+    if there != wanted:
+        raise ValueError(
+            f"the roles are {', '.join(message.role for message in record.messages)},"
+            " not user and assistant in turn after at most one system message"
+        )
+    texts = [message.content for message in messages]
+    return _Turns(system, tuple(zip(texts[:-1:2], texts[1::2], strict=True)), texts[-1])
+
+
+def _messages(record: Record) -> dict[str, Any]:
+    answer = Message(role="assistant", content=record.output)
+    return {"messages": [message.model_dump() for message in (*record.messages, answer)]}
+
+
+def _llamafactory(record: Record) -> dict[str, Any]:
+    _turns(record)  # it would leave out what has another shape
+    return _messages(record)
+
+
+def _sharegpt(record: Record) -> dict[str, Any]:
+    _turns(record)
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    spoken = [(names[message.role], message.content) for message in record.messages]
+    spoken.append(("gpt", record.output))
+    return {"conversations": [{"from": name, "value": text} for name, text in spoken]}
+
+
+def _alpaca(record: Record) -> dict[str, Any]:
+    turns = _turns(record)
+    return {
+        "instruction": turns.asked,
+        "input": "",
+        "output": record.output,
+        "system": turns.system or "",
+        "history": turns.history,
+    }
+
+
+_CONVERTERS: Final[Mapping[str, Callable[[Record], dict[str, Any]]]] = {
+    "llamafactory": _llamafactory,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "messages": _messages,
+}
+_LLAMAFACTORY_INFO: Final = {
+    DATASET_NAME: {
+        "file_name": _JSON_LINES,
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "system_tag": "system",
+        },
+    }
+}
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)

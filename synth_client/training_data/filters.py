@@ -1,0 +1,193 @@
+"""Filters of records: `correct`, `tokens<=8000`, `unique=shortest` and so on.
+
+A record passes when every filter lets it through; they are asked in the order in which they were
+given, and the first that does not is the one that dropped it. All but `unique` look at one record.
+`unique` keeps one record a question of those that the filters before it let through, which takes
+reading the records twice.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final, Literal, get_args
+
+import orjson
+
+from synth_client.errors import InputError
+from synth_client.files.spill_table import SpillTable
+from synth_client.record import Record, Role
+
+Keep = Literal["first", "shortest", "best"]
+Records = Callable[[], Iterator[Record]]
+"""Starts over each time."""
+
+_BOUND: Final = re.compile(r"([a-z]+)(<=|>=)([0-9]+(?:\.[0-9]+)?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One filter. `passes` is None for `unique`, of which `keep` says what it keeps."""
+
+    name: str
+    passes: Callable[[Record], bool] | None
+    keep: Keep | None = None
+
+
+@dataclass(slots=True)
+class Kept:
+    """What has become of the records so far: `dropped` counts them by filter, in order."""
+
+    num_kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_dropped(self) -> int:
+        return self.dropped.total()
+
+
+class Filters:
+    """Filters in order. Raises `InputError` for a text that is none."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._filters = tuple(parse_filter(text) for text in dict.fromkeys(texts))
+        if sum(one.keep is not None for one in self._filters) > 1:
+            raise InputError("--filter unique is given twice with different values")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As they were given, without repeats."""
+        return tuple(one.name for one in self._filters)
+
+    def sift(self, records: Records, kept: Kept) -> Iterator[tuple[Record, bool]]:
+        """Every record, and whether it passes; `kept` is counted up on the way."""
+        kept.dropped.update(dict.fromkeys(self.names, 0))
+        chosen = self._chosen(records)
+        for index, record in enumerate(records()):
+            dropper = self._dropper(record, index, chosen)
+            if dropper is None:
+                kept.num_kept += 1
+            else:
+                kept.dropped[dropper] += 1
+            yield record, dropper is None
+
+    def _dropper(self, record: Record, index: int, chosen: "_Chosen | None") -> str | None:
+        """The filter that drops the record, None where none does."""
+        for one in self._filters:
+            if one.passes is None:
+                passes = chosen is not None and chosen.is_chosen(record, index)
+            else:
+                passes = one.passes(record)
+            if not passes:
+                return one.name
+        return None
+
+    def _chosen(self, records: Records) -> "_Chosen | None":
+        """The first reading, where one is needed."""
+        names = [one.keep for one in self._filters]
+        keep = next((keep for keep in names if keep is not None), None)
+        if keep is None:
+            return None
+        before = self._filters[: names.index(keep)]
+        chosen = _Chosen(keep)
+        for index, record in enumerate(records()):
+            if all(one.passes is not None and one.passes(record) for one in before):
+                chosen.offer(record, index)
+        return chosen
+
+
+class _Chosen:
+    """The record kept of each question."""
+
+    def __init__(self, keep: Keep) -> None:
+        self._rank = _RANKS[keep]
+        self._best = SpillTable("rank REAL", "place INTEGER")
+
+    def offer(self, record: Record, index: int) -> None:
+        """The lowest rank wins; the first of equal ranks stays."""
+        key, rank = _key(record), self._rank(record)
+        best = self._best.get(key)
+        if best is None or rank < best[0]:
+            self._best.put(key, rank, index)
+
+    def is_chosen(self, record: Record, index: int) -> bool:
+        best = self._best.get(_key(record))
+        return best is not None and best[1] == index
+
+
+def parse_filter(text: str) -> Filter:
+    """Raises `InputError` that names the filters there are."""
+    if text in _PLAIN:
+        return Filter(text, _PLAIN[text])
+    name, sign, value = text.partition("=")
+    if sign and name == "finish" and value in {"stop", "length"}:
+        return Filter(text, lambda record: record.finish_reason == value)
+    if sign and name == "unique":
+        for keep in get_args(Keep):
+            if value == keep:
+                return Filter(text, None, keep)
+    bound = _BOUND.fullmatch(text)
+    if bound is None or bound[1] not in _NUMBERS:
+        raise InputError(f"--filter {text}: no such filter; there are {known_filters()}")
+    number, limit = _NUMBERS[bound[1]], float(bound[3])
+    if bound[2] == "<=":
+        return Filter(text, lambda record: _at_most(number(record), limit))
+    return Filter(text, lambda record: _at_most(limit, number(record)))
+
+
+def known_filters() -> str:
+    """All of them, for messages and help."""
+    bounds = ", ".join(f"{name}<=N" for name in _NUMBERS)
+    keeps = "|".join(get_args(Keep))
+    return f"{', '.join(_PLAIN)}, finish=stop|length, unique={keeps}, {bounds} (or >=)"
+
+
+def _at_most(small: float | None, large: float | None) -> bool:
+    return small is not None and large is not None and small <= large
+
+
+def _share(role: Role) -> Callable[[Record], float | None]:
+    def share(record: Record) -> float | None:
+        length = sum(span.end - span.start for span in record.spans if span.role == role)
+        return length / len(record.output) if record.output else None
+
+    return share
+
+
+def _depth(record: Record) -> int | None:
+    if record.breach is None or record.bifurcation is None:
+        return None
+    return record.breach - record.bifurcation
+
+
+def _mean_value(record: Record) -> float | None:
+    values = [step.value for step in record.steps if step.value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _key(record: Record) -> bytes:
+    messages = [message.model_dump() for message in record.messages]
+    return blake2b(orjson.dumps(messages), digest_size=16).digest()
+
+
+_PLAIN: Final[Mapping[str, Callable[[Record], bool]]] = {
+    "correct": lambda record: record.correct is True,
+    "breach": lambda record: record.breach is not None,
+    "no-breach": lambda record: record.breach is None,
+}
+_NUMBERS: Final[Mapping[str, Callable[[Record], float | None]]] = {
+    "chars": lambda record: len(record.output),
+    "tokens": lambda record: record.usage.completion_tokens,
+    "value": _mean_value,
+    "bifurcation": lambda record: record.bifurcation,
+    "depth": _depth,
+    "student": _share("student"),
+    "flawed": _share("flawed"),
+    "teacher": _share("teacher"),
+}
+_RANKS: Final[Mapping[Keep, Callable[[Record], float]]] = {
+    "first": lambda _record: 0.0,
+    "shortest": lambda record: float(len(record.output)),
+    "best": lambda record: -(_mean_value(record) or 0.0),
+}

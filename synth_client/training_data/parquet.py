@@ -1,0 +1,151 @@
+"""Exports that keep everything: Parquet files, and folders that `datasets` loads from disk.
+
+The columns are the record's fields, `params` and a verification's `scores` as JSON text for their
+names vary, and `loss_spans`, the characters of the output to learn from.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import orjson
+
+from synth_client.questions.parquet_and_hub import library
+from synth_client.record import MotabUsage, Record
+from synth_client.training_data.masks import Mask, loss_spans
+
+_PARQUET_NAME: Final = "train.parquet"
+_BATCH_RECORDS: Final = 256
+
+
+class TableWriter:
+    """Writes records to a Parquet file, some at a time; `finish` is called with it in the end."""
+
+    def __init__(self, path: Path, mask: Mask, finish: Callable[[Path], None]) -> None:
+        self._path, self._mask, self._finish = path, mask, finish
+        self._rows: list[dict[str, Any]] = []
+        parquet = library("pyarrow.parquet", "writing Parquet")
+        self._writer = parquet.ParquetWriter(path, _schema(), compression="zstd")
+
+    def write(self, record: Record) -> None:
+        self._rows.append(row_of(record, self._mask))
+        if len(self._rows) == _BATCH_RECORDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        arrow = library("pyarrow", "writing Parquet")
+        if self._rows:
+            self._writer.write_batch(arrow.RecordBatch.from_pylist(self._rows, schema=_schema()))
+            self._rows.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            self._flush()
+        self._writer.close()
+        if exc_type is None:
+            self._finish(self._path)
+
+
+def parquet_writer(folder: Path, mask: Mask) -> TableWriter:
+    """One Parquet file."""
+    return TableWriter(folder / _PARQUET_NAME, mask, lambda _path: None)
+
+
+def hf_writer(folder: Path, mask: Mask) -> TableWriter:
+    """What `datasets.load_from_disk` loads. It is made from a Parquet file, which goes again."""
+    datasets = library("datasets", "writing a dataset")
+
+    def save(parquet: Path) -> None:
+        with _without_progress(datasets):
+            cache = folder / ".cache"
+            found = datasets.Dataset.from_parquet(str(parquet), cache_dir=str(cache))
+            found.save_to_disk(str(folder))
+            shutil.rmtree(cache)
+        parquet.unlink()
+
+    return TableWriter(folder / f".{_PARQUET_NAME}", mask, save)
+
+
+def row_of(record: Record, mask: Mask) -> dict[str, Any]:
+    """The record as a row of the table."""
+    fields = record.model_dump()
+    fields["params"] = orjson.dumps(record.params).decode()
+    if record.verification is not None:
+        scores = dict(record.verification.scores)
+        fields["verification"]["scores"] = orjson.dumps(scores).decode()
+    fields["loss_spans"] = [asdict(span) for span in loss_spans(record, mask)]
+    return fields
+
+
+@contextmanager
+def _without_progress(datasets: Any) -> Iterator[None]:  # noqa: ANN401
+    was_on = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_on:
+            datasets.enable_progress_bars()
+
+
+@cache
+def _schema() -> Any:  # noqa: ANN401
+    arrow = library("pyarrow", "writing Parquet")
+    text, count, real, truth = arrow.string(), arrow.int64(), arrow.float64(), arrow.bool_()
+
+    def listed(**fields: object) -> object:
+        return arrow.list_(arrow.struct(fields))
+
+    motab = dict.fromkeys(MotabUsage.model_fields, count)
+    usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), count)
+    numbers = dict.fromkeys(("value", "entropy", "boundary", "td_error"), real)
+    logprobs = arrow.struct({"ends": arrow.list_(count), "logprobs": arrow.list_(real)})
+    return arrow.schema(
+        {
+            "id": text,
+            "sample": count,
+            "messages": listed(role=text, content=text),
+            "output": text,
+            "spans": listed(role=text, start=count, end=count),
+            "method": text,
+            "params": text,
+            "models": arrow.struct({"student": text, "teacher": text}),
+            "scoring": text,
+            "breach": count,
+            "bifurcation": count,
+            "steps": listed(
+                start=count,
+                end=count,
+                **numbers,
+                safe=truth,
+                student_tokens=count,
+                teacher_tokens=count,
+                author=text,
+                text=text,
+            ),
+            "finish_reason": text,
+            "usage": arrow.struct({**usage, "motab": arrow.struct(motab)}),
+            "answer": text,
+            "predicted": text,
+            "correct": truth,
+            "attempts": count,
+            "seconds": real,
+            "motab_version": text,
+            "verification": arrow.struct({"rule": text, "fault": text, "scores": text}),
+            "token_logprobs": arrow.struct({"student": logprobs, "teacher": logprobs}),
+            "loss_spans": listed(start=count, end=count),
+        }
+    )

@@ -1,0 +1,83 @@
+"""Files of records made from files of records: verified again, or filtered."""
+
+from collections import Counter, deque
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from synth_client.files.atomic import AtomicFile, output_errors
+from synth_client.files.record_file import read_records
+from synth_client.judging.verifier import Verifier
+from synth_client.record import Record
+from synth_client.training_data.filters import Filters, Kept
+
+_AHEAD_OF_A_WORKER: Final = 4
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """How many records were judged how; `faults` counts those that could not be, by reason."""
+
+    num_right: int = 0
+    num_wrong: int = 0
+    num_unknown: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: Record) -> None:
+        fault = None if record.verification is None else record.verification.fault
+        if fault is not None:
+            self.faults[fault] += 1
+        elif record.correct is None:
+            self.num_unknown += 1
+        elif record.correct:
+            self.num_right += 1
+        else:
+            self.num_wrong += 1
+
+
+def filter_records(source: Path, output: Path, dropped: Path | None, filters: Filters) -> Kept:
+    """Write what passes to `output` and, where asked for, the rest to `dropped`.
+
+    Both may be the source. A `dropped` without anything in it is removed.
+    """
+    kept = Kept()
+    with ExitStack() as stack, output_errors(output):
+        good = stack.enter_context(AtomicFile(output))
+        bad = None if dropped is None else stack.enter_context(AtomicFile(dropped))
+        for record, passes in filters.sift(lambda: read_records(source), kept):
+            if passes:
+                good.file.write(record.to_json_line())
+            elif bad is not None:
+                bad.file.write(record.to_json_line())
+        # The dropped first: whoever sees the new file finds what is missing from it.
+        if bad is not None and dropped is not None:
+            if kept.num_dropped:
+                bad.publish()
+            else:
+                dropped.unlink(missing_ok=True)
+        good.publish()
+    return kept
+
+
+def verify_records(source: Path, output: Path, verifier: Verifier) -> Verdicts:
+    """Write the records of `source`, which may be `output`, with their answers judged anew."""
+    verdicts = Verdicts()
+    ahead = _AHEAD_OF_A_WORKER * verifier.num_workers
+    pending: deque[Future[Record]] = deque()
+    with output_errors(output), AtomicFile(output) as aside:
+
+        def write(future: Future[Record]) -> None:
+            record = future.result()
+            verdicts.add(record)
+            aside.file.write(record.to_json_line())
+
+        for record in read_records(source):
+            pending.append(verifier.submit(record))
+            if len(pending) > ahead:
+                write(pending.popleft())
+        while pending:
+            write(pending.popleft())
+        aside.publish()
+    return verdicts
