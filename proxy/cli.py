@@ -21,9 +21,9 @@ from synth_client.cli.report import report_command, rescore_command
 from synth_client.cli.score import score_command
 from synth_client.cli.synth import synth_command
 from synth_client.errors import ClientError
-from trainer.cli import train_command
-from trainer.eval_cli import eval_command
-from trainer.reproduce.cli import reproduce_command
+from trainer.cli.evaluate import eval_command
+from trainer.cli.reproduce import reproduce_command
+from trainer.cli.train import train_command
 
 app = typer.Typer(
     help="Distil reasoning without exposure bias: MOTAB decoding in front of any LLM servers.",

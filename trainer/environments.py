@@ -18,7 +18,7 @@ from trainer.errors import TrainerMissing
 Trainer = Literal["llamafactory", "trl"]
 
 _SOURCE: Final = Path(__file__).parent
-FOREIGN: Final = _SOURCE / "inside"
+FOREIGN: Final = _SOURCE / "foreign"
 """The scripts that run in other environments."""
 _FOLDERS: Final[dict[Trainer, str]] = {"llamafactory": ".venv-trainer", "trl": ".venv-reference"}
 _TARGETS: Final[dict[Trainer, str]] = {"llamafactory": "train-env", "trl": "distill-env"}

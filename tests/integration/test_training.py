@@ -17,15 +17,15 @@ from synth_client.errors import InputError
 from synth_client.training_data.export import Export, export
 from synth_client.training_data.filters import Filters
 from tests.unit.test_record import breached, record_of, unbroken
-from trainer.dataset import prepare, settle
-from trainer.environment import Environment, Gpu, fitted, inspect_environment
 from trainer.environments import trainer_python
 from trainer.errors import RecipeError, RunExists, TrainerMissing, TrainingFailed
-from trainer.launch import command_of, devices_of
-from trainer.progress import Losses, sparkline
-from trainer.recipe import CpuHardware, ExportData, GpuHardware, Recipe, RecordsData
-from trainer.run_folder import RunFolder, opened
-from trainer.train import Trained, train
+from trainer.training.dataset import prepare, settle
+from trainer.training.hardware import Environment, Gpu, fitted, inspect_environment
+from trainer.training.launch import command_of, devices_of
+from trainer.training.progress import Losses, sparkline
+from trainer.training.recipe import CpuHardware, ExportData, GpuHardware, Recipe, RecordsData
+from trainer.training.run_folder import RunFolder, opened
+from trainer.training.train import Trained, train
 
 FOUND = {
     "versions": {"llamafactory": "0.9.5", "torch": "2.13.0"},
@@ -75,7 +75,7 @@ class Scripted:
     def distils(self, script: str) -> None:
         """The same Python is asked what is there, and runs TRL."""
         asked = f"echo '{orjson.dumps(FOUND).decode()}'"
-        self._write("python", f"case $1 in *look.py) {asked};; *) {script};; esac")
+        self._write("python", f"case $1 in *inspect_models.py) {asked};; *) {script};; esac")
 
     def trains(self, script: str) -> None:
         self._write("llamafactory-cli", script)

@@ -15,9 +15,9 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "trainer" / "inside"))
+sys.path.insert(0, str(ROOT / "trainer" / "foreign"))
 
-from weigh import IGNORED, loaded  # type: ignore[import-not-found] # noqa: E402
+from weigh_tokens import IGNORED, loaded  # type: ignore[import-not-found] # noqa: E402
 
 
 def loss_of(model: Any, examples: Any) -> float:

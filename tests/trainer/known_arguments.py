@@ -1,4 +1,4 @@
-"""Say which arguments TRL does not know: `known_arguments.py FILE...`, all for `distill.py`.
+"""Lists the arguments of `train_on_policy.py` that TRL does not know: `known_arguments.py FILE...`.
 
 Run in the environment with TRL. Prints an object with a list for every file, as JSON.
 """

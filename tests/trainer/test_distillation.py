@@ -13,9 +13,9 @@ from synth_client.training_data.filters import Filters
 from tests.integration.test_export import written
 from tests.trainer.test_llamafactory import ROOT, in_trainer
 from tests.trainer.test_training import Motab, recipe_of
-from trainer.dataset import Dataset
-from trainer.distillation import distillation_of
-from trainer.recipe import CpuHardware, GpuHardware, OnPolicyLoss, load_recipe
+from trainer.training.dataset import Dataset
+from trainer.training.recipe import CpuHardware, GpuHardware, OnPolicyLoss, load_recipe
+from trainer.training.trl import distillation_of
 
 PYTHON = ROOT / ".venv-reference" / "bin" / "python"
 NUM_STEPS = 24

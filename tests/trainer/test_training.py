@@ -14,11 +14,11 @@ import yaml
 from tests.integration.test_export import written
 from tests.trainer.test_llamafactory import PYTHON, ROOT, in_trainer
 from tests.unit.test_record import record_of, unbroken
-from trainer.dataset import Dataset
-from trainer.environment import inspect_environment
 from trainer.errors import RecipeError
-from trainer.recipe import AutoHardware, Recipe, load_recipe
-from trainer.settings import settings_of
+from trainer.training.dataset import Dataset
+from trainer.training.hardware import inspect_environment
+from trainer.training.llamafactory import settings_of
+from trainer.training.recipe import AutoHardware, Recipe, load_recipe
 
 NUM_STEPS = 24
 

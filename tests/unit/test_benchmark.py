@@ -9,7 +9,7 @@ import pytest
 from synth_client.errors import InputError
 from synth_client.questions.dataset import BadRow
 from synth_client.questions.question import Question
-from trainer.benchmark import Benchmark, Problem, load_benchmark
+from trainer.evaluation.benchmark import Benchmark, Problem, load_benchmark
 
 MATH_500 = {
     "problem": "What is $1+1$?",

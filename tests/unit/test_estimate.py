@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from trainer.estimate import (
+from trainer.evaluation.pass_at_k import (
     Interval,
     Mean,
     Outcome,

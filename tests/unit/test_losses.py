@@ -15,9 +15,9 @@ from tests.integration.test_export import written
 from tests.unit.test_recipe import FILE
 from tests.unit.test_record import breached, record_of, unbroken
 from trainer.errors import RecipeError
-from trainer.inside.weigh import Fit, Token, log_ratio, place_of, tokens_of
-from trainer.losses import export_with_spans, learned
-from trainer.recipe import DftLoss, Recipe, SftLoss, WeightedLoss
+from trainer.foreign.weigh_tokens import Fit, Token, log_ratio, place_of, tokens_of
+from trainer.training.loss_spans import export_with_spans, learned
+from trainer.training.recipe import DftLoss, Recipe, SftLoss, WeightedLoss
 
 LOG = math.log
 

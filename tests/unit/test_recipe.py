@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer.dataset import Dataset
 from trainer.errors import RecipeError
-from trainer.recipe import AutoHardware, CpuHardware, GpuHardware, Recipe, load_recipe
-from trainer.settings import settings_of
+from trainer.training.dataset import Dataset
+from trainer.training.llamafactory import settings_of
+from trainer.training.recipe import AutoHardware, CpuHardware, GpuHardware, Recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))

@@ -15,16 +15,24 @@ from tokenizers import Tokenizer
 from synth_client.errors import OutputError
 from tests.unit.test_record import breached, record_of, spans_of, unbroken
 from trainer.errors import RunExists, ServerFailed, TrainerMissing
-from trainer.recipe import SftLoss
 from trainer.reproduce import run as run_module
 from trainer.reproduce.arms import ARMS, Arm
 from trainer.reproduce.curve import curve
-from trainer.reproduce.pair import STUDENT, TEACHER, Design, Pair, Round, write_blank, write_lessons
 from trainer.reproduce.plan import SHIPPED, SMOKE, TINY, Unit, recipe_of
 from trainer.reproduce.run import Reproduction, reproduce
 from trainer.reproduce.servers import find_vllm, vllm
 from trainer.reproduce.table import Spread, comparison
 from trainer.reproduce.task import LARGEST, Problem, first_mistake, problems, worked
+from trainer.reproduce.tiny_pair import (
+    STUDENT,
+    TEACHER,
+    Design,
+    Pair,
+    Round,
+    write_blank,
+    write_lessons,
+)
+from trainer.training.recipe import SftLoss
 
 STEP = re.compile(r"(First )?(\d+)([+-]\d+)=(\d+)")
 WORDS = {"plus": "+", "and": "+", "minus": "-", "less": "-"}

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import orjson
 
-from trainer.estimate import INTERVAL, Weighted
-from trainer.results import ProblemResult, Results, Sampling, scores_of, table_of
+from trainer.evaluation.pass_at_k import INTERVAL, Weighted
+from trainer.evaluation.results import ProblemResult, Results, Sampling, scores_of, table_of
 
 
 def problem(

@@ -1,1 +1,1 @@
-"""The paper's comparison, end to end, on models small enough to train on a CPU."""
+"""Compares the paper's methods on a pair of tiny models."""

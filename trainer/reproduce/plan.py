@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.recipe import CpuHardware, Recipe, RecordsData, SftLoss, Training
 from trainer.reproduce.arms import ARMS, Arm
+from trainer.training.recipe import CpuHardware, Recipe, RecordsData, SftLoss, Training
 
 SHIPPED: Final = Path(__file__).parent / "models"
 

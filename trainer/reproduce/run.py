@@ -19,17 +19,17 @@ from synth_client.questions.question import Synthesis
 from synth_client.report.page import require_plotly, write_page
 from synth_client.runs.session import run_loop
 from synth_client.runs.synthesise import Run, synthesise
-from trainer.benchmark import load_benchmark
 from trainer.errors import RunExists, ServerFailed
-from trainer.evaluate import RECORDS, RESULTS, Evaluation, evaluate
+from trainer.evaluation.benchmark import load_benchmark
+from trainer.evaluation.evaluate import RECORDS, RESULTS, Evaluation, evaluate
 from trainer.reproduce.arms import Arm
 from trainer.reproduce.curve import Curve, curve
-from trainer.reproduce.pair import Pair
 from trainer.reproduce.plan import Scale, Unit, recipe_of
 from trainer.reproduce.servers import SERVED_AS, find_vllm, proxy, vllm
 from trainer.reproduce.table import COMPARISON, TABLE, Comparison, comparison
 from trainer.reproduce.task import problems
-from trainer.train import train
+from trainer.reproduce.tiny_pair import Pair
+from trainer.training.train import train
 
 _PLAN: Final = "plan.json"
 CURVE: Final = "curve.html"

@@ -112,7 +112,7 @@ def _running(
     with (
         opened as file,
         subprocess.Popen(  # noqa: S603 - our own command line
-            [sys.executable, str(Path(__file__).with_name("guard.py")), *command],
+            [sys.executable, str(Path(__file__).with_name("end_with_parent.py")), *command],
             stdout=file,
             stderr=file,
             stdin=subprocess.PIPE,

@@ -12,7 +12,7 @@ import orjson
 from synth_client.files.atomic import output_errors
 from synth_client.files.record_file import read_records
 from synth_client.training_data.filters import Filters, Kept
-from trainer.evaluate import RECORDS, RESULTS
+from trainer.evaluation.evaluate import RECORDS, RESULTS
 from trainer.reproduce.arms import Arm
 from trainer.reproduce.curve import Curve
 from trainer.reproduce.plan import Unit

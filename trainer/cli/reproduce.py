@@ -7,10 +7,10 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from trainer.reproduce.pair import Pair, make_pair
 from trainer.reproduce.plan import SHIPPED, SMOKE, TINY
 from trainer.reproduce.run import Reproduction, reproduce
 from trainer.reproduce.table import COMPARISON, TABLE
+from trainer.reproduce.tiny_pair import Pair, make_pair
 
 
 class _Size(StrEnum):

@@ -21,13 +21,13 @@ import yaml
 
 from synth_client.errors import OutputError
 from synth_client.files.atomic import output_errors, write_whole
-from trainer.dataset import Dataset
-from trainer.distillation import distillation_of
-from trainer.environment import Environment
 from trainer.environments import Trainer
 from trainer.errors import RunExists
-from trainer.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe
-from trainer.settings import ZERO3, ZERO3_FILE, settings_of
+from trainer.training.dataset import Dataset
+from trainer.training.hardware import Environment
+from trainer.training.llamafactory import ZERO3, ZERO3_FILE, settings_of
+from trainer.training.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe
+from trainer.training.trl import distillation_of
 
 SETTINGS_FILES: Final[dict[Trainer, str]] = {"llamafactory": "llamafactory.yaml", "trl": "trl.yaml"}
 _RUN_FILE: Final = "run.json"

@@ -6,17 +6,17 @@ from typing import Any
 
 from rich.console import Console
 
-from trainer.dataset import Dataset, discard, prepare, settle
-from trainer.distillation import check
-from trainer.environment import Environment, fitted, inspect_environment
 from trainer.environments import trainer_python
 from trainer.errors import RunExists, TrainingFailed
-from trainer.launch import launch, program_of
-from trainer.progress import LOG, Display, Losses
-from trainer.recipe import Hardware, OnPolicyLoss, Recipe, WeightedLoss
-from trainer.run_folder import Checkpoint, RunFolder, difference, now, opened, run_of
-from trainer.settings import settings_of
-from trainer.tokenise import weigh
+from trainer.training.dataset import Dataset, discard, prepare, settle
+from trainer.training.hardware import Environment, fitted, inspect_environment
+from trainer.training.launch import launch, program_of
+from trainer.training.llamafactory import settings_of
+from trainer.training.progress import LOG, Display, Losses
+from trainer.training.recipe import Hardware, OnPolicyLoss, Recipe, WeightedLoss
+from trainer.training.run_folder import Checkpoint, RunFolder, difference, now, opened, run_of
+from trainer.training.tokenise import weigh
+from trainer.training.trl import check
 
 
 @dataclass(frozen=True, slots=True)

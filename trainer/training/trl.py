@@ -7,16 +7,16 @@ import orjson
 
 from synth_client.files.atomic import output_errors
 from synth_client.training_data.export import DATASET_INFO
-from trainer.dataset import Dataset
 from trainer.errors import RecipeError
-from trainer.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe
-from trainer.settings import ZERO3_FILE, arguments_of, located
+from trainer.training.dataset import Dataset
+from trainer.training.llamafactory import ZERO3_FILE, arguments_of, located
+from trainer.training.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe
 
 
 def distillation_of(
     recipe: Recipe, loss: OnPolicyLoss, hardware: Hardware, dataset: Dataset, model_folder: Path
 ) -> dict[str, Any]:
-    """What `inside/distill.py` reads; `arguments` are those of TRL 1.16's IWOPDConfig.
+    """What `foreign/train_on_policy.py` reads; `arguments` are those of TRL 1.16's IWOPDConfig.
 
     Of TRL's trainers this one has the loss over the likeliest tokens with a teacher in the same
     process; `jsd` is its plain divergence, without the importance weights that it is named for.

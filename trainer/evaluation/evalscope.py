@@ -1,7 +1,8 @@
-"""The benchmarks that have a name: worded and judged by EvalScope, asked and counted by us.
+"""Runs the named benchmarks: EvalScope words and judges them, our client asks and counts.
 
 Numbers are compared with published ones, so the prompts and the reading of answers are those of a
-harness that others use. It lives in an environment of its own, and `inside/named.py` runs there.
+harness that others use. It lives in an environment of its own, where `foreign.evalscope_bridge`
+runs.
 """
 
 import os
@@ -17,9 +18,9 @@ import orjson
 from synth_client.errors import InputError
 from synth_client.judging.verifier import Program
 from synth_client.questions.dataset import Cells, Dataset
-from trainer.benchmark import PLACE, Benchmark, benchmark_of
 from trainer.environments import FOREIGN, ScriptFailed, ask_script, python_in
 from trainer.errors import HarnessMissing
+from trainer.evaluation.benchmark import PLACE, Benchmark, benchmark_of
 
 NAMES: Final = ("aime24", "aime25", "math_500", "gpqa_diamond", "ifeval")
 _FOLDER: Final = ".venv-evalscope"
@@ -27,7 +28,7 @@ _HINT: Final = (
     "make eval-env makes it in motab's source, or name the Python of an environment with evalscope"
     " by --python or MOTAB_EVALSCOPE_PYTHON"
 )
-_SCRIPT: Final = FOREIGN / "named.py"
+_SCRIPT: Final = FOREIGN / "evalscope_bridge.py"
 _COLUMNS: Final = ("id", "messages", "answer", "level", "subject")
 
 
@@ -72,7 +73,7 @@ def _command(python: Path) -> tuple[str, ...]:
 
 
 def _problems(python: Path, source: Source, scratch: Path) -> dict[str, Any]:
-    """What `inside/named.py` says of them."""
+    """What `foreign/evalscope_bridge.py` says of them."""
     folder = [] if source.data is None else [str(source.data.absolute())]
     # A folder's content is read anew; what came from a hub is kept where EvalScope keeps it.
     cache = {} if source.data is None else {"HF_DATASETS_CACHE": str(scratch / "cache")}

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.dataset import Dataset
-from trainer.recipe import (
+from trainer.training.dataset import Dataset
+from trainer.training.recipe import (
     GpuHardware,
     Hardware,
     OnPolicyLoss,

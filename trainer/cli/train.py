@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from trainer.errors import TrainingFailed
-from trainer.recipe import load_recipe
-from trainer.train import train
+from trainer.training.recipe import load_recipe
+from trainer.training.train import train
 
 _INTERRUPTED = 130
 

@@ -15,10 +15,10 @@ from typing import Final
 from synth_client.files.atomic import output_errors
 from trainer.environments import FOREIGN, Trainer, trainer_variables
 from trainer.errors import TrainerMissing, TrainingFailed
-from trainer.recipe import CpuHardware, GpuHardware, Hardware
-from trainer.run_folder import SETTINGS_FILES, RunFolder
+from trainer.training.recipe import CpuHardware, GpuHardware, Hardware
+from trainer.training.run_folder import SETTINGS_FILES, RunFolder
 
-_DISTILL: Final = FOREIGN / "distill.py"
+_DISTILL: Final = FOREIGN / "train_on_policy.py"
 _WEIGHTED: Final = FOREIGN / "train_weighted.py"
 _NAMES: Final[dict[Trainer, str]] = {"llamafactory": "LLaMA-Factory", "trl": "TRL"}
 _TICK_S: Final = 0.5

@@ -1,4 +1,4 @@
-r"""Tokenise as LLaMA-Factory does, with labels and weights by span: `weigh.py JOB.json`.
+r"""Tokenise as LLaMA-Factory does, with labels and weights by span: `weigh_tokens.py JOB.json`.
 
 Run in the trainer's environment, so it imports nothing of motab's. Writes the dataset that
 `tokenized_path` names and prints one line of JSON; what cannot be used is told as {"error": ...}.
@@ -223,7 +223,7 @@ def rewritten(plain: Plain, places: list[Place], mean: float | None, aside: Path
 
 
 def weigh(job: dict[str, Any]) -> dict[str, Any]:
-    """Write the dataset; see `trainer.losses` for `job`. The object to print."""
+    """Write the dataset; see `trainer.training.loss_spans` for `job`. The object to print."""
     from datasets import DatasetDict  # noqa: PLC0415
 
     fit = None if job["fit"] is None else Fit(**job["fit"])

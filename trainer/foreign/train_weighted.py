@@ -1,7 +1,7 @@
 """LLaMA-Factory's training with a weight for every token: `train_weighted.py SETTINGS.yaml`.
 
 Run in the trainer's environment, by torchrun where there are several devices. The dataset of
-`tokenized_path` has the column `token_weights` (see `weigh.py`).
+`tokenized_path` has the column `token_weights` (see `weigh_tokens.py`).
 """
 
 from collections.abc import Callable

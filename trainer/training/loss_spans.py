@@ -1,8 +1,8 @@
 """What of every example is learned, and by how much: masks by role and weights by fit.
 
 Beside each example's messages its line gets one more field, `learn`, which describes the answer by
-character. `trainer.inside.weigh` turns that into labels and weights by token, in the environment
-that trains, for only there is the student's tokenizer known as LLaMA-Factory uses it.
+character. `trainer.foreign.weigh_tokens` turns that into labels and weights by token in the
+trainer's environment, because only there LLaMA-Factory's own use of the tokenizer is known.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from synth_client.training_data.export import Export, export
 from synth_client.training_data.filters import Filters, Kept
 from synth_client.training_data.masks import loss_spans, step_ends
 from trainer.errors import RecipeError
-from trainer.recipe import DataLoss, WeightedLoss
+from trainer.training.recipe import DataLoss, WeightedLoss
 
 COLUMN: Final = "learn"
 LINES: Final = "train.jsonl"

@@ -9,7 +9,8 @@ import psutil
 
 from trainer.environments import FOREIGN, ScriptFailed, ask_script, trainer_variables
 from trainer.errors import RecipeError, TrainerMissing
-from trainer.recipe import (
+from trainer.training.llamafactory import located
+from trainer.training.recipe import (
     AutoHardware,
     CpuHardware,
     GpuHardware,
@@ -18,7 +19,6 @@ from trainer.recipe import (
     Recipe,
     accumulation_of,
 )
-from trainer.settings import located
 
 # In float32: weights, gradients and AdamW's two moments. ZeRO-3 in bfloat16 comes to the same.
 _BYTES_PER_PARAMETER: Final = 16
@@ -52,7 +52,7 @@ class Environment:
 def inspect_environment(python: Path, recipe: Recipe) -> Environment:
     """Look around in the environment, and at the models. Raises `RecipeError` where it cannot."""
     _check_model("model", recipe.model)
-    command = [str(python), str(FOREIGN / "look.py"), located(recipe.model)]
+    command = [str(python), str(FOREIGN / "inspect_models.py"), located(recipe.model)]
     if recipe.template is not None:
         command += ["--template", recipe.template]
     if isinstance(recipe.loss, OnPolicyLoss):

@@ -61,7 +61,7 @@ class DftLoss(_Loss):
 class WeightedLoss(_Loss):
     """Distribution-corrected: the teacher's tokens count as the student finds them plausible.
 
-    The formula is in `trainer.inside.weigh`. Needs records with `token_logprobs`.
+    The formula is in `trainer.foreign.weigh_tokens`. Needs records with `token_logprobs`.
     """
 
     kind: Literal["weighted"]

@@ -19,9 +19,16 @@ from synth_client.judging.verifier import name_of
 from synth_client.record import Record, faults_of
 from synth_client.runs.failed_rows import FailedRow
 from synth_client.runs.synthesise import Run, synthesise
-from trainer.benchmark import Benchmark, Problem
-from trainer.estimate import INTERVAL, Weighted
-from trainer.results import SCHEMA_VERSION, ProblemResult, Results, Sampling, scores_of, table_of
+from trainer.evaluation.benchmark import Benchmark, Problem
+from trainer.evaluation.pass_at_k import INTERVAL, Weighted
+from trainer.evaluation.results import (
+    SCHEMA_VERSION,
+    ProblemResult,
+    Results,
+    Sampling,
+    scores_of,
+    table_of,
+)
 
 RECORDS: Final = "records.jsonl"
 RESULTS: Final = "results.json"

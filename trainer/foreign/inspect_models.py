@@ -1,4 +1,4 @@
-"""What is there to train with, as JSON: `look.py MODEL [--template NAME] [--teacher MODEL]`.
+"""Prints what there is to train with, as JSON: `MODEL [--template NAME] [--teacher MODEL]`.
 
 Run in the trainer's environment, so it imports nothing of motab's. What cannot be used is told as
 {"error": ...}, in one line.

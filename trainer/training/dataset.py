@@ -14,8 +14,8 @@ from synth_client.files.atomic import output_errors, replace_folder
 from synth_client.training_data.export import DATASET_INFO, DATASET_NAME, Export, export
 from synth_client.training_data.filters import Filters
 from trainer.errors import RecipeError
-from trainer.losses import export_with_spans
-from trainer.recipe import DataLoss, ExportData, RecordsData
+from trainer.training.loss_spans import export_with_spans
+from trainer.training.recipe import DataLoss, ExportData, RecordsData
 
 _NEXT: Final = "data.next"
 _FOLDER: Final = "data"

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import orjson
 
-from trainer.estimate import (
+from trainer.evaluation.pass_at_k import (
     Interval,
     Mean,
     Outcome,

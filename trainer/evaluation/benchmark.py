@@ -14,7 +14,7 @@ from synth_client.judging.rules import CHOICE, MATH
 from synth_client.judging.verifier import Program
 from synth_client.questions.dataset import BadRow, Cells, Dataset, open_dataset
 from synth_client.questions.question import Question
-from trainer.choices import has_choices, laid_out
+from trainer.evaluation.multiple_choice import has_choices, laid_out
 
 PLACE: Final = "{problem}"
 _DIGEST_BYTES: Final = 16

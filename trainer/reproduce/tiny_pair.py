@@ -15,9 +15,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from synth_client.files.atomic import output_errors
 from synth_client.training_data.export import DATASET_INFO, DATASET_NAME
-from trainer.recipe import CpuHardware, ExportData, Recipe, Training
 from trainer.reproduce.task import problems, worked
-from trainer.train import train
+from trainer.training.recipe import CpuHardware, ExportData, Recipe, Training
+from trainer.training.train import train
 
 END: Final = "<|end|>"
 _PAD: Final = "<|pad|>"

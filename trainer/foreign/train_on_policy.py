@@ -1,7 +1,7 @@
-"""Distil a teacher into a student on the student's own text, with TRL: `distill.py SETTINGS`.
+"""Distils a teacher into a student on the student's own text, with TRL, given a settings file.
 
 Run in an environment with TRL 1.16, under torchrun for several devices, so it imports nothing of
-motab's. `SETTINGS` is the YAML that `trainer/distillation.py` writes.
+motab's. `SETTINGS` is the YAML that `trainer/training/trl.py` writes.
 """
 
 import json
@@ -80,7 +80,7 @@ def main() -> None:
     ends = trainer.generation_config.eos_token_id
     known = ends if isinstance(ends, list) else [] if ends is None else [ends]
     trainer.generation_config.eos_token_id = sorted({*known, tokenizer.eos_token_id})
-    trainer.train(resume_from_checkpoint=settings.get("resume_from_checkpoint"))
+    trainer.training.train(resume_from_checkpoint=settings.get("resume_from_checkpoint"))
     trainer.save_model()
 
 

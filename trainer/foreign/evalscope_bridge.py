@@ -1,12 +1,12 @@
-"""EvalScope's benchmarks: their problems as EvalScope words them, and its judgement of outputs.
+"""Answers questions about EvalScope's benchmarks from inside EvalScope's environment.
 
-Run in EvalScope's environment, so it imports nothing of motab's:
+It imports nothing of ours. Two commands:
 
-`named.py problems NAME [FOLDER]` prints one object: `version`, `prompt` (EvalScope's template) and
-`problems` in the order of the data; or {"error": ...}, in one line.
+`problems NAME [FOLDER]` prints, in one line, an object with `version`, `prompt` (EvalScope's
+template) and `problems` in the order of the data, or {"error": ...}.
 
-`named.py judge NAME FILE SECONDS` is what `synth_client.judging.verifier` asks, in the protocol of
-`judging.worker`; FILE has those problems, one a line.
+`judge NAME FILE SECONDS` obeys `synth_client.judging.verifier` in the protocol of
+`synth_client.judging.worker`; FILE holds those problems, one a line.
 """
 
 import json

@@ -15,10 +15,10 @@ from synth_client.judging.verifier import Limits
 from synth_client.questions.question import Synthesis
 from synth_client.runs.session import run_loop
 from synth_client.runs.synthesise import Run
-from trainer.benchmark import PLACE, load_benchmark
-from trainer.evaluate import RECORDS, RESULTS, TABLE, Evaluation, evaluate
-from trainer.named import NAMES, Source, named_benchmark
-from trainer.results import Results
+from trainer.evaluation.benchmark import PLACE, load_benchmark
+from trainer.evaluation.evalscope import NAMES, Source, named_benchmark
+from trainer.evaluation.evaluate import RECORDS, RESULTS, TABLE, Evaluation, evaluate
+from trainer.evaluation.results import Results
 
 _KS: Final = (1, 4, 8)
 _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")

@@ -1,4 +1,4 @@
-"""Run a command that ends when whoever started it is gone: `guard.py COMMAND ...`.
+"""Run a command that ends when whoever started it is gone: `end_with_parent.py COMMAND ...`.
 
 Standard input is a pipe that nothing is written to: its end is the end of the other side, even by
 SIGKILL. The guard leads a process group, and ends it as a whole.

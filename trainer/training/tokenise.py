@@ -8,8 +8,8 @@ import orjson
 from synth_client.files.atomic import output_errors
 from trainer.environments import FOREIGN, ScriptFailed, ask_script, trainer_variables
 from trainer.errors import RecipeError, TrainingFailed
-from trainer.losses import LINES
-from trainer.recipe import DataLoss, WeightedLoss
+from trainer.training.loss_spans import LINES
+from trainer.training.recipe import DataLoss, WeightedLoss
 
 _JOB: Final = "weigh.json"
 # The settings that decide how LLaMA-Factory tokenises.
@@ -45,7 +45,7 @@ def weigh(folder: Path, python: Path, loss: DataLoss, settings: dict[str, Any]) 
     path = folder / _JOB
     with output_errors(path):
         path.write_bytes(orjson.dumps(job, option=orjson.OPT_INDENT_2))
-    command = [str(python), str(FOREIGN / "weigh.py"), str(path)]
+    command = [str(python), str(FOREIGN / "weigh_tokens.py"), str(path)]
     variables = {**trainer_variables(python, "llamafactory"), "CUDA_VISIBLE_DEVICES": ""}
     try:
         found = ask_script(command, variables)

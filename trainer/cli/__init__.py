@@ -1,0 +1,1 @@
+"""Defines the trainer's commands, one file a command."""

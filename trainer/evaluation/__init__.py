@@ -1,0 +1,1 @@
+"""Measures a served model on benchmarks."""

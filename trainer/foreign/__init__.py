@@ -1,0 +1,1 @@
+"""Holds the scripts that run in other Python environments; they import nothing of ours."""

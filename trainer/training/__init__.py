@@ -1,0 +1,1 @@
+"""Trains a student from a recipe, with LLaMA-Factory or TRL."""
