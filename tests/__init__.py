@@ -1,0 +1,1 @@
+"""Tests of motab; docs/development.md says which folder holds what."""

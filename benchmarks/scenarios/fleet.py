@@ -23,7 +23,7 @@ _POOL = 32
 
 
 @dataclass(frozen=True, slots=True)
-class _Ours:
+class _FleetRun:
     """One fleet, driven through one proxy process."""
 
     share: float
@@ -98,7 +98,7 @@ async def fleet(*, quick: bool) -> Findings:
     )
 
 
-def _own_figures(name: str, ours: _Ours, detail: str) -> tuple[Figure, ...]:
+def _own_figures(name: str, ours: _FleetRun, detail: str) -> tuple[Figure, ...]:
     proxy_cores, student_cores, teacher_cores = ours.cores
     return (
         Figure(
@@ -134,7 +134,7 @@ async def _plain(student: Simulator, plans: list[Plan]) -> float:
     return _decoding_s(plans) / sum(seconds)
 
 
-async def _ours(servers: Pair[Simulator], plans: list[Plan]) -> _Ours:
+async def _ours(servers: Pair[Simulator], plans: list[Plan]) -> _FleetRun:
     student, teacher = servers.student, servers.teacher
     async with session() as http, proxy({"pair": servers}) as motab:
         before = [process.cpu_s() for process in (motab, student, teacher)]
@@ -145,7 +145,7 @@ async def _ours(servers: Pair[Simulator], plans: list[Plan]) -> _Ours:
         )
         memory_mb = motab.rss_mb()
     a_second = len(plans) / _decoding_s(plans)
-    return _Ours(
+    return _FleetRun(
         _decoding_s(plans) / sum(one.seconds for one in done),
         max(one.seconds for one in done),
         sum(one.usage["score_calls"] for one in done) / sum(plan.num_steps for plan in plans),

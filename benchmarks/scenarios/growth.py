@@ -72,14 +72,14 @@ async def growth(*, quick: bool) -> Findings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ours:
+class _GrowthRun:
     computed: tuple[Point, ...]
     """Teacher tokens per token of the text, over its length."""
     num_requests: int
     num_scorings: int
 
 
-async def _ours(plans: list[Plan]) -> _Ours:
+async def _ours(plans: list[Plan]) -> _GrowthRun:
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(session())
         student = await stack.enter_async_context(simulator("vllm", _STUDENT, errs=True))
@@ -91,7 +91,7 @@ async def _ours(plans: list[Plan]) -> _Ours:
             await teacher.reset()
         done = await together(trajectory(http, motab, f"pair{p.seed}", p) for p in plans)
         counted = [await teacher.counters() for teacher in teachers]
-        return _Ours(
+        return _GrowthRun(
             tuple(
                 Point(plan.num_tokens, counters.tokens_prefilled / plan.num_tokens)
                 for plan, counters in zip(plans, counted, strict=True)

@@ -53,7 +53,7 @@ async def latency(*, quick: bool) -> Findings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Calls:
+class _Latencies:
     """`above`: milliseconds that each call took longer than its tokens."""
 
     above: list[float]
@@ -61,7 +61,7 @@ class _Calls:
     """Of the process that was called, a call: compares on a busy machine, too."""
 
 
-def _figures(concurrency: int, calls: dict[str, _Calls]) -> list[Figure]:
+def _figures(concurrency: int, calls: dict[str, _Latencies]) -> list[Figure]:
     """What each way adds to the direct one's median and to its 99th percentile."""
     figures: list[Figure] = []
     for name, share, limit in (("p50", 0.5, 2.0), ("p99", 0.99, 10.0)):
@@ -82,7 +82,7 @@ def _figures(concurrency: int, calls: dict[str, _Calls]) -> list[Figure]:
 
 async def _calls(
     http: aiohttp.ClientSession, process: Process, model: str, concurrency: int, num: int
-) -> _Calls:
+) -> _Latencies:
     """Clients begin at random times, and texts differ in length, so that calls do not come in
     step.
     """
@@ -98,7 +98,7 @@ async def _calls(
     await by_workers(concurrency, jobs[:concurrency])  # opens the connections
     before = process.cpu_s()
     above = await by_workers(concurrency, jobs[concurrency:])
-    return _Calls(above, 1000 * (process.cpu_s() - before) / num)
+    return _Latencies(above, 1000 * (process.cpu_s() - before) / num)
 
 
 @asynccontextmanager

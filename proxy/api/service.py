@@ -15,10 +15,10 @@ from proxy.api.sse import DONE, ChunkWriter, named_event
 from proxy.backends.base import Call, Question, Sampling, Scorer, UpstreamClock
 from proxy.config import ServerConfig
 from proxy.core.types import Author, Breached, Judged
-from proxy.engine.contexts import ModelContext
-from proxy.engine.limits import Admission, OwnSeats, Seats
+from proxy.engine.admission import Admission, OwnSeats, Seats
+from proxy.engine.given_text import TextLogprobs, score_text, text_logprobs
+from proxy.engine.model_context import ModelContext
 from proxy.engine.runner import TrajectoryRun, first_error
-from proxy.engine.score import TextLogprobs, score_text, text_logprobs
 from proxy.engine.served_model import ServedModel
 from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Outcome, Usage

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from proxy.core.types import Author, StepTrace
-from proxy.engine.score import ScoredText, TextLogprobs
+from proxy.engine.given_text import ScoredText, TextLogprobs
 from proxy.engine.usage import Outcome, Usage
 from proxy.options import Options
 

@@ -12,7 +12,7 @@ from proxy.core.types import FinishReason, Scoring, StepScore
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class WorkerSlots:
     """One of the processes that make up a server: the `worker`-th (from 0) of `num_workers`."""
 
     worker: int = 0
@@ -23,7 +23,7 @@ class Share:
         return places[self.worker :: self.num_workers]
 
 
-WHOLE = Share()
+ALL_SLOTS = WorkerSlots()
 
 
 @dataclass(frozen=True, slots=True)

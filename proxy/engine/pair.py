@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from proxy.backends.base import Question
 from proxy.core.params import Method
-from proxy.core.reasoning import Bridge, Reasoning
+from proxy.core.thinking import Bridge, Reasoning
 from proxy.core.types import Author
-from proxy.engine.pace import Hazard, Weighed
+from proxy.engine.schedule import BreachRate, MeasuredSchedule
 from proxy.engine.upstream import Upstream
 from proxy.errors import MotabError
 
@@ -17,7 +17,7 @@ class Pair:
 
     student: Upstream | None
     teacher: Upstream | None
-    hazards: dict[Method, Hazard] = field(default_factory=dict, compare=False, kw_only=True)
+    hazards: dict[Method, BreachRate] = field(default_factory=dict, compare=False, kw_only=True)
     """How often the student was seen to stray, by what counts as that."""
 
     def of(self, author: Author) -> Upstream:
@@ -40,12 +40,12 @@ class Pair:
             return Bridge(Reasoning(), Reasoning())
         return Bridge(student.visible, model.reasoning)
 
-    def schedule(self, method: Method) -> Weighed:
+    def schedule(self, method: Method) -> MeasuredSchedule:
         """A trajectory's, where every scoring call computes its whole context."""
         student, teacher = self.of("student"), self.of("teacher")
-        return Weighed(
+        return MeasuredSchedule(
             student.writing_speed,
             teacher.computing_speed,
-            self.hazards.setdefault(method, Hazard()),
+            self.hazards.setdefault(method, BreachRate()),
             teacher.gpus / student.gpus,
         )

@@ -26,7 +26,7 @@ from proxy.backends.base import (
 from proxy.core.lookahead import AT_ONCE
 from proxy.core.monitor import Monitor, monitor_for
 from proxy.core.params import Params
-from proxy.core.reasoning import Translator
+from proxy.core.thinking import Translator
 from proxy.core.types import (
     Author,
     Breached,
@@ -45,9 +45,9 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
-from proxy.engine.contexts import ModelContext
-from proxy.engine.pace import Weighed
+from proxy.engine.model_context import ModelContext
 from proxy.engine.pair import Pair
+from proxy.engine.schedule import MeasuredSchedule
 from proxy.engine.upstream import Gate, Upstream
 from proxy.engine.usage import Outcome, Usage
 from proxy.errors import MotabError, UpstreamMalformed
@@ -91,7 +91,7 @@ class TrajectoryRun:
     _writes: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
     _halted: set[int] = field(init=False, default_factory=set)
     _gates: dict[int, Gate] = field(init=False, default_factory=dict)
-    _schedule: Weighed | None = field(init=False, default=None)
+    _schedule: MeasuredSchedule | None = field(init=False, default=None)
     """None: steps are scored at once."""
     _authors: dict[int, Author] = field(init=False, default_factory=dict)
     _num_writes: dict[Author, int] = field(init=False, default_factory=dict)

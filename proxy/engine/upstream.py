@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from proxy.backends.base import GatedWriter, MarkupReader, Reader, Scorer, Writer
-from proxy.core.reasoning import Reasoning
+from proxy.core.thinking import Reasoning
 from proxy.core.types import Scoring
-from proxy.engine.pace import ComputingSpeed, WritingSpeed
+from proxy.engine.schedule import ComputingSpeed, WritingSpeed
 from proxy.errors import ScoringUnavailable
 
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from proxy.backends.base import Call, Context, Message, Question, Reader, Sampling, Segment
-from proxy.backends.resume import ResumingWriter
+from proxy.backends.transport.resume import ResumingWriter
 from proxy.core.types import FinishReason
 from proxy.engine.runner import first_error
 from proxy.engine.upstream import Upstream

@@ -24,7 +24,7 @@ from proxy.probe.report import (
     ok,
 )
 from proxy.probe.scoring import LADDER, unavailable, ways
-from proxy.upstreams import open_upstream
+from proxy.wiring.upstreams import open_upstream
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import time
 from typing import get_args
 
 from proxy.backends.base import Context, Scorer, Scores
-from proxy.backends.selftest import TOLERANCE, self_test
+from proxy.backends.self_test import TOLERANCE, self_test
 from proxy.core.types import JUDGES, Scoring
 from proxy.errors import UpstreamMalformed, UpstreamRefused
 from proxy.probe.checks import Subject

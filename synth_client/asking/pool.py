@@ -155,7 +155,7 @@ class Pool:
         A `ClientError` of `units` is raised when all before it is done.
         """
         handed_out: asyncio.Queue[tuple[_Job, Permit] | None] = asyncio.Queue()
-        source = _Source(units)
+        source = _ResumableUnits(units)
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._num_workers):
@@ -184,14 +184,14 @@ class Pool:
             self._moved.set()
 
     async def _hand_out(
-        self, source: "_Source", handed_out: asyncio.Queue[tuple[_Job, Permit] | None]
+        self, source: "_ResumableUnits", handed_out: asyncio.Queue[tuple[_Job, Permit] | None]
     ) -> None:
         while (job := await self._next(source)) is not None:
             permit = await self._limiter.acquire()
             self._num_handed_out += 1
             handed_out.put_nowait((job, permit))
 
-    async def _next(self, source: "_Source") -> _Job | None:
+    async def _next(self, source: "_ResumableUnits") -> _Job | None:
         """The next job: a retry that is due, or a new unit. None when there will be none."""
         while True:
             # Cleared before the look around, so that nothing that moves meanwhile is missed.
@@ -259,7 +259,7 @@ class Pool:
                 self._limiter.succeeded(permit)
 
 
-class _Source:
+class _ResumableUnits:
     """Units from an iterator that may block, read a few at a time in a thread.
 
     `error` is what ended it, if it was not its end.

@@ -27,7 +27,7 @@ _REPORT_EVERY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
+class WorkerSettings:
     """What every worker is told; the numbers of requests are one worker's share."""
 
     base_urls: tuple[str, ...]
@@ -120,7 +120,7 @@ class Mailbox:
 class Worker:
     """Asks the questions of many blocks at a time, in the one event loop of its actor."""
 
-    def __init__(self, asking: Asking, mailbox: Handle) -> None:
+    def __init__(self, asking: WorkerSettings, mailbox: Handle) -> None:
         self._mailbox = mailbox
         self._name = uuid4().hex
         self._limiter = Limiter(asking.min_concurrency, asking.concurrency)

@@ -22,7 +22,7 @@ from typing import Final
 
 from synth_client.asking.errors import SynthesisError
 from synth_client.asking.pool import Failed, Load, Outcome
-from synth_client.cluster.actors import Aborted, Asking, Handle, Letter, Report
+from synth_client.cluster.actors import Aborted, Handle, Letter, Report, WorkerSettings
 from synth_client.errors import ClientError, ClusterError, RunAborted
 from synth_client.files.atomic import output_errors
 from synth_client.questions.question import Unit
@@ -60,7 +60,7 @@ class Fleet:
     def __init__(
         self,
         cluster: Cluster,
-        asking: Asking,
+        asking: WorkerSettings,
         folder: Path,
         *,
         on_error: Callable[[SynthesisError], None],
@@ -92,7 +92,7 @@ class Fleet:
         """
         from synth_client.cluster import ray_data as ray  # noqa: PLC0415 - with the extra only
 
-        source = _Source(units)
+        source = _UnitBatches(units)
         with _folder(self._folder):
             path = self._folder / "units.parquet"
             num_units = await asyncio.to_thread(ray.write_units, source.batches(), path)
@@ -134,7 +134,7 @@ class Fleet:
         for task in ended:
             task.result()
 
-    def _share(self, num_workers: int) -> Asking:
+    def _share(self, num_workers: int) -> WorkerSettings:
         return replace(
             self._asking,
             concurrency=max(self._asking.concurrency // num_workers, 1),
@@ -168,7 +168,7 @@ class Fleet:
         await ray.answered(mailbox.drain.remote())
 
 
-class _Source:
+class _UnitBatches:
     """Reads units in batches. `error` is what ended them, if it was not their end."""
 
     def __init__(self, units: Iterator[Unit]) -> None:

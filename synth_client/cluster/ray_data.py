@@ -23,7 +23,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from synth_client.cluster.actors import Asking, Handle, Mailbox, Worker, row_of
+from synth_client.cluster.actors import Handle, Mailbox, Worker, WorkerSettings, row_of
 from synth_client.errors import ClusterError
 from synth_client.files.atomic import output_errors
 from synth_client.questions.question import Unit
@@ -102,7 +102,9 @@ def open_mailbox() -> Handle:
     return ray.remote(Mailbox).options(max_concurrency=_MOST_CALLS, **_here()).remote()
 
 
-def begin_work(path: Path, asking: Asking, num_workers: int, mailbox: Handle) -> Awaitable[None]:
+def begin_work(
+    path: Path, asking: WorkerSettings, num_workers: int, mailbox: Handle
+) -> Awaitable[None]:
     """Have the units in a file asked, each worker with `asking`.
 
     Ray Data's own loop runs in a process of Ray, too: here it would be a thread that nothing stops.
@@ -117,7 +119,7 @@ def _here() -> dict[str, Any]:
     return {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
 
 
-def _work(path: Path, asking: Asking, num_workers: int, mailbox: Handle) -> None:
+def _work(path: Path, asking: WorkerSettings, num_workers: int, mailbox: Handle) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # a trajectory may take an hour

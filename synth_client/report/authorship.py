@@ -8,18 +8,18 @@ from synth_client.record import Author, Record
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class TextKind:
     """Text of one writer; `after_other` where text of the other stands before it."""
 
     writer: Author
     after_other: bool
 
 
-KIND_LABELS: Final[Mapping[Kind, str]] = {
-    Kind("student", after_other=False): "student-written",
-    Kind("teacher", after_other=False): "teacher-written",
-    Kind("teacher", after_other=True): "teacher's after student's",
-    Kind("student", after_other=True): "student's after teacher's",
+KIND_LABELS: Final[Mapping[TextKind, str]] = {
+    TextKind("student", after_other=False): "student-written",
+    TextKind("teacher", after_other=False): "teacher-written",
+    TextKind("teacher", after_other=True): "teacher's after student's",
+    TextKind("student", after_other=True): "student's after teacher's",
 }
 """The first two are contexts of one hand: the text itself and all before it."""
 
@@ -28,7 +28,7 @@ KIND_LABELS: Final[Mapping[Kind, str]] = {
 class Passage:
     """The longest stretch, from character `start` to `end` (exclusive), that one writer wrote."""
 
-    kind: Kind
+    kind: TextKind
     start: int
     end: int
 
@@ -50,7 +50,7 @@ def passages_of(record: Record) -> tuple[Passage, ...]:
         if last is not None and last.end == span.start and last.kind.writer == writer:
             passages[-1] = Passage(last.kind, last.start, span.end)
         else:
-            passages.append(Passage(Kind(writer, len(writers) > 1), span.start, span.end))
+            passages.append(Passage(TextKind(writer, len(writers) > 1), span.start, span.end))
     return tuple(passages)
 
 

@@ -13,8 +13,8 @@ from typing import Final, get_args
 
 from proxy.core.params import Method
 from synth_client.record import Record
-from synth_client.report.authorship import Kind, Passage, handover_of, passages_of
-from synth_client.report.text_logprobs import MODELS, Model, Readings
+from synth_client.report.authorship import Passage, TextKind, handover_of, passages_of
+from synth_client.report.text_logprobs import MODELS, BothModels, Model
 
 NUM_BINS: Final = 40
 """Of plots over characters; those around the handover have half of them on each side."""
@@ -90,13 +90,15 @@ class Measures:
     def by(self, model: Model) -> Ratio:
         return self.student if model == "student" else self.teacher
 
-    def add_tokens(self, readings: Readings, stretches: Sequence[tuple[int, int]]) -> None:
+    def add_tokens(self, readings: BothModels, stretches: Sequence[tuple[int, int]]) -> None:
         """Stretches of one trajectory."""
         for model in MODELS:
             found = [readings.by(model).tokens(*stretch) for stretch in stretches]
             self.by(model).add(sum(num for num, _ in found), sum(total for _, total in found))
 
-    def add(self, readings: Readings, stretches: Sequence[tuple[int, int]], kind: Kind) -> None:
+    def add(
+        self, readings: BothModels, stretches: Sequence[tuple[int, int]], kind: TextKind
+    ) -> None:
         """Stretches of one trajectory, all of one kind."""
         self.add_tokens(readings, stretches)
         student, teacher = (
@@ -163,8 +165,10 @@ class Likelihoods:
     num_scored: int = 0
     """Records with token log-probabilities and any output."""
     num_handovers: int = 0
-    by_kind: defaultdict[Kind, Measures] = field(default_factory=lambda: defaultdict(Measures))
-    over_length: defaultdict[Kind, Profile] = field(default_factory=lambda: defaultdict(_profile))
+    by_kind: defaultdict[TextKind, Measures] = field(default_factory=lambda: defaultdict(Measures))
+    over_length: defaultdict[TextKind, Profile] = field(
+        default_factory=lambda: defaultdict(_profile)
+    )
     reach: Reach = field(default_factory=lambda: Reach(NUM_BINS))
     around_handover: Profile = field(default_factory=_profile)
     sides: Reach = field(default_factory=lambda: Reach(NUM_BINS // 2))
@@ -175,7 +179,7 @@ class Likelihoods:
         if record.token_logprobs is None or not record.output:
             return
         self.num_scored += 1
-        readings = Readings.of(record.token_logprobs)
+        readings = BothModels.of(record.token_logprobs)
         passages = passages_of(record)
         for kind in {passage.kind for passage in passages}:
             same = [passage for passage in passages if passage.kind == kind]
@@ -187,7 +191,9 @@ class Likelihoods:
             self._add_handover(handover, len(record.output), readings)
         self._add_along(record, readings)
 
-    def _add_lengths(self, kind: Kind, passages: Sequence[Passage], readings: Readings) -> None:
+    def _add_lengths(
+        self, kind: TextKind, passages: Sequence[Passage], readings: BothModels
+    ) -> None:
         longest = max(passage.length for passage in passages)
         self.reach.add(longest)
         for width, bins in zip(BIN_WIDTHS, self.over_length[kind], strict=True):
@@ -202,7 +208,7 @@ class Likelihoods:
                 ]
                 bins[index].add(readings, stretches, kind)
 
-    def _add_handover(self, handover: int, length: int, readings: Readings) -> None:
+    def _add_handover(self, handover: int, length: int, readings: BothModels) -> None:
         self.num_handovers += 1
         self.sides.add(min(handover, length - handover))
         half = NUM_BINS // 2
@@ -215,7 +221,7 @@ class Likelihoods:
                 if start < end:
                     bins[index].add_tokens(readings, [(start, end)])
 
-    def _add_along(self, record: Record, readings: Readings) -> None:
+    def _add_along(self, record: Record, readings: BothModels) -> None:
         bins = self.along[record.method if record.method in _METHODS else OTHER_METHODS]
         length = len(record.output)
         edges = [length * index // RELATIVE_BINS for index in range(RELATIVE_BINS + 1)]

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
-from synth_client.report.authorship import KIND_LABELS, Kind
+from synth_client.report.authorship import KIND_LABELS, TextKind
 from synth_client.report.likelihood import (
     BIN_WIDTHS,
     NUM_BINS,
@@ -195,7 +195,7 @@ def _lines_by_kind(
     return lines
 
 
-def _style_of(kind: Kind) -> _Style:
+def _style_of(kind: TextKind) -> _Style:
     return _Style(kind.writer, "dash" if kind.after_other else "solid")
 
 

@@ -44,7 +44,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RescoredOutcome:
     """A trajectory under other thresholds.
 
     `breach` and `bifurcation` are None without a breach in the stored steps, after which the
@@ -58,7 +58,7 @@ class Outcome:
     accepted_tokens: int
 
 
-def outcome_of(scored: Scored, params: Params) -> Outcome:
+def outcome_of(scored: Scored, params: Params) -> RescoredOutcome:
     """Judge the stored steps under the thresholds of `params` (Eq. 6 to 8).
 
     Raises ValueError where the boundary is adaptive and an entropy is missing.
@@ -70,12 +70,14 @@ def outcome_of(scored: Scored, params: Params) -> Outcome:
             cut = index
             if scored.backtracks:
                 cut = bifurcation(scored.values[: index + 1], boundaries)
-            return Outcome(index, cut, is_open=False, accepted_tokens=sum(scored.tokens[:cut]))
+            return RescoredOutcome(
+                index, cut, is_open=False, accepted_tokens=sum(scored.tokens[:cut])
+            )
     kept = len(scored.values)
     if scored.is_open and scored.backtracks:
         # A later breach may lead back to the steepest fall so far, but to no step before it.
         kept = max(bifurcation(scored.values, boundaries), 1)
-    return Outcome(None, None, scored.is_open, sum(scored.tokens[:kept]))
+    return RescoredOutcome(None, None, scored.is_open, sum(scored.tokens[:kept]))
 
 
 def thresholds(base_threshold: float, entropy_scale: float) -> Params:

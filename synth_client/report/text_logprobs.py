@@ -19,7 +19,7 @@ class Mark(NamedTuple):
     characters: float
 
 
-class Reading:
+class TextLogprobs:
     """One model's log-probabilities of a text; positions are in characters."""
 
     def __init__(self, tokens: ModelLogprobs) -> None:
@@ -55,15 +55,15 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Readings:
+class BothModels:
     """The same text as both models find it."""
 
-    student: Reading
-    teacher: Reading
+    student: TextLogprobs
+    teacher: TextLogprobs
 
     @classmethod
-    def of(cls, logprobs: TokenLogprobs) -> "Readings":
-        return cls(Reading(logprobs.student), Reading(logprobs.teacher))
+    def of(cls, logprobs: TokenLogprobs) -> "BothModels":
+        return cls(TextLogprobs(logprobs.student), TextLogprobs(logprobs.teacher))
 
-    def by(self, model: Model) -> Reading:
+    def by(self, model: Model) -> TextLogprobs:
         return self.student if model == "student" else self.teacher

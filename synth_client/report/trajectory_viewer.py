@@ -14,7 +14,7 @@ import orjson
 
 from synth_client.record import Record
 from synth_client.report.page import Block, block
-from synth_client.report.text_logprobs import MODELS, Readings
+from synth_client.report.text_logprobs import MODELS, BothModels
 
 _INDEX_CHARS: Final = 200
 _CHUNK_BYTES: Final = 512 * 1024
@@ -145,7 +145,7 @@ def _windows_of(record: Record) -> dict[str, Any] | None:
         return None
     length = len(record.output)
     width = max(_MIN_WINDOW, -(-length // _MAX_WINDOWS))
-    readings = Readings.of(record.token_logprobs)
+    readings = BothModels.of(record.token_logprobs)
     means: dict[str, list[float | None]] = {model: [] for model in MODELS}
     for model in MODELS:
         for start in range(0, length, width):

@@ -13,7 +13,7 @@ import orjson
 from pydantic import JsonValue
 from rich.console import Console
 
-from synth_client.cluster.actors import Asking
+from synth_client.cluster.actors import WorkerSettings
 from synth_client.asking.client import SynthClient
 from synth_client.questions.dataset import BadRow, Dataset
 from synth_client.errors import ClientError, Interrupted, RunAborted
@@ -213,7 +213,7 @@ class _Session:
                 num_workers=run.concurrency,
                 on_error=self._tally.add_error,
             )
-        asking = Asking(
+        asking = WorkerSettings(
             base_urls=run.base_urls,
             synthesis=run.synthesis,
             api_key=run.api_key,

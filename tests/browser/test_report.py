@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
-from proxy.cli import app
-from tests.unit.test_record import (
+from motab.cli import app
+from tests.support.records import (
     FLAWED,
     REVISE,
     SAFE,
@@ -20,7 +20,7 @@ from tests.unit.test_record import (
     steps_of,
     unbroken,
 )
-from tests.unit.test_report import EVIL, hostile, with_tokens
+from tests.unit.report.test_report import EVIL, hostile, with_tokens
 
 NUM_PLAIN = 300
 

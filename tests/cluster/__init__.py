@@ -1,0 +1,1 @@
+"""Synthesis on a real, local Ray."""

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.openai_server import Fault, Scripted, scripted
-from tests.integration.test_synth import (
+from tests.integration.synth_client.test_synth import (
     Process,
     lines,
     records,
@@ -19,6 +18,7 @@ from tests.integration.test_synth import (
     units,
     write_questions,
 )
+from tests.support.openai_server import Fault, Scripted, scripted
 
 pytestmark = pytest.mark.timeout(400)
 RAY = ("--executor", "ray", "--ray-workers", "2", "--concurrency", "8")

@@ -1,0 +1,1 @@
+"""The command and the proxy as processes, with real llama.cpp models."""

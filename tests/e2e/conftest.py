@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from proxy.backends.embedded_server import LISTENING
-from proxy.backends.gguf_files import model_path
-from proxy.demo import DemoPair, demo_config
+from motab.demo import DemoPair, demo_config
+from proxy.backends.embedded.gguf_files import model_path
+from proxy.backends.embedded.process import LISTENING
 
 API_KEY = "test-key"
 PATIENCE_S = 30.0
@@ -31,7 +31,7 @@ def llama_server(path: Path) -> Iterator[str]:
     """A llama.cpp server of our own for that GGUF file; gives its URL."""
     # Slots, context tokens of each, threads: the demo's.
     arguments = [str(path), "127.0.0.1", "0", "2", "2048", "1"]
-    command = [sys.executable, "-m", "proxy.backends.embedded_server", *arguments]
+    command = [sys.executable, "-m", "proxy.backends.embedded.process", *arguments]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

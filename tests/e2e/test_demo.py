@@ -12,18 +12,19 @@ from pathlib import Path
 import httpx
 import pytest
 
+from motab.demo import DemoPair, demo_questions
 from proxy.backends.base import Call, Context, Question, Sampling
-from proxy.backends.embedded import embedded_server
-from proxy.backends.gguf_files import model_path
-from proxy.backends.http import UpstreamClient
-from proxy.backends.llamacpp import LlamaCpp
-from proxy.backends.resume import ResumingWriter
-from proxy.backends.retry import RetryPolicy
-from proxy.demo import DemoPair, demo_questions
+from proxy.backends.embedded.gguf_files import model_path
+from proxy.backends.embedded.server import embedded_server
+from proxy.backends.servers.llamacpp import LlamaCpp
+from proxy.backends.transport.http import UpstreamClient
+from proxy.backends.transport.resume import ResumingWriter
+from proxy.backends.transport.retry import RetryPolicy
 from synth_client.files.record_file import read_records
 from synth_client.judging.rules import last_number
 from tests.e2e.conftest import line_with
-from tests.pages import data_of
+from tests.support.pages import data_of
+from tests.support.paths import ROOT
 from trainer.reproduce.task import problems
 
 MOTAB = Path(sys.executable).parent / "motab"
@@ -94,7 +95,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
 def test_embedded_servers_end_with_a_proxy_that_is_killed() -> None:
-    config = Path(__file__).parents[2] / "configs" / "demo.yaml"
+    config = ROOT / "configs" / "demo.yaml"
     with subprocess.Popen(
         [MOTAB, "serve", "--config", config, "--port", "0"], stderr=subprocess.PIPE, text=True
     ) as process:

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 # Each model is loaded, and scores some 250 tokens one by one.
 TIMEOUT_S = 300
 
 
 def probe(config: Path, code: int) -> dict[str, Any]:
     """What the command prints, which must be one JSON object and nothing else."""
-    command = [sys.executable, "-c", "from proxy.cli import main; main()"]
+    command = [sys.executable, "-m", "motab"]
     command += ["probe", "--config", str(config), "--json"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False

@@ -17,10 +17,10 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.replay import Replay, json_reply, replay, stream_reply
+from tests.support.paths import ROOT
+from tests.support.replay import Replay, json_reply, replay, stream_reply
 
-ROOT = Path(__file__).parents[2]
-MOTAB = (sys.executable, "-c", "from proxy.cli import main; main()")
+MOTAB = (sys.executable, "-m", "motab")
 REQUEST = {"model": "student/only", "prompt": "Q"}
 LIMIT = 16
 PATIENCE_S = 20.0
@@ -437,7 +437,7 @@ async def test_workers_are_made_of_the_command_s_modules_wherever_it_is_started(
     (cwd / "proxy").mkdir(parents=True)
     (cwd / "proxy" / "__init__.py").write_text("raise RuntimeError", encoding="utf-8")
     script.parent.mkdir()
-    script.write_text("from proxy.cli import main; main()", encoding="utf-8")
+    script.write_text("from motab.cli import main; main()", encoding="utf-8")
     command = (sys.executable, str(script))
     async with motab(llama, tmp_path, motab=command, cwd=cwd) as served, AsyncExitStack() as stack:
         assert await ask_all(await clients(stack, 4), served) == [200] * 4

@@ -1,0 +1,1 @@
+"""The named benchmarks with EvalScope itself."""

@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.integration.openai_server import Fault, Scripted, scripted
-from tests.integration.test_eval import ENV, ROOT, completion
+from tests.integration.trainer.test_eval import ENV, completion
+from tests.support.openai_server import Fault, Scripted, scripted
+from tests.support.paths import ROOT
 
 PYTHON = ROOT / ".venv-evalscope" / "bin" / "python"
 AIME: list[dict[str, Any]] = [
@@ -105,7 +106,7 @@ async def printed(*command: str | Path, code: int = 0) -> tuple[str, str]:
 async def evaluated(
     name: str, server: Scripted, parent: Path, *more: str, code: int = 0
 ) -> tuple[str, str]:
-    command = [sys.executable, "-c", "from proxy.cli import main; main()", "eval"]
+    command = [sys.executable, "-m", "motab", "eval"]
     command += ["--benchmark", name, "--data", str(folder_of(name, parent))]
     command += ["--python", str(PYTHON), "--base-url", server.base_url, "--model", "student"]
     command += ["--n", "2", "--output", str(parent / "out" / name), *more]
@@ -184,7 +185,7 @@ async def test_data_that_evalscope_cannot_read_is_told_in_one_line(
     folder = folder_of("math_500", tmp_path)
     (folder / "test.jsonl").rename(folder / "train.jsonl")
     _, err = await printed(
-        *(sys.executable, "-c", "from proxy.cli import main; main()", "eval"),
+        *(sys.executable, "-m", "motab", "eval"),
         *("--benchmark", "math_500", "--data", folder, "--python", PYTHON),
         *("--base-url", server.base_url, "--model", "student", "--output", tmp_path / "out"),
         code=1,

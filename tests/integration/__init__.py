@@ -1,0 +1,1 @@
+"""Several of our parts together, with recorded or scripted servers."""

@@ -2,7 +2,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.integration.replay import Replay, replay
+from tests.support.replay import Replay, replay
 
 
 @pytest.fixture

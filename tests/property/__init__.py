@@ -1,0 +1,1 @@
+"""Hypothesis holds the engine to plain loops written separately."""

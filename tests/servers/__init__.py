@@ -1,0 +1,1 @@
+"""Trajectories and values on real servers."""

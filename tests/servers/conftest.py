@@ -8,11 +8,12 @@ import pytest
 
 from benchmarks.weights import SMOLLM2
 from benchmarks.weights import smollm2_folder as unpacked
-from proxy.backends.gguf_files import dequantized, model_path
+from proxy.backends.embedded.gguf_files import dequantized, model_path
 from tests.e2e.conftest import llama_server
+from tests.support.paths import ROOT
 from trainer.reproduce.servers import vllm
 
-SERVERS_PYTHON = Path(__file__).parents[2] / ".venv-servers" / "bin" / "python"
+SERVERS_PYTHON = ROOT / ".venv-servers" / "bin" / "python"
 VLLM_MODEL = "smollm2"
 
 

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-REFERENCE_PYTHON = Path(__file__).parents[2] / ".venv-reference" / "bin" / "python"
+from tests.support.paths import ROOT
+
+REFERENCE_PYTHON = ROOT / ".venv-reference" / "bin" / "python"
 
 
 @dataclass(frozen=True)

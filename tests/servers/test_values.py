@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
+from motab.demo import DemoPair, demo_config, demo_questions
 from proxy.backends.base import Message
-from proxy.backends.gguf_files import model_path
-from proxy.backends.template import ChatTemplate
+from proxy.backends.embedded.gguf_files import model_path
+from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.config import Config
-from proxy.demo import DemoPair, demo_config, demo_questions
-from proxy.serve import running
+from proxy.serving.serve import running
 from synth_client.asking.client import SynthClient
 from synth_client.questions.question import Synthesis, units_of
 from synth_client.record import Record

@@ -9,11 +9,11 @@ import httpx
 import pytest
 import yaml
 
+from motab.demo import DemoPair, demo_config
 from proxy.backends.base import Call, Context, Message, Segment
-from proxy.backends.http import UpstreamClient
-from proxy.backends.template import ChatTemplate
-from proxy.backends.vllm import Vllm
-from proxy.demo import DemoPair, demo_config
+from proxy.backends.servers.vllm import Vllm
+from proxy.backends.tokens.chat_template import ChatTemplate
+from proxy.backends.transport.http import UpstreamClient
 from tests.e2e.conftest import PATIENCE_S, client_that_is_killed, proxy
 from tests.servers.conftest import VLLM_MODEL, smollm2_gguf
 from tests.servers.reference import Case, forward_pass

@@ -1,0 +1,1 @@
+"""Exports and trainings with LLaMA-Factory and TRL themselves."""

@@ -14,10 +14,9 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "trainer" / "foreign"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "trainer" / "foreign"))
 
-from weigh_tokens import IGNORED, loaded  # type: ignore[import-not-found] # noqa: E402
+from weigh_tokens import IGNORED, loaded  # type: ignore[import-not-found]
 
 
 def loss_of(model: Any, examples: Any) -> float:

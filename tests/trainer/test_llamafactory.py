@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from proxy.backends.gguf_files import model_path
+from proxy.backends.embedded.gguf_files import model_path
 from synth_client.training_data.export import Export, export
 from synth_client.training_data.filters import Filters
-from tests.integration.test_export import RECORDS, THINKING, written
+from tests.integration.synth_client.test_export import RECORDS, THINKING, written
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-trainer" / "bin" / "python"
 
 

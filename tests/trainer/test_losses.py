@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from synth_client.record import Record
-from tests.integration.test_export import written
+from tests.integration.synth_client.test_export import written
+from tests.support.records import CORRECTION, FLAWED, REVISE, SAFE, breached, record_of
 from tests.trainer.test_llamafactory import in_trainer
 from tests.trainer.test_training import Motab, model
-from tests.unit.test_record import CORRECTION, FLAWED, REVISE, SAFE, breached, record_of
 
 __all__ = ["model"]
 NUM_EXAMPLES = 6

@@ -9,13 +9,11 @@ import psutil
 import pytest
 
 from synth_client.files.record_file import read_records
-from tests.trainer.test_llamafactory import ROOT
-
-MAIN = "from proxy.cli import main; main()"
+from tests.support.paths import ROOT
 
 
 def start(output: Path, log: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-c", MAIN, "reproduce", "--scale", "tiny", "--smoke"]
+    command = [sys.executable, "-m", "motab", "reproduce", "--scale", "tiny", "--smoke"]
     with log.open("ab") as file:
         return subprocess.Popen(
             [*command, "--output", str(output)], cwd=ROOT, stdout=file, stderr=file

@@ -11,9 +11,10 @@ import psutil
 import pytest
 import yaml
 
-from tests.integration.test_export import written
-from tests.trainer.test_llamafactory import PYTHON, ROOT, in_trainer
-from tests.unit.test_record import record_of, unbroken
+from tests.integration.synth_client.test_export import written
+from tests.support.paths import ROOT
+from tests.support.records import record_of, unbroken
+from tests.trainer.test_llamafactory import PYTHON, in_trainer
 from trainer.errors import RecipeError
 from trainer.training.dataset import Dataset
 from trainer.training.hardware import inspect_environment
@@ -62,8 +63,8 @@ class Motab:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
-                    "-c",
-                    "from proxy.cli import main; main()",
+                    "-m",
+                    "motab",
                     "train",
                     str(folder / "recipe.yaml"),
                     "--python",

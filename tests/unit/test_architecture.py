@@ -1,112 +1,252 @@
-"""Dependencies point one way: core <- backends <- engine <- api <- the composition root."""
+"""The tree keeps its shape: what a folder may import, how large it is, what it is called."""
 
-import ast
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-# What each layer may import of ours. The last three are the composition root.
-ALLOWED = {
-    "proxy.core": set(),
-    "proxy.errors": set(),
-    "proxy.options": {"proxy.core"},
-    "proxy.config": {"proxy.errors", "proxy.options"},
-    "proxy.backends": {"proxy.core", "proxy.errors"},
-    "proxy.engine": {"proxy.core", "proxy.backends.base", "proxy.errors", "proxy.options"},
-    "proxy.api": {
-        "proxy",
-        "proxy.core.types",
-        "proxy.backends.base",
-        "proxy.engine",
-        "proxy.config",
-        "proxy.options",
-        "proxy.errors",
+from tests.support.architecture import (
+    MAX_LINES,
+    MAX_MODULES,
+    PACKAGES,
+    TYPED,
+    broken_names,
+    crowded_folders,
+    forbidden_imports,
+    is_within,
+    long_files,
+    modules,
+    repeated_classes,
+    silent_packages,
+)
+from tests.support.paths import ROOT
+
+_CORE = frozenset({"proxy.core"})
+_PROXY_GROUND = frozenset({"proxy.core", "proxy.errors", "proxy.options", "proxy.config"})
+_WIRE = frozenset({"proxy.core", "proxy.errors", "proxy.backends.base"})
+_CLIENT_GROUND = frozenset({"synth_client.errors", "synth_client.record", "synth_client.files"})
+_TRAINER_GROUND = frozenset({"trainer.errors", "trainer.environments"})
+_CLIENT = frozenset(
+    {
+        "synth_client",
+        "synth_client.errors",
+        "synth_client.record",
+        "synth_client.prices",
+        "synth_client.files",
+        "synth_client.questions",
+        "synth_client.asking",
+        "synth_client.cluster",
+        "synth_client.judging",
+        "synth_client.training_data",
+        "synth_client.runs",
+        "synth_client.report",
+        "synth_client.cli",
+    }
+)
+# A row for every folder, and for each module that is a floor of its own: what of ours it may
+# import. A folder's own modules always may; a row that is named does not open the rows inside it.
+ALLOWED: dict[str, frozenset[str]] = {
+    "proxy": frozenset(),
+    "proxy.core": frozenset(),
+    "proxy.errors": frozenset(),
+    "proxy.options": _CORE,
+    "proxy.config": frozenset({"proxy.errors", "proxy.options"}),
+    "proxy.backends": _WIRE,
+    "proxy.backends.base": _CORE,
+    "proxy.backends.self_test": _WIRE,
+    "proxy.backends.transport": _WIRE,
+    "proxy.backends.tokens": _WIRE,
+    "proxy.backends.embedded": frozenset({"proxy.errors"}),
+    "proxy.backends.judges": _WIRE | {"proxy.backends.transport"},
+    "proxy.backends.servers": _WIRE
+    | {
+        "proxy.backends.judges",
+        "proxy.backends.self_test",
+        "proxy.backends.tokens",
+        "proxy.backends.transport",
     },
-    # The client knows the proxy over HTTP; rescoring applies the algorithm's rules, which are pure.
-    "synth_client": {"proxy.core"},
-    # An evaluation is a plain run of the client with its answers judged.
-    "trainer": {"synth_client"},
-    "configs": set(),
-    # The harness knows the proxy as a process; its real vLLM is started as the trainer starts one.
-    "benchmarks": {"proxy.backends", "trainer"},
+    "proxy.engine": _WIRE | {"proxy.options"},
+    "proxy.api": _PROXY_GROUND | {"proxy", "proxy.backends.base", "proxy.engine"},
+    "proxy.wiring": _PROXY_GROUND
+    | {
+        "proxy.api",
+        "proxy.engine",
+        "proxy.backends.base",
+        "proxy.backends.embedded",
+        "proxy.backends.judges",
+        "proxy.backends.servers",
+        "proxy.backends.tokens",
+        "proxy.backends.transport",
+    },
+    "proxy.probe": _PROXY_GROUND
+    | {
+        "proxy",
+        "proxy.api",
+        "proxy.backends.base",
+        "proxy.backends.self_test",
+        "proxy.backends.transport",
+        "proxy.engine",
+        "proxy.wiring",
+    },
+    "proxy.serving": _PROXY_GROUND | {"proxy.api", "proxy.backends.base", "proxy.wiring"},
+    # The client speaks HTTP to the proxy; it shares the algorithm's rules, which are pure.
+    "synth_client": frozenset(),
+    "synth_client.errors": frozenset(),
+    "synth_client.prices": frozenset(),
+    "synth_client.record": _CORE | {"synth_client.errors"},
+    "synth_client.files": _CLIENT_GROUND,
+    "synth_client.questions": _CLIENT_GROUND,
+    "synth_client.judging": _CLIENT_GROUND,
+    "synth_client.asking": _CLIENT_GROUND | {"synth_client.questions"},
+    "synth_client.cluster": _CLIENT_GROUND | {"synth_client.questions", "synth_client.asking"},
+    "synth_client.training_data": _CLIENT_GROUND
+    | _CORE
+    | {"synth_client.questions", "synth_client.judging"},
+    "synth_client.report": _CLIENT_GROUND | _CORE | {"synth_client.prices"},
+    "synth_client.runs": _CLIENT - {"synth_client.report", "synth_client.cli"},
+    "synth_client.cli": _CLIENT,
+    "trainer": frozenset(),
+    "trainer.errors": frozenset({"synth_client.errors"}),
+    "trainer.environments": frozenset({"synth_client.errors", "trainer.errors"}),
+    "trainer.training": _CLIENT | _TRAINER_GROUND,
+    "trainer.evaluation": _CLIENT | _TRAINER_GROUND,
+    # Its scripts run where none of our packages is installed.
+    "trainer.foreign": frozenset(),
+    "trainer.stand_ins.torchaudio": frozenset(),
+    "trainer.reproduce": _CLIENT | _TRAINER_GROUND | {"trainer.training", "trainer.evaluation"},
+    "trainer.cli": _CLIENT
+    | _TRAINER_GROUND
+    | {"trainer.training", "trainer.evaluation", "trainer.reproduce"},
+    "motab": _CLIENT
+    | {
+        "proxy",
+        "proxy.config",
+        "proxy.errors",
+        "proxy.probe",
+        "proxy.serving",
+        "trainer.cli",
+    },
+    "configs": frozenset(),
+    # The harness knows the proxy as a process; a real vLLM is started as the reproduction does.
+    "benchmarks": frozenset(
+        {
+            "benchmarks.scenarios",
+            "benchmarks.simulator",
+            "proxy.backends.embedded",
+            "trainer.reproduce",
+        }
+    ),
+    "benchmarks.scenarios": frozenset({"benchmarks", "benchmarks.simulator"}),
+    "benchmarks.simulator": frozenset(),
 }
 CORE_MODULES = {"collections", "dataclasses", "math", "random", "typing"}
 
 
-def imports_of(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            found.add(node.module or "")
-    return found
-
-
-def is_within(module: str, package: str) -> bool:
-    return module == package or module.startswith(package + ".")
-
-
-def modules_of(layer: str) -> list[Path]:
-    path = ROOT / layer.replace(".", "/")
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-
-
-@pytest.mark.parametrize("layer", ALLOWED)
-def test_a_layer_imports_only_what_lies_below_it(layer: str) -> None:
-    paths = modules_of(layer)
-    assert paths, f"no modules in {layer}"
-    for path in paths:
-        ours = {
-            name
-            for name in imports_of(path)
-            if is_within(name, "proxy") or name.split(".")[0] in {"synth_client", "trainer"}
-        }
-        wrong = {
-            name
-            for name in ours
-            if not is_within(name, layer)
-            and not any(
-                name == below or (below != "proxy" and is_within(name, below))
-                for below in ALLOWED[layer]
-            )
-        }
-        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+def test_a_folder_imports_only_what_its_row_allows() -> None:
+    assert forbidden_imports(ROOT, ALLOWED) == []
 
 
 def test_the_core_imports_a_few_standard_modules_only() -> None:
-    for path in modules_of("proxy.core"):
-        foreign = {
-            name.split(".")[0] for name in imports_of(path) if not is_within(name, "proxy.core")
-        }
-        assert foreign <= CORE_MODULES, f"{path.relative_to(ROOT)} imports {foreign}"
-        assert foreign <= sys.stdlib_module_names
-
-
-def test_every_module_belongs_to_a_layer() -> None:
-    root_modules = {
-        "proxy",
-        "proxy.cli",
-        "proxy.demo",
-        "proxy.logs",
-        "proxy.probe",
-        "proxy.serve",
-        "proxy.supervisor",
-        "proxy.upstreams",
-        "proxy.wiring",
-        "proxy.worker",
+    foreign = {
+        name.split(".")[0]
+        for module in modules(ROOT, "proxy/core")
+        for name in module.imports()
+        if not is_within(name, "proxy.core")
     }
-    for package in ("proxy", "synth_client", "trainer", "configs", "benchmarks"):
-        for path in (ROOT / package).rglob("*.py"):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
-                ".__init__"
-            )
-            known = (
-                module in root_modules
-                or is_within(module, "proxy.probe")
-                or any(is_within(module, layer) for layer in ALLOWED)
-            )
-            assert known, f"{module} belongs to no layer"
+    assert foreign == CORE_MODULES
+    assert foreign <= sys.stdlib_module_names
+
+
+def test_no_folder_holds_more_than_sixteen_modules() -> None:
+    assert crowded_folders(ROOT, *PACKAGES, "tests") == []
+
+
+def test_every_package_says_what_it_is() -> None:
+    assert silent_packages(ROOT, *PACKAGES, "tests") == []
+
+
+def test_every_module_named_in_a_string_exists() -> None:
+    found = broken_names(ROOT, *PACKAGES, "tests")
+    assert [fault for fault in found if not fault.startswith(__name__)] == []
+
+
+def test_the_packages_are_typed() -> None:
+    assert [name for name in TYPED if not (ROOT / name / "py.typed").is_file()] == []
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A small tree that keeps all the rules."""
+    for folder in ("proxy", "proxy/core", "proxy/engine"):
+        package = tmp_path / folder
+        package.mkdir()
+        (package / "__init__.py").write_text('"""Says what it is."""\n')
+    (tmp_path / "proxy/core/monitor.py").write_text("import math\n")
+    (tmp_path / "proxy/engine/runner.py").write_text("from proxy.core.monitor import math\n")
+    return tmp_path
+
+
+def faults(root: Path) -> list[str]:
+    found = forbidden_imports(root, ALLOWED)
+    checks: tuple[Callable[..., list[str]], ...] = (
+        crowded_folders,
+        long_files,
+        silent_packages,
+        repeated_classes,
+        broken_names,
+    )
+    for check in checks:
+        found += check(root, "proxy")
+    return found
+
+
+def test_a_tree_that_keeps_the_rules_has_no_faults(house: Path) -> None:
+    assert faults(house) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "fault"),
+    [
+        (
+            "proxy/core/late.py",
+            "def f() -> None:\n    from proxy.engine.runner import math\n",
+            "proxy.core.late imports proxy.engine.runner.math",
+        ),
+        (
+            "proxy/core/late.py",
+            "from proxy.engine import runner\n",
+            "proxy.core.late imports proxy.engine.runner",
+        ),
+        (
+            "proxy/engine/late.py",
+            "import motab.cli\n",
+            "proxy.engine.late imports motab.cli",
+        ),
+        ("proxy/engine/__init__.py", "", "proxy.engine has no docstring"),
+        ("proxy/core/long.py", "x = 1\n" * (MAX_LINES + 1), "proxy.core.long has 401 lines"),
+        (
+            "proxy/core/twice.py",
+            "class A:\n    pass\n\n\ndef f() -> None:\n    class A:\n        pass\n",
+            "A is a class of proxy.core.twice, proxy.core.twice",
+        ),
+        (
+            "proxy/core/named.py",
+            "X = 'proxy.core.gone'\n",
+            "proxy.core.named names proxy.core.gone",
+        ),
+        ("proxy/new/module.py", "", "proxy.new.module belongs to no row of the rule"),
+    ],
+)
+def test_a_broken_rule_is_found(house: Path, path: str, content: str, fault: str) -> None:
+    (house / path).parent.mkdir(exist_ok=True)
+    (house / path).write_text(content)
+    assert fault in faults(house)
+
+
+def test_a_seventeenth_module_is_found(house: Path) -> None:
+    for number in range(MAX_MODULES - 1):
+        (house / f"proxy/core/m{number}.py").touch()
+    assert faults(house) == []
+    (house / "proxy/core/one_more.py").touch()
+    assert faults(house) == ["proxy.core holds 17 modules"]

@@ -90,8 +90,7 @@ def proxy(student: str, teacher: str, models: Mapping[str, Path], folder: Path) 
     path = folder / "proxy.yaml"
     with output_errors(path):
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    main = "from proxy.cli import main; main()"
-    command = [sys.executable, "-c", main, "serve", "--config", str(path)]
+    command = [sys.executable, "-m", "motab", "serve", "--config", str(path)]
     url = f"http://127.0.0.1:{port}"
     with _running(command, {}, folder / "proxy.log", f"{url}/ready"):
         yield f"{url}/v1"

@@ -16,7 +16,7 @@ from trainer.evaluation.evaluate import RECORDS, RESULTS
 from trainer.reproduce.arms import Arm
 from trainer.reproduce.curve import Curve
 from trainer.reproduce.plan import Unit
-from trainer.reproduce.task import Mistake, Problem, first_mistake
+from trainer.reproduce.task import ChainSum, Mistake, first_mistake
 
 COMPARISON: Final = "comparison.json"
 TABLE: Final = "comparison.md"
@@ -98,7 +98,7 @@ class Comparison:
 
 
 def comparison(
-    units: Sequence[Unit], pair: Mapping[str, Path], rates: Curve, asked: Mapping[str, Problem]
+    units: Sequence[Unit], pair: Mapping[str, Path], rates: Curve, asked: Mapping[str, ChainSum]
 ) -> Comparison:
     """Read what evaluations have found.
 
@@ -115,7 +115,7 @@ def comparison(
     )
 
 
-def _arm_result(arm: Arm, units: Sequence[Unit], asked: Mapping[str, Problem]) -> ArmResult:
+def _arm_result(arm: Arm, units: Sequence[Unit], asked: Mapping[str, ChainSum]) -> ArmResult:
     by_k: dict[int, dict[int, float]] = {}
     by_level: dict[str, dict[int, float]] = {}
     for unit in units:
@@ -134,7 +134,7 @@ def _arm_result(arm: Arm, units: Sequence[Unit], asked: Mapping[str, Problem]) -
     return ArmResult(arm, by_k, data, by_level, mistakes)
 
 
-def _mistakes(unit: Unit, asked: Mapping[str, Problem]) -> Counter[Mistake | None]:
+def _mistakes(unit: Unit, asked: Mapping[str, ChainSum]) -> Counter[Mistake | None]:
     records = read_records(unit.evaluation / RECORDS)
     return Counter(first_mistake(asked[record.id], record.output) for record in records)
 

@@ -23,7 +23,7 @@ _SHARE_SPLIT: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ChainSum:
     """`terms` are added to `start` one after the other; `text` says them in words and symbols."""
 
     id: str
@@ -37,7 +37,7 @@ class Problem:
         return self.start + sum(self.terms)
 
 
-def problems(name: str, num: int, num_terms: Sequence[int]) -> Iterator[Problem]:
+def problems(name: str, num: int, num_terms: Sequence[int]) -> Iterator[ChainSum]:
     """`num` different problems of as many terms as one of `num_terms`; the name is the seed."""
     rng = random.Random(name)  # noqa: S311 - reproducible, not secret
     seen: set[str] = set()
@@ -48,7 +48,7 @@ def problems(name: str, num: int, num_terms: Sequence[int]) -> Iterator[Problem]
             yield problem
 
 
-def _problem(name: str, rng: random.Random, num_terms: int) -> Problem:
+def _problem(name: str, rng: random.Random, num_terms: int) -> ChainSum:
     start = value = rng.randint(1, LARGEST)
     terms: list[int] = []
     text = [f"What is {start}"]
@@ -59,10 +59,10 @@ def _problem(name: str, rng: random.Random, num_terms: int) -> Problem:
             value += sign * size
             terms.append(sign * size)
             text.append(f"{rng.choice(_WORDS[sign])} {size}")
-    return Problem(name, start, tuple(terms), f"{' '.join(text)}?")
+    return ChainSum(name, start, tuple(terms), f"{' '.join(text)}?")
 
 
-def worked(problem: Problem, rng: random.Random) -> str:
+def worked(problem: ChainSum, rng: random.Random) -> str:
     """A right solution.
 
     A term of two digits is half the time taken in two steps, tens first, which the first of them
@@ -81,7 +81,7 @@ def worked(problem: Problem, rng: random.Random) -> str:
     return f"{''.join(steps)}The answer is \\boxed{{{value}}}."
 
 
-def first_mistake(problem: Problem, solution: str) -> Mistake | None:
+def first_mistake(problem: ChainSum, solution: str) -> Mistake | None:
     """What went wrong first. None for a right solution, and where only the answer is wrong."""
     value, terms = problem.start, list(problem.terms)
     for text in solution.split(_END)[:-1]:

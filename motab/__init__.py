@@ -1,0 +1,1 @@
+"""Composes the proxy, the client and the trainer into the command `motab`."""

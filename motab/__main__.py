@@ -1,0 +1,5 @@
+"""Runs the command: `python -m motab`."""
+
+from motab.cli import main
+
+main()

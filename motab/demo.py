@@ -1,0 +1,170 @@
+"""`motab demo`: the proxy with two small models, asked the bundled questions over HTTP."""
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from proxy.config import Config, load_config
+from proxy.errors import MotabError
+from proxy.serving.serve import running
+from synth_client.asking.client import SynthClient
+from synth_client.asking.errors import SynthesisError
+from synth_client.files.atomic import AtomicFile, output_errors
+from synth_client.judging.verifier import Verifier
+from synth_client.questions.question import Question, Synthesis, units_of
+from synth_client.record import Message, Record
+from synth_client.report.report import write_report
+from synth_client.report.terminal import legend, render_trajectory
+
+MODEL = "motab/demo"
+# Two trajectories keep both cores busy; more would only share them.
+_CONCURRENCY = 2
+
+
+class DemoPair(StrEnum):
+    """Who writes and who corrects: models trained for the bundled questions, or pretrained ones."""
+
+    TINY = "tiny"
+    PRETRAINED = "pretrained"
+
+
+_STEMS = {DemoPair.TINY: "demo", DemoPair.PRETRAINED: "demo_pretrained"}
+_TEMPERATURES = {DemoPair.TINY: 1.0, DemoPair.PRETRAINED: 0.6}
+
+
+def demo_config(pair: DemoPair = DemoPair.TINY) -> Config:
+    """The pair's configuration, on any free port."""
+    with as_file(files("configs") / f"{_STEMS[pair]}.yaml") as path:
+        return load_config(path).with_server({"port": 0})
+
+
+def demo_questions(pair: DemoPair = DemoPair.TINY) -> list[Question]:
+    """The pair's bundled questions, with their answers."""
+    bundled = files("configs") / f"{_STEMS[pair]}_questions.jsonl"
+    lines = bundled.read_text(encoding="utf-8").splitlines()
+    return [
+        Question(
+            id=row["id"],
+            messages=(Message(role="user", content=row["question"]),),
+            answer=row["answer"],
+        )
+        for row in map(json.loads, lines)
+    ]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What came of the questions so far."""
+
+    records: list[Record]
+    """What the pair wrote."""
+    alone: list[Record]
+    """What the student wrote with the same seed, without the teacher."""
+    errors: list[str]
+
+
+async def demo(pair: DemoPair, output: Path, limit: int | None, console: Console) -> None:
+    """Synthesise the questions into `output`: `records.jsonl` and `report.html`.
+
+    Raises `MotabError` where a question failed; the others' records are kept.
+    """
+    questions = demo_questions(pair)[:limit]
+    console.print("Starting the student and the teacher ...", style="dim")
+    async with running(demo_config(pair)) as base_url:
+        console.print(f"The proxy serves {MODEL} at {base_url}", style="dim")
+        console.print(legend())
+        with _progress(len(questions), console) as step:
+            synthesis = Synthesis(model=MODEL, temperature=_TEMPERATURES[pair], seed=0)
+            tally = await _synthesise(base_url, questions, synthesis, output, console, step)
+    _finish(tally, output, console)
+
+
+async def _synthesise(
+    base_url: str,
+    questions: Sequence[Question],
+    synthesis: Synthesis,
+    output: Path,
+    console: Console,
+    step: "_Step",
+) -> _Tally:
+    tally = _Tally([], [], [])
+    waiting = iter([unit for asked in questions for unit in units_of(asked, synthesis, 1)])
+    path = output / "records.jsonl"
+    verifier = Verifier("number")
+    alone = replace(synthesis, params={"method": "student"})
+    async with SynthClient(base_url, synthesis) as client, SynthClient(base_url, alone) as solo:
+        # Whole or not at all: a demo that is stopped leaves the last complete one as it was.
+        with output_errors(path), AtomicFile(path) as records:
+
+            async def worker() -> None:
+                for unit in waiting:
+                    try:
+                        record = verifier.verify(await client.synthesise(unit))
+                        tally.alone.append(verifier.verify(await solo.synthesise(unit)))
+                    except SynthesisError as error:
+                        tally.errors.append(f"{unit.question.id}: {error}")
+                        console.print(tally.errors[-1], style="red", markup=False)
+                    else:
+                        records.file.write(record.to_json_line())
+                        tally.records.append(record)
+                        console.print(render_trajectory(record, record.question))
+                    step.done(tally)
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_CONCURRENCY):
+                    group.create_task(worker())
+            records.publish()
+    return tally
+
+
+@dataclass(slots=True)
+class _Step:
+    progress: Progress
+    task: int
+
+    def done(self, tally: _Tally) -> None:
+        """One more question has come to an end."""
+        strayed = sum(record.breach is not None for record in tally.records)
+        self.progress.update(self.task, advance=1, strayed=strayed)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _progress(total: int, console: Console) -> Iterator[_Step]:
+    columns = (
+        TextColumn("[bold]trajectories"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[strayed]} strayed"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield _Step(progress, progress.add_task("", total=total, strayed=0))
+
+
+def _finish(tally: _Tally, output: Path, console: Console) -> None:
+    records = sorted(tally.records, key=lambda record: record.id)
+    write_report(records, output / "report.html")
+    strayed = sum(record.breach is not None for record in records)
+    went_back = sum(
+        record.breach is not None and record.bifurcation != record.breach for record in records
+    )
+    correct, alone = (
+        sum(record.correct is True for record in written) for written in (records, tally.alone)
+    )
+    console.print(
+        f"\n{len(records)} trajectories: {strayed} strayed and were corrected "
+        f"({went_back} from a step before the breach).\n"
+        f"{correct} end in the right answer; of what the student writes alone, {alone} do.\n"
+        f"Records: {output / 'records.jsonl'}\nReport:  {output / 'report.html'}",
+        highlight=False,
+    )
+    if tally.errors:
+        raise MotabError(f"{len(tally.errors)} questions failed: {'; '.join(tally.errors)}")

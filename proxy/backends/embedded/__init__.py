@@ -1,0 +1,1 @@
+"""Serves GGUF files with a llama.cpp process of our own."""

@@ -1,0 +1,1 @@
+"""Scores steps by a judge's marks where a teacher gives no log-probabilities."""

@@ -1,0 +1,59 @@
+"""OpenAI's chat route, asked one question: what a judge on any OpenAI-compatible server needs.
+
+API: https://platform.openai.com/docs/api-reference/chat/create; the payloads were recorded from
+vLLM 0.32.0 (tests/golden).
+"""
+
+from typing import Any
+
+from proxy.backends.base import Call
+from proxy.backends.judges.judge import Answer, Candidate
+from proxy.backends.transport.http import UpstreamClient
+
+_PATH = "/v1/chat/completions"
+
+
+class OpenAIChatAsker:
+    """Asks a server's chat route."""
+
+    def __init__(self, client: UpstreamClient, model: str) -> None:
+        self._client = client
+        self._model = model
+
+    @property
+    def upstream(self) -> str:
+        return self._client.upstream
+
+    async def ask(
+        self, prompt: str, max_tokens: int, top_logprobs: int | None, call: Call
+    ) -> Answer:
+        body = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0.0,
+            "max_tokens": max_tokens,
+        }
+        if top_logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": top_logprobs}
+        reply = await self._client.post(_PATH, body, call)
+        with self._client.expecting(_PATH):
+            choice = reply["choices"][0]
+            return Answer(
+                text=choice["message"]["content"] or "",
+                is_whole=choice["finish_reason"] == "stop",
+                top=_first_top(choice.get("logprobs")),
+                num_cached_tokens=_cached_tokens(reply),
+            )
+
+
+def _first_top(logprobs: dict[str, Any] | None) -> tuple[Candidate, ...] | None:
+    rows = (logprobs or {}).get("content")
+    if not rows:
+        return None
+    return tuple(Candidate(str(x["token"]), float(x["logprob"])) for x in rows[0]["top_logprobs"])
+
+
+def _cached_tokens(reply: dict[str, Any]) -> int | None:
+    details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens")
+    return None if cached is None else int(cached)

@@ -1,0 +1,1 @@
+"""Speaks the wire formats, one server a file."""

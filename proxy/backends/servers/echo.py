@@ -1,0 +1,207 @@
+"""Scoring by `echo`: a `/v1/completions` that gives a prompt's own log-probabilities back.
+
+API: https://platform.openai.com/docs/api-reference/completions; the payloads were recorded from
+the servers named in tests/golden. The server cuts the text into tokens itself, so a step's tokens
+are found by their strings or offsets, never by tokenising it here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from proxy.backends.base import Call, Context, ScoredToken, Scores, Segment
+from proxy.backends.tokens.alignment import Alignment, Reach, align, as_in_running_text
+from proxy.backends.tokens.logprobs import finite
+from proxy.backends.transport.http import UpstreamClient
+from proxy.core.scoring import entropy, oracle_value
+from proxy.core.types import Scoring, StepScore
+
+COMPLETIONS = "/v1/completions"
+# JSON has no -inf; vLLM writes it so, others lower.
+_LOWEST = -9999.0
+# Probability that may be missing where candidates fell together: H is then off by 0.1 nats at most.
+_MAX_LOST = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Completions:
+    """The route to one model; `adds` is the text of the special tokens that the server puts before
+    every prompt, where that is known.
+    """
+
+    client: UpstreamClient
+    model: str
+    adds: str = ""
+
+    def body(
+        self, context: Context, max_tokens: int, temperature: float, top_p: float
+    ) -> dict[str, Any]:
+        """The fields of every request: all standard sampling fields, for defaults differ."""
+        return {
+            "model": self.model,
+            "prompt": self.text(context),
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+        }
+
+    def text(self, context: Context) -> str:
+        """The whole context. A model's own template may begin with what the server adds."""
+        prompt = context.prompt.text.removeprefix(self.adds)
+        return prompt + "".join(step.text for step in context.steps)
+
+
+class Echo:
+    """Scores given text by `echo`: one call gives V, H and the next state's H."""
+
+    scoring: Scoring = "echo"
+    recomputes = True
+
+    def __init__(self, route: Completions) -> None:
+        self.route = route
+        self._client = route.client
+
+    async def score(
+        self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
+    ) -> Scores:
+        # One number asks for the prompt's candidates and for the next token's, and the next
+        # state's entropy is always wanted, so `entropy_known` saves nothing here.
+        del entropy_known
+        text = self.route.text(context)
+        reply = await self._echo(context, top_k, call)
+        steps = [step.text for step in context.steps[len(context.steps) - num_new :]]
+        bounds = list(accumulate((len(step.encode()) for step in steps), initial=0))
+        start = len(text.encode()) - bounds[-1]
+        with self._client.expecting("the echo"):
+            echoed = _Echoed.of(reply, as_in_running_text(text))
+            ranges = echoed.alignment.ranges([start + bound for bound in bounds])
+            after = ranges[-1].stop
+            if echoed.alignment.reaches[after - 1] != Reach(start + bounds[-1], start + bounds[-1]):
+                raise ValueError(f"the tokens of {text[-40:]!r} do not end where it ends")
+            return Scores(
+                steps=tuple(echoed.step_score(tokens, top_k) for tokens in ranges),
+                next_entropy=(
+                    echoed.entropy(after, top_k) if after < len(echoed.logprobs) else None
+                ),
+                num_tokens=sum(map(len, ranges)),
+                num_cached_tokens=cached_tokens(reply),
+            )
+
+    async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
+        text = self.route.text(context)
+        reply = await self._echo(context, 1, call)
+        size = len(context.steps[-1].text.encode())
+        start = len(text.encode()) - size
+        with self._client.expecting("the echo"):
+            echoed = _Echoed.of(reply, as_in_running_text(text))
+            (tokens,) = echoed.alignment.ranges([start, start + size])
+            ends = [echoed.alignment.reaches[index].least - start for index in tokens]
+            if ends[-1:] != [size]:
+                raise ValueError(f"the tokens of {text[-40:]!r} do not end where it ends")
+            return tuple(
+                ScoredToken(end, finite(echoed.logprobs[index], _LOWEST))
+                for end, index in zip(ends, tokens, strict=True)
+            )
+
+    async def adds(self, call: Call) -> str:
+        """The text of the special tokens that the server puts before a prompt."""
+        prompt = Segment("Question:", ())
+        reply = await self._echo(Context(prompt), 1, call)
+        with self._client.expecting("the echo"):
+            echoed = _Echoed.of(reply, prompt.text)
+            return "".join(echoed.tokens[: echoed.alignment.num_outside])
+
+    async def _echo(self, context: Context, top_k: int, call: Call) -> Any:  # noqa: ANN401
+        body = {
+            # Hosts may take the log-probabilities after the temperature.
+            **self.route.body(context, max_tokens=1, temperature=1.0, top_p=1.0),
+            "prompt": as_in_running_text(self.route.text(context)),
+            "echo": True,
+            "logprobs": top_k,
+        }
+        return await self._client.post(COMPLETIONS, body, call)
+
+
+@dataclass(frozen=True, slots=True)
+class _Echoed:
+    """An echoed text, token by token, and maybe the one token written after it."""
+
+    alignment: Alignment
+    tokens: Sequence[str]
+    logprobs: Sequence[float | None]
+    tops: Sequence[Mapping[str, float | None] | None]
+
+    @classmethod
+    def of(cls, reply: Any, sent: str) -> "_Echoed":  # noqa: ANN401
+        """Raises ValueError where it is not all of `sent` that came back."""
+        choice = reply["choices"][0]
+        told = choice["logprobs"]
+        if told is None or "tokens" not in told or "top_logprobs" not in told:
+            raise ValueError("the server did not echo the prompt with its log-probabilities")
+        tokens = [str(token) for token in told["tokens"]]
+        logprobs, tops = told["token_logprobs"], told["top_logprobs"] or []
+        if not len(tokens) == len(logprobs) == len(tops):
+            raise ValueError(f"{len(tokens)} tokens, {len(logprobs)} and {len(tops)} entries")
+        if not tokens or len(tokens) == 1 < len(sent):
+            raise ValueError("the server did not echo the prompt")
+        if logprobs[0] is not None:
+            raise ValueError("its first entry is not null, so the others may be one token off")
+        offsets = told.get("text_offset") or None
+        return cls(aligned(tokens, offsets, sent, (1, 0)), tokens, logprobs, tops)
+
+    def step_score(self, tokens: range, top_k: int) -> StepScore:
+        value = oracle_value([finite(self.logprobs[index], _LOWEST) for index in tokens])
+        return StepScore(value, self.entropy(tokens.start, top_k), len(tokens))
+
+    def entropy(self, index: int, top_k: int) -> float | None:
+        """H at the position of token `index`.
+
+        None where candidates are lost: in this format those that look the same fall together, and
+        most that end inside a character do. Raises ValueError where the server gave too few.
+        """
+        row = self.tops[index]
+        if row is None:
+            raise ValueError(f"token {index} has no top log-probabilities")
+        found = [finite(logprob, _LOWEST) for logprob in row.values()]
+        may_fall_together = any(not key or "\ufffd" in key for key in row)
+        if len(row) < top_k:
+            counts = [len(top) for top in self.tops if top is not None]
+            if not may_fall_together or max(counts) < top_k:
+                message = f"{top_k} top log-probabilities were asked for, {min(counts)} came"
+                raise ValueError(f"{message}; entropy_top_k: {min(counts)} would work")
+        # The text's own token comes in addition where it ranks below all others.
+        has_own = may_fall_together and self.logprobs[index] == min(
+            x for x in found if x is not None
+        )
+        if len(row) < top_k + has_own and (len(row) < 2 or _lost(found) > _MAX_LOST):
+            return None
+        return entropy(found, top_k)
+
+
+def _lost(logprobs: Sequence[float | None]) -> float:
+    return 1.0 - math.fsum(math.exp(x) for x in logprobs if x is not None)
+
+
+def aligned(
+    tokens: Sequence[str], offsets: Sequence[int] | None, text: str, without_text: Sequence[int]
+) -> Alignment:
+    """The alignment without the last tokens, which may have no text: the first number that fits."""
+    for num in without_text[:-1]:
+        kept = len(tokens) - num
+        try:
+            return align(tokens[:kept], None if offsets is None else offsets[:kept], text)
+        except ValueError:
+            continue
+    kept = len(tokens) - without_text[-1]
+    return align(tokens[:kept], None if offsets is None else offsets[:kept], text)
+
+
+def cached_tokens(reply: dict[str, Any]) -> int | None:
+    """Prompt tokens that came from the cache, where the server tells."""
+    details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens")
+    return None if cached is None else int(cached)

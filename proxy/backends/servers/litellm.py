@@ -1,0 +1,313 @@
+"""Hosted chat APIs, through the litellm library (https://docs.litellm.ai).
+
+Such an API takes messages and gives text: no token ids, no log-probabilities of given text. Tokens
+are therefore counted by a tokenizer of ours, and a teacher scores by judging (`backends.judge`).
+"""
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from proxy.backends.base import Call, Context, Decoded, Draft, Reader, Sampling
+from proxy.backends.judges.judge import Answer, Candidate, JudgeLogprob, JudgeSample, find_judges
+from proxy.backends.servers.chat_text import ChatText, counted_pieces, seam_of
+from proxy.backends.servers.litellm_library import translated
+from proxy.backends.transport.calls import Calls, affinity_headers
+from proxy.backends.transport.http import UpstreamClient
+from proxy.core.types import FinishReason
+from proxy.errors import RequestError, UpstreamError, UpstreamRefused, UpstreamUnreachable
+
+_log = logging.getLogger(__name__)
+
+Continuation = Literal["prefill", "continue_final_message", "instruct"]
+"""How a chat model is brought to continue a text: by an assistant message that Anthropic, DeepSeek
+and Mistral go on with; by vLLM's and SGLang's field for that; or by being told to in words."""
+
+CONTINUE_PROMPT = (
+    "Your answer above stops before its end. Go on from exactly where it stops: write only what "
+    "comes next, repeat nothing of it and say nothing about it."
+)
+_PATH = "/chat/completions"
+_END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+_CONTINUED_FIELDS = {"continue_final_message": True, "add_generation_prompt": False}
+
+
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """Which model, and how it is spoken to."""
+
+    model: str
+    """With litellm's name of the provider in front: `openrouter/openai/gpt-oss-120b`."""
+    api_key: str | None = None
+    """None: the provider's own environment variable holds it, if it needs one."""
+    base_url: str | None = None
+    continuation: Continuation | None = None
+    """None: as litellm's model list says, where it knows."""
+    keep_reasoning: bool = True
+    """Whether what the model thinks, where it is sent apart, is part of the text."""
+
+
+class LiteLLM:
+    """A hosted model that writes and answers questions; what it can be as a judge is in
+    `scorers`.
+    """
+
+    scorers: tuple[JudgeLogprob | JudgeSample, ...] = ()
+
+    def __init__(
+        self,
+        library: Any,  # noqa: ANN401
+        calls: Calls,
+        models: UpstreamClient | None,
+        hosted: HostedModel,
+        reader: Reader,
+    ) -> None:
+        """`models` is a client of the API's `base_url`, which `check` asks for its models; `reader`
+        counts tokens.
+        """
+        self._library = library
+        self._calls = calls
+        self._models = models
+        self._hosted = hosted
+        self._reader = reader
+        self._last_failed = False
+        with self._translated():
+            _, self._provider, _, _ = self._library.get_llm_provider(
+                hosted.model, api_base=hosted.base_url
+            )
+        self.continuation = hosted.continuation or self._known_continuation()
+        """None: it cannot continue a text."""
+        self._is_steady = self._takes(temperature=0.0)
+
+    @property
+    def upstream(self) -> str:
+        return self._calls.upstream
+
+    async def connect(self, *, scores: bool) -> None:
+        """Ask the model something short, or, if it `scores`, what it can be as a judge."""
+        if scores:
+            self.scorers = await find_judges(self, Call("connect"))
+        else:
+            await self.ask("Hello", 1, None, Call("connect"))
+        if self.continuation == "instruct":
+            message = (
+                "upstream '%s' continues texts because it is told to, which it may do inexactly"
+            )
+            _log.warning(message, self.upstream)
+        if not self._is_steady:
+            message = "upstream '%s' takes no temperature 0: the same step may get other marks"
+            _log.warning(message, self.upstream)
+
+    async def aclose(self) -> None:
+        """Close litellm's connections; they are shared by all upstreams of this kind."""
+        await self._library.close_litellm_async_clients()
+        # It would go on using what it has closed.
+        self._library.in_memory_llm_clients_cache.flush_cache()
+
+    async def check(self) -> None:
+        """Every call costs money, so this asks for the list of models where there is a `base_url`.
+        Elsewhere the last call tells, and one that failed is followed by a short one.
+        """
+        if self._models is not None:
+            try:
+                await self._models.get("/models")
+            except UpstreamRefused:
+                _log.debug("upstream '%s' is there, but lists no models", self.upstream)
+        elif self._last_failed:
+            await self.ask("Hello", 1, None, Call("check"))
+
+    async def write(
+        self, context: Context, sampling: Sampling, max_tokens: int, call: Call
+    ) -> AsyncGenerator[Draft]:
+        so_far = "".join(step.text for step in context.steps)
+        request = {
+            **self._common(call),
+            **self._messages(context, so_far),
+            **_sampled(sampling),
+            "max_tokens": max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        text = ChatText(so_far, keep_reasoning=self._hosted.keep_reasoning)
+        end: FinishReason | None = None
+        num_cached: int | None = None
+        async with AsyncExitStack() as stack:
+            stream = await self._calls.retried(
+                lambda: stack.enter_async_context(self._opened(request, call))
+            )
+            patience_s = self._calls.patience.answer_s
+            while (chunk := await self._next(stream, patience_s)) is not None:
+                patience_s = self._calls.patience.stall_s
+                with self._calls.expecting("a stream event"):
+                    event = _event(chunk)
+                end = event.end or end
+                num_cached = event.num_cached_tokens if event.is_usage else num_cached
+                if piece := text.feed(event.reasoning, event.content):
+                    yield Draft(await counted_pieces(piece, self._reader, call))
+            # litellm makes an end up where the API said none.
+            if stream.received_finish_reason is None or end is None:
+                raise UpstreamUnreachable(self.upstream, "its stream broke off before the end")
+        yield Draft((), end, num_cached)
+
+    async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:  # noqa: ARG002
+        raise UpstreamRefused(self.upstream, "a hosted chat API tells no token's log-probability")
+
+    async def ask(
+        self, prompt: str, max_tokens: int, top_logprobs: int | None, call: Call
+    ) -> Answer:
+        request = {
+            **self._common(call),
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens,
+        }
+        if self._is_steady:
+            request["temperature"] = 0.0
+        if top_logprobs is not None:
+            request |= {"logprobs": True, "top_logprobs": top_logprobs}
+
+        async def attempt() -> Any:  # noqa: ANN401
+            with self._calls.observed(_PATH, call):
+                return await self._complete(request)
+
+        reply = await self._calls.retried(attempt)
+        with self._calls.expecting("the answer"):
+            choice = reply.choices[0]
+            return Answer(
+                text=choice.message.content or "",
+                is_whole=choice.finish_reason == "stop",
+                top=_first_top(getattr(choice, "logprobs", None)),
+                num_cached_tokens=_cached_tokens(getattr(reply, "usage", None)),
+            )
+
+    def _common(self, call: Call) -> dict[str, Any]:
+        """Retries are ours alone."""
+        hosted = self._hosted
+        return {
+            "model": hosted.model,
+            "api_key": hosted.api_key,
+            "api_base": hosted.base_url,
+            "extra_headers": affinity_headers(call),
+            "max_retries": 0,
+            "num_retries": 0,
+            "drop_params": False,
+        }
+
+    def _messages(self, context: Context, so_far: str) -> dict[str, Any]:
+        """The question, and what was written so far as an answer to go on with."""
+        messages: list[dict[str, Any]] = [*context.question.wire_messages()]
+        begun = seam_of(so_far)
+        if not begun:
+            return {"messages": messages}
+        answer: dict[str, Any] = {"role": "assistant", "content": begun}
+        match self.continuation:
+            case "prefill":
+                return {"messages": [*messages, {**answer, "prefix": True}]}
+            case "continue_final_message":
+                return {"messages": [*messages, answer], "extra_body": _CONTINUED_FIELDS}
+            case "instruct":
+                told = {"role": "user", "content": CONTINUE_PROMPT}
+                return {"messages": [*messages, answer, told]}
+            case None:
+                message = f"upstream '{self.upstream}' cannot continue a text: set `continuation`"
+                raise RequestError(message, param="model")
+
+    def _known_continuation(self) -> Continuation | None:
+        if self._provider == "hosted_vllm":
+            return "continue_final_message"
+        model, prices = self._hosted.model, self._library.model_cost
+        known = prices.get(model) or prices.get(model.partition("/")[2]) or {}
+        return "prefill" if known.get("supports_assistant_prefill") else None
+
+    def _takes(self, **parameters: Any) -> bool:  # noqa: ANN401
+        """Whether the model can be given these, by litellm's own tables."""
+        try:
+            self._library.utils.get_optional_params(
+                model=self._hosted.model.partition("/")[2] or self._hosted.model,
+                custom_llm_provider=self._provider,
+                drop_params=False,
+                **parameters,
+            )
+        except self._library.exceptions.UnsupportedParamsError:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def _opened(self, request: dict[str, Any], call: Call) -> AsyncIterator[Any]:
+        """One attempt at a stream, from the answer's head to its end; closing it cancels it."""
+        with self._calls.observed(_PATH, call):
+            stream = await self._complete(request)
+            try:
+                yield stream
+            finally:
+                await stream.aclose()
+
+    async def _complete(self, request: dict[str, Any]) -> Any:  # noqa: ANN401
+        with self._translated():
+            coming = self._library.acompletion(**request)
+            reply = await self._calls.awaited(coming, self._calls.patience.answer_s)
+        self._last_failed = False
+        return reply
+
+    async def _next(self, stream: Any, patience_s: float) -> Any:  # noqa: ANN401
+        with self._translated():
+            return await self._calls.awaited(anext(stream, None), patience_s)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            with translated(self._library, self.upstream):
+                yield
+        except UpstreamError:
+            self._last_failed = True
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _ChatChunk:
+    """One event of a stream; `num_cached_tokens` comes with the usage, which is the last."""
+
+    reasoning: str
+    content: str
+    end: FinishReason | None
+    is_usage: bool
+    num_cached_tokens: int | None
+
+
+def _event(chunk: Any) -> _ChatChunk:  # noqa: ANN401
+    usage = getattr(chunk, "usage", None)
+    cached = _cached_tokens(usage)
+    if not chunk.choices:
+        return _ChatChunk("", "", None, usage is not None, cached)
+    choice = chunk.choices[0]
+    reason = choice.finish_reason
+    if reason is not None and reason not in _END_REASONS:
+        raise ValueError(f"the answer was ended with {reason!r}")
+    reasoning = getattr(choice.delta, "reasoning_content", None) or ""
+    end = None if reason is None else _END_REASONS[reason]
+    return _ChatChunk(reasoning, choice.delta.content or "", end, usage is not None, cached)
+
+
+def _sampled(sampling: Sampling) -> dict[str, Any]:
+    """Not every API takes every field, so one that would change nothing is left out."""
+    fields: dict[str, Any] = {"temperature": sampling.temperature}
+    if sampling.top_p != 1.0:
+        fields["top_p"] = sampling.top_p
+    if sampling.seed is not None:
+        fields["seed"] = sampling.seed
+    if sampling.stop:
+        fields["stop"] = list(sampling.stop)
+    return fields
+
+
+def _first_top(logprobs: Any) -> tuple[Candidate, ...] | None:  # noqa: ANN401
+    rows = getattr(logprobs, "content", None)
+    if not rows:
+        return None
+    return tuple(Candidate(str(x.token), float(x.logprob)) for x in rows[0].top_logprobs)
+
+
+def _cached_tokens(usage: Any) -> int | None:  # noqa: ANN401
+    cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
+    return None if cached is None else int(cached)

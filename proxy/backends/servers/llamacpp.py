@@ -1,0 +1,408 @@
+"""llama.cpp's own HTTP server (`/completion`, `/tokenize`, `/apply-template`, `/props`).
+
+API: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md. The server gives no
+log-probabilities of a prompt, so given text is scored by forced decoding: one token a request.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any
+
+import orjson
+
+from proxy.backends.base import (
+    ALL_SLOTS,
+    Call,
+    Context,
+    Decoded,
+    Draft,
+    Question,
+    Sampling,
+    ScoredToken,
+    Scores,
+    Segment,
+    WorkerSlots,
+)
+from proxy.backends.tokens.alignment import as_in_running_text, decoded, without_follower
+from proxy.backends.tokens.chat_template import ChatTemplate
+from proxy.backends.tokens.logprobs import PieceLogprobs
+from proxy.backends.transport.http import UpstreamClient
+from proxy.core.scoring import entropy, oracle_value
+from proxy.core.types import FinishReason, Scoring, StepScore
+from proxy.errors import ConfigError, UpstreamUnreachable
+
+# Added to the logit of the one token that may come; the log-probabilities are taken before it.
+_FORCE = 1000
+# llama.cpp writes the logarithm of 0 as the lowest float32, for JSON has no -inf.
+_LOWEST = -1e30
+# How many candidates to ask for to find a token that cannot be forced: most of the probability,
+# then every token of any vocabulary.
+_SEARCH_DEPTHS = (1_000, 1_000_000)
+_END_REASONS: dict[str, FinishReason] = {"eos": "stop", "word": "stop", "limit": "length"}
+
+
+class SlotPool:
+    """Hands out the server's slots, one request each, a trajectory's last slot first.
+
+    A slot holds the cache of what it decoded last; forced decoding without that cache would
+    compute the whole context anew for every step. Processes that share the server take turns at
+    the slots' numbers: two requests in one slot would wait for each other.
+    """
+
+    def __init__(self, num_slots: int, share: WorkerSlots = ALL_SLOTS) -> None:
+        own = share.of(range(num_slots))
+        self._free = asyncio.Semaphore(len(own))
+        # Least recently used first.
+        self._idle: dict[int, str | None] = dict.fromkeys(own)
+
+    @asynccontextmanager
+    async def lease(self, session_id: str) -> AsyncIterator[int]:
+        """A slot for the time of one request (or of one run of forced tokens)."""
+        async with self._free:
+            own = (slot for slot, owner in self._idle.items() if owner == session_id)
+            slot = next(own, next(iter(self._idle)))
+            del self._idle[slot]
+            try:
+                yield slot
+            finally:
+                self._idle[slot] = session_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Forced:
+    """What one forced token told: its log-probability, and the most probable candidates'."""
+
+    logprob: float
+    top: list[float]
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A token of a text and the bytes that it stands for."""
+
+    token_id: int
+    spelt: bytes
+
+
+class LlamaCpp:
+    """Student or teacher on a llama.cpp server."""
+
+    scoring: Scoring = "forced_decode"
+    recomputes = False
+
+    def __init__(
+        self,
+        client: UpstreamClient,
+        chat_template: ChatTemplate | None,
+        num_slots: int,
+        follower: int,
+        share: WorkerSlots = ALL_SLOTS,
+    ) -> None:
+        self._client = client
+        self._template = chat_template
+        self._slots = SlotPool(num_slots, share)
+        self._follower = follower
+
+    @classmethod
+    async def connect(
+        cls,
+        client: UpstreamClient,
+        chat_template: ChatTemplate | None,
+        share: WorkerSlots = ALL_SLOTS,
+    ) -> "LlamaCpp":
+        """Ask the server what it has.
+
+        Raises `ConfigError` where it has no slot for every process that shares it.
+        """
+        props = await client.get("/props")
+        body = {"content": as_in_running_text("\n"), "add_special": False}
+        reply = await client.post("/tokenize", body, Call("connect"))
+        with client.expecting("/props or /tokenize, if this is llama.cpp's own server,"):
+            num_slots, follower = int(props["total_slots"]), int(reply["tokens"][-1])
+        if num_slots < share.num_workers:
+            message = (
+                f"its server has {num_slots} slots and {share.num_workers} workers need one each: "
+                "start it with more (--parallel), or use fewer workers"
+            )
+            raise ConfigError(f"upstreams.{client.upstream}: {message}")
+        return cls(client, chat_template, num_slots, follower, share)
+
+    async def check(self) -> None:
+        await self._client.get("/health")
+
+    async def render(self, question: Question, call: Call) -> Segment:
+        if question.prompt is not None:
+            text = question.prompt
+        elif self._template is not None:
+            text = self._template.render(question.messages)
+        else:
+            reply = await self._client.post(
+                "/apply-template", {"messages": question.wire_messages()}, call
+            )
+            with self._client.expecting("/apply-template"):
+                text = str(reply["prompt"])
+        return Segment(text, await self._parsed(text, call, add_special=True))
+
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
+        del call
+        return rendered.text
+
+    async def markup(self, text: str, call: Call) -> Segment:
+        return Segment(text, await self._parsed(text, call, add_special=False))
+
+    async def _parsed(self, text: str, call: Call, *, add_special: bool) -> tuple[int, ...]:
+        body = {"content": text, "add_special": add_special, "parse_special": True}
+        reply = await self._client.post("/tokenize", body, call)
+        with self._client.expecting("/tokenize"):
+            return tuple(map(int, reply["tokens"]))
+
+    async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._encode(text, call)) for text in texts]
+        return [task.result() for task in tasks]
+
+    async def _encode(self, text: str, call: Call) -> Segment:
+        return Segment(text, tuple(piece.token_id for piece in await self._pieces(text, call)))
+
+    async def _pieces(self, text: str, call: Call) -> list[_Piece]:
+        body = {
+            "content": as_in_running_text(text),
+            "add_special": False,
+            "parse_special": False,  # what the student writes is text, whatever it looks like
+            "with_pieces": True,
+        }
+        reply = await self._client.post("/tokenize", body, call)
+        with self._client.expecting("/tokenize"):
+            rows = reply["tokens"]
+            ids = without_follower(text, [int(row["id"]) for row in rows], self._follower)
+            pieces = [_Piece(i, _piece_bytes(r["piece"])) for i, r in zip(ids, rows, strict=False)]
+            if b"".join(piece.spelt for piece in pieces) != text.encode():
+                message = (
+                    f"its tokens of {text[-40:]!r} spell another text; set the upstream's "
+                    "`tokenizer` to the model's Hugging Face name or folder"
+                )
+                raise ValueError(message)
+        return pieces
+
+    async def write(
+        self, context: Context, sampling: Sampling, max_tokens: int, call: Call
+    ) -> AsyncGenerator[Draft]:
+        body: dict[str, Any] = {
+            "prompt": context.token_ids,
+            "n_predict": max_tokens,
+            "stream": True,
+            "cache_prompt": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            # Naming the samplers leaves out the server's defaults (top-k 40, min-p 0.05, ...).
+            "samplers": ["temperature", "top_p"],
+            "stop": list(sampling.stop),
+        }
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed & 0x7FFFFFFF
+        if sampling.logprobs:
+            body["n_probs"] = 1
+        last: Draft | None = None
+        reading = _StreamReader(PieceLogprobs(sampling.logprobs))
+        async with self._slots.lease(call.session_id) as slot:
+            body["id_slot"] = slot
+            async with self._client.stream("/completion", body, call) as events:
+                # To the very end, also after the last draft, so that the connection is kept.
+                async for payload in events:
+                    draft = self._draft(payload, reading)
+                    if draft is None:
+                        continue
+                    if draft.end is None:
+                        yield draft
+                    else:
+                        last = draft
+                if last is None:
+                    message = "its stream broke off before the end"
+                    raise UpstreamUnreachable(self._client.upstream, message)
+        yield last
+
+    def _draft(self, payload: bytes, reading: "_StreamReader") -> Draft | None:
+        with self._client.expecting("a stream event"):
+            row = orjson.loads(payload)
+            if "error" in row:
+                raise self._client.stream_failure(row["error"])
+            return reading.draft(row)
+
+    async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
+        async with self._slots.lease(call.session_id) as slot:
+            body = {
+                "prompt": context.token_ids,
+                "n_predict": max_tokens,
+                "n_probs": 1,
+                "temperature": 0,
+                # No penalties that the server may have been started with.
+                "samplers": ["temperature"],
+                "return_tokens": True,
+                "cache_prompt": True,
+                "id_slot": slot,
+            }
+            reply = await self._client.post("/completion", body, call)
+        with self._client.expecting("the written answer"):
+            rows: list[tuple[str, int, float | None]] = []
+            # A token that ends inside a character comes without its probability: up to there.
+            for token, row in zip(reply["tokens"], reply["completion_probabilities"], strict=False):
+                if row["id"] != token:
+                    break
+                rows.append((str(row["token"]), int(token), _finite(row["logprob"])))
+            return decoded(str(reply["content"]), rows)
+
+    async def score(
+        self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
+    ) -> Scores:
+        # The entropy comes free with a step's first token, so `entropy_known` saves nothing here.
+        del entropy_known
+        ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
+        scores: list[StepScore] = []
+        num_cached: int | None = None
+        async with self._slots.lease(call.session_id) as slot:
+            for start, end in pairwise(bounds):
+                forced = [
+                    await self._force(ids, i, top_k if i == start else 1, slot, call)
+                    for i in range(start, end)
+                ]
+                if num_cached is None:
+                    num_cached = forced[0].num_cached_tokens
+                with self._client.expecting("a forced token"):
+                    value = oracle_value([token.logprob for token in forced])
+                    scores.append(StepScore(value, entropy(forced[0].top, top_k), len(forced)))
+        return Scores(tuple(scores), None, bounds[-1] - bounds[0], num_cached)
+
+    async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
+        ids, start, text = context.token_ids, context.bounds[-2], context.steps[-1].text
+        pieces = await self._pieces(text, call)
+        with self._client.expecting("/tokenize"):
+            if [piece.token_id for piece in pieces] != ids[start:]:
+                raise ValueError(f"its tokens of {text[-40:]!r} are not those of `tokenizer`")
+        ends = accumulate(len(piece.spelt) for piece in pieces)
+        async with self._slots.lease(call.session_id) as slot:
+            forced = [await self._force(ids, i, 1, slot, call) for i in range(start, len(ids))]
+        return tuple(
+            ScoredToken(end, token.logprob) for end, token in zip(ends, forced, strict=True)
+        )
+
+    async def _force(
+        self, ids: list[int], position: int, num_top: int, slot: int, call: Call
+    ) -> _Forced:
+        """Let the server decode exactly the token at `position` after the ids before it."""
+        target = ids[position]
+        reply = await self._decode_one(ids[:position], target, num_top, slot, call)
+        with self._client.expecting("a forced token"):
+            if "completion_probabilities" in reply:
+                entry = reply["completion_probabilities"][0]
+                if entry["id"] != target:
+                    raise ValueError(f"token {target} was forced, {entry['id']} came")
+                return _told(reply, entry["logprob"], num_top)
+        # A token that ends inside a character comes without its probability. So another token is
+        # forced, and the target looked up among the candidates.
+        for depth in _SEARCH_DEPTHS:
+            reply = await self._decode_one(ids[:position], self._follower, depth, slot, call)
+            with self._client.expecting("a forced token"):
+                for candidate in reply["completion_probabilities"][0]["top_logprobs"]:
+                    if candidate["id"] == target:
+                        return _told(reply, candidate["logprob"], num_top)
+        with self._client.expecting("a forced token"):
+            raise ValueError(f"token {target} is not in the vocabulary")
+
+    async def _decode_one(
+        self, prompt: list[int], token: int, num_top: int, slot: int, call: Call
+    ) -> Any:  # noqa: ANN401
+        body = {
+            "prompt": prompt,
+            "n_predict": 1,
+            "n_probs": num_top,
+            "temperature": 0,
+            "logit_bias": [[token, _FORCE]],
+            "cache_prompt": True,
+            "id_slot": slot,
+        }
+        return await self._client.post("/completion", body, call)
+
+
+@dataclass(slots=True)
+class _StreamReader:
+    """What has come of a stream."""
+
+    logprobs: PieceLogprobs
+    num_told: int = 0
+    """How many tokens log-probabilities were told of, or found missing."""
+    num_tokens: int = 0
+    """How many tokens the text that has come is made of."""
+    token_ids: list[int] = field(default_factory=list)
+    """Ids since the last draft that had some."""
+    num_known: int = 0
+    """How many tokens the drafts that had ids are made of."""
+
+    def draft(self, row: dict[str, Any]) -> Draft | None:
+        """An event's text.
+
+        Text that waited (half a character, a stop string in the making) comes with the last of its
+        tokens; the count of tokens says how many came before it. An event without text says nothing
+        yet: it may be the end token, which is no text. The ids of half characters never come.
+        """
+        text, count = str(row["content"]), int(row["tokens_predicted"])
+        if not row["stop"]:
+            self._add_logprobs(row, count)
+            self.token_ids += map(int, row.get("tokens", ()))
+            return self._written(text, count) if text else None
+        if row["stop_type"] not in _END_REASONS:
+            raise ValueError(f"unknown stop_type {row['stop_type']!r}")
+        # The end token is counted, but it is no text.
+        num_new = count - self.num_tokens - (row["stop_type"] == "eos")
+        end = _END_REASONS[row["stop_type"]]
+        if row["stop_type"] == "eos":
+            self.logprobs.drop_last()
+        pieces = _pieces(text, num_new)
+        told = self.logprobs.take(len(pieces))
+        return Draft(pieces, end, int(row["timings"]["cache_n"]), logprobs=told)
+
+    def _add_logprobs(self, row: dict[str, Any], count: int) -> None:
+        """Tokens that end inside a character come without any, and before the one that has some."""
+        if self.logprobs.wanted:
+            told = [_finite(entry["logprob"]) for entry in row.get("completion_probabilities", ())]
+            self.logprobs.add([None] * (count - self.num_told - len(told)))
+            self.logprobs.add(told)
+            self.num_told = count
+
+    def _written(self, text: str, count: int) -> Draft:
+        pieces = _pieces(text, count - self.num_tokens)
+        self.num_tokens = count
+        told = self.logprobs.take(len(pieces))
+        if len(self.token_ids) != count - self.num_known:
+            return Draft(pieces, logprobs=told)
+        token_ids, self.token_ids, self.num_known = tuple(self.token_ids), [], count
+        return Draft(pieces, token_ids=token_ids, logprobs=told)
+
+
+def _told(reply: dict[str, Any], logprob: float | None, num_top: int) -> _Forced:
+    top = [row["logprob"] for row in reply["completion_probabilities"][0]["top_logprobs"]]
+    if len(top) < num_top:
+        raise ValueError(f"{num_top} candidates were asked for, {len(top)} came")
+    cached = int(reply["timings"]["cache_n"])
+    return _Forced(_finite(logprob), [_finite(x) for x in top[:num_top]], cached)
+
+
+def _pieces(text: str, num_tokens: int) -> tuple[str, ...]:
+    if num_tokens <= 0:
+        return (text,) if text else ()
+    return ("",) * (num_tokens - 1) + (text,)
+
+
+def _piece_bytes(piece: str | list[int]) -> bytes:
+    """A token's text; llama.cpp writes one that is no valid UTF-8 as a list of bytes."""
+    return piece.encode() if isinstance(piece, str) else bytes(piece)
+
+
+def _finite(logprob: float | None) -> float:
+    if logprob is None:
+        return math.nan  # core refuses it: missing is not zero
+    return -math.inf if logprob < _LOWEST else logprob

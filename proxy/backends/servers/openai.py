@@ -1,0 +1,227 @@
+"""Any server with an OpenAI-style `/v1/completions` that takes text: hosted ones, llama-cpp-python,
+vLLM's own OpenAI route, and others.
+
+API: https://platform.openai.com/docs/api-reference/completions; the payloads were recorded from
+the servers named in tests/golden. Only fields of that page are sent, for some hosts refuse others.
+Given text is scored by `echo`, where the server has it and it passes the self-test.
+"""
+
+import logging
+import math
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from proxy.backends.base import (
+    Call,
+    Context,
+    Decoded,
+    Draft,
+    Question,
+    Reader,
+    Sampling,
+    Scorer,
+)
+from proxy.backends.self_test import TOLERANCE, self_test
+from proxy.backends.servers.echo import COMPLETIONS, Completions, Echo, aligned, cached_tokens
+from proxy.backends.transport.http import UpstreamClient
+from proxy.core.types import FinishReason, Scoring
+from proxy.errors import UpstreamError, UpstreamMalformed, UpstreamRefused, UpstreamUnreachable
+
+_log = logging.getLogger(__name__)
+
+# Together writes "eos".
+_END_REASONS: dict[str, FinishReason] = {"stop": "stop", "eos": "stop", "length": "length"}
+# What a stream is asked for beside its text, where the server does not refuse it.
+_EXTRAS: dict[str, Any] = {"stream_options": {"include_usage": True}}
+# An end token, or the tokens of half a character, have no text.
+_MAX_WITHOUT_TEXT = 4
+# What seeds every server takes.
+_SEED_BITS = 0x7FFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class _CompletionEvent:
+    """One event of a stream; `num_cached_tokens` comes with the usage."""
+
+    text: str
+    end: FinishReason | None
+    num_cached_tokens: int | None
+
+
+class OpenAI:
+    """Student or teacher behind `/v1/completions`.
+
+    The tokens of a stream are counted by the reader, event by event. To ask for log-probabilities
+    would tell them, but then llama-cpp-python 0.3.36 leaves out characters of several tokens.
+    """
+
+    def __init__(
+        self,
+        route: Completions,
+        reader: Reader,
+        extras: Mapping[str, Any],
+        scorers: tuple[Scorer, ...] = (),
+        why_not: Mapping[Scoring, str] | None = None,
+    ) -> None:
+        self._route = route
+        self._client = route.client
+        self.reader = reader
+        self._extras = extras
+        self.scorers = scorers
+        """`Echo`, where it passed the self-test."""
+        self.why_not: Mapping[Scoring, str] = why_not or {}
+        """Why there is no `Echo`."""
+
+    @classmethod
+    async def connect(
+        cls, client: UpstreamClient, model: str, reader: Reader, *, scores: bool
+    ) -> "OpenAI":
+        """Find out what the server takes, and, if it `scores`, whether its `echo` tells the truth.
+
+        Raises `UpstreamRefused` where it does not even write.
+        """
+        call = Call("connect")
+        route = Completions(client, model)
+        extras = await _accepted_extras(route, reader, call)
+        if not scores:
+            return cls(route, reader, extras, why_not={"echo": "no pair has it as its teacher"})
+        try:
+            echo = await _trusted_echo(cls(route, reader, extras), route, reader, call)
+        except UpstreamError as error:
+            if error.retryable:
+                raise
+            _log.warning("%s; so there is no scoring by echo", error)
+            reason = str(error).removeprefix(f"upstream '{client.upstream}': ")
+            return cls(route, reader, extras, why_not={"echo": reason})
+        return cls(echo.route, reader, extras, scorers=(echo,))
+
+    async def check(self) -> None:
+        # Hosts do not list every model that they serve; `connect` asked for this one.
+        await self._client.get("/v1/models")
+
+    async def write(
+        self, context: Context, sampling: Sampling, max_tokens: int, call: Call
+    ) -> AsyncGenerator[Draft]:
+        route = self._route
+        body = {
+            **route.body(context, max_tokens, sampling.temperature, sampling.top_p),
+            **self._extras,
+            "stream": True,
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed & _SEED_BITS
+        end: FinishReason | None = None
+        num_cached: int | None = None
+        async with self._client.stream(COMPLETIONS, body, call) as events:
+            # To the very end, so that the connection is kept.
+            async for payload in events:
+                if payload == b"[DONE]":
+                    continue
+                event = self._event(payload)
+                end = event.end or end
+                if event.num_cached_tokens is not None:
+                    num_cached = event.num_cached_tokens
+                if event.text:
+                    yield Draft(await self._pieces(event.text, call))
+            if end is None:
+                message = "its stream broke off before the end"
+                raise UpstreamUnreachable(self._client.upstream, message)
+        yield Draft((), end, num_cached)
+
+    def _event(self, payload: bytes) -> _CompletionEvent:
+        with self._client.expecting("a stream event"):
+            row = orjson.loads(payload)
+            if row.get("error"):
+                raise self._client.stream_failure(row["error"])
+            if not row["choices"]:  # the usage
+                return _CompletionEvent("", None, cached_tokens(row))
+            choice = row["choices"][0]
+            reason, text = choice["finish_reason"], str(choice["text"])
+            if reason is not None and reason not in _END_REASONS:
+                raise ValueError(f"unknown finish_reason {reason!r}")
+            return _CompletionEvent(
+                text, None if reason is None else _END_REASONS[reason], cached_tokens(row)
+            )
+
+    async def _pieces(self, text: str, call: Call) -> tuple[str, ...]:
+        (segment,) = await self.reader.encode([text], call)
+        return ("",) * (len(segment.token_ids) - 1) + (text,)
+
+    async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
+        body = {**self._route.body(context, max_tokens, 0.0, 1.0), "logprobs": 1}
+        reply = await self._client.post(COMPLETIONS, body, call)
+        with self._client.expecting("the written answer"):
+            choice = reply["choices"][0]
+            written, text = _written(choice), str(choice["text"])
+            if not written or not text:
+                raise ValueError("it came without text or without log-probabilities")
+            texts, logprobs = _whole_characters(text, written, choice["logprobs"])
+        return Decoded(tuple(await self.reader.encode(texts, call)), tuple(logprobs))
+
+
+async def _accepted_extras(route: Completions, reader: Reader, call: Call) -> Mapping[str, Any]:
+    """The extras of streams, or none: some servers refuse what they do not know."""
+    try:
+        await _try(OpenAI(route, reader, _EXTRAS), reader, call)
+    except UpstreamRefused:
+        await _try(OpenAI(route, reader, {}), reader, call)
+        return {}
+    return _EXTRAS
+
+
+async def _try(writer: OpenAI, reader: Reader, call: Call) -> None:
+    question = Question(prompt="1 + 1 =")
+    context = Context(await reader.render(question, call), question=question)
+    async for _ in writer.write(context, Sampling(temperature=0.0), 1, call):
+        pass
+
+
+async def _trusted_echo(writer: OpenAI, route: Completions, reader: Reader, call: Call) -> Echo:
+    """The scorer, if it passes. Raises an `UpstreamError` that says what is wrong with it."""
+    test = await self_test(writer, reader, Echo(route), call)
+    if not test.passed:
+        message = (
+            f"echo gives a text other log-probabilities than the text was written by, by up to "
+            f"{test.worst:.2g} nats a token ({TOLERANCE:g} are allowed)"
+        )
+        raise UpstreamMalformed(route.client.upstream, message)
+    return Echo(replace(route, adds=await Echo(route).adds(call)))
+
+
+def _written(choice: dict[str, Any]) -> list[tuple[str, float | None]] | None:
+    """The tokens and their log-probabilities, in this route's own shape or in that of chats."""
+    told = choice.get("logprobs")
+    if not told:
+        return None
+    if "content" in told:
+        return [(str(entry["token"]), entry["logprob"]) for entry in told["content"] or ()]
+    return list(zip(map(str, told["tokens"]), told["token_logprobs"], strict=True))
+
+
+def _whole_characters(
+    text: str, written: Sequence[tuple[str, float | None]], told: Mapping[str, Any]
+) -> tuple[list[str], list[tuple[float, ...]]]:
+    """The text in pieces as short as whole characters allow, and their tokens' logarithms."""
+    offsets = told.get("text_offset") or None
+    numbers = range(min(_MAX_WITHOUT_TEXT, len(written) - 1) + 1)
+    alignment = aligned([token for token, _ in written], offsets, text, numbers)
+    data = text.encode()
+    texts: list[str] = []
+    logprobs: list[tuple[float, ...]] = []
+    start, waiting = 0, list[float]()
+    for (_, logprob), reach in zip(written, alignment.reaches, strict=False):
+        if start == len(data):  # half a character
+            break
+        waiting.append(math.nan if logprob is None else float(logprob))
+        end = reach.most
+        is_whole = end == len(data) or data[end] & 0xC0 != 0x80
+        if reach.least == end > start and is_whole:
+            texts.append(data[start:end].decode())
+            logprobs.append(tuple(waiting))
+            start, waiting = end, []
+    return texts, logprobs

@@ -1,0 +1,389 @@
+"""SGLang's own API: `/generate` with token-id prompts, and `/v1/tokenize`.
+
+Written from the source of SGLang 0.5.23 (tests/golden/sglang-0.5.23 names the files).
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from itertools import pairwise
+from typing import Any
+
+import orjson
+
+from proxy.backends.base import (
+    Call,
+    Context,
+    Decoded,
+    Draft,
+    Question,
+    Sampling,
+    ScoredToken,
+    Scores,
+    Segment,
+)
+from proxy.backends.servers.model_list import require_model
+from proxy.backends.tokens.alignment import (
+    DUMMY_PREFIX,
+    FOLLOWED_BY,
+    REPLACEMENT,
+    as_in_running_text,
+    decoded,
+    scored_tokens,
+    split_control,
+    without_follower,
+)
+from proxy.backends.tokens.chat_template import ChatTemplate
+from proxy.backends.tokens.logprobs import PieceLogprobs, all_finite, complete, finite
+from proxy.backends.tokens.spelling import Spelling, Token
+from proxy.backends.tokens.thin_json import RowLayout
+from proxy.backends.transport.http import UpstreamClient
+from proxy.core.scoring import entropy, oracle_value
+from proxy.core.types import FinishReason, Scoring, StepScore
+from proxy.errors import MotabError, UpstreamFailed, UpstreamRefused, UpstreamUnreachable
+
+_END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+# SGLang lifts -inf to the lowest number of its float type, for JSON has none.
+_LOWEST = -1e30
+_TOPS = RowLayout(b"input_top_logprobs", b"[[", b"]]")
+
+
+class SGLang:
+    """Student or teacher on SGLang. One scoring call gives V, H and the next state's H."""
+
+    scoring: Scoring = "prompt_logprobs"
+    recomputes = False
+
+    def __init__(
+        self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int
+    ) -> None:
+        self._client = client
+        self._model = model
+        self._template = chat_template
+        self._follower = follower
+
+    @classmethod
+    async def connect(
+        cls,
+        client: UpstreamClient,
+        model: str,
+        chat_template: ChatTemplate | None,
+        *,
+        reads: bool = True,
+    ) -> "SGLang":
+        """Learn how the server's tokenizer cuts.
+
+        With `reads` False another reader is used, so it may cut as it likes.
+        """
+        prompts = [as_in_running_text("\n"), FOLLOWED_BY]
+        body = {"model": model, "prompt": prompts, "add_special_tokens": False}
+        reply = await client.post("/v1/tokenize", body, Call("connect"))
+        with client.expecting("/v1/tokenize"):
+            running, alone = reply["tokens"]
+            follower, first = int(running[-1]), [int(token) for token in alone]
+        if reads and first != [follower]:
+            raise UpstreamRefused(client.upstream, DUMMY_PREFIX)
+        return cls(client, model, chat_template, follower)
+
+    async def check(self) -> None:
+        # /generate would answer for the base model in an adapter's place.
+        await require_model(self._client, self._model, no_adapters=True)
+
+    async def render(self, question: Question, call: Call) -> Segment:
+        body: dict[str, Any]
+        if question.prompt is not None:
+            text = question.prompt
+            body = {"prompt": text, "add_special_tokens": True}
+        elif self._template is not None:
+            text = self._template.render(question.messages)
+            body = {"prompt": text, "add_special_tokens": True}
+        else:
+            text = ""
+            # Without add_generation_prompt they are rendered as a chat completion renders them.
+            body = {"messages": question.wire_messages()}
+        ids = await self._tokenize(body, call)
+        with self._client.expecting("/v1/tokenize"):
+            return Segment(text, tuple(map(int, ids)))
+
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
+        if rendered.text:
+            return rendered.text
+        ids = list(rendered.token_ids)
+        body = {"model": self._model, "tokens": ids, "skip_special_tokens": False}
+        reply = await self._client.post("/v1/detokenize", body, call)
+        with self._client.expecting("/v1/detokenize"):
+            return str(reply["text"])
+
+    async def markup(self, text: str, call: Call) -> Segment:
+        ids = await self._tokenize({"prompt": text, "add_special_tokens": False}, call)
+        with self._client.expecting("/v1/tokenize"):
+            return Segment(text, tuple(map(int, ids)))
+
+    async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
+        # The server's tokenizer reads control tokens out of any text, and has no switch for it.
+        parts = [split_control(as_in_running_text(text)) for text in texts]
+        prompts = [part for of_text in parts for part in of_text]
+        if not prompts:
+            return [Segment(text, ()) for text in texts]
+        rows = await self._tokenize({"prompt": prompts, "add_special_tokens": False}, call)
+        segments: list[Segment] = []
+        with self._client.expecting("/v1/tokenize"):
+            if len(rows) != len(prompts):
+                raise ValueError(f"{len(prompts)} texts, but the tokens of {len(rows)}")
+            of_parts = iter(rows)
+            for text, of_text in zip(texts, parts, strict=True):
+                ids = [int(token) for _ in of_text for token in next(of_parts)]
+                segments.append(Segment(text, without_follower(text, ids, self._follower)))
+        return segments
+
+    async def _tokenize(self, body: dict[str, Any], call: Call) -> list[Any]:
+        reply = await self._client.post("/v1/tokenize", {"model": self._model, **body}, call)
+        with self._client.expecting("/v1/tokenize"):
+            return list(reply["tokens"])
+
+    async def write(
+        self, context: Context, sampling: Sampling, max_tokens: int, call: Call
+    ) -> AsyncGenerator[Draft]:
+        sampled = {
+            **_neutral(sampling.temperature, sampling.top_p),
+            "max_new_tokens": max_tokens,
+            "stop": list(sampling.stop),
+        }
+        if sampling.seed is not None:
+            sampled["sampling_seed"] = sampling.seed
+        if sampling.special_tokens:
+            sampled |= {"skip_special_tokens": False, "spaces_between_special_tokens": False}
+        body = {
+            "input_ids": context.token_ids,
+            "sampling_params": sampled,
+            "stream": True,
+            # The tokens one by one, even where an event holds several.
+            "return_logprob": True,
+            "return_text_in_logprobs": True,
+        }
+        reading = _EventReader(
+            len(context.token_ids), sampling.stop, PieceLogprobs(sampling.logprobs)
+        )
+        last: Draft | None = None
+        async with self._client.stream("/generate", body, call) as events:
+            # To the very end, so that the connection is kept.
+            async for payload in events:
+                if payload == b"[DONE]":
+                    continue
+                with self._client.expecting("a stream event"):
+                    row = orjson.loads(payload)
+                    self._raise_for_failure(row)
+                    draft = reading.draft(row)
+                if draft.end is not None:
+                    last = draft
+                elif draft.pieces:
+                    yield draft
+            if last is None:
+                message = "its stream broke off before the end"
+                raise UpstreamUnreachable(self._client.upstream, message)
+        yield last
+
+    async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
+        body = {
+            "input_ids": context.token_ids,
+            "sampling_params": {**_neutral(0.0, 1.0), "max_new_tokens": max_tokens},
+            "return_logprob": True,
+            "return_text_in_logprobs": True,
+        }
+        reply = await self._client.post("/generate", body, call, self._raise_for_failure)
+        with self._client.expecting("the written answer"):
+            meta = reply["meta_info"]
+            _end(meta["finish_reason"], ())
+            if meta["prompt_tokens"] != len(context.token_ids):
+                sent, read = len(context.token_ids), meta["prompt_tokens"]
+                raise ValueError(f"{sent} tokens sent, {read} read")
+            rows = [
+                (str(token), int(token_id), finite(logprob, _LOWEST))
+                for logprob, token_id, token in meta["output_token_logprobs"]
+            ]
+            return decoded(str(reply["text"]), rows)
+
+    async def score(
+        self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
+    ) -> Scores:
+        # One number asks for the prompt's candidates and for the next token's, and the next
+        # state's entropy is always wanted, so `entropy_known` saves nothing here.
+        del entropy_known
+        # The entry at the start is null, and the prefix cache serves what lies before the start.
+        start = max(context.bounds[-num_new - 1] - 1, 0)
+        body = {
+            "input_ids": context.token_ids,
+            "sampling_params": {**_neutral(0.0, 1.0), "max_new_tokens": 1},
+            "return_logprob": True,
+            "logprob_start_len": start,
+            "top_logprobs_num": top_k,
+        }
+        num_rows = len(context.token_ids) - start
+        firsts = {first - start for first in context.bounds[-num_new - 1 : -1]}
+        reply = await self._client.post(
+            "/generate",
+            body,
+            call,
+            self._raise_for_failure,
+            lambda answer: _TOPS.loads(answer, num_rows, firsts),
+        )
+        with self._client.expecting("the scoring answer"):
+            meta = reply["meta_info"]
+            # Not output_token_logprobs: that is the one sampled token.
+            (next_top,) = meta["output_top_logprobs"]
+            return Scores(
+                steps=_step_scores(context, num_new, start, meta, top_k),
+                next_entropy=entropy(_candidates(next_top, top_k), top_k),
+                num_tokens=len(context.token_ids) - context.bounds[-num_new - 1],
+                num_cached_tokens=_cached_tokens(meta),
+            )
+
+    async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
+        first = context.bounds[-2]
+        start = max(first - 1, 0)  # as in `score`
+        body = {
+            "input_ids": context.token_ids,
+            "sampling_params": {**_neutral(0.0, 1.0), "max_new_tokens": 1},
+            "return_logprob": True,
+            "return_text_in_logprobs": True,
+            "logprob_start_len": start,
+        }
+        reply = await self._client.post("/generate", body, call, self._raise_for_failure)
+        with self._client.expecting("the scoring answer"):
+            rows, ids = reply["meta_info"]["input_token_logprobs"], context.token_ids
+            if len(rows) != len(ids) - start:
+                raise ValueError(f"{len(ids) - start} entries asked for, {len(rows)} came")
+            if rows[0][0] is not None:
+                raise ValueError("its first entry is not null, so the others may be one token off")
+            own = rows[first - start :]
+            return scored_tokens(
+                [str(row[2]) for row in own],
+                _of_tokens(own, ids[first:]),
+                context.steps[-1].text,
+            )
+
+    def _raise_for_failure(self, row: dict[str, Any]) -> None:
+        """An error before the first token is an event of its own, a later one a finish reason."""
+        if "error" in row:
+            raise self._failure(row["error"]["message"], row["error"].get("code"))
+        reason = row["meta_info"]["finish_reason"]
+        if reason is not None and reason["type"] == "abort":
+            raise self._failure(reason["message"], reason.get("status_code"))
+
+    def _failure(self, message: object, status: object) -> MotabError:
+        failure = self._client.stream_failure(message)
+        if status == HTTPStatus.BAD_REQUEST and isinstance(failure, UpstreamFailed):
+            return UpstreamRefused(self._client.upstream, f"/generate refused: {message}")
+        return failure
+
+
+@dataclass(slots=True)
+class _EventReader:
+    """What has come of a stream. An event repeats it, unless --incremental-streaming-output."""
+
+    num_prompt_tokens: int
+    stop: tuple[str, ...]
+    logprobs: PieceLogprobs
+    num_tokens: int = 0
+    text: str = ""
+    spelling: Spelling = field(default_factory=Spelling)
+
+    def draft(self, row: dict[str, Any]) -> Draft:
+        """The new tokens of an event. Raises ValueError where one is missing."""
+        meta = row["meta_info"]
+        if meta["prompt_tokens"] != self.num_prompt_tokens:
+            # A server with --allow-auto-truncate would go on from another context.
+            raise ValueError(f"{self.num_prompt_tokens} tokens sent, {meta['prompt_tokens']} read")
+        text: str = row["text"]
+        rows: list[list[Any]] = meta["output_token_logprobs"]
+        count, total = len(row["output_ids"]), meta["completion_tokens"]
+        if len(rows) != count:
+            raise ValueError(f"{count} output_ids, but {len(rows)} log-probabilities")
+        if count == total:
+            if not text.startswith(self.text):
+                raise ValueError("its text does not go on from the text before")
+            rows, text = rows[self.num_tokens :], text[len(self.text) :]
+        elif self.num_tokens + count != total:
+            raise ValueError(f"{self.num_tokens} tokens and then {count} make no {total}")
+        tokens = [Token.of(token_id, string) for _, token_id, string in rows]
+        self.num_tokens, self.text = total, self.text + text
+        end, is_end_token = _end(meta["finish_reason"], self.stop)
+        if is_end_token:  # it is counted, but it is no text
+            tokens = tokens[:-1]
+        if end == "length":  # half a character, for which no more tokens come
+            text = text.rstrip(REPLACEMENT)
+        spelt = self.spelling.feed(text, tokens)
+        if self.logprobs.wanted:
+            self.logprobs.add(all_finite((row[0] for row in rows[: len(tokens)]), _LOWEST))
+        if end is None:
+            told = self.logprobs.take(len(spelt.pieces))
+            return Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=told)
+        pieces = spelt.pieces + self.spelling.rest()
+        told = self.logprobs.take(len(pieces))
+        return Draft(pieces, end, _cached_tokens(meta), logprobs=told)
+
+
+def _end(reason: dict[str, Any] | None, stop: tuple[str, ...]) -> tuple[FinishReason | None, bool]:
+    """How it ended, and whether an end token did it: a stop string matches by its text."""
+    if reason is None:
+        return None, False
+    if reason["type"] not in _END_REASONS:
+        raise ValueError(f"unknown finish_reason {reason!r}")
+    matched = reason.get("matched")
+    if isinstance(matched, str) and matched not in stop:
+        # A model that computes NaN "stops" at "NaN happened".
+        raise ValueError(f"it stopped at {matched!r}, which is no stop string")
+    return _END_REASONS[reason["type"]], isinstance(matched, int | list)
+
+
+def _neutral(temperature: float, top_p: float) -> dict[str, Any]:
+    """An omitted field would be filled from the server's `--preferred-sampling-params`."""
+    return {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "min_new_tokens": 0,
+        "ignore_eos": False,
+        "skip_special_tokens": True,
+        "no_stop_trim": False,
+    }
+
+
+def _step_scores(
+    context: Context, num_new: int, start: int, meta: dict[str, Any], top_k: int
+) -> tuple[StepScore, ...]:
+    """V and H of the last `num_new` steps, from entries of which the first is token `start`'s."""
+    ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
+    rows, tops = meta["input_token_logprobs"], meta["input_top_logprobs"]
+    if not len(rows) == len(tops) == len(ids) - start:
+        raise ValueError(f"{len(ids) - start} entries asked for, {len(rows)}, {len(tops)} came")
+    if rows[0][0] is not None or tops[0] is not None:
+        raise ValueError("its first entry is not null, so the others may be one token off")
+    scores: list[StepScore] = []
+    for begin, end in pairwise(bounds):
+        value = oracle_value(_of_tokens(rows[begin - start : end - start], ids[begin:end]))
+        top = _candidates(tops[begin - start], top_k)
+        scores.append(StepScore(value, entropy(top, top_k), end - begin))
+    return tuple(scores)
+
+
+def _of_tokens(entries: list[Sequence[Any]], token_ids: list[int]) -> list[float | None]:
+    """The log-probabilities of the prompt's own tokens; None, which core refuses, where missing."""
+    for entry, token_id in zip(entries, token_ids, strict=True):
+        # SGLang writes the last id of the vocabulary as 0.
+        if entry[1] != token_id and entry[1] != 0:
+            raise ValueError(f"token {token_id} was sent, the entry is token {entry[1]}'s")
+    return all_finite([entry[0] for entry in entries], _LOWEST)
+
+
+def _candidates(entries: Sequence[Sequence[Any]], top_k: int) -> list[float | None]:
+    return complete(all_finite([entry[0] for entry in entries], _LOWEST), top_k)
+
+
+def _cached_tokens(meta: dict[str, Any]) -> int | None:
+    cached = meta.get("cached_tokens")
+    return None if cached is None else int(cached)

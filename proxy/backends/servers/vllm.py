@@ -1,0 +1,408 @@
+"""vLLM's OpenAI-compatible server: `/v1/completions` with token-id prompts and `prompt_logprobs`.
+
+API: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html; the payloads were
+recorded from vLLM 0.32.0 (tests/golden). vLLM ignores body fields that it does not know, so what
+was asked for is checked in every answer.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+from operator import itemgetter
+from typing import Any
+
+import orjson
+
+from proxy.backends.base import (
+    Call,
+    Context,
+    Decoded,
+    Draft,
+    Question,
+    Sampling,
+    ScoredToken,
+    Scores,
+    Segment,
+)
+from proxy.backends.servers.model_list import require_model
+from proxy.backends.tokens.alignment import (
+    DUMMY_PREFIX,
+    FOLLOWED_BY,
+    as_in_running_text,
+    decoded,
+    scored_tokens,
+    split_control,
+    without_follower,
+)
+from proxy.backends.tokens.chat_template import ChatTemplate
+from proxy.backends.tokens.logprobs import PieceLogprobs, all_finite, complete, finite
+from proxy.backends.tokens.spelling import Spelling, Token
+from proxy.backends.tokens.thin_json import RowLayout
+from proxy.backends.transport.http import UpstreamClient
+from proxy.core.scoring import entropy, oracle_value
+from proxy.core.types import FinishReason, Scoring, StepScore
+from proxy.errors import UpstreamRefused, UpstreamUnreachable
+
+_END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+# The server shut down, or could not go on.
+_FAILURES = {"abort", "error"}
+# What SentencePiece-like tokenizers write for a space.
+_METASPACE = "\u2581"
+# vLLM writes -inf so, for JSON has none.
+_LOWEST = -9999.0
+# Where a text has more tokens for each entropy, those are asked for apart. A prompt of its own took
+# a CPU, whose blocks are large, as long as the candidates of 300 tokens; a GPU takes far less.
+_ROWS_A_PROMPT = 100
+# So many token ids of prompts the server reads in some 10 ms, in the one process that also sends
+# the streams of all other requests.
+_MAX_IDS = 100_000
+# Every row holds at least the prompt's own token, and its key is a number.
+_ROWS = RowLayout(b"prompt_logprobs", b'{"', b"}}")
+
+
+@dataclass(frozen=True, slots=True)
+class _VllmEvent:
+    """One event of a stream; `num_cached_tokens` comes with the usage, which is the last."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    logprobs: tuple[float | None, ...]
+    end: FinishReason | None
+    is_usage: bool
+    num_cached_tokens: int | None
+
+
+class Vllm:
+    """Student or teacher on a vLLM server. One scoring call gives V, H and the next state's H."""
+
+    scoring: Scoring = "prompt_logprobs"
+    recomputes = True
+
+    def __init__(
+        self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int
+    ) -> None:
+        self._client = client
+        self._model = model
+        self._template = chat_template
+        self._follower = follower
+
+    @classmethod
+    async def connect(
+        cls,
+        client: UpstreamClient,
+        model: str,
+        chat_template: ChatTemplate | None,
+        *,
+        reads: bool = True,
+    ) -> "Vllm":
+        """Ask the server whether it has the model, and learn how its tokenizer cuts.
+
+        With `reads` False another reader is used, so it may cut as it likes.
+        """
+        call = Call("connect")
+        body = {
+            "model": model,
+            "prompt": as_in_running_text("\n"),
+            "add_special_tokens": False,
+            "return_token_strs": True,
+        }
+        reply = await client.post("/tokenize", body, call)
+        alone = await client.post("/tokenize", {**body, "prompt": FOLLOWED_BY}, call)
+        with client.expecting("/tokenize"):
+            follower, first = int(reply["tokens"][-1]), str(alone["token_strs"][0])
+        if reads and first.startswith(_METASPACE):
+            raise UpstreamRefused(client.upstream, DUMMY_PREFIX)
+        return cls(client, model, chat_template, follower)
+
+    async def check(self) -> None:
+        await require_model(self._client, self._model)
+
+    async def render(self, question: Question, call: Call) -> Segment:
+        if question.prompt is not None:
+            text = question.prompt
+        elif self._template is not None:
+            text = self._template.render(question.messages)
+        else:
+            ids = await self._tokenize(
+                {"messages": question.wire_messages(), "add_generation_prompt": True}, call
+            )
+            return Segment("", tuple(ids))
+        ids = await self._tokenize({"prompt": text, "add_special_tokens": True}, call)
+        return Segment(text, tuple(ids))
+
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
+        if rendered.text:
+            return rendered.text
+        body = {"model": self._model, "tokens": list(rendered.token_ids)}
+        reply = await self._client.post("/detokenize", body, call)
+        with self._client.expecting("/detokenize"):
+            return str(reply["prompt"])
+
+    async def markup(self, text: str, call: Call) -> Segment:
+        ids = await self._tokenize({"prompt": text, "add_special_tokens": False}, call)
+        return Segment(text, tuple(ids))
+
+    async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._encode(text, call)) for text in texts]
+        return [task.result() for task in tasks]
+
+    async def _encode(self, text: str, call: Call) -> Segment:
+        ids: list[int] = []
+        # /tokenize reads control tokens out of any text, and has no switch for it.
+        for part in split_control(as_in_running_text(text)):
+            ids += await self._tokenize({"prompt": part, "add_special_tokens": False}, call)
+        with self._client.expecting("/tokenize"):
+            return Segment(text, without_follower(text, ids, self._follower))
+
+    async def _tokenize(self, body: dict[str, Any], call: Call) -> list[int]:
+        reply = await self._client.post("/tokenize", {"model": self._model, **body}, call)
+        with self._client.expecting("/tokenize"):
+            return [int(token) for token in reply["tokens"]]
+
+    async def write(
+        self, context: Context, sampling: Sampling, max_tokens: int, call: Call
+    ) -> AsyncGenerator[Draft]:
+        body = {
+            **self._completion(context.token_ids, sampling.temperature, sampling.top_p),
+            "max_tokens": max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_token_ids": True,
+            "logprobs": 0,  # the tokens one by one, even where a chunk holds several
+            "stop": list(sampling.stop),
+        }
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        if sampling.special_tokens:
+            body |= {"skip_special_tokens": False, "spaces_between_special_tokens": False}
+        end: FinishReason | None = None
+        num_cached: int | None = None
+        has_usage = False
+        spelling, logprobs = Spelling(), PieceLogprobs(sampling.logprobs)
+        async with self._client.stream("/v1/completions", body, call) as events:
+            # To the very end, so that the connection is kept.
+            async for payload in events:
+                if payload == b"[DONE]":
+                    continue
+                event = self._event(payload, logprobs=sampling.logprobs)
+                has_usage |= event.is_usage
+                num_cached = event.num_cached_tokens
+                end = event.end or end
+                spelt = spelling.feed(event.text, event.tokens)
+                logprobs.add(event.logprobs)
+                if spelt.pieces:
+                    told = logprobs.take(len(spelt.pieces))
+                    yield Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=told)
+            if end is None or not has_usage:
+                message = "its stream broke off before the end"
+                raise UpstreamUnreachable(self._client.upstream, message)
+        rest = spelling.rest()
+        yield Draft(rest, end, num_cached, logprobs=logprobs.take(len(rest)))
+
+    def _completion(
+        self, prompt: list[int] | list[list[int]], temperature: float, top_p: float
+    ) -> dict[str, Any]:
+        """The fields of every completion. An omitted sampling field would be filled from the
+        model's generation_config.json, so all of them are said.
+        """
+        return {
+            "model": self._model,
+            "prompt": prompt,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+        }
+
+    def _event(self, payload: bytes, *, logprobs: bool) -> _VllmEvent:
+        with self._client.expecting("a stream event"):
+            row = orjson.loads(payload)
+            if "error" in row:
+                raise self._client.stream_failure(row["error"])
+            if not row["choices"]:
+                return _VllmEvent("", (), (), None, bool(row["usage"]), _cached_tokens(row))
+            choice = row["choices"][0]
+            reason = choice["finish_reason"]
+            if reason in _FAILURES:
+                raise self._client.stream_failure(f"finish_reason is {reason}")
+            if reason is not None and reason not in _END_REASONS:
+                raise ValueError(f"unknown finish_reason {reason!r}")
+            end = None if reason is None else _END_REASONS[reason]
+            text, tokens = str(choice["text"]), _tokens(choice)
+            told = _token_logprobs(choice, len(tokens)) if logprobs else ()
+            return _VllmEvent(text, tokens, told, end, is_usage=False, num_cached_tokens=None)
+
+    async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
+        body = {
+            **self._completion(context.token_ids, temperature=0.0, top_p=1.0),
+            "max_tokens": max_tokens,
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+        reply = await self._client.post("/v1/completions", body, call)
+        with self._client.expecting("the written answer"):
+            choice = reply["choices"][0]
+            rows = zip(
+                map(str, choice["logprobs"]["tokens"]),
+                map(int, choice["token_ids"]),
+                (finite(x, _LOWEST) for x in choice["logprobs"]["token_logprobs"]),
+                strict=True,
+            )
+            return decoded(str(choice["text"]), list(rows))
+
+    async def score(
+        self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
+    ) -> Scores:
+        ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
+        unknown = bounds[entropy_known:-1]
+        # A top-k comes for every prompt position or for none. Many are large (20 x 8k tokens are
+        # some 10 MB) and slow (0.12 ms each, in the one process that serves all requests).
+        asks_apart = len(ids) > _ROWS_A_PROMPT * len(unknown)
+        body = {
+            **self._next_token(ids, top_k),
+            "prompt_logprobs": 0 if asks_apart else top_k,
+        }
+        num_rows = len(ids)
+        new = range(bounds[0], num_rows)
+        # vLLM writes the prompt's own token first; candidates count at the steps' beginnings only.
+        starts = set() if asks_apart else set(bounds[:-1])
+        own = {i: b'%d":{"logprob":' % ids[i] for i in new if i not in starts}
+        reply = await self._client.post(
+            "/v1/completions",
+            body,
+            call,
+            loads=lambda answer: _ROWS.loads(answer, num_rows, new, own),
+        )
+        with self._client.expecting("the scoring answer"):
+            choice = reply["choices"][0]
+            rows: list[dict[str, dict[str, Any]] | None] = choice["prompt_logprobs"]
+            scores = Scores(
+                steps=_step_scores(context, num_new, rows, None if asks_apart else top_k),
+                next_entropy=_next_entropy(choice, top_k),
+                num_tokens=num_rows - bounds[0],
+                num_cached_tokens=_cached_tokens(reply),
+            )
+        if not (asks_apart and unknown):
+            return scores
+        # Now that the call has left the context in the prefix cache, each costs a block at most.
+        size = max(1, _MAX_IDS // num_rows)
+        parts = [unknown[first : first + size] for first in range(0, len(unknown), size)]
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._entropies([ids[:n] for n in part], top_k, call))
+                for part in parts
+            ]
+        known = chain([None] * entropy_known, *(task.result() for task in tasks))
+        steps = tuple(replace(s, entropy=h) for s, h in zip(scores.steps, known, strict=True))
+        return replace(scores, steps=steps)
+
+    async def _entropies(self, contexts: list[list[int]], top_k: int, call: Call) -> list[float]:
+        """H of the state after each of the contexts, by one call."""
+        reply = await self._client.post("/v1/completions", self._next_token(contexts, top_k), call)
+        with self._client.expecting("the next tokens' candidates"):
+            choices = sorted(reply["choices"], key=itemgetter("index"))
+            if [choice["index"] for choice in choices] != list(range(len(contexts))):
+                raise ValueError(f"{len(contexts)} prompts, but {len(choices)} choices")
+            return [_next_entropy(choice, top_k) for choice in choices]
+
+    def _next_token(self, prompt: list[int] | list[list[int]], top_k: int) -> dict[str, Any]:
+        """One token after the prompt, or after each of several, with its candidates."""
+        return {
+            **self._completion(prompt, temperature=0.0, top_p=1.0),
+            "logprobs": top_k,
+            "max_tokens": 1,
+            # Else candidates that decode to the same text fall together.
+            "return_tokens_as_token_ids": True,
+        }
+
+    async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
+        body = {
+            **self._completion(context.token_ids, temperature=0.0, top_p=1.0),
+            "prompt_logprobs": 0,
+            "max_tokens": 1,
+        }
+        reply = await self._client.post("/v1/completions", body, call)
+        with self._client.expecting("the scoring answer"):
+            rows, ids = reply["choices"][0]["prompt_logprobs"], context.token_ids
+            if len(rows) != len(ids):
+                raise ValueError(f"{len(ids)} prompt tokens, but {len(rows)} prompt_logprobs")
+            own = list(zip(rows, ids, strict=True))[context.bounds[-2] :]
+            return scored_tokens(
+                [_decoded_token(row, token_id) for row, token_id in own],
+                [_of_token(row, token_id) for row, token_id in own],
+                context.steps[-1].text,
+            )
+
+
+def _decoded_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> str:
+    if row is None or str(token_id) not in row:
+        raise ValueError(f"the prompt_logprobs lack token {token_id}")
+    return str(row[str(token_id)]["decoded_token"])
+
+
+def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:
+    """The chunk's tokens."""
+    ids, strings = choice["token_ids"], choice["logprobs"]["tokens"]
+    if len(ids) != len(strings):
+        raise ValueError(f"{len(ids)} token_ids, but {len(strings)} tokens")
+    tokens = tuple(Token.of(i, s) for i, s in zip(ids, strings, strict=True))
+    # Where no stop string ended it, an end token did: it is counted, but it is no text.
+    if choice["finish_reason"] == "stop" and not isinstance(choice["stop_reason"], str):
+        tokens = tokens[:-1]
+    return tokens
+
+
+def _token_logprobs(choice: dict[str, Any], num_tokens: int) -> tuple[float | None, ...]:
+    told = choice["logprobs"]["token_logprobs"]
+    if len(told) < num_tokens:
+        raise ValueError(f"{num_tokens} tokens, but {len(told)} token_logprobs")
+    return tuple(all_finite(told[:num_tokens], _LOWEST))
+
+
+def _step_scores(
+    context: Context,
+    num_new: int,
+    rows: list[dict[str, dict[str, Any]] | None],
+    top_k: int | None,
+) -> tuple[StepScore, ...]:
+    """V, and with `top_k` H, of the last `num_new` steps; `rows` is `prompt_logprobs`."""
+    ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
+    if len(rows) != len(ids):
+        raise ValueError(f"{len(ids)} prompt tokens, but {len(rows)} prompt_logprobs")
+    scores: list[StepScore] = []
+    for start, end in pairwise(bounds):
+        value = oracle_value([_of_token(rows[i], ids[i]) for i in range(start, end)])
+        known = None if top_k is None else entropy(_top_of(rows[start], top_k), top_k)
+        scores.append(StepScore(value, known, end - start))
+    return tuple(scores)
+
+
+def _next_entropy(choice: dict[str, Any], top_k: int) -> float:
+    """H of the state after a prompt, from the candidates of the one token that was written."""
+    candidates = choice["logprobs"]["top_logprobs"][0].values()
+    return entropy(complete(all_finite(candidates, _LOWEST), top_k), top_k)
+
+
+def _of_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> float | None:
+    """The log-probability of the prompt's own token; None, which core refuses, where missing."""
+    entry = None if row is None else row.get(str(token_id))
+    return None if entry is None else finite(entry["logprob"], _LOWEST)
+
+
+def _top_of(row: dict[str, dict[str, Any]] | None, top_k: int) -> list[float | None]:
+    """The top-k of a prompt position, without the prompt's own token where that ranks below."""
+    entries = [] if row is None else row.values()
+    ranked = [entry["logprob"] for entry in entries if entry["rank"] <= top_k]
+    return complete(all_finite(ranked, _LOWEST), top_k)
+
+
+def _cached_tokens(reply: dict[str, Any]) -> int | None:
+    """Prompt tokens from the cache; vLLM tells with `--enable-prompt-tokens-details` only."""
+    details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens")
+    return None if cached is None else int(cached)

@@ -1,0 +1,1 @@
+"""Matches text with tokens: alignment, spelling, templates, tokenizers."""

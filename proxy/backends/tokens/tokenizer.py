@@ -1,0 +1,337 @@
+"""Tokenizers in this process: a Hugging Face name, a local folder, or `tiktoken:NAME`.
+
+Written against `tokenizers` 0.23 (the format of `tokenizer.json`), `tiktoken` 0.14 and the
+conventions of transformers' `tokenizer_config.json`.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import tiktoken
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from proxy.backends.base import Call, Message, Question, Segment
+from proxy.backends.tokens.alignment import FOLLOWED_BY, as_in_running_text, without_follower
+from proxy.backends.tokens.chat_template import ChatTemplate
+from proxy.errors import ConfigError, RequestError, TokenizerFailed
+
+TIKTOKEN = "tiktoken:"
+_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+# What changes a text before it is cut. `Replace` stays: it writes SentencePiece's space.
+_REWRITING = {"Prepend", "NFC", "NFD", "NFKC", "NFKD", "Precompiled"}
+_TAG = re.compile(r"(<\|[^|<>\s]+\|>|</?think>)")
+# Encoding so many characters takes some 4 ms (1 us a character was measured, and 0.2 ms for the way
+# to a thread and back); more than that goes to a thread.
+_LONG = 4096
+
+
+class _Codec(Protocol):
+    """The ways in which text becomes ids, and back."""
+
+    def prompt(self, text: str) -> list[int]:
+        """Special tokens are read out of the text, and the tokenizer's own are added."""
+        ...
+
+    def markup(self, text: str) -> list[int]:
+        """Special tokens are read out of the text, none are added."""
+        ...
+
+    def inserted(self, text: str) -> list[int]:
+        """The same for markup in the middle of a text."""
+        ...
+
+    def plain(self, text: str) -> list[int]:
+        """What looks like a special token is text."""
+        ...
+
+    def spelt(self, ids: Sequence[int]) -> str:
+        """The text that plain ids stand for, whatever precedes them."""
+        ...
+
+
+class LocalReader:
+    """Turns text into a model's tokens, in this process.
+
+    The model's own template writes its special tokens itself; a template from the configuration
+    leaves them to the tokenizer, as everywhere (see `ChatTemplate`).
+    """
+
+    def __init__(
+        self,
+        source: str,
+        codec: _Codec,
+        *,
+        own: ChatTemplate | None,
+        configured: ChatTemplate | None,
+        counts: bool,
+    ) -> None:
+        self._source = source
+        self._codec = codec
+        self._own = own
+        self._configured = configured
+        self._counts = counts
+        (self._follower,) = codec.plain(FOLLOWED_BY)[-1:]
+
+    @property
+    def has_template(self) -> bool:
+        """Whether messages are rendered as the model reads them, and not only counted."""
+        return self._own is not None or self._configured is not None
+
+    async def render(self, question: Question, call: Call) -> Segment:
+        del call
+        if question.prompt is not None:
+            text, encode = question.prompt, self._codec.prompt
+        elif self._configured is not None:
+            text, encode = self._configured.render(question.messages), self._codec.prompt
+        elif self._own is not None:
+            text, encode = self._own.render(question.messages), self._codec.markup
+        elif self._counts:
+            text, encode = _transcript(question.messages), self._codec.plain
+        else:
+            message = (
+                f"the tokenizer '{self._source}' has no chat template: send a prompt, or set the "
+                "upstream's chat_template"
+            )
+            raise RequestError(message, param="messages")
+        ids = encode(text) if len(text) < _LONG else await asyncio.to_thread(encode, text)
+        return Segment(text, tuple(ids))
+
+    async def prompt_text(self, rendered: Segment, call: Call) -> str:
+        del call
+        return rendered.text
+
+    async def markup(self, text: str, call: Call) -> Segment:
+        del call
+        return Segment(text, tuple(self._codec.inserted(text)))
+
+    async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
+        """See `Reader`. Raises `TokenizerFailed` where the ids would stand for another text."""
+        del call
+        if sum(map(len, texts)) < _LONG:
+            return [self._encode(text) for text in texts]
+        return await asyncio.to_thread(lambda: [self._encode(text) for text in texts])
+
+    def _encode(self, text: str) -> Segment:
+        ids = self._codec.plain(as_in_running_text(text))
+        try:
+            own = without_follower(text, ids, self._follower)
+        except ValueError as error:
+            raise TokenizerFailed(f"tokenizer '{self._source}': {error}") from error
+        if self._codec.spelt(own) != text:
+            message = f"its tokens of {text[-40:]!r} spell another text"
+            raise TokenizerFailed(f"tokenizer '{self._source}': {message}")
+        return Segment(text, own)
+
+
+def load_tokenizer(
+    source: str, chat_template: ChatTemplate | None, *, counts: bool = False
+) -> LocalReader:
+    """Load a tokenizer; a Hugging Face name is downloaded here, unless it is in the cache.
+
+    With `counts` messages that no template can render are tokenised as a transcript, for servers
+    that take messages and whose tokens are only counted; `tiktoken` encodings have no template,
+    so there it is always so. Raises `ConfigError` with one line that says what to do.
+    """
+    if source.startswith(TIKTOKEN):
+        codec = _Tiktoken(_encoding(source.removeprefix(TIKTOKEN)))
+        return LocalReader(source, codec, own=None, configured=chat_template, counts=True)
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = _downloaded(source)
+    if not (folder / "tokenizer.json").is_file():
+        message = (
+            f"tokenizer: '{source}' has no tokenizer.json: write one with transformers' "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) and name that folder"
+        )
+        raise ConfigError(message)
+    try:
+        config = _config(folder)
+        codec_of_folder = _HuggingFace((folder / "tokenizer.json").read_text("utf-8"), config)
+    except Exception as error:  # `tokenizers` raises bare Exceptions
+        message = f"tokenizer: '{source}' cannot be read: {' '.join(str(error).split())}"
+        raise ConfigError(message) from error
+    own = None if chat_template is not None else _own_template(source, folder, config)
+    return LocalReader(source, codec_of_folder, own=own, configured=chat_template, counts=counts)
+
+
+class _HuggingFace:
+    """A `tokenizer.json`, twice: as it is, and without what adds to a text or changes it."""
+
+    def __init__(self, source: str, config: dict[str, Any]) -> None:
+        self._whole = Tokenizer.from_str(source)
+        self._plain = Tokenizer.from_str(json.dumps(_unprefixed(json.loads(source))))
+        self._plain.encode_special_tokens = True
+        for tokenizer in (self._whole, self._plain):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        if "add_bos_token" in config:  # outranks what the file says, as in transformers
+            bos = _special_tokens(config).get("bos_token")
+            known = None if bos is None else self._whole.token_to_id(bos)
+            adds = bool(config["add_bos_token"]) and known is not None
+            self._whole.post_processor = TemplateProcessing(
+                single=[bos, "$A"] if adds else ["$A"],
+                special_tokens=[(bos, known)] if adds else [],
+            )
+
+    def prompt(self, text: str) -> list[int]:
+        return _ids(self._whole, text, add_special_tokens=True)
+
+    def markup(self, text: str) -> list[int]:
+        return _ids(self._whole, text, add_special_tokens=False)
+
+    def inserted(self, text: str) -> list[int]:
+        ids: list[int] = []
+        words = ""
+        for part in _TAG.split(text):
+            token = self._whole.token_to_id(part) if _TAG.fullmatch(part) else None
+            if token is None:  # a tag that this model has no token for is words
+                words += part
+            else:
+                ids += [*self.plain(words), token]
+                words = ""
+        return ids + self.plain(words)
+
+    def plain(self, text: str) -> list[int]:
+        return _ids(self._plain, text, add_special_tokens=False)
+
+    def spelt(self, ids: Sequence[int]) -> str:
+        return str(self._plain.decode(list(ids), skip_special_tokens=False))
+
+
+def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    # `encode` keeps the interpreter's lock, a batch of one does not.
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    return list(encoding.ids)
+
+
+class _Tiktoken:
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
+        self._encoding = encoding
+
+    def prompt(self, text: str) -> list[int]:
+        return self.markup(text)
+
+    def markup(self, text: str) -> list[int]:
+        return self._encoding.encode(text, allowed_special="all")
+
+    def inserted(self, text: str) -> list[int]:
+        return self.markup(text)
+
+    def plain(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(text)
+
+    def spelt(self, ids: Sequence[int]) -> str:
+        return self._encoding.decode(list(ids))
+
+
+def _unprefixed(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    r"""The same vocabulary for text that stands in the middle of another.
+
+    Llama 2's tokenizer and others of the SentencePiece kind put a space before every text and take
+    it away when they decode; a step's tokens are appended to what comes before and need neither.
+    """
+    normalizer = _without(tokenizer.get("normalizer"), "normalizers", _REWRITING)
+    decoder = _without(tokenizer.get("decoder"), "decoders", {"Strip"})
+    changed = {**tokenizer, "normalizer": normalizer, "decoder": decoder, "post_processor": None}
+    for key, parts in (("pre_tokenizer", "pretokenizers"), ("decoder", "decoders")):
+        for part in _parts(changed.get(key), parts):
+            if "prepend_scheme" in part:
+                part["prepend_scheme"] = "never"
+            if "add_prefix_space" in part:
+                part["add_prefix_space"] = False
+    return changed
+
+
+def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """A sequence's members, or the one component."""
+    if component is None:
+        return []
+    return list(component[key]) if component["type"] == "Sequence" else [component]
+
+
+def _without(component: dict[str, Any] | None, key: str, types: set[str]) -> dict[str, Any] | None:
+    kept = [part for part in _parts(component, key) if part["type"] not in types]
+    return {"type": "Sequence", key: kept} if kept else None
+
+
+def _downloaded(name: str) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
+    except GatedRepoError as error:
+        message = f"tokenizer: '{name}' needs consent at huggingface.co and a token in HF_TOKEN"
+        raise ConfigError(message) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        message = (
+            f"tokenizer: '{name}' is neither a folder here nor a Hugging Face name (a private one "
+            "needs a token in HF_TOKEN)"
+        )
+        raise ConfigError(message) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        message = (
+            f"tokenizer: '{name}' is neither a folder nor in the Hugging Face cache, and could not "
+            f"be downloaded: run 'hf download {name} {' '.join(_FILES)}' where there is a network, "
+            "or name a folder that holds these files"
+        )
+        raise ConfigError(message) from error
+
+
+def _encoding(name: str) -> tiktoken.Encoding:
+    try:
+        return tiktoken.get_encoding(name)
+    except ValueError as error:
+        known = ", ".join(tiktoken.list_encoding_names())
+        message = f"tokenizer: '{TIKTOKEN}{name}' is unknown; tiktoken knows {known}"
+        raise ConfigError(message) from error
+    except OSError as error:  # requests' errors are
+        message = (
+            f"tokenizer: '{TIKTOKEN}{name}' could not be downloaded: start once where there is a "
+            "network, with TIKTOKEN_CACHE_DIR naming a folder that is kept"
+        )
+        raise ConfigError(message) from error
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+
+
+def _own_template(source: str, folder: Path, config: dict[str, Any]) -> ChatTemplate | None:
+    """The model's own chat template: a file's, or that of `tokenizer_config.json`."""
+    path = folder / "chat_template.jinja"
+    found = path.read_text("utf-8") if path.is_file() else config.get("chat_template")
+    if isinstance(found, list):
+        named = {entry["name"]: entry["template"] for entry in found}
+        found = named.get("default")
+    if found is None:
+        return None
+    try:
+        return ChatTemplate(found, _special_tokens(config))
+    except ConfigError as error:
+        raise ConfigError(f"tokenizer: '{source}': its {error}") from error
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """`bos_token` and so on, each written as a string or as an object with `content`."""
+    tokens: dict[str, str] = {}
+    for role in _TOKEN_ROLES:
+        value = config.get(role)
+        if value is not None:
+            tokens[role] = str(value["content"] if isinstance(value, dict) else value)
+    return tokens
+
+
+def _transcript(messages: tuple[Message, ...]) -> str:
+    return "".join(f"{message.role}\n{message.content}\n" for message in messages)

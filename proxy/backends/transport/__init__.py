@@ -1,0 +1,1 @@
+"""Carries requests to upstreams: HTTP, time limits, retries, resumed streams."""

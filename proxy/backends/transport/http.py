@@ -1,0 +1,254 @@
+"""One pooled HTTP client per upstream; foreign errors become ours here."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Self
+
+import aiohttp
+import orjson
+
+from proxy.backends.base import Call
+from proxy.backends.transport.calls import (
+    ENDLESS,
+    Calls,
+    Patience,
+    RequestObserver,
+    RetryObserver,
+    Silence,
+    affinity_headers,
+)
+from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy, parse_retry_after
+from proxy.errors import (
+    ContextExceeded,
+    MotabError,
+    UpstreamFailed,
+    UpstreamGarbled,
+    UpstreamRefused,
+    UpstreamUnreachable,
+)
+
+# Shorter than the 5 s after which uvicorn, and so vLLM and SGLang, closes an idle connection: a
+# request never goes out on a connection that the server is just closing.
+_KEEPALIVE_S = 4.0
+_CONNECT_TIMEOUT_S = 10.0
+_ERROR_EXCERPT = 500
+
+
+class UpstreamClient(Calls):
+    """Speaks JSON and server-sent events with one server.
+
+    Made in a running event loop, and used as an async context manager. `retry` says how often a
+    POST is sent again; all that we send are safe to repeat. Streams are opened once:
+    `resume.ResumingWriter` opens them again.
+    """
+
+    def __init__(
+        self,
+        upstream: str,
+        base_url: str,
+        api_key: str | None,
+        max_connections: int,
+        observe: RequestObserver,
+        retry: RetryPolicy = NO_RETRIES,
+        on_retry: RetryObserver = lambda _upstream, _code: None,
+        patience: Patience = ENDLESS,
+    ) -> None:
+        super().__init__(upstream, observe, retry, on_retry, patience)
+        self.base_url = base_url
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_KEEPALIVE_S),
+            # A router's sticky cookie would bind every trajectory to one replica.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={
+                # A stream is read as it arrives, so nothing is to be compressed.
+                "accept-encoding": "identity",
+                **({"authorization": f"Bearer {api_key}"} if api_key else {}),
+            },
+            # `connect` would count the wait for a free connection, too.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def get(self, path: str) -> Any:  # noqa: ANN401
+        """The JSON that GET `path` answers. Never sent again: it asks how the server is now."""
+        return await self._json("GET", path, None, {})
+
+    async def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        call: Call,
+        check: Callable[[Any], None] = lambda _reply: None,
+        loads: Callable[[bytes], Any] = orjson.loads,
+    ) -> Any:  # noqa: ANN401
+        """The JSON that POST `path` answers; `check` raises for one that tells of a failure.
+
+        `loads` reads it, and raises `orjson.JSONDecodeError` where it is none.
+        """
+        content = orjson.dumps(body)
+
+        async def attempt() -> Any:  # noqa: ANN401
+            with self.observed(path, call):
+                reply = await self._json("POST", path, content, _headers(call), loads)
+                with self.expecting(path):
+                    check(reply)
+                return reply
+
+        return await self.retried(attempt)
+
+    async def _json(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: dict[str, str],
+        loads: Callable[[bytes], Any] = orjson.loads,
+    ) -> Any:  # noqa: ANN401
+        coming = self._answer(method, path, content, headers)
+        answer = await self.awaited(coming, self.patience.answer_s)
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            raise self._refusal(answer)
+        try:
+            return loads(answer.content)
+        except orjson.JSONDecodeError as error:
+            message = f"{path} answered no JSON: {answer.excerpt!r}"
+            raise UpstreamGarbled(self.upstream, message) from error
+
+    async def _answer(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str]
+    ) -> "_Answer":
+        async with await self._sent(method, path, content, headers) as response:
+            return await self._whole(response)
+
+    async def _sent(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str]
+    ) -> aiohttp.ClientResponse:
+        url = self.base_url + path
+        try:
+            return await self._session.request(
+                method, url, data=content, headers=headers, allow_redirects=False
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> "_Answer":
+        try:
+            content = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+        retry_after = response.headers.get("retry-after")
+        return _Answer(response.url.path, response.status, retry_after, content)
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, body: dict[str, Any], call: Call
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """POST and read the answer's server-sent events: the payload of each `data:` line.
+
+        Leaving the context closes the connection, which cancels the request at the server.
+        """
+        content = orjson.dumps(body)
+        patience_s = self.patience.answer_s
+        with self.observed(path, call):
+            coming = self._sent("POST", path, content, _headers(call))
+            response = await self.awaited(coming, patience_s)
+            async with response:
+                if response.status >= HTTPStatus.BAD_REQUEST:
+                    raise self._refusal(await self.awaited(self._whole(response), patience_s))
+                with Silence(response.close) as silence:
+                    yield self._events(response, silence)
+
+    async def _events(
+        self, response: aiohttp.ClientResponse, silence: Silence
+    ) -> AsyncIterator[bytes]:
+        rest = b""
+        patience_s = self.patience.answer_s
+        while chunk := await self._chunk(response, silence, patience_s):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                # Comments (": ping"), event names and the blank line after each event carry
+                # nothing for us; no server that we speak splits one event over data lines.
+                if line.startswith(b"data:"):
+                    patience_s = self.patience.stall_s
+                    yield line[5:].strip()
+
+    async def _chunk(
+        self, response: aiohttp.ClientResponse, silence: Silence, patience_s: float
+    ) -> bytes:
+        """What has come of a stream; nothing at its end."""
+        silence.begins(patience_s)
+        try:
+            return await response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            if silence.was_too_long:
+                raise self.silent(patience_s) from error
+            raise self._unreachable(error) from error
+        finally:
+            silence.ends()
+
+    def _unreachable(self, error: Exception) -> UpstreamUnreachable:
+        reason = str(error) or type(error).__name__
+        return UpstreamUnreachable(self.upstream, f"no connection to {self.base_url}: {reason}")
+
+    def stream_failure(self, error: object) -> MotabError:
+        """What an error object inside a stream means."""
+        text = str(error)
+        message = f"the stream failed: {text[:_ERROR_EXCERPT]}"
+        if _is_context_overflow(text):
+            return ContextExceeded(f"upstream '{self.upstream}': {message}")
+        return UpstreamFailed(self.upstream, message)
+
+    def _refusal(self, answer: "_Answer") -> MotabError:
+        status, text = answer.status, answer.text
+        message = f"{answer.path} answered {status}: {answer.excerpt}"
+        if status == HTTPStatus.BAD_REQUEST and _is_context_overflow(text):
+            return ContextExceeded(f"upstream '{self.upstream}': {message}")
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
+            wished_s = parse_retry_after(answer.retry_after)
+            return UpstreamFailed(self.upstream, message, retry_after_s=wished_s)
+        return UpstreamRefused(self.upstream, message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One that was read whole."""
+
+    path: str
+    status: int
+    retry_after: str | None
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", "replace")
+
+    @property
+    def excerpt(self) -> str:
+        return self.text[:_ERROR_EXCERPT]
+
+
+# llama.cpp before and inside a stream; vLLM (as OpenAI); vLLM where the prompt just fills it;
+# SGLang where the prompt alone is too long for the model, or for the memory.
+_CONTEXT_OVERFLOWS = (
+    "exceed_context_size",
+    "Context size has been exceeded",
+    "maximum context length",
+    "max_tokens must be at least 1, got 0",
+    "longer than the model's context length",
+    "exceeds the maximum allowed length",
+)
+
+
+def _is_context_overflow(text: str) -> bool:
+    return any(sentence in text for sentence in _CONTEXT_OVERFLOWS)
+
+
+def _headers(call: Call) -> dict[str, str]:
+    return {"content-type": "application/json", **affinity_headers(call)}

@@ -1,0 +1,122 @@
+"""A given text under the models: its steps judged in one scoring call, or token by token."""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+
+from proxy.backends.base import Call, Scorer, TokenScorer
+from proxy.core.params import Params
+from proxy.core.scoring import checked_logprob
+from proxy.core.segmenter import split_steps
+from proxy.core.types import Step, StepTrace
+from proxy.core.verdict import bifurcation_of, judge, placed
+from proxy.engine.model_context import ModelContext
+from proxy.errors import RequestError, UpstreamMalformed
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    """Every step judged; `breach` and `bifurcation` as if the student had written the text."""
+
+    steps: tuple[StepTrace, ...]
+    breach: int | None
+    bifurcation: int | None
+    prompt_tokens: int
+    scored_tokens: int
+    cached_tokens: int | None
+
+
+async def score_text(
+    reads: ModelContext, scorer: Scorer, text: str, params: Params, call: Call
+) -> ScoredText:
+    """Cut `text` into steps and let `scorer`, one of the teacher's that `reads`, score all of them.
+
+    Raises `RequestError` for an empty text.
+    """
+    texts = split_steps(text, params.delimiter)
+    if not texts:
+        raise RequestError("text is empty: there is no step to score", param="text")
+    teacher = reads.upstream
+    async with teacher.scoring:
+        context = await reads.at(texts)
+        scores = await scorer.score(
+            context, len(texts), params.entropy_top_k, call, entropy_known=False
+        )
+    steps: list[StepTrace] = []
+    try:
+        for step_text, score in zip(texts, scores.steps, strict=True):
+            previous = steps[-1] if steps else None
+            steps.append(judge(Step(step_text, 0), score, previous, params))
+    except ValueError as error:
+        raise UpstreamMalformed(teacher.name, str(error)) from error
+    breach = next((index for index, step in enumerate(steps) if not step.safe), None)
+    return ScoredText(
+        steps=placed(steps, len(steps)),
+        breach=breach,
+        bifurcation=None if breach is None else bifurcation_of(steps[: breach + 1], params),
+        prompt_tokens=context.bounds[0],
+        scored_tokens=scores.num_tokens,
+        cached_tokens=scores.num_cached_tokens,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TextLogprobs:
+    """A text under one model: natural logarithms of its own tokens, which cover all of it.
+
+    `ends[i]` is the number of the text's characters that are complete once token i is read.
+    """
+
+    ends: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt_tokens: int
+
+
+async def text_logprobs(
+    reads: ModelContext, scorer: TokenScorer, text: str, call: Call
+) -> TextLogprobs:
+    """One scoring call over `text` as a whole, by `scorer`, one of the model's that `reads`.
+
+    Raises `RequestError` for an empty text, one that the model would read with other markup, so
+    that its tokens do not cover the characters, and one that it gives no probability at all.
+    """
+    if not text:
+        raise RequestError("text is empty: there is no token to score", param="text")
+    upstream = reads.upstream
+    async with upstream.scoring:
+        context = await reads.at([text])
+        if context.steps[-1].text != text:
+            raise RequestError(
+                f"'{upstream.name}' reads this text's reasoning tags in a format of its own, so its"
+                " tokens do not stand for the text's characters",
+                param="text",
+            )
+        tokens = await scorer.token_logprobs(context, call)
+    return TextLogprobs(
+        ends=_in_characters([token.end for token in tokens], text),
+        logprobs=tuple(
+            _logprob(token.logprob, index, upstream.name) for index, token in enumerate(tokens)
+        ),
+        prompt_tokens=context.bounds[0],
+    )
+
+
+def _logprob(told: float | None, index: int, upstream: str) -> float:
+    try:
+        logprob = checked_logprob(told, f"log-probability {index} of the text")
+    except ValueError as error:
+        raise UpstreamMalformed(upstream, str(error)) from error
+    if logprob == -math.inf:
+        raise RequestError(
+            f"'{upstream}' gives token {index} of the text the probability 0, which has no"
+            " logarithm",
+            param="text",
+        )
+    return logprob
+
+
+def _in_characters(ends: list[int], text: str) -> tuple[int, ...]:
+    """Offsets in bytes as numbers of whole characters."""
+    characters = list(accumulate(len(character.encode()) for character in text))
+    return tuple(bisect_right(characters, end) for end in ends)

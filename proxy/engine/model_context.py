@@ -1,0 +1,77 @@
+"""One trajectory's context as one model reads it, kept from call to call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from proxy.backends.base import Call, Context, Question, Segment
+from proxy.core.thinking import Bridge, Part, Reading, Translator
+from proxy.engine.upstream import Upstream
+from proxy.errors import MotabError
+
+
+@dataclass(slots=True)
+class ModelContext:
+    """Brings the context to the steps that are wanted; only what is new is tokenised."""
+
+    upstream: Upstream
+    bridge: Bridge
+    question: Question
+    call: Call
+    _prompt: Segment | None = field(init=False, default=None)
+    _prefix: str = field(init=False, default="")
+    _context: Context | None = field(init=False, default=None)
+    _visible: list[str] = field(init=False, default_factory=list)
+
+    async def at(self, steps: Sequence[str], before: str = "") -> Context:
+        """The prompt and exactly `steps`; see `Bridge.read` for `before`."""
+        num_common = 0
+        for own, wanted in zip(self._visible, steps, strict=False):
+            if own != wanted:
+                break
+            num_common += 1
+        reading = self.bridge.read(steps, before, num_common)
+        if reading.prefix != self._prefix and num_common:  # the context begins anew
+            num_common = 0
+            reading = self.bridge.read(steps, before)
+        context = await self._begun(reading)
+        context.truncate(num_common)
+        del self._visible[num_common:]
+        for segment in await self._encoded(reading.steps):
+            context.append(segment)
+        self._visible += steps[num_common:]
+        return context
+
+    def translator(self, steps: Sequence[str], before: str = "") -> Translator:
+        """For what the model writes after `at(steps, before)`."""
+        return self.bridge.writing(self.bridge.read(steps, before, len(steps)).state)
+
+    async def _begun(self, reading: Reading) -> Context:
+        """A context with the right prompt; the one there is, unless its prefix was another."""
+        if self._prompt is None:
+            self._prompt = await self.upstream.reader.render(self.question, self.call)
+        if self._context is None or self._prefix != reading.prefix:
+            prompt = self._prompt
+            if reading.prefix:
+                prefix = await self._markup(reading.prefix)
+                prompt = Segment(prompt.text + prefix.text, prompt.token_ids + prefix.token_ids)
+            self._context = Context(prompt, question=self.question)
+            self._prefix = reading.prefix
+            self._visible.clear()
+        return self._context
+
+    async def _encoded(self, steps: Sequence[tuple[Part, ...]]) -> list[Segment]:
+        words = [part.text for parts in steps for part in parts if not part.markup]
+        encoded = iter(await self.upstream.reader.encode(words, self.call))
+        segments: list[Segment] = []
+        for parts in steps:
+            own = [
+                await self._markup(part.text) if part.markup else next(encoded) for part in parts
+            ]
+            text = "".join(segment.text for segment in own)
+            segments.append(Segment(text, tuple(i for s in own for i in s.token_ids)))
+        return segments
+
+    async def _markup(self, text: str) -> Segment:
+        if self.upstream.markup is None:
+            raise MotabError(f"'{self.upstream.name}' reads no markup; please report this")
+        return await self.upstream.markup.markup(text, self.call)

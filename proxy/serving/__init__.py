@@ -1,0 +1,1 @@
+"""Runs the service: one process or several, signals, logs."""

@@ -1,0 +1,218 @@
+"""Runs the proxy: one socket, one event loop, a clean end."""
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from proxy.api.app import create_app
+from proxy.api.service import Service
+from proxy.config import Config
+from proxy.errors import StartError
+from proxy.wiring.models import open_service
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_MMAP_THRESHOLD = 128 * 1024  # what it begins with
+# Longer than the idle time of any client's pool that we know of, so that it is the client that
+# closes idle connections and no request meets a closing one.
+_KEEP_ALIVE_S = 75
+_HEAD = b"HTTP/1.1 "  # how uvicorn begins an answer's
+
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
+
+class Connection(HttpToolsProtocol):
+    """Sends an answer's head and the body that is ready with it as one packet.
+
+    Uvicorn writes the one and then the other, and the first wakes the client for nothing.
+    """
+
+    def connection_made(  # type: ignore[override]  # as uvicorn's own
+        self, transport: asyncio.Transport
+    ) -> None:
+        super().connection_made(transport)
+        self.transport = _HeadWithBody(transport, self.loop)
+
+
+class _HeadWithBody(asyncio.Transport):
+    """What uvicorn writes an answer to; flow control has the transport itself."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | bytearray | memoryview | None = None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep a head until more is written, at the longest until the loop has its next turn."""
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.writelines([head, data])
+        elif data[: len(_HEAD)] == _HEAD:
+            self._head = data
+            self._loop.call_soon(self._send_head)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close, once all is sent."""
+        self._send_head()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Nothing more can be sent."""
+        return self._transport.is_closing()
+
+    def _send_head(self) -> None:
+        head, self._head = self._head, None
+        if head is not None and not self._transport.is_closing():
+            self._transport.write(head)
+
+
+class Server(uvicorn.Server):
+    """Takes no more requests once it drains, and ends when those under way are done."""
+
+    def __init__(self, service: Service, *, on_signals: bool) -> None:
+        config = uvicorn.Config(
+            create_app(service),
+            http=Connection,
+            # Nothing here speaks WebSocket; an upgrade would need the rest of a transport, too.
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            # Nothing here asks for the address or the scheme of a client.
+            proxy_headers=False,
+            server_header=False,
+        )
+        super().__init__(config)
+        self._service = service
+        self._on_signals = on_signals
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Uvicorn's own raises the signal again at the end, which would skip our clean-up."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM) if self._on_signals else ()
+        for number in signals:
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def abandon_requests(self) -> None:
+        """End what a second signal left running, before its upstreams are closed under it."""
+        tasks = set(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def drain(self) -> None:
+        """Take no more requests."""
+        self._service.admission.draining = True
+        self.should_exit = True
+
+    def stop(self) -> None:
+        """Wait for nothing; `abandon_requests` comes next."""
+        self.drain()
+        self.force_exit = True
+
+    def _on_signal(self) -> None:
+        admission = self._service.admission
+        if admission.draining:
+            self.stop()
+        else:
+            log_draining(admission.num_active)
+            self.drain()
+
+
+def log_draining(num_active: int) -> None:
+    """Say what a first signal does."""
+    _log.info("draining: %d trajectories under way; signal again to stop at once", num_active)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `StartError` where the address cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        # Python adds the address to strerror once more.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StartError(f"cannot listen on {host}:{port}: {reason}") from error
+
+
+async def serve(config: Config, wait_s: float) -> None:
+    """Open everything that the configuration names and serve until a signal."""
+    with listen(config.server.host, config.server.port) as listener:
+        async with open_service(config, wait_s) as service:
+            _log.info("serving %s on %s", ", ".join(config.models), base_url(listener))
+            server = Server(service, on_signals=True)
+            settle_memory()
+            await server.serve(sockets=[listener])
+            await server.abandon_requests()
+
+
+def settle_memory() -> None:
+    """Prepare the process for serving, once all is loaded and before the first request."""
+    # Out of the garbage collector's sight: hundreds of thousands of objects, nearly all of them
+    # modules', which live as long as the process. A trajectory makes many objects, so they would
+    # be gone through again and again.
+    gc.collect()
+    gc.freeze()
+    # From the default of 700 on, collecting took 4% of the processor under plain requests.
+    gc.set_threshold(10_000)
+    # glibc maps large blocks one by one, and so gives them back. But with each of them that is
+    # freed it takes larger ones from the heap, up to 32 MiB: the lists of long trajectories then
+    # leave holes in it, and each fleet of them needs more than the one before. Once said, the
+    # size stays. https://man7.org/linux/man-pages/man3/mallopt.3.html
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[str]:
+    """The proxy inside this event loop, as the demo uses it; gives its base URL."""
+    with listen(config.server.host, config.server.port) as listener:
+        async with open_service(config) as service:
+            server = Server(service, on_signals=False)
+            task = asyncio.create_task(server.serve(sockets=[listener]))
+            try:
+                yield base_url(listener)
+            finally:
+                server.should_exit = True
+                await task
+
+
+def base_url(listener: socket.socket) -> str:
+    """Where clients find the API."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run on uvloop where there is one."""
+    if sys.platform == "win32":
+        return asyncio.run(main)
+    import uvloop  # noqa: PLC0415 - not on every platform
+
+    return uvloop.run(main)

@@ -1,0 +1,283 @@
+"""Several processes behind one address: starts the workers, replaces them, ends them together."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client.multiprocess import mark_process_dead
+
+from proxy.backends.base import WorkerSlots
+from proxy.config import Config, EmbeddedConfig
+from proxy.errors import ConfigError, StartError
+from proxy.serving.serve import base_url, listen, log_draining
+from proxy.serving.shared_seats import SharedSeats
+from proxy.serving.worker import DRAIN, Order, Started
+
+_log = logging.getLogger(__name__)
+
+# For requests to be cancelled and upstreams closed; then the worker is killed.
+_STOP_TIMEOUT_S = 10.0
+_LONGEST_PAUSE_S = 60.0
+
+
+def supervise(config: Config, wait_s: float, num_workers: int) -> None:
+    """Serve with `num_workers` processes until a signal, as `serve` does with one.
+
+    Raises `ConfigError` where the configuration cannot be divided among them, `StartError` where
+    they cannot be started.
+    """
+    if sys.platform != "linux":
+        raise StartError("--workers above 1 needs Linux, whose kernel spreads the connections")
+    _check_can_be_divided(config, num_workers)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="motab-")
+    except OSError as error:
+        raise StartError(f"no folder for what the workers share: {error}") from error
+    with (
+        folder as path,
+        listen(config.server.host, config.server.port) as listener,
+        Order(
+            config, wait_s, WorkerSlots(0, num_workers), Path(path), _log_level()
+        ).seats() as seats,
+    ):
+        supervisor = _Supervisor(config, wait_s, num_workers, Path(path), listener, seats)
+        asyncio.run(supervisor.run())
+
+
+def _check_can_be_divided(config: Config, num_workers: int) -> None:
+    for name, upstream in config.upstreams.items():
+        if isinstance(upstream, EmbeddedConfig):
+            message = (
+                "every worker would load an embedded model for itself: use one worker, or run a "
+                "llama.cpp server and kind llamacpp"
+            )
+            raise ConfigError(f"upstreams.{name}.kind: {message}")
+        if upstream.max_concurrent < num_workers:
+            message = (
+                f"is divided among the workers and must be at least their number, {num_workers}, "
+                f"not {upstream.max_concurrent}"
+            )
+            raise ConfigError(f"upstreams.{name}.max_concurrent: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a worker's process ended, and whether it served before."""
+
+    served: bool
+    why: str
+    is_clean: bool = False
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        config: Config,
+        wait_s: float,
+        num_workers: int,
+        folder: Path,
+        listener: socket.socket,
+        seats: SharedSeats,
+    ) -> None:
+        self._config = config
+        self._wait_s = wait_s
+        self._num_workers = num_workers
+        self._folder = folder
+        self._seats = seats
+        self._family = listener.family
+        self._address = listener.getsockname()
+        self._url = base_url(listener)
+        # It was bound while nobody else had the address. Those that come may share it, and nobody
+        # else can have it as long as one of them listens. It goes to the first worker.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._first_listener: socket.socket | None = listener
+        self._keepers: list[asyncio.Task[None]] = []
+        self._serving: dict[int, _Process] = {}
+        self._channels: set[asyncio.StreamWriter] = set()
+        self._all_served = False
+        self._draining = asyncio.Event()
+        self._problem: StartError | None = None
+
+    async def run(self) -> None:
+        """Keep the workers until they have drained. Raises `StartError` where it gave up."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        async with asyncio.TaskGroup() as group:
+            self._keepers = [
+                group.create_task(self._keep(worker)) for worker in range(self._num_workers)
+            ]
+        if self._problem is not None:
+            raise self._problem
+
+    def _on_signal(self) -> None:
+        if self._draining.is_set():
+            for keeper in self._keepers:
+                keeper.cancel()
+        else:
+            log_draining(self._seats.num_taken)
+            self._drain()
+
+    def _drain(self) -> None:
+        self._draining.set()
+        for channel in self._channels:
+            channel.write(DRAIN)
+
+    async def _keep(self, worker: int) -> None:
+        """Run one worker, and another in its place when it ends, until all drain.
+
+        One that cannot start is tried again ever more rarely while others serve: its upstream may
+        be down for a while. Where none does, or not all ever did, that is the end.
+        """
+        num_failed = 0
+        while not self._draining.is_set():
+            end = await self._run(worker)
+            if self._draining.is_set():
+                if end.served and not end.is_clean:
+                    _log.error("worker %d ended: %s", worker + 1, end.why)
+                return
+            if end.served:
+                num_failed = 0
+                _log.error("worker %d ended: %s; starting another", worker + 1, end.why)
+                continue
+            if not (self._all_served and self._serving):
+                self._give_up(end.why)
+                return
+            pause_s = min(2.0**num_failed, _LONGEST_PAUSE_S)
+            num_failed += 1
+            _log.error("worker %d: %s; trying again in %g s", worker + 1, end.why, pause_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._draining.wait()
+
+    def _give_up(self, why: str) -> None:
+        self._problem = StartError(why)
+        self._drain()
+
+    async def _run(self, worker: int) -> _End:
+        try:
+            async with self._process(worker) as running:
+                problem = await _started(running)
+                if problem is None:
+                    self._now_serves(worker, running)
+                code = await running.process.wait()
+        except StartError as error:
+            return _End(served=False, why=str(error))
+        except OSError as error:  # no memory or no descriptors are left, perhaps for a while
+            return _End(served=False, why=f"no worker can be started: {error}")
+        finally:
+            self._serving.pop(worker, None)
+        if problem is None:
+            return _End(served=True, why=_how(code), is_clean=code == 0)
+        return _End(served=False, why=problem or f"a worker ended as it started: {_how(code)}")
+
+    def _now_serves(self, worker: int, running: _Process) -> None:
+        self._serving[worker] = running
+        if self._all_served:
+            _log.info("worker %d serves again", worker + 1)
+        elif len(self._serving) == self._num_workers:
+            self._all_served = True
+            models = ", ".join(self._config.models)
+            _log.info("serving %s on %s by %d workers", models, self._url, self._num_workers)
+
+    @asynccontextmanager
+    async def _process(self, worker: int) -> AsyncIterator[_Process]:
+        """A worker's process. At the end it is gone, and what it held of the whole is free."""
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        share = WorkerSlots(worker, self._num_workers)
+        order = Order(self._config, self._wait_s, share, self._folder, _log_level())
+        writer.write(order.line())
+        self._channels.add(writer)  # now, so that an order to drain comes second
+        try:
+            with theirs, self._listener() as listener:
+                handed = (theirs.fileno(), listener.fileno())
+                process = await asyncio.create_subprocess_exec(
+                    *_command(),
+                    *map(str, handed),
+                    pass_fds=handed,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    # Else Ctrl-C would reach it, too.
+                    process_group=0,
+                )
+            try:
+                yield _Process(process, reader)
+            finally:
+                writer.close()
+                await _ended(process)
+                self._seats.clear(worker)
+                mark_process_dead(worker, str(self._folder))  # type: ignore[no-untyped-call]
+        finally:
+            self._channels.remove(writer)
+            writer.close()
+
+    def _listener(self) -> socket.socket:
+        """A socket at the address of all workers, which does not listen before its worker can.
+
+        Each worker has its own, for one that they share would give whoever wakes first a whole
+        burst of connections.
+        """
+        if self._first_listener is not None:
+            listener, self._first_listener = self._first_listener, None
+            return listener
+        listener = socket.socket(self._family)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if self._family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(self._address)
+        except OSError as error:
+            listener.close()
+            raise StartError(f"cannot listen on {self._url} any more: {error.strerror}") from error
+        return listener
+
+
+def _command() -> tuple[str, ...]:
+    """A worker with the modules of this process, which may come from the current folder or not."""
+    from_here = sys.path[0] in {"", str(Path.cwd())}
+    return (sys.executable, *(() if from_here else ("-P",)), "-m", "proxy.serving.worker")
+
+
+async def _started(running: _Process) -> str | None:
+    """None once it serves; else why it does not, empty where it ended without a word."""
+    try:
+        line = await running.reader.readline()
+    except ConnectionError:  # it ended with its order unread
+        line = b""
+    return Started.read(line).problem if line else ""
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return f"killed by signal {-code} ({signal.strsignal(-code)})"
+
+
+def _log_level() -> int:
+    return logging.getLogger("proxy").level

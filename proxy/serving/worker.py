@@ -1,0 +1,165 @@
+"""Runs one of the processes of `motab serve --workers N`.
+
+`proxy.serving.supervisor` starts it; it is not for use by hand. It obeys over a socket: first comes
+its order, then perhaps `DRAIN`. When the socket closes it stops at once, so it cannot outlive its
+supervisor, however that ended. It sends one line back: that it serves, or why it does not.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from prometheus_client import values
+from rich.console import Console
+
+from proxy.api.metrics import Metrics
+from proxy.backends.base import WorkerSlots
+from proxy.config import Config
+from proxy.errors import MotabError
+from proxy.serving.logs import show_logs
+from proxy.serving.serve import BACKLOG, Server, run, settle_memory
+from proxy.serving.shared_seats import SharedSeats
+from proxy.wiring.models import WorkerResources, open_service
+
+DRAIN = b"drain\n"
+# An order has chat templates in it.
+_MAX_LINE_BYTES = 2**26
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker is to serve."""
+
+    config: Config
+    wait_s: float
+    share: WorkerSlots
+    folder: Path
+    """Holds what the workers share: their metrics and the seats."""
+    log_level: int
+
+    def line(self) -> bytes:
+        # Not as pydantic's JSON, which has no infinity, a legal time limit.
+        config, share = self.config.model_dump(), asdict(self.share)
+        line = json.dumps([config, self.wait_s, share, str(self.folder), self.log_level])
+        return line.encode() + b"\n"
+
+    @classmethod
+    def read(cls, line: bytes) -> Self:
+        config, wait_s, share, folder, log_level = json.loads(line)
+        return cls(
+            Config.model_validate(config), wait_s, WorkerSlots(**share), Path(folder), log_level
+        )
+
+    def seats(self) -> SharedSeats:
+        """The seats of the whole server; whoever opens them closes them."""
+        return SharedSeats(self.folder / "seats", self.share)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a worker says once: it serves, or `problem`."""
+
+    problem: str | None = None
+
+    def line(self) -> bytes:
+        return json.dumps(self.problem).encode() + b"\n"
+
+    @classmethod
+    def read(cls, line: bytes) -> Self:
+        return cls(json.loads(line))
+
+
+class _Worker:
+    def __init__(self, order: Order, listener: socket.socket, say: asyncio.StreamWriter) -> None:
+        self._order = order
+        self._listener = listener
+        self._say = say
+        self._server: Server | None = None
+
+    async def run(self, orders: asyncio.StreamReader) -> int:
+        """Serve until told otherwise. The exit code."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(self._serve())
+            obeying = group.create_task(self._obey(orders, serving))
+            # A service manager may send its signal to every process, and the supervisor's order to
+            # drain comes besides: it is no second signal.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._drain, serving)
+            await asyncio.wait({serving})
+            obeying.cancel()
+        return 0 if serving.cancelled() else serving.result()
+
+    async def _serve(self) -> int:
+        order = self._order
+        try:
+            with order.seats() as seats:
+                part = WorkerResources(order.share, _shared_metrics(order), seats)
+                async with open_service(order.config, order.wait_s, part) as service:
+                    self._server = Server(service, on_signals=False)
+                    settle_memory()
+                    self._listener.listen(BACKLOG)
+                    self._say.write(Started().line())
+                    await self._server.serve(sockets=[self._listener])
+                    await self._server.abandon_requests()
+        except MotabError as error:
+            self._say.write(Started(str(error)).line())
+            return 1
+        return 0
+
+    async def _obey(self, orders: asyncio.StreamReader, serving: asyncio.Task[int]) -> None:
+        with contextlib.suppress(ConnectionError):  # closed, too
+            async for _ in orders:
+                self._drain(serving)
+        if self._server is not None:
+            self._server.stop()
+        else:
+            serving.cancel()
+
+    def _drain(self, serving: asyncio.Task[int]) -> None:
+        if self._server is not None:
+            self._server.drain()
+        else:
+            serving.cancel()
+
+
+def _shared_metrics(order: Order) -> Metrics:
+    """Metrics whose values lie in files that every worker reads.
+
+    Files are named by the worker, not by its process: one that takes a dead one's place goes on
+    with its counts, and the folder does not grow.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(order.folder)
+    values.ValueClass = values.MultiProcessValue(lambda: order.share.worker)  # type: ignore[no-untyped-call]
+    return Metrics(order.folder)
+
+
+async def _work(channel: socket.socket, listener: socket.socket) -> int:
+    reader, writer = await asyncio.open_connection(sock=channel, limit=_MAX_LINE_BYTES)
+    try:
+        line = await reader.readline()
+        if not line:  # the supervisor is gone already
+            return 0
+        order = Order.read(line)
+        show_logs(Console(stderr=True), order.log_level, f"worker {order.share.worker + 1}: ")
+        return await _Worker(order, listener, writer).run(reader)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def main() -> None:
+    """Arguments: the descriptors of the socket to the supervisor and of the one to serve on."""
+    channel, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    sys.exit(run(_work(channel, listener)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Builds upstreams, models and the service from a configuration."""

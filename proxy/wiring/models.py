@@ -1,0 +1,93 @@
+"""The composition root: from a configuration to models and the service."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from proxy.api.metrics import Metrics
+from proxy.api.service import Service
+from proxy.backends.base import ALL_SLOTS, WorkerSlots
+from proxy.backends.servers.litellm import LiteLLM
+from proxy.config import Config
+from proxy.engine.admission import OwnSeats, Seats
+from proxy.engine.pair import Pair
+from proxy.engine.served_model import ServedModel
+from proxy.engine.upstream import Upstream
+from proxy.errors import ConfigError, RequestError
+from proxy.options import parse_options
+from proxy.wiring.upstreams import open_upstream
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResources:
+    """A process's part in a server; by default it is all of it."""
+
+    share: WorkerSlots = ALL_SLOTS
+    metrics: Metrics = field(default_factory=Metrics)
+    seats: Seats = field(default_factory=OwnSeats)
+
+
+@asynccontextmanager
+async def open_service(
+    config: Config, wait_s: float = 0.0, part: WorkerResources | None = None
+) -> AsyncIterator[Service]:
+    """Everything that `config` names, running; stopped and closed at the end.
+
+    An upstream that does not answer is an `UpstreamError`, after `wait_s` seconds of trying.
+    """
+    part = part or WorkerResources()
+    async with AsyncExitStack() as stack:
+        upstreams = {
+            name: await stack.enter_async_context(
+                open_upstream(name, config, part.metrics, wait_s, part.share)
+            )
+            for name in config.upstreams
+        }
+        yield Service(config.server, _models(config, upstreams), part.metrics, part.seats)
+
+
+def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedModel]:
+    """The configured pairs, then each upstream alone under the roles that it has."""
+    models: dict[str, ServedModel] = {}
+    for name, model in config.models.items():
+        pair = Pair(upstreams[model.student], upstreams[model.teacher])
+        labels = {
+            "student": config.upstreams[model.student].model,
+            "teacher": config.upstreams[model.teacher].model,
+        }
+        models[name] = ServedModel(pair, model.params, dict(labels))
+        _check_pair(name, models[name])
+    for model in config.models.values():
+        student, teacher = model.student, model.teacher
+        models[f"student/{student}"] = ServedModel(
+            Pair(upstreams[student], None),
+            {"method": "student"},
+            {"student": config.upstreams[student].model, "teacher": None},
+        )
+        models[f"teacher/{teacher}"] = ServedModel(
+            Pair(None, upstreams[teacher]),
+            {"method": "teacher"},
+            {"student": None, "teacher": config.upstreams[teacher].model},
+        )
+    return models
+
+
+def _check_pair(name: str, model: ServedModel) -> None:
+    """Refuse a pair that would answer every request with a 400.
+
+    Raises `ConfigError`.
+    """
+    options = parse_options(model.defaults)
+    teacher = model.pair.of("teacher")
+    if isinstance(teacher.writer, LiteLLM) and teacher.writer.continuation is None:
+        message = (
+            "must be prefill, continue_final_message or instruct, for litellm's model list does "
+            f"not tell how '{teacher.name}' continues a text"
+        )
+        raise ConfigError(f"upstreams.{teacher.name}.continuation: {message}")
+    try:
+        model.check_method(options)
+        model.scorer_of_method(options, {})
+    except RequestError as error:
+        where = f"models.{name}.params.{str(error.param).removeprefix('motab.')}"
+        raise ConfigError(f"{where}: {error}") from error

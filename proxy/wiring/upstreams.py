@@ -1,0 +1,303 @@
+"""From one upstream's configuration to a running upstream: its server, tokens and ways to score."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from proxy.api.metrics import Metrics
+from proxy.backends.base import ALL_SLOTS, Call, MarkupReader, Scorer, WorkerSlots
+from proxy.backends.embedded.gguf_files import converted, dequantized, model_path
+from proxy.backends.embedded.server import embedded_server
+from proxy.backends.judges.judge import find_judges
+from proxy.backends.judges.openai_chat import OpenAIChatAsker
+from proxy.backends.servers.chat_text import CountingReader
+from proxy.backends.servers.litellm import HostedModel, LiteLLM
+from proxy.backends.servers.litellm_library import load_library
+from proxy.backends.servers.llamacpp import LlamaCpp
+from proxy.backends.servers.openai import OpenAI
+from proxy.backends.servers.sglang import SGLang
+from proxy.backends.servers.vllm import Vllm
+from proxy.backends.tokens.chat_template import ChatTemplate
+from proxy.backends.tokens.detect_thinking import detect_reasoning
+from proxy.backends.tokens.tokenizer import TIKTOKEN, LocalReader, load_tokenizer
+from proxy.backends.transport.calls import Calls, Patience
+from proxy.backends.transport.http import UpstreamClient
+from proxy.backends.transport.resume import ResumingWriter
+from proxy.backends.transport.retry import RetryPolicy
+from proxy.config import (
+    Config,
+    EmbeddedConfig,
+    LiteLLMConfig,
+    LlamaCppConfig,
+    OpenAIConfig,
+    SGLangConfig,
+    UpstreamConfig,
+    VllmConfig,
+)
+from proxy.core.thinking import Reasoning
+from proxy.engine.upstream import Upstream
+from proxy.errors import ConfigError, UpstreamError, UpstreamRefused
+
+_ServerConfig = VllmConfig | SGLangConfig | LlamaCppConfig | OpenAIConfig | EmbeddedConfig
+
+_POLL_S = 1.0
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def open_upstream(
+    name: str, config: Config, metrics: Metrics, wait_s: float = 0.0, share: WorkerSlots = ALL_SLOTS
+) -> AsyncIterator[Upstream]:
+    """One of the upstreams that `config` names, running; stopped and closed at the end. `share` is
+    this process's of what may be under way there.
+
+    Raises the `UpstreamError` with which it still answers, or does not, after `wait_s` seconds.
+    """
+    num_embedded = sum(isinstance(u, EmbeddedConfig) for u in config.upstreams.values())
+    # Servers that decode at once on the same cores slow each other down many times over.
+    threads = max(1, (os.cpu_count() or 1) // max(1, num_embedded))
+    scores = any(model.teacher == name for model in config.models.values())
+    upstream = config.upstreams[name]
+    num_places = len(share.of(range(upstream.max_concurrent)))
+    upstream = upstream.model_copy(update={"max_concurrent": num_places})
+    async with AsyncExitStack() as stack:
+        if isinstance(upstream, LiteLLMConfig):
+            yield await _open_hosted(name, upstream, metrics, stack, wait_s, scores=scores)
+        else:
+            yield await _open_server(
+                name, upstream, threads, metrics, stack, wait_s, share, scores=scores
+            )
+
+
+async def _open_server(
+    name: str,
+    config: _ServerConfig,
+    threads: int,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    wait_s: float,
+    share: WorkerSlots,
+    *,
+    scores: bool,
+) -> Upstream:
+    try:
+        template = None if config.chat_template is None else ChatTemplate(config.chat_template)
+    except ConfigError as error:
+        raise ConfigError(f"upstreams.{name}.{error}") from error
+    if isinstance(config, EmbeddedConfig):
+        server = await stack.enter_async_context(
+            embedded_server(
+                name,
+                await asyncio.to_thread(_model_file, config),
+                config.slots,
+                config.context_tokens,
+                config.threads or threads,
+            )
+        )
+        base_url, api_key = server.base_url, None
+    else:
+        base_url, api_key = config.base_url, config.api_key
+    client = await stack.enter_async_context(
+        UpstreamClient(
+            name,
+            base_url,
+            api_key,
+            # Writing, scoring, and the short calls (tokens, entropies, health) beside them.
+            max_connections=4 * config.max_concurrent,
+            observe=metrics.upstream_request,
+            on_retry=metrics.upstream_retry,
+            patience=_patience(config),
+        )
+    )
+    local = await _local_reader(name, config, template)
+
+    async def connected() -> Upstream:
+        if isinstance(config, OpenAIConfig) and local is not None:
+            return await _text_server(name, config, client, local, scores=scores)
+        backend = await _connect(client, config, template, share, reads=local is None)
+        await backend.check()
+        writer, reader = ResumingWriter(backend, client), local or backend
+        reasoning = await _reasoning(name, config, reader)
+        return Upstream(
+            name,
+            reader,
+            writer,
+            (backend,),
+            config.max_concurrent,
+            reasoning,
+            reader,
+            "scaled" if isinstance(config, SGLangConfig) else "yes",
+            gpus=config.gpus,
+            on_wait=partial(metrics.student_wait, name),
+        )
+
+    upstream = await _once_up(connected, wait_s)
+    client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
+    return upstream
+
+
+async def _text_server(
+    name: str, config: OpenAIConfig, client: UpstreamClient, reader: LocalReader, *, scores: bool
+) -> Upstream:
+    backend = await OpenAI.connect(client, config.model, reader, scores=scores)
+    await backend.check()
+    scorers: tuple[Scorer, ...] = backend.scorers
+    if scores:
+        scorers += await _judges(client, config.model)
+    reasoning = await _reasoning(name, config, reader)
+    return Upstream(
+        name,
+        reader,
+        ResumingWriter(backend, client),
+        scorers,
+        config.max_concurrent,
+        reasoning,
+        reader,
+        why_not=backend.why_not,
+        gpus=config.gpus,
+    )
+
+
+async def _judges(client: UpstreamClient, model: str) -> tuple[Scorer, ...]:
+    try:
+        return await find_judges(OpenAIChatAsker(client, model), Call("connect"))
+    except UpstreamRefused as error:
+        _log.warning("%s; so it can be no judge", error)
+        return ()
+
+
+async def _reasoning(name: str, config: _ServerConfig, reader: MarkupReader) -> Reasoning:
+    """How the upstream's model thinks: as configured, or as its template shows."""
+    found = Reasoning()
+    if config.reasoning in {"auto", "think"}:
+        found = await detect_reasoning(reader, Call("connect"))
+    if config.reasoning not in {"auto", found.kind}:
+        found = Reasoning(config.reasoning)
+    if found.kind == "harmony" and not isinstance(config, VllmConfig | SGLangConfig):
+        message = (
+            "such a server does not write the special tokens of the harmony format (gpt-oss): "
+            "serve the model with vllm or sglang, or set reasoning: none"
+        )
+        raise ConfigError(f"upstreams.{name}.reasoning: {message}")
+    _log.info("upstream '%s': its model's reasoning format is %s", name, found)
+    return found
+
+
+async def _open_hosted(
+    name: str,
+    config: LiteLLMConfig,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    wait_s: float,
+    *,
+    scores: bool,
+) -> Upstream:
+    library = load_library()  # first: it brings the usual encodings of tiktoken
+    try:
+        tokens = await asyncio.to_thread(load_tokenizer, config.tokenizer, None, counts=True)
+    except ConfigError as error:
+        raise ConfigError(f"upstreams.{name}.{error}") from error
+    reader = CountingReader(name, tokens)
+    calls = Calls(
+        name,
+        metrics.upstream_request,
+        on_retry=metrics.upstream_retry,
+        patience=_patience(config),
+    )
+    models = None
+    if config.base_url is not None:
+        models = await stack.enter_async_context(
+            UpstreamClient(name, config.base_url, config.api_key, 1, metrics.upstream_request)
+        )
+    hosted = HostedModel(
+        config.model,
+        config.api_key,
+        config.base_url,
+        config.continuation,
+        keep_reasoning=config.reasoning == "keep",
+    )
+    backend = LiteLLM(library, calls, models, hosted, reader)
+    stack.push_async_callback(backend.aclose)
+    await _once_up(lambda: backend.connect(scores=scores), wait_s)
+    calls.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
+    # Its thoughts stand in tags; what it reads is the text as it is, for it has no prompt to tag.
+    reasoning = Reasoning("think" if config.reasoning == "keep" else "none")
+    return Upstream(
+        name,
+        reader,
+        backend,
+        backend.scorers,
+        config.max_concurrent,
+        reasoning=reasoning,
+        gpus=config.gpus,
+    )
+
+
+def _patience(config: UpstreamConfig) -> Patience:
+    return Patience(config.answer_timeout_s, config.stall_timeout_s)
+
+
+async def _once_up(connect: Callable[[], Awaitable[T]], wait_s: float) -> T:
+    """What `connect` gives, tried for `wait_s` seconds. Until a server has answered once, that
+    and no retry policy says how long to try.
+    """
+    deadline = asyncio.get_running_loop().time() + wait_s
+    while True:
+        try:
+            return await connect()
+        except UpstreamError as error:
+            if not error.retryable or asyncio.get_running_loop().time() >= deadline:
+                raise
+            await asyncio.sleep(_POLL_S)
+
+
+async def _local_reader(
+    name: str, config: _ServerConfig, template: ChatTemplate | None
+) -> LocalReader | None:
+    """The tokenizer that the configuration names, where the server's own is not used."""
+    source = _tokenizer_of(config)
+    if source == "server":
+        return None
+    try:
+        reader = await asyncio.to_thread(load_tokenizer, source, template)
+    except ConfigError as error:
+        raise ConfigError(f"upstreams.{name}.{error}") from error
+    if source.startswith(TIKTOKEN) and not reader.has_template:
+        message = f"{source} has no chat template: set chat_template beside it"
+        raise ConfigError(f"upstreams.{name}.tokenizer: {message}")
+    return reader
+
+
+def _tokenizer_of(config: _ServerConfig) -> str:
+    if not isinstance(config, EmbeddedConfig):
+        return config.tokenizer
+    path = model_path(config.model)
+    return str(path) if path.is_dir() else "server"
+
+
+def _model_file(config: EmbeddedConfig) -> Path:
+    path = model_path(config.model)
+    if path.is_dir():
+        return converted(path)
+    return dequantized(path) if config.dequantize else path
+
+
+async def _connect(
+    client: UpstreamClient,
+    config: _ServerConfig,
+    template: ChatTemplate | None,
+    share: WorkerSlots,
+    *,
+    reads: bool,
+) -> Vllm | SGLang | LlamaCpp:
+    if isinstance(config, VllmConfig):
+        return await Vllm.connect(client, config.model, template, reads=reads)
+    if isinstance(config, SGLangConfig):
+        return await SGLang.connect(client, config.model, template, reads=reads)
+    return await LlamaCpp.connect(client, template, share)

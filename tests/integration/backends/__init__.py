@@ -1,0 +1,1 @@
+"""The real parsers on bytes recorded from real servers."""

@@ -1,0 +1,1 @@
+"""Engine, API and probe on scripted backends and toy servers."""

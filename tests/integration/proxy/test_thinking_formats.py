@@ -1,0 +1,188 @@
+"""Students and teachers that open their thoughts in different ways, in one trajectory."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from proxy.backends.base import Call, Message, Question, Sampling
+from proxy.core.params import Params
+from proxy.core.thinking import Reasoning
+from proxy.core.types import Breached, Judged
+from proxy.engine.given_text import score_text
+from proxy.engine.model_context import ModelContext
+from proxy.engine.pair import Pair
+from proxy.engine.runner import TrajectoryRun
+from proxy.engine.upstream import Upstream
+from proxy.engine.usage import Outcome
+from tests.support.scripted import ScriptedBackend, says, upstream, values
+
+NONE, THINK, OPENED = Reasoning(), Reasoning("think"), Reasoning("think", opened=True)
+HARMONY = Reasoning("harmony")
+ANALYSIS = "<|channel|>analysis<|message|>"
+FINAL = "<|channel|>final<|message|>"
+TO_FINAL = f"<|end|><|start|>assistant{FINAL}"
+QUESTION = Question(messages=(Message("user", "Q"),))
+PROMPT = "<user>Q<answer>"
+A, B = "A a.\n\n", "B b.\n\n"
+# As a server writes it: a special token is one piece.
+HARMONY_TOKENS = ("<|channel|>", "analysis", "<|message|>", "So", ".")
+TO_FINAL_TOKENS = ("<|end|>", "<|start|>", "assistant", "<|channel|>", "final", "<|message|>", "4")
+
+
+class Silent:
+    def text(self, text: str) -> None:
+        pass
+
+    def notice(self, notice: Judged | Breached) -> None:
+        pass
+
+
+async def outcome_of(
+    student: ScriptedBackend,
+    teacher: ScriptedBackend,
+    formats: tuple[Reasoning | None, Reasoning | None],
+    question: Question = QUESTION,
+    **params: Any,
+) -> Outcome:
+    pair = Pair(upstream("student", student, formats[0]), upstream("teacher", teacher, formats[1]))
+    run = TrajectoryRun(
+        pair=pair,
+        question=question,
+        params=Params(**params),
+        sampling=Sampling(0.7),
+        call=Call("r-0"),
+        observer=Silent(),
+        scorer=teacher if params.get("method", "motab") == "motab" else None,
+    )
+    async with asyncio.timeout(5):
+        return await run.run()
+
+
+async def test_a_thinking_teacher_reads_a_plain_student_s_answer_after_an_empty_thought() -> None:
+    student, teacher = ScriptedBackend(says(A, "x")), ScriptedBackend()
+    outcome = await outcome_of(student, teacher, (NONE, THINK))
+    prompt = PROMPT + "<think>\n\n</think>\n\n"
+    assert teacher.scorings[-1].context == prompt + A + "x"
+    assert teacher.marked == ["<think>\n\n</think>\n\n"]
+    assert outcome.trajectory.text == A + "x"
+    assert student.writes[0].context == PROMPT
+    assert outcome.usage.prompt_tokens == len(PROMPT)
+
+
+async def test_a_harmony_teacher_corrects_a_thought_and_the_text_keeps_the_student_s_tags() -> None:
+    student = ScriptedBackend(says("<think>\n", A, B))
+    teacher = ScriptedBackend(says("Right", *TO_FINAL_TOKENS), values({B: 0.01}))
+    outcome = await outcome_of(student, teacher, (THINK, HARMONY))
+    assert teacher.writes[0].context == PROMPT + ANALYSIS + A
+    corrected = "Right\n</think>\n\n4"
+    assert outcome.trajectory.text == "<think>\n" + A + B + "However,\n\n" + corrected
+    assert outcome.usage.teacher_tokens == 8
+    assert outcome.trajectory.teacher_tokens == 8
+    assert teacher.writes[0].sampling.special_tokens
+    assert not student.writes[0].sampling.special_tokens
+    # The student's words are never read as markup.
+    assert ANALYSIS not in teacher.encoded
+    assert teacher.marked == [ANALYSIS]
+
+
+async def test_the_end_of_a_student_s_thought_is_the_teacher_s_markup() -> None:
+    student = ScriptedBackend(says("<think>\na\n</think>\n\nb"))
+    teacher = ScriptedBackend()
+    await outcome_of(student, teacher, (THINK, HARMONY))
+    assert teacher.scorings[-1].context == f"{PROMPT}{ANALYSIS}a{TO_FINAL}b"
+    assert teacher.marked == [ANALYSIS, TO_FINAL]
+    assert teacher.encoded == ["a", "b"]
+
+
+async def test_a_harmony_student_s_thoughts_reach_a_thinking_teacher_in_its_tags() -> None:
+    student = ScriptedBackend(says(*HARMONY_TOKENS, *TO_FINAL_TOKENS))
+    teacher = ScriptedBackend()
+    outcome = await outcome_of(student, teacher, (HARMONY, OPENED))
+    assert outcome.trajectory.text == "<think>\nSo.\n</think>\n\n4"
+    assert teacher.scorings[-1].context == PROMPT + "So.\n</think>\n\n4"
+    assert student.writes[0].sampling.special_tokens
+    assert outcome.usage.student_tokens == outcome.trajectory.student_tokens == 12
+
+
+async def test_a_cut_in_the_middle_of_a_header_loses_no_token() -> None:
+    student = ScriptedBackend(says(*HARMONY_TOKENS, *TO_FINAL_TOKENS))
+    outcome = await outcome_of(student, ScriptedBackend(), (HARMONY, HARMONY), max_total_tokens=9)
+    assert outcome.trajectory.text == "<think>\nSo."
+    assert outcome.trajectory.finish_reason == "length"
+    assert outcome.trajectory.student_tokens == 9
+
+
+@pytest.mark.parametrize("teacher_format", [THINK, OPENED])
+@pytest.mark.parametrize(("stitch", "opens"), [("flawed", True), ("clean", False)])
+async def test_a_correction_from_the_start_goes_on_in_the_thought_that_the_text_has_open(
+    teacher_format: Reasoning, stitch: str, opens: bool
+) -> None:
+    flawed = "<think>\n" + A
+    student = ScriptedBackend(says(flawed))
+    own_opening = "" if teacher_format.opened or opens else "<think>\n"
+    teacher = ScriptedBackend(says(own_opening, "Right"), values({flawed: 0.01, A: 0.01}))
+    outcome = await outcome_of(student, teacher, (THINK, teacher_format), stitch=stitch)
+    prefix = "<think>\n" if opens and not teacher_format.opened else ""
+    assert teacher.writes[0].context == PROMPT + prefix
+    expected = flawed + "However,\n\nRight" if opens else "<think>\nRight"
+    assert outcome.trajectory.text == expected
+
+
+@pytest.mark.parametrize("formats", [(None, HARMONY), (NONE, None), (None, None)])
+async def test_where_a_format_is_not_known_nothing_is_mapped(
+    formats: tuple[Reasoning | None, Reasoning | None],
+) -> None:
+    student = ScriptedBackend(says("<think>\na\n</think>\n\nb"))
+    teacher = ScriptedBackend()
+    await outcome_of(student, teacher, formats)
+    assert teacher.scorings[-1].context == PROMPT + "<think>\na\n</think>\n\nb"
+    assert not teacher.marked
+
+
+async def test_a_chat_only_model_reads_the_text_as_it_is_and_its_thoughts_are_mapped() -> None:
+    thought = "<think>\na\n</think>\n\nb"
+    hosted = Upstream("hosted", (own := ScriptedBackend(says(thought))), own, (own,), 16, THINK)
+    local = upstream("student", (other := ScriptedBackend(says(thought))), OPENED)
+    for pair, teacher in ((Pair(hosted, local), other), (Pair(local, hosted), own)):
+        run = TrajectoryRun(
+            pair=pair,
+            question=QUESTION,
+            params=Params(),
+            sampling=Sampling(0.7),
+            call=Call("r-0"),
+            observer=Silent(),
+            scorer=teacher,
+        )
+        await run.run()
+    assert other.scorings[-1].context == PROMPT + "a\n</think>\n\nb"
+    assert own.scorings[-1].context == PROMPT + thought
+    assert not own.marked
+
+
+async def test_a_raw_prompt_stands_as_it_is() -> None:
+    student = ScriptedBackend(says(A))
+    teacher = ScriptedBackend(says("x"), values({A: 0.01}))
+    await outcome_of(student, teacher, (NONE, HARMONY), Question(prompt="P"))
+    assert teacher.scorings[0].context == "P" + A
+    assert not teacher.writes[0].sampling.special_tokens
+
+
+async def test_method_teacher_writes_as_the_teacher_would_alone() -> None:
+    teacher = ScriptedBackend(says(*HARMONY_TOKENS, *TO_FINAL_TOKENS))
+    outcome = await outcome_of(ScriptedBackend(), teacher, (NONE, HARMONY), method="teacher")
+    assert teacher.writes[0].context == PROMPT
+    assert outcome.trajectory.text == "<think>\nSo.\n</think>\n\n4"
+
+
+async def test_a_given_text_is_scored_as_the_student_s() -> None:
+    teacher = ScriptedBackend()
+    pair = Pair(
+        upstream("student", ScriptedBackend(), OPENED), upstream("teacher", teacher, HARMONY)
+    )
+    reads = ModelContext(
+        pair.of("teacher"), pair.bridge("teacher", QUESTION), QUESTION, Call("r-0")
+    )
+    scored = await score_text(reads, teacher, "a\n</think>\n\nb", Params(), Call("r-0"))
+    assert teacher.scorings[0].context == f"{PROMPT}{ANALYSIS}a{TO_FINAL}b"
+    assert scored.prompt_tokens == len(PROMPT + ANALYSIS)

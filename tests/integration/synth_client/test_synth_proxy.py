@@ -1,0 +1,171 @@
+"""`motab synth` against `motab serve`, both as processes of their own that are killed."""
+
+import asyncio
+import random
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.synth_client.test_synth import ENV, Process, lines, steady, write_questions
+from tests.support.paths import ROOT
+from tests.support.toy_servers import Model, Toy, toy_server
+
+STUDENT = Model(["So", " the", " sum", " is", " √2", "7"], salt=1)
+TEACHER = Model([" th", "e", "So", " su", "m", " 4"], salt=2)
+PARAMS = {
+    "base_threshold": 0.33,
+    "entropy_scale": 0.05,
+    "entropy_top_k": 3,
+    "max_step_tokens": 25,
+    "max_total_tokens": 40,
+}
+NUM_CLIENT_KILLS, NUM_PROXY_KILLS = 20, 10
+
+
+class Proxy:
+    """`motab serve`, always on the same port."""
+
+    def __init__(self, config: Path) -> None:
+        self._config, self._port = config, "0"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> str:
+        """Its base URL, once it serves."""
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "motab", "serve"),
+            *("--config", str(self._config), "--port", self._port),
+            cwd=ROOT,
+            env=ENV,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stderr is not None
+        said = ""
+        while not (found := re.search(r"serving .* on (http://\S+:(\d+)/v1)", said)):
+            line = await self._process.stderr.readline()
+            assert line, said
+            said += line.decode()
+        self._port = found[2]
+        return found[1]
+
+    async def kill(self) -> None:
+        """With -9; afterwards it is gone."""
+        assert self._process is not None
+        self._process.kill()
+        await self._process.communicate()
+        assert self._process.returncode == -signal.SIGKILL
+
+
+@asynccontextmanager
+async def toys() -> AsyncIterator[Mapping[str, Toy]]:
+    """Both models' servers, which outlive whatever is killed."""
+    async with toy_server("vllm", STUDENT) as student, toy_server("vllm", TEACHER) as teacher:
+        yield {"student": student, "teacher": teacher}
+
+
+def write_config(path: Path, servers: Mapping[str, Toy]) -> Path:
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}: "
+    upstreams: dict[str, Any] = {
+        name: {
+            "kind": "vllm",
+            "base_url": toy.base_url,
+            "model": "toy",
+            "chat_template": template,
+            "reasoning": "none",
+        }
+        for name, toy in servers.items()
+    }
+    pair = {"student": "student", "teacher": "teacher", "params": PARAMS}
+    config = {"upstreams": upstreams, "models": {"motab/pair": pair}}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+@pytest.mark.timeout(400)
+async def test_client_and_proxy_killed_again_and_again_end_with_an_undisturbed_runs_records(
+    tmp_path: Path,
+) -> None:
+    source = write_questions(tmp_path / "in.jsonl", 200)
+    async with toys() as servers:
+        proxy = Proxy(write_config(tmp_path / "motab.yaml", servers))
+        base_url = await proxy.start()
+        more = ("--n", "2", "--concurrency", "16")
+        whole = Process(base_url, source, tmp_path / "whole.jsonl", *more)
+        await whole.ended(0)
+
+        killed = Process(base_url, source, tmp_path / "out.jsonl", *more)
+        await _kill_again_and_again(killed, proxy, servers)
+        await proxy.kill()
+    # The student that writes nothing at all makes a few failures, in both runs the same.
+    for name in (".jsonl", ".failed.jsonl"):
+        assert decided(tmp_path / f"out{name}") == decided(tmp_path / f"whole{name}")
+    kept, failed = lines(killed.output), lines(tmp_path / "out.failed.jsonl")
+    assert Counter((line["id"], line["sample"]) for line in kept + failed) == Counter(
+        (f"q{row}", sample) for row in range(200) for sample in range(2)
+    )
+    assert {line["error"]["message"] for line in failed} == {
+        "malformed answer: the output is empty"
+    }
+    assert 50 < sum(line["breach"] is not None for line in kept) < 350
+    # Some outlived their proxy.
+    assert max(line["attempts"] for line in kept) > 1
+
+
+def decided(path: Path) -> list[dict[str, Any]]:
+    """The records without what the machine's speed decides: how far a student was beyond a breach
+    when its stream was closed, and how many steps shared a call.
+    """
+    varying = {
+        "student_tokens",
+        "student_tokens_discarded",
+        "teacher_scored_tokens",
+        "teacher_cached_tokens",
+        "score_calls",
+    }
+    found = steady(path)
+    for line in found:
+        if "usage" in line:  # a failure has none
+            cost = line["usage"]["motab"]
+            line["usage"]["motab"] = {k: v for k, v in cost.items() if k not in varying}
+    return found
+
+
+async def _kill_again_and_again(synth: Process, proxy: Proxy, servers: Mapping[str, Toy]) -> None:
+    """Each at a random moment: after so many requests to the teacher, from whatever runs then."""
+    for toy in servers.values():
+        toy.delay_s = 0.05
+    draw = random.Random(1)
+    victims = ["client"] * NUM_CLIENT_KILLS + ["proxy"] * NUM_PROXY_KILLS
+    draw.shuffle(victims)
+    client = await synth.start()
+    for victim in victims:
+        await _requests(servers["teacher"], draw.randint(1, 60))
+        await asyncio.sleep(draw.uniform(0, 0.1))
+        if victim == "client":
+            client.kill()
+            _, err = await client.communicate()
+            assert client.returncode == -signal.SIGKILL, err.decode()
+            client = await synth.start()
+        else:
+            await proxy.kill()
+            await proxy.start()
+    assert not synth.output.exists()
+    for toy in servers.values():
+        toy.delay_s = 0.0
+    _, err = await client.communicate()
+    assert client.returncode == 0, err.decode()
+
+
+async def _requests(toy: Toy, number: int) -> None:
+    """Until so many more have come."""
+    goal = toy.num_requests.total() + number
+    while toy.num_requests.total() < goal:
+        toy.came.clear()
+        await toy.came.wait()

@@ -1,0 +1,1 @@
+"""Whole trainings and evaluations with scripted trainers and servers."""

@@ -1,0 +1,187 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from typer.testing import CliRunner, Result
+
+from motab.cli import app
+from synth_client.errors import ClientError, InputError, OutputError
+from synth_client.report.rescore import RescoreError
+from tests.support.pages import data_of
+from tests.support.records import breached, unbroken
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    return written(tmp_path / "records.jsonl", breached(), unbroken())
+
+
+def written(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_bytes(b"".join(orjson.dumps(fields) + b"\n" for fields in records))
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(
+        app, [str(argument) for argument in arguments], env={"COLUMNS": "160"}
+    )
+
+
+def error_of(*arguments: object) -> ClientError:
+    """What the command raises, for `main` to say and exit with 1."""
+    error = run(*arguments).exception
+    assert isinstance(error, ClientError)
+    return error
+
+
+def rows_of(result: Result) -> list[list[str]]:
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    return [line for line in lines if line and line[0][0].isdigit()]
+
+
+def test_a_report_is_written_with_prices_and_a_sample(records: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "page.html"
+    result = run(
+        "report", records, "--output", output, "--max-trajectories", 1, "--price", "student=2"
+    )
+    assert result.exit_code == 0
+    html = output.read_text(encoding="utf-8")
+    assert len(data_of(html)["index"]) == 1
+    assert "2.00" in html
+
+
+def test_a_report_may_be_about_several_files(records: Path, tmp_path: Path) -> None:
+    other = written(tmp_path / "other.jsonl", unbroken(id="other", method="teacher"))
+    output = tmp_path / "page.html"
+    assert run("report", records, other, "--output", output).exit_code == 0
+    rows = data_of(output.read_text(encoding="utf-8"))["index"]
+    assert [row[0] for row in rows] == ["apples", "bags", "other"]
+    before = other.read_bytes()
+    assert run("report", records, other, "--output", other).exit_code == 2
+    assert other.read_bytes() == before
+
+
+@pytest.mark.parametrize("price", ["student", "student=-1", "nobody=1", "student=nan"])
+def test_a_price_that_is_none_is_a_usage_error(records: Path, price: str) -> None:
+    result = run("report", records, "--price", price)
+    assert result.exit_code == 2
+    assert "prompt, student, scored, teacher=PRICE" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", ["report", "rescore"])
+def test_a_broken_line_is_named(command: str, records: Path, tmp_path: Path) -> None:
+    with records.open("ab") as file:
+        file.write(b"{}\n")
+    error = error_of(command, records, "--output", tmp_path / "page.html")
+    assert isinstance(error, InputError)
+    assert str(error).startswith(f"{records}, line 3: id: Field required")
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "rescore"])
+def test_a_missing_file_is_named(command: str, tmp_path: Path) -> None:
+    error = error_of(command, tmp_path / "none.jsonl", "--output", tmp_path / "page.html")
+    assert str(error) == f"{tmp_path / 'none.jsonl'}: no such file"
+
+
+@pytest.mark.parametrize("command", ["report", "rescore"])
+def test_the_records_are_never_overwritten(command: str, records: Path) -> None:
+    before = records.read_bytes()
+    assert run(command, records, "--output", records).exit_code == 2
+    assert records.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["report", "rescore"])
+def test_a_page_that_cannot_be_written_is_named(command: str, records: Path) -> None:
+    output = records / "page.html"
+    error = error_of(command, records, "--output", output)
+    assert isinstance(error, OutputError)
+    assert str(error).startswith(str(output))
+
+
+def test_rescoring_without_thresholds_repeats_what_was_decided(records: Path) -> None:
+    # 18 of the breached record's 36 tokens and all 18 of the other's.
+    assert rows_of(run("rescore", records)) == [
+        ["0.2", "1", "1", "0", "50.0%", "1.00", "36", "(67%)"]
+    ]
+
+
+def test_several_thresholds_make_a_grid(records: Path) -> None:
+    result = run(
+        *("rescore", records, "--base-threshold", 0.05, "--base-threshold", 1),
+        *("--entropy-scale", 0, "--entropy-scale", 1),
+    )
+    assert rows_of(result) == [
+        # V = 0.05 is not below 0.05: the record that was cut there may go on.
+        ["0.05", "0", "0", "1", "0.0%", "to", "50.0%", "-", "\u2265", "36", "(67%)"],
+        ["1", "0", "2", "0", "100.0%", "0.00", "0", "(0%)"],
+        ["0.05", "1", "0", "1", "0.0%", "to", "50.0%", "-", "\u2265", "36", "(67%)"],
+        # 1 * exp(-0.5) = 0.607: the first record falls below it at step 2.
+        ["1", "1", "1", "0", "50.0%", "0.00", "36", "(67%)"],
+    ]
+    assert "may breach later" in result.output
+
+
+def test_calibration_adds_the_row_of_the_threshold_it_found(records: Path) -> None:
+    result = run("rescore", records, "--calibrate", 1, "--entropy-scale", 0)
+    # 0.74 is the lowest value of the second record; so 0.9 is between it and 1.
+    assert rows_of(result) == [["0.9", "0", "2", "0", "100.0%", "0.00", "0", "(0%)"]]
+    assert "base_threshold 0.9 comes closest to a breach rate of 100.0%" in result.output
+
+
+def test_calibration_that_the_records_cannot_settle_gives_bounds(tmp_path: Path) -> None:
+    lower = unbroken()
+    lower["steps"][1]["value"] = 0.04
+    records = written(tmp_path / "records.jsonl", breached(), lower)
+    result = run("rescore", records, "--calibrate", 0.5, "--entropy-scale", 0)
+    assert rows_of(result)[0][:4] == ["0.045", "0", "1", "1"]
+    assert "base_threshold between 0 and 0.045 comes closest to a breach rate of 50.0%" in (
+        result.output
+    )
+    assert "the records stop at their breaches" in result.output
+
+
+def test_rescoring_writes_a_page_with_its_table_and_plots(records: Path, tmp_path: Path) -> None:
+    output = tmp_path / "page.html"
+    assert run("rescore", records, "--base-threshold", 0.1, "--output", output).exit_code == 0
+    html = output.read_text(encoding="utf-8")
+    assert set(data_of(html)["plots"]) == {"rate", "accepted", "depth"}
+    assert '<td class="number">0.1</td>' in html
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--base-threshold", 1.5),
+        ("--base-threshold", "nan"),
+        ("--entropy-scale", -1),
+        ("--entropy-scale", "inf"),
+        ("--calibrate", 2),
+    ],
+)
+def test_thresholds_out_of_bounds_are_usage_errors(
+    records: Path, arguments: tuple[object, ...]
+) -> None:
+    assert run("rescore", records, *arguments).exit_code == 2
+
+
+def test_an_empty_file_cannot_be_rescored_but_reported(tmp_path: Path) -> None:
+    empty = written(tmp_path / "records.jsonl")
+    assert isinstance(error_of("rescore", empty), RescoreError)
+    assert run("report", empty, "--output", tmp_path / "page.html").exit_code == 0
+    assert "There are no records" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["report", "rescore"])
+def test_without_plotly_the_command_says_what_to_install(
+    command: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synth_client.report.page.find_spec", lambda _name: None)
+    error = error_of(command, records, "--output", tmp_path / "page.html")
+    assert str(error) == "pages need plotly: pip install 'motab[report]'"
+    assert not (tmp_path / "page.html").exists()

@@ -1,0 +1,1 @@
+"""Unit tests of `synth_client` without its pages."""

@@ -1,0 +1,157 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from synth_client.errors import InputError
+from synth_client.record import Record
+from synth_client.training_data.filters import Filters, Kept
+from tests.support.records import (
+    CORRECTION,
+    FLAWED,
+    SAFE,
+    breached,
+    record_of,
+    spans_of,
+    steps_of,
+    unbroken,
+)
+
+# The first has a breach, is right and long; the second has none, is wrong and short.
+BREACHED, UNBROKEN = record_of(breached()), record_of(unbroken())
+
+
+def sift(records: Sequence[Record], *filters: str) -> tuple[list[int], dict[str, int]]:
+    """The indices of the records that pass, and how many each filter dropped."""
+    kept = Kept()
+    sifted = list(Filters(filters).sift(lambda: iter(records), kept))
+    assert [record for record, _ in sifted] == list(records)
+    passed = [index for index, (_, passes) in enumerate(sifted) if passes]
+    assert kept.num_kept == len(passed)
+    assert kept.num_dropped == len(records) - len(passed)
+    return passed, dict(kept.dropped)
+
+
+LENGTH = len(BREACHED.output)
+FLAWED_SHARE = len("".join(FLAWED)) / LENGTH
+
+
+@pytest.mark.parametrize(
+    ("text", "passed"),
+    [
+        ("correct", [0]),
+        ("breach", [0]),
+        ("no-breach", [1]),
+        ("finish=stop", [0, 1]),
+        ("finish=length", []),
+        (f"chars>={LENGTH}", [0]),
+        (f"chars>={LENGTH + 1}", []),
+        (f"chars<={len(UNBROKEN.output)}", [1]),
+        ("tokens<=60", [0, 1]),
+        ("tokens<=59", []),
+        ("bifurcation>=2", [0]),
+        ("bifurcation<=1", []),
+        ("depth<=1", [0]),
+        ("depth>=2", []),
+        ("value>=0.7", [1]),
+        ("student>=1", [1]),
+        (f"flawed<={FLAWED_SHARE + 1e-6:.6f}", [0, 1]),
+        (f"flawed<={FLAWED_SHARE - 1e-4:.6f}", [1]),
+        (f"teacher>={len(CORRECTION) / LENGTH - 1e-4:.6f}", [0]),
+        (f"teacher>={len(CORRECTION) / LENGTH + 1e-4:.6f}", []),
+    ],
+)
+def test_a_filter_lets_through_what_it_says(text: str, passed: list[int]) -> None:
+    assert sift([BREACHED, UNBROKEN], text)[0] == passed
+
+
+def test_an_answer_that_nobody_judged_is_not_correct() -> None:
+    assert sift([record_of(breached() | {"correct": None})], "correct") == ([], {"correct": 1})
+
+
+def test_the_first_filter_that_drops_a_record_is_the_one_that_counts() -> None:
+    records = [BREACHED, UNBROKEN, record_of(unbroken(finish_reason="length"))]
+    counts = sift(records, "finish=stop", "correct", "breach")
+    assert counts == ([0], {"finish=stop": 1, "correct": 1, "breach": 0})
+
+
+def test_without_filters_everything_passes() -> None:
+    assert sift([BREACHED, UNBROKEN]) == ([0, 1], {})
+
+
+def answering(question: str, text: str, value: float, **changes: Any) -> Record:
+    steps = steps_of((*SAFE, text), (0.5, 0.5, value))
+    output = "".join(SAFE) + text
+    return record_of(
+        unbroken(
+            messages=[{"role": "user", "content": question}],
+            output=output,
+            spans=spans_of([("student", output)]),
+            steps=steps,
+            **changes,
+        )
+    )
+
+
+SAMPLES = [
+    answering("a", "longest of all", 0.9, correct=False),
+    answering("a", "the longer", 0.6, correct=True),
+    answering("b", "b", 0.5, correct=True),
+    answering("a", "short", 0.5, correct=True),
+    answering("a", "long", 0.7, correct=True),
+    answering("a", "same", 0.7, correct=True),
+]
+
+
+@pytest.mark.parametrize(
+    ("filters", "passed"),
+    [
+        (["unique=first"], [0, 2]),
+        (["unique=shortest"], [2, 4]),
+        (["unique=best"], [0, 2]),
+        (["correct", "unique=first"], [1, 2]),
+        (["correct", "unique=best"], [2, 4]),
+        (["unique=best", "correct"], [2]),
+    ],
+)
+def test_one_record_a_question_is_kept_of_those_that_came_so_far(
+    filters: list[str], passed: list[int]
+) -> None:
+    assert sift(SAMPLES, *filters)[0] == passed
+
+
+def test_a_dropped_duplicate_is_counted_for_unique() -> None:
+    assert sift(SAMPLES, "correct", "unique=best")[1] == {"correct": 1, "unique=best": 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "right",
+        "tokens",
+        "tokens<8",
+        "tokens<=-1",
+        "tokens<=x",
+        "unique",
+        "unique=longest",
+        "finish=error",
+        "chars<=1e3",
+        "correct=no",
+        "unsafe<=3",
+    ],
+)
+def test_what_is_no_filter_is_refused_with_those_there_are(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Filters([text])
+    assert str(caught.value) == (
+        f"--filter {text}: no such filter; there are correct, breach, no-breach,"
+        " finish=stop|length, unique=first|shortest|best, chars<=N, tokens<=N, value<=N,"
+        " bifurcation<=N, depth<=N, student<=N, flawed<=N, teacher<=N (or >=)"
+    )
+
+
+def test_two_kinds_of_unique_are_refused_and_a_repeat_is_not() -> None:
+    with pytest.raises(InputError, match="given twice"):
+        Filters(["unique=first", "unique=best"])
+    assert Filters(["correct", "unique=first", "correct"]).names == ("correct", "unique=first")
