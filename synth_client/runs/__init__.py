@@ -1,0 +1,1 @@
+"""Carries a run from its start to its final files."""
