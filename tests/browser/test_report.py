@@ -20,7 +20,7 @@ from tests.support.records import (
     steps_of,
     unbroken,
 )
-from tests.unit.report.test_report import EVIL, hostile, with_tokens
+from tests.support.synth_client.reports import EVIL, hostile, with_tokens
 
 NUM_PLAIN = 300
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.synth_client.test_synth import (
+from tests.support.openai_server import Fault, Scripted, scripted
+from tests.support.synth_client.runs import (
     Process,
     lines,
     records,
@@ -18,7 +19,6 @@ from tests.integration.synth_client.test_synth import (
     units,
     write_questions,
 )
-from tests.support.openai_server import Fault, Scripted, scripted
 
 pytestmark = pytest.mark.timeout(400)
 RAY = ("--executor", "ray", "--ray-workers", "2", "--concurrency", "8")

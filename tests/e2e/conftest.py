@@ -1,123 +1,14 @@
 """Real models behind real llama.cpp servers, and the proxy as a user starts it."""
 
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from http.client import HTTPConnection
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
-import yaml
 
 from motab.demo import DemoPair, demo_config
 from proxy.backends.embedded.gguf_files import model_path
-from proxy.backends.embedded.process import LISTENING
-
-API_KEY = "test-key"
-PATIENCE_S = 30.0
-_BIN = Path(sys.executable).parent
-_STOP_TIMEOUT_S = 15
-
-
-@contextmanager
-def llama_server(path: Path) -> Iterator[str]:
-    """A llama.cpp server of our own for that GGUF file; gives its URL."""
-    # Slots, context tokens of each, threads: the demo's.
-    arguments = [str(path), "127.0.0.1", "0", "2", "2048", "1"]
-    command = [sys.executable, "-m", "proxy.backends.embedded.process", *arguments]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        lines = (line for line in process.stdout if line.startswith(LISTENING))
-        url = next(lines).removeprefix(LISTENING).strip()
-        try:
-            yield url
-        finally:
-            process.stdin.close()
-            process.wait(_STOP_TIMEOUT_S)
-
-
-@contextmanager
-def proxy(config: Path) -> Iterator[str]:
-    """`motab serve` with that configuration on a free port; gives its base URL."""
-    command = [str(_BIN / "motab"), "serve", "--config", str(config), "--port", "0"]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "400"}
-    ) as process:
-        assert process.stderr is not None
-        try:
-            yield _base_url(line_with(process.stderr, "serving"))
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(_STOP_TIMEOUT_S) == 0
-
-
-def line_with(said: Iterable[str], word: str) -> str:
-    """The first line with that word; what was said instead where it never comes."""
-    others: list[str] = []
-    for line in said:
-        if word in line:
-            return line
-        others.append(line)
-    raise AssertionError("".join(others))
-
-
-def _base_url(line: str) -> str:
-    found = re.search(r"http://\S+/v1", line)
-    assert found, line
-    return found[0]
-
-
-@contextmanager
-def client_that_is_killed(url: str, body: dict[str, Any]) -> Iterator[None]:
-    """Sends the request and, if it streams, reads the first event; at the end it is gone.
-
-    As when the process is killed: the socket goes away, nothing is said.
-    """
-    to = urlsplit(url)
-    assert to.hostname is not None
-    headers = {"authorization": f"Bearer {API_KEY}", "content-type": "application/json"}
-    connection = HTTPConnection(to.hostname, to.port or 80, timeout=PATIENCE_S)
-    connection.request("POST", to.path, json.dumps(body), headers)
-    response = connection.getresponse() if body["stream"] else None
-    try:
-        if response is not None:
-            assert response.status == 200
-            assert response.readline().startswith(b"data: ")
-        yield
-    finally:
-        connection.close()
-        if response is not None:
-            response.close()
-
-
-def write_config(path: Path, student_url: str, teacher_url: str) -> None:
-    """The demo's pretrained pair on servers that run already."""
-    demo = demo_config(DemoPair.PRETRAINED)
-    upstreams = {
-        name: {
-            "kind": "llamacpp",
-            "base_url": url,
-            "model": name,
-            "chat_template": demo.upstreams[name].chat_template,
-        }
-        for name, url in (("student", student_url), ("teacher", teacher_url))
-    }
-    config = {
-        "server": {"api_keys": [API_KEY]},
-        "upstreams": upstreams,
-        "models": {"motab/demo": demo.models["motab/demo"].model_dump()},
-    }
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+from tests.support.proxy.live import llama_server, proxy, write_config
+from tests.support.proxy.workers import LIMIT, writes_after
+from tests.support.replay import Replay, json_reply, replay
 
 
 @pytest.fixture(scope="session")
@@ -143,3 +34,15 @@ def base_url(
     write_config(path, student_url, teacher_url)
     with proxy(path) as url:
         yield url
+
+
+@pytest.fixture
+async def llama() -> AsyncIterator[Replay]:
+    """A server that is up and writes one token at once."""
+    async with replay() as up:
+        up.on("GET", "/props", json_reply({"total_slots": 4 * LIMIT}))
+        up.on("POST", "/tokenize", json_reply({"tokens": [7]}))
+        up.on("POST", "/apply-template", json_reply({"prompt": "Q:"}))
+        up.on("GET", "/health", json_reply({"status": "ok"}))
+        writes_after(up, None)
+        yield up

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.conftest import API_KEY
+from tests.support.proxy.live import API_KEY
 
 MODEL = "motab/demo"
 MESSAGES: Any = [{"role": "user", "content": "Ann has 3 pens and buys 2 more. How many has she?"}]

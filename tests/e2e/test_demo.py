@@ -22,9 +22,9 @@ from proxy.backends.transport.resume import ResumingWriter
 from proxy.backends.transport.retry import RetryPolicy
 from synth_client.files.record_file import read_records
 from synth_client.judging.rules import last_number
-from tests.e2e.conftest import line_with
 from tests.support.pages import data_of
 from tests.support.paths import ROOT
+from tests.support.proxy.live import line_with
 from trainer.reproduce.task import problems
 
 MOTAB = Path(sys.executable).parent / "motab"

@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from tests.e2e.conftest import PATIENCE_S, client_that_is_killed
+from tests.support.proxy.live import PATIENCE_S, client_that_is_killed
 
 
 def num_busy(url: str) -> int:

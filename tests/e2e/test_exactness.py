@@ -12,7 +12,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from tests.e2e.conftest import API_KEY, proxy, write_config
+from tests.support.proxy.live import API_KEY, proxy, write_config
 
 
 class Tee:

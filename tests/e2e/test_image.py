@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from proxy import __version__
-from tests.e2e.conftest import line_with
 from tests.support.dockerfile import Build, Stage, stages
 from tests.support.paths import ROOT
-from tests.unit.motab.test_cli import READY, llama_cpp
+from tests.support.proxy.live import line_with
+from tests.support.proxy.llama_cpp import READY, llama_cpp
 
 pytestmark = pytest.mark.timeout(600)  # it installs everything that the image has
 _PORT = "8800"

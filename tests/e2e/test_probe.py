@@ -1,29 +1,9 @@
 """`motab probe` on the demo's pretrained pair: real models that it starts itself."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from tests.support.paths import ROOT
-
-# Each model is loaded, and scores some 250 tokens one by one.
-TIMEOUT_S = 300
-
-
-def probe(config: Path, code: int) -> dict[str, Any]:
-    """What the command prints, which must be one JSON object and nothing else."""
-    command = [sys.executable, "-m", "motab"]
-    command += ["probe", "--config", str(config), "--json"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-    assert done.returncode == code, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
+from tests.support.proxy.probe_command import TIMEOUT_S, probe
 
 
 @pytest.mark.timeout(TIMEOUT_S)

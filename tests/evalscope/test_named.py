@@ -11,9 +11,9 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.integration.trainer.test_eval import ENV, completion
 from tests.support.openai_server import Fault, Scripted, scripted
 from tests.support.paths import ROOT
+from tests.support.trainer.evaluations import ENV, completion
 
 PYTHON = ROOT / ".venv-evalscope" / "bin" / "python"
 AIME: list[dict[str, Any]] = [

@@ -23,24 +23,9 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
+from tests.property.pieces import PIECES
 from tests.property.schedules import any_limit, any_schedule
 from tests.property.sequential import Setting, run
-
-PIECES = [
-    "a",
-    "bc",
-    "é",
-    " ",
-    "",
-    ".",
-    "\n",
-    ".\n",
-    "\n\n",
-    ".\n\n",
-    "x.\n\ny",
-    ".\n\n.\n\n",
-    "\n\n\n",
-]
 
 
 @dataclass

@@ -26,9 +26,9 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
+from tests.property.pieces import PIECES
 from tests.property.relayed import Caps, Result, Text, imitkd, prefix, skd
 from tests.property.schedules import any_limit, any_schedule
-from tests.property.test_monitor_equals_sequential import PIECES
 
 Method = Literal["imitkd", "skd", "prefix"]
 FEW = settings(max_examples=3_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])

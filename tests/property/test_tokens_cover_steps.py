@@ -1,12 +1,10 @@
 """Every token of a text counts for exactly one step, with real tokenizers of five families."""
 
 import codecs
-import importlib.util
 import math
 import random
 from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,7 +22,8 @@ from proxy.backends.tokens.alignment import (
     as_in_running_text,
     without_follower,
 )
-from tests.e2e.conftest import llama_server
+from tests.support.paths import package_file
+from tests.support.proxy.live import llama_server
 
 SNIPPETS = [
     "\n",
@@ -66,13 +65,6 @@ class Cutter:
 
     def __init__(self, cut: Callable[[str], list[tuple[int, bytes]]]) -> None:
         self.cut = cut
-
-
-def package_file(package: str, *names: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0], *names)
 
 
 def of_tiktoken(encoding: tiktoken.Encoding) -> Cutter:

@@ -9,8 +9,8 @@ import pytest
 from benchmarks.weights import SMOLLM2
 from benchmarks.weights import smollm2_folder as unpacked
 from proxy.backends.embedded.gguf_files import dequantized, model_path
-from tests.e2e.conftest import llama_server
 from tests.support.paths import ROOT
+from tests.support.proxy.live import llama_server
 from trainer.reproduce.servers import vllm
 
 SERVERS_PYTHON = ROOT / ".venv-servers" / "bin" / "python"

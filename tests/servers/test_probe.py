@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.test_probe import probe
 from tests.servers.conftest import VLLM_MODEL
+from tests.support.proxy.probe_command import probe
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -14,9 +14,9 @@ from proxy.backends.base import Call, Context, Message, Segment
 from proxy.backends.servers.vllm import Vllm
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.transport.http import UpstreamClient
-from tests.e2e.conftest import PATIENCE_S, client_that_is_killed, proxy
 from tests.servers.conftest import VLLM_MODEL, smollm2_gguf
 from tests.servers.reference import Case, forward_pass
+from tests.support.proxy.live import PATIENCE_S, client_that_is_killed, proxy
 
 pytestmark = pytest.mark.timeout(600)
 

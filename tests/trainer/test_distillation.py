@@ -10,10 +10,9 @@ import yaml
 
 from synth_client.training_data.export import Export, export
 from synth_client.training_data.filters import Filters
-from tests.integration.synth_client.test_export import written
 from tests.support.paths import ROOT
-from tests.trainer.test_llamafactory import in_trainer
-from tests.trainer.test_training import Motab, recipe_of
+from tests.support.synth_client.exports import written
+from tests.support.trainer.llamafactory import Motab, in_trainer, recipe_of
 from trainer.training.dataset import Dataset
 from trainer.training.recipe import CpuHardware, GpuHardware, OnPolicyLoss, load_recipe
 from trainer.training.trl import distillation_of

@@ -1,8 +1,6 @@
 """`motab export --format llamafactory` loaded by LLaMA-Factory itself, up to tokens and labels."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,23 +8,8 @@ import pytest
 from proxy.backends.embedded.gguf_files import model_path
 from synth_client.training_data.export import Export, export
 from synth_client.training_data.filters import Filters
-from tests.integration.synth_client.test_export import RECORDS, THINKING, written
-from tests.support.paths import ROOT
-
-PYTHON = ROOT / ".venv-trainer" / "bin" / "python"
-
-
-def in_trainer(script: str, *arguments: Path | str, python: Path = PYTHON) -> str:
-    """What a script of this folder prints in the trainer's environment, without a model hub."""
-    settings = {"PYTHONPATH": str(ROOT / "trainer" / "stand_ins"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [python, Path(__file__).with_name(script), *arguments],
-        env={**os.environ, **settings},
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return done.stdout
+from tests.support.synth_client.exports import RECORDS, THINKING, written
+from tests.support.trainer.llamafactory import in_trainer
 
 
 @pytest.fixture(scope="session")

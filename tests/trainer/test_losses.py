@@ -10,12 +10,10 @@ import pytest
 import yaml
 
 from synth_client.record import Record
-from tests.integration.synth_client.test_export import written
 from tests.support.records import CORRECTION, FLAWED, REVISE, SAFE, breached, record_of
-from tests.trainer.test_llamafactory import in_trainer
-from tests.trainer.test_training import Motab, model
+from tests.support.synth_client.exports import written
+from tests.support.trainer.llamafactory import Motab, in_trainer
 
-__all__ = ["model"]
 NUM_EXAMPLES = 6
 TURN_END = "<|im_end|>\n"
 

@@ -22,6 +22,7 @@ from proxy.errors import (
     UpstreamUnreachable,
 )
 from proxy.wiring.models import open_service
+from tests.support.paths import package_file
 from tests.support.replay import (
     CALL,
     GREEDY,
@@ -36,7 +37,6 @@ from tests.support.replay import (
     replay,
     stream_reply,
 )
-from tests.unit.backends.test_tokenizer import package_file
 
 VLLM = Recording("openai-vllm-0.32.0")
 LLAMA_CPP_PYTHON = Recording("openai-llama-cpp-python-0.3.36")

@@ -1,56 +1,21 @@
+"""Tests what a probe finds out about fake vLLM servers."""
+
 import asyncio
 import json
-import sys
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pytest
-from rich.console import Console
 
-from motab.cli import main
-from proxy.config import Config, load_config
+from proxy.config import load_config
 from proxy.errors import MotabError
-from proxy.probe.report import Check, Report, UpstreamChecks
+from proxy.probe.report import Check, UpstreamChecks
 from proxy.probe.run import probe
-from proxy.probe.table import show
 from tests.support.fake_vllm import MODEL, NUM_CACHED, FakeVllm
-from tests.support.paths import ROOT
+from tests.support.proxy.probes import ALL, LADDER, config_of, probed
 from tests.support.replay import Reply, Seen, json_reply, replay
 
 DEAD = "http://127.0.0.1:9"
-LADDER = ["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "judge_sample"]
-
-
-def config_of(
-    tmp_path: Path, urls: Mapping[str, str], models: Mapping[str, Any], **upstream: Any
-) -> Config:
-    upstreams = {
-        name: {"kind": "vllm", "base_url": url, "model": MODEL, **upstream}
-        for name, url in urls.items()
-    }
-    path = tmp_path / "motab.yaml"
-    path.write_text(json.dumps({"upstreams": upstreams, "models": models}), encoding="utf-8")
-    return load_config(path)
-
-
-async def probed(
-    tmp_path: Path,
-    fake: FakeVllm,
-    params: Mapping[str, Any] | None = None,
-    *,
-    limit_s: float = 20.0,
-    **upstream: Any,
-) -> Report:
-    """The report on a healthy student and the given teacher, and on their pair."""
-    async with replay() as student, replay() as teacher:
-        FakeVllm().serve(student)
-        fake.serve(teacher)
-        urls = {"s": student.client.base_url, "t": teacher.client.base_url}
-        models = {"pair": {"student": "s", "teacher": "t", "params": params or {}}}
-        return await probe(config_of(tmp_path, urls, models, **upstream), limit_s=limit_s)
 
 
 def results(checks: UpstreamChecks) -> dict[str, str]:
@@ -62,23 +27,6 @@ def results(checks: UpstreamChecks) -> dict[str, str]:
     }
     way = checks.scoring["prompt_logprobs"]
     return found | {name: getattr(way, name).result for name in type(way).__dataclass_fields__}
-
-
-ALL = [
-    "reachable",
-    "model",
-    "chat_template",
-    "tokenizer",
-    "writes",
-    "streams",
-    "stop_strings",
-    "decode_logprobs",
-    "available",
-    "self_test",
-    "top_k",
-    "speed",
-    "prefix_cache",
-]
 
 
 async def test_a_healthy_server_can_do_everything(tmp_path: Path) -> None:
@@ -379,99 +327,6 @@ async def test_the_pairs_own_top_k_is_asked_for(tmp_path: Path) -> None:
     report = await probed(tmp_path, FakeVllm(max_logprobs=200), {"entropy_top_k": 150})
     top_k = report.upstreams["t"].checks.scoring["prompt_logprobs"].top_k
     assert top_k.values == {"wanted": 150, "most": 150}
-
-
-# The command.
-
-
-def cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["motab", "probe", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
-
-
-async def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeVllm, *arguments: str
-) -> int:
-    """The exit code of the command, while its upstreams are served from this event loop."""
-    async with replay() as up:
-        fake.serve(up)
-        models = {"pair": {"student": "up", "teacher": "up"}}
-        config_of(tmp_path, {"up": up.client.base_url}, models)
-        config = str(tmp_path / "motab.yaml")
-        return await asyncio.to_thread(cli, monkeypatch, "--config", config, *arguments)
-
-
-async def test_json_is_one_object_with_the_documented_keys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert await command(tmp_path, monkeypatch, FakeVllm(), "--json") == 0
-    out = orjson.loads(capsys.readouterr().out)
-    assert list(out) == ["schema", "motab_version", "ok", "upstreams", "models"]
-    assert (out["schema"], out["ok"]) == (1, True)
-    (upstream,) = out["upstreams"].values()
-    assert list(upstream) == ["kind", "base_url", "model", "checks"]
-    assert list(upstream["checks"]) == [*ALL[:8], "scoring"]
-    assert list(upstream["checks"]["scoring"]) == LADDER
-    way = upstream["checks"]["scoring"]["prompt_logprobs"]
-    assert list(way) == ALL[8:]
-    for check in (*(upstream["checks"][name] for name in ALL[:8]), *way.values()):
-        assert list(check) == ["result", "detail", "values"]
-        assert check["result"] == "ok"
-    assert out["models"]["pair"] == {
-        "ok": True,
-        "student": "up",
-        "teacher": "up",
-        "method": "motab",
-        "scoring": "prompt_logprobs",
-        "reasons": [],
-        "notes": [],
-    }
-
-
-async def test_the_documentation_names_every_key_of_the_json() -> None:
-    text = (ROOT / "docs" / "probe.md").read_text(encoding="utf-8")
-    for name in [*ALL, "scoring", "reasons", "notes", "schema", "motab_version"]:
-        assert f"`{name}`" in text or f'"{name}"' in text, name
-
-
-async def test_a_pair_that_cannot_is_exit_code_1_and_the_report_comes_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert await command(tmp_path, monkeypatch, FakeVllm(logprobs_shift=1), "--json") == 1
-    out = orjson.loads(capsys.readouterr().out)
-    assert (out["ok"], out["models"]["pair"]["ok"]) == (False, False)
-
-
-async def test_the_table_tells_every_check_and_verdict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert await command(tmp_path, monkeypatch, FakeVllm(max_logprobs=5)) == 1
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "stop strings ok stops, and leaves the stop string out" in lines
-    assert any(line.startswith("self-test ok 24 tokens") for line in lines)
-    assert any(line.startswith("top-k no 20 are wanted, 5 come") for line in lines)
-    assert any(line.startswith("pair cannot teacher 'up': entropy_top_k is 20") for line in lines)
-
-
-def test_no_config_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli(monkeypatch) == 2
-
-
-@pytest.mark.parametrize("width", [80, 160])
-async def test_the_table_fits_its_console_and_cuts_nothing_but_pages(
-    tmp_path: Path, width: int
-) -> None:
-    report = await probed(tmp_path, FakeVllm(logprobs_shift=1, has_template=False))
-    console = Console(width=width, record=True, file=None, quiet=False, stderr=True)
-    show(report, console)
-    text = console.export_text()
-    assert max(map(len, text.splitlines())) <= width
-    flat = " ".join(text.split())
-    assert "its scores are wrong" in flat
-    assert "note: teacher 't': chat requests will fail" in flat
 
 
 async def test_a_defect_of_ours_is_not_told_as_the_servers(

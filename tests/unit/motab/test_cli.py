@@ -10,7 +10,6 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +18,11 @@ from typer.testing import CliRunner
 
 from motab.cli import app, main
 from proxy import __version__
+from tests.support.proxy.llama_cpp import READY, llama_cpp
 
 MOTAB = Path(sys.executable).parent / "motab"
 # What a user's terminal may set is taken out: a pipe has 80 columns and no colours.
 ENV = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "FORCE_COLOR", "TERM"}}
-READY = {
-    "/props": {"total_slots": 1},
-    "/apply-template": {"prompt": "Q:"},
-    "/tokenize": {"tokens": [7]},
-    "/health": {"status": "ok"},
-}
-Answer = Callable[[str], tuple[int, Any] | None]
-"""What a path is answered; None breaks the connection."""
-
-
-@contextmanager
-def llama_cpp(answer: Answer) -> Iterator[str]:
-    """A server that answers what llama.cpp's would be asked at the start; gives its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            answered = answer(self.path)
-            if answered is None:
-                self.close_connection = True
-                return
-            status, body = answered
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_POST = do_GET  # noqa: N815 - the name that http.server calls
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
-            """Silent."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def config_file(tmp_path: Path, base_url: str = "http://127.0.0.1:9", **upstream: Any) -> Path:

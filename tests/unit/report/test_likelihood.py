@@ -27,16 +27,11 @@ from tests.support.records import (
     spans_of,
     unbroken,
 )
+from tests.support.synth_client.reports import evenly
 
 STUDENT, TEACHER = TextKind("student", after_other=False), TextKind("teacher", after_other=False)
 CORRECTED, RESUMED = TextKind("teacher", after_other=True), TextKind("student", after_other=True)
 DRAFT = len("".join(SAFE + FLAWED))
-
-
-def evenly(output: str, num_chars: int, logprob: float) -> dict[str, Any]:
-    """Tokens of so many characters, the last maybe shorter, all of one log-probability."""
-    ends = [*range(num_chars, len(output), num_chars), len(output)] if output else []
-    return {"ends": ends, "logprobs": [logprob] * len(ends)}
 
 
 def written(

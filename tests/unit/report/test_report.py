@@ -29,11 +29,9 @@ from tests.support.records import (
     steps_of,
     unbroken,
 )
-from tests.unit.report.test_likelihood import evenly
-from tests.unit.report.test_statistics import statistics_of
+from tests.support.synth_client.reports import EVIL, hostile, statistics_of, with_tokens
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-EVIL = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\" ' & {{ 7 * 7 }}"
 
 
 class Page(HTMLParser):
@@ -71,25 +69,6 @@ class Page(HTMLParser):
 
 def html_of(*records: dict[str, Any], **options: Any) -> str:
     return "".join(report(map(record_of, records), **options))
-
-
-def hostile() -> dict[str, Any]:
-    fields = breached()
-    fields |= {
-        "id": EVIL,
-        "method": EVIL,
-        "messages": [{"role": "user", "content": EVIL}],
-        "models": {"student": EVIL, "teacher": EVIL},
-        "params": {"base_threshold": EVIL},
-        "output": EVIL,
-        "spans": spans_of([("teacher", EVIL)]),
-        "answer": EVIL,
-        "predicted": EVIL,
-        "motab_version": EVIL,
-    }
-    for step in fields["steps"]:
-        step |= {"start": None, "end": None, "text": EVIL}
-    return fields
 
 
 def test_the_page_loads_nothing() -> None:
@@ -174,13 +153,6 @@ def test_the_page_has_a_plot_for_each_question_asked_of_a_run() -> None:
     assert (bars["x"], bars["y"]) == ([1], [1])
     (bars,) = data["plots"]["tokens"]["data"]
     assert bars["x"] == [40, 72, 8, 64, 40]
-
-
-def with_tokens(fields: dict[str, Any]) -> dict[str, Any]:
-    """The student's tokens are of 3 characters and -0.6, the teacher's of 4 and -0.4."""
-    output = fields["output"]
-    both = {"student": evenly(output, 3, -0.6), "teacher": evenly(output, 4, -0.4)}
-    return fields | {"token_logprobs": both}
 
 
 def test_records_with_token_logprobs_have_plots_of_them() -> None:

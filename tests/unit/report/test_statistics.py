@@ -7,7 +7,6 @@ from synth_client.report.statistics import (
     NUM_STEPS_SHOWN,
     Quantiles,
     Spread,
-    Statistics,
     quantiles_by_step,
     summarise,
 )
@@ -18,18 +17,11 @@ from tests.support.records import (
     VALUES,
     breached,
     left_out,
-    record_of,
     spans_of,
     steps_of,
     unbroken,
 )
-
-
-def statistics_of(*records: dict[str, Any]) -> Statistics:
-    run = Statistics()
-    for fields in records:
-        run.add(record_of(fields))
-    return run
+from tests.support.synth_client.reports import statistics_of
 
 
 def facts_of(*records: dict[str, Any]) -> dict[str, str]:

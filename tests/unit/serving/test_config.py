@@ -1,83 +1,19 @@
-import re
-from copy import deepcopy
-from itertools import takewhile
+"""Tests how a configuration file is read."""
+
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from proxy.backends.base import Message
-from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.config import (
-    Config,
     EmbeddedConfig,
-    LiteLLMConfig,
     LlamaCppConfig,
     VllmConfig,
     load_config,
 )
 from proxy.errors import ConfigError
-from tests.support.paths import ROOT
-
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-FILE: dict[str, Any] = {
-    "upstreams": {
-        "small": {"kind": "llamacpp", "base_url": "http://127.0.0.1:30012", "model": "s"},
-        "large": {"kind": "vllm", "base_url": "http://127.0.0.1:30011/", "model": "l"},
-    },
-    "models": {"motab/pair": {"student": "small", "teacher": "large"}},
-}
-FULL = """
-server: {host: 0.0.0.0, port: 8801, api_keys: ["${ONE}", "key-${TWO}-${ONE}"], max_concurrent: 9,
-  max_body_bytes: 1024, max_n: 5, max_total_tokens: 4096, request_timeout_s: 1.5}
-upstreams:
-  small: {kind: embedded, model: "package:x", slots: 2, context_tokens: 512, max_concurrent: 3}
-  large: {kind: vllm, base_url: "https://${HOST}:30011", model: Qwen/Qwen3-32B, tokenizer: org/t,
-    api_key: "${ONE}", chat_template: "{{ messages }}", retries: {attempts: 1, total_s: 2.5},
-    stall_timeout_s: 7, answer_timeout_s: 8.5}
-models:
-  motab/pair: {student: small, teacher: large, params: {base_threshold: 0.3, revise: "${TWO}"}}
-"""
-
-
-def changed(path: str, value: object) -> dict[str, Any]:
-    """The file with another value at this path; keys are divided by blanks."""
-    found = deepcopy(FILE)
-    *sections, key = path.split()
-    section = found
-    for name in sections:
-        section = section.setdefault(name, {})
-    section[key] = value
-    return found
-
-
-def without(path: str) -> dict[str, Any]:
-    found = deepcopy(FILE)
-    *sections, key = path.split()
-    section = found
-    for name in sections:
-        section = section[name]
-    del section[key]
-    return found
-
-
-def loaded(content: object, tmp_path: Path) -> Config:
-    path = tmp_path / "motab.yaml"
-    text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
-    path.write_text(text, encoding="utf-8")
-    return load_config(path)
-
-
-def complaint(content: object, tmp_path: Path) -> str:
-    """The error's sentence, without the file's name that it must begin with."""
-    with pytest.raises(ConfigError) as caught:
-        loaded(content, tmp_path)
-    sentence = str(caught.value)
-    start = f"{tmp_path / 'motab.yaml'}: "
-    assert sentence.startswith(start)
-    assert "\n" not in sentence
-    return sentence.removeprefix(start)
+from tests.support.proxy.configs import FILE, FULL, changed, complaint, loaded, without
 
 
 def test_a_short_file_is_completed_with_the_defaults(tmp_path: Path) -> None:
@@ -155,141 +91,6 @@ def test_a_variable_that_is_not_set_is_named_with_its_place(
     monkeypatch.delenv("MOTAB_NOT_SET", raising=False)
     sentence = complaint(changed(path, value), tmp_path)
     assert sentence == f"{where}: the environment variable MOTAB_NOT_SET is not set"
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "sentence"),
-    [
-        ("serve", {}, "serve is not a known field"),
-        ("server prot", 1, "server.prot is not a known field"),
-        ("upstreams small basurl", "x", "upstreams.small.basurl is not a known field"),
-        ("upstreams large slots", 2, "upstreams.large.slots is not a known field"),
-        ("models motab/pair treacher", "x", "models.motab/pair.treacher is not a known field"),
-        (
-            "models motab/pair params",
-            {"gama": 1},
-            "models.motab/pair.params: gama is not a known field",
-        ),
-        (
-            "models motab/pair params",
-            {"base_threshold": 3.0},
-            "models.motab/pair.params: base_threshold must be in [0, 1], not 3.0",
-        ),
-        (
-            "models motab/pair params",
-            {"max_step_tokens": "many"},
-            "models.motab/pair.params: max_step_tokens: input should be a valid integer",
-        ),
-        (
-            "models motab/pair params",
-            [],
-            "models.motab/pair.params: input should be a valid dictionary",
-        ),
-        ("server port", 65536, "server.port: input should be less than or equal to 65535"),
-        ("server port", -1, "server.port: input should be greater than or equal to 0"),
-        ("server max_concurrent", 0, "server.max_concurrent: input should be greater than or "),
-        ("server max_body_bytes", 0, "server.max_body_bytes: input should be greater than or "),
-        ("server max_n", 0, "server.max_n: input should be greater than or equal to 1"),
-        ("server max_total_tokens", 0, "server.max_total_tokens: input should be greater than "),
-        ("server request_timeout_s", 0, "server.request_timeout_s: input should be greater than 0"),
-        ("server host", 1, "server.host: input should be a valid string"),
-        ("server api_keys", "key", "server.api_keys: input should be a valid tuple"),
-        ("server api_keys", [""], "server.api_keys: an API key must not be empty"),
-        (
-            "server host",
-            "0.0.0.0",
-            "server: without api_keys the server listens on loopback only, not on '0.0.0.0'",
-        ),
-        (
-            "upstreams small kind",
-            "lamacpp",
-            "upstreams.small.kind: must be 'llamacpp', ",
-        ),
-        ("upstreams small", "x", "upstreams.small: input should be a valid dictionary or object"),
-        ("upstreams", {}, "upstreams: dictionary should have at least 1 item after validation"),
-        ("models", {}, "models: dictionary should have at least 1 item after validation"),
-        ("models", [], "models: input should be a valid dictionary"),
-        (
-            "models motab/pair",
-            {"student": "tiny", "teacher": "large"},
-            "models.motab/pair.student: no upstream 'tiny'; there are small, large",
-        ),
-        (
-            "models motab/pair",
-            {"student": "small", "teacher": "huge"},
-            "models.motab/pair.teacher: no upstream 'huge'; there are small, large",
-        ),
-        (
-            "upstreams small base_url",
-            "http://h:1/v1",
-            "upstreams.small.base_url: is the server's root: leave '/v1' out of 'http://h:1/v1'",
-        ),
-        (
-            "upstreams large base_url",
-            "http://h:1/api/v1/",
-            "upstreams.large.base_url: is the server's root: leave '/v1' out of 'http://h:1/api/v1/",
-        ),
-        (
-            "upstreams small base_url",
-            "127.0.0.1:30012",
-            "upstreams.small.base_url: must be a URL such as http://127.0.0.1:30011, not '127.",
-        ),
-        ("upstreams small base_url", "ftp://h", "upstreams.small.base_url: must be a URL such as "),
-        ("upstreams small base_url", "http://", "upstreams.small.base_url: must be a URL such as "),
-        (
-            "upstreams large tokenizer",
-            "",
-            "upstreams.large.tokenizer: string should have at least 1 character",
-        ),
-        (
-            "upstreams large",
-            {"kind": "openai", "base_url": "http://h", "model": "m", "tokenizer": "server"},
-            "upstreams.large.tokenizer: such a server tells no tokens: name the model's tokenizer",
-        ),
-        (
-            "upstreams small max_concurrent",
-            0,
-            "upstreams.small.max_concurrent: input should be greater than or equal to 1",
-        ),
-        ("upstreams small gpus", 0, "upstreams.small.gpus: input should be greater than 0"),
-        (
-            "upstreams small retries",
-            {"attempts": 0},
-            "upstreams.small.retries.attempts: input should be greater than or equal to 1",
-        ),
-        (
-            "upstreams small stall_timeout_s",
-            0,
-            "upstreams.small.stall_timeout_s: input should be greater than 0",
-        ),
-        (
-            "upstreams small retries",
-            {"total_s": 0},
-            "upstreams.small.retries.total_s: input should be greater than 0",
-        ),
-        (
-            "upstreams small",
-            {"kind": "embedded", "model": "m", "slots": 0},
-            "upstreams.small.slots: input should be greater than or equal to 1",
-        ),
-        (
-            "upstreams small",
-            {"kind": "embedded", "model": "m", "context_tokens": 15},
-            "upstreams.small.context_tokens: input should be greater than or equal to 16",
-        ),
-    ],
-)
-def test_a_bad_value_is_told_with_its_path_and_what_would_be_right(
-    path: str, value: object, sentence: str, tmp_path: Path
-) -> None:
-    assert complaint(changed(path, value), tmp_path).startswith(sentence)
-
-
-@pytest.mark.parametrize("port", ["port", "99999"])
-def test_a_url_with_an_impossible_port_is_refused(port: str, tmp_path: Path) -> None:
-    url = f"http://127.0.0.1:{port}"
-    sentence = complaint(changed("upstreams small base_url", url), tmp_path)
-    assert sentence.startswith("upstreams.small.base_url: ")
 
 
 @pytest.mark.parametrize(
@@ -409,68 +210,3 @@ def test_keys_do_not_show_in_a_complaint_about_another_key(
     monkeypatch.setenv("SECRET", "hunter2")
     content = changed("server", {"api_keys": ["${SECRET}"], "prot": 1})
     assert "hunter2" not in complaint(content, tmp_path)
-
-
-@pytest.fixture
-def bundled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """One of the configurations that come with motab, with every variable that it names set."""
-    path: Path = request.param
-    for name in re.findall(r"\$\{(\w+)\}", path.read_text(encoding="utf-8")):
-        monkeypatch.setenv(name, f"value-of-{name}")
-    return load_config(path)
-
-
-@pytest.mark.parametrize("bundled", CONFIGS, ids=lambda path: path.name, indirect=True)
-def test_a_bundled_configuration_loads_and_its_templates_end_where_the_answer_begins(
-    bundled: Config,
-) -> None:
-    talk = tuple(map(Message, ("system", "user", "assistant", "user"), ("Be.", "A?", "B.", "C?")))
-    for upstream in bundled.upstreams.values():
-        if upstream.chat_template is not None:
-            rendered = ChatTemplate(upstream.chat_template).render(talk)
-            assert "B." in rendered
-            answer = rendered.rpartition("C?")[2]
-            assert answer.endswith(("assistant\n", "model\n", "</think>\n\n", "<|message|>"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_a_bundled_configuration_opens_with_the_command_that_runs_it(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comment = " ".join(takewhile(lambda line: line.startswith("#"), lines))
-    if path.name.startswith("compose_"):
-        mounted = (path.parents[1] / "compose.yaml").read_text(encoding="utf-8")
-        assert f"./configs/{path.name}:/etc/motab/config.yaml" in mounted
-        assert "docker compose up" in comment
-    else:
-        assert re.findall(r"motab serve --config (\S+)", comment) == [f"configs/{path.name}"]
-
-
-HOSTED = {"kind": "litellm", "model": "groq/openai/gpt-oss-120b"}
-
-
-def test_a_hosted_api_needs_a_model_only(tmp_path: Path) -> None:
-    upstream = loaded(changed("upstreams large", HOSTED), tmp_path).upstreams["large"]
-    assert isinstance(upstream, LiteLLMConfig)
-    assert (upstream.api_key, upstream.base_url, upstream.continuation) == (None, None, None)
-
-
-def test_a_hosted_apis_url_may_end_in_v1(tmp_path: Path) -> None:
-    hosted = {**HOSTED, "base_url": "http://127.0.0.1:1/v1/"}
-    upstream = loaded(changed("upstreams large", hosted), tmp_path).upstreams["large"]
-    assert isinstance(upstream, LiteLLMConfig)
-    assert upstream.base_url == "http://127.0.0.1:1/v1"
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("continuation", "guess"),
-        ("reasoning", True),
-        ("base_url", "127.0.0.1"),
-        ("api_key", ""),
-        ("chat_template", "{{ messages }}"),
-    ],
-)
-def test_a_hosted_apis_wrong_key_is_named(key: str, value: Any, tmp_path: Path) -> None:
-    content = changed("upstreams large", {**HOSTED, key: value})
-    assert complaint(content, tmp_path).startswith(f"upstreams.large.{key}: ")

@@ -14,7 +14,7 @@ from synth_client.questions.question import Unit
 from synth_client.record import Record
 from synth_client.runs.progress import Progress, Tally, render_progress
 from tests.support.records import breached, record_of, unbroken
-from tests.unit.synth_client.test_client import SYNTHESIS, unit_of
+from tests.support.synth_client.client import SYNTHESIS, unit_of
 
 UNIT = unit_of(SYNTHESIS)
 BREACHED = Outcome(UNIT, record_of(breached()))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from synth_client.record import Record
 from synth_client.training_data.filters import Filters
-from tests.integration.synth_client.test_export import written
 from tests.support.records import breached, record_of, unbroken
-from tests.unit.trainer.test_recipe import FILE
+from tests.support.synth_client.exports import written
+from tests.support.trainer.recipes import FILE
 from trainer.errors import RecipeError
 from trainer.foreign.weigh_tokens import Fit, Token, log_ratio, place_of, tokens_of
 from trainer.training.loss_spans import export_with_spans, learned

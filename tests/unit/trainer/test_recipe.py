@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from tests.support.paths import ROOT
+from tests.support.trainer.recipes import FILE
 from trainer.errors import RecipeError
 from trainer.training.dataset import Dataset
 from trainer.training.llamafactory import settings_of
@@ -13,11 +14,6 @@ from trainer.training.recipe import AutoHardware, CpuHardware, GpuHardware, Reci
 
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 GOLDEN = ROOT / "tests" / "golden" / "llamafactory-0.9.5"
-FILE: dict[str, Any] = {
-    "model": "org/student",
-    "data": {"kind": "records", "path": "records.jsonl"},
-    "output": "out",
-}
 DATASET = Dataset(Path("/runs/student/data"), "motab", Path("records.jsonl"), "", 1)
 
 

@@ -1,0 +1,1 @@
+"""Tests the HTTP interface over scripted models."""

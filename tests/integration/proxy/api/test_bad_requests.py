@@ -1,0 +1,238 @@
+"""Tests which requests are refused, and how."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.support.proxy.api import (
+    CHAT,
+    MODEL,
+    SCORE,
+    TEXT,
+    answer,
+    chat,
+    error_in,
+    error_of,
+    in_process,
+    over_http,
+    service_of,
+    text,
+)
+from tests.support.scripted import ScriptedBackend, says
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"temperature": 3}, "temperature", "invalid_value"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"n": 65}, "n", "invalid_value"),
+        ({"stop": ""}, "stop", "invalid_value"),
+        ({"stop": [1]}, "stop[0]", "invalid_value"),
+        ({"tools": [{}]}, "tools", "unsupported_field"),
+        ({"logprobs": True}, "logprobs", "unsupported_field"),
+        ({"motab": {"base_threshold": 2}}, "motab.base_threshold", "invalid_value"),
+        ({"motab": {"gama": 1}}, "motab.gama", "invalid_value"),
+        ({"motab": {"method": "guess"}}, "motab.method", "invalid_value"),
+        ({"motab": {"gamma": "1.0"}}, "motab.gamma", "invalid_value"),
+        ({"motab": {"gamma": 0}}, "motab.gamma", "invalid_value"),
+        ({"motab": {"beta": True}}, "motab.beta", "invalid_value"),
+        ({"motab": {"beta": 1.5}}, "motab.beta", "invalid_value"),
+        ({"motab": {"max_total_tokens": 131073}}, "motab.max_total_tokens", "invalid_value"),
+    ],
+)
+async def test_a_bad_request_is_a_400_that_names_the_field(
+    stream: bool, fields: dict[str, Any], param: str, code: str
+) -> None:
+    student = ScriptedBackend(says("x"))
+    status, error = await error_of(service_of(student), CHAT, chat(**fields, stream=stream))
+    assert (status, error["param"], error["code"]) == (400, param, code)
+    assert error["type"] == "invalid_request_error"
+    assert not student.rendered
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("value", [2**64, -(2**64), "\ud800"], ids=["large", "negative", "half"])
+async def test_an_option_that_json_can_hold_but_motab_cannot_is_a_400_that_names_it(
+    stream: bool, value: object
+) -> None:
+    field = "delimiter" if isinstance(value, str) else "max_total_tokens"
+    body = json.dumps(chat(stream=stream, motab={field: value}))  # escapes the lone surrogate
+    async with in_process(service_of(ScriptedBackend(says("x")))) as client:
+        headers = {"content-type": "application/json"}
+        response = await client.post(CHAT, content=body, headers=headers)
+    assert response.status_code == 400
+    assert error_in(response)["param"] == f"motab.{field}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": "\ud800"}, "model"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        ({"stop": ["\ud800"]}, "stop[0]"),
+        ({"user": "\ud800"}, "user"),
+        ({"motab": {"\ud800": 1}}, "motab"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_half_a_surrogate_pair_which_no_upstream_can_be_sent_is_a_400(
+    fields: dict[str, Any], param: str
+) -> None:
+    student = ScriptedBackend(says("x"))
+    content = json.dumps(chat(**fields))
+    async with in_process(service_of(student)) as client:
+        headers = {"content-type": "application/json"}
+        response = await client.post(CHAT, content=content, headers=headers)
+    assert response.status_code == 400
+    assert error_in(response)["param"].startswith(param)
+    assert not student.rendered
+
+
+async def test_events_without_a_stream_are_refused() -> None:
+    service = service_of(ScriptedBackend())
+    status, error = await error_of(service, CHAT, chat(motab={"events": True}))
+    assert (status, error["param"]) == (400, "motab.events")
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b'{"model": ', {"content-type": "application/json"}),
+        (b"[]", {"content-type": "application/json"}),
+        (b'"text"', {"content-type": "application/json"}),
+        (b"", {"content-type": "application/json"}),
+        (b'{"model": "\xff"}', {"content-type": "application/json"}),
+        (b"model=x", {"content-type": "application/x-www-form-urlencoded"}),
+    ],
+    ids=["cut", "list", "string", "empty", "not UTF-8", "form"],
+)
+async def test_a_body_that_is_no_json_object_is_a_bad_request(
+    content: bytes, headers: dict[str, str]
+) -> None:
+    async with in_process(service_of(ScriptedBackend())) as client:
+        response = await client.post(CHAT, content=content, headers=headers)
+    assert response.status_code == 400
+    assert error_in(response)["code"] == "invalid_value"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"best_of": 1},
+        {"echo": False},
+        {"frequency_penalty": 0},
+        {"frequency_penalty": 0.0},
+        {"logit_bias": {}},
+        {"logprobs": False},
+        {"logprobs": None},
+        {"metadata": {}},
+        {"presence_penalty": 0},
+        {"response_format": {"type": "text"}},
+        {"store": False},
+        {"suffix": ""},
+        {"tools": []},
+        {"tool_choice": None},
+        {"user": "someone"},
+        {"n": None, "stop": None, "temperature": None, "motab": None, "stream_options": None},
+    ],
+    ids=str,
+)
+async def test_a_field_that_asks_for_nothing_is_accepted(field: dict[str, Any]) -> None:
+    service = service_of(ScriptedBackend(says("x")))
+    assert (await answer(service, CHAT, chat(**field))).status_code == 200
+    assert (await answer(service, TEXT, text(**field))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"best_of": 2},
+        {"echo": True},
+        {"frequency_penalty": 0.1},
+        {"logit_bias": {"1": 1}},
+        {"logprobs": 1},
+        {"logprobs": 0},  # of text completions: the sampled tokens' own
+        {"metadata": {"a": "b"}},
+        {"presence_penalty": -1},
+        {"response_format": {"type": "json_object"}},
+        {"store": True},
+        {"suffix": "x"},
+        {"tools": [{"type": "function"}]},
+        {"tool_choice": "auto"},
+        {"functions": []},
+        {"top_logprobs": 2},
+        {"top_k": 40},
+        {"service_tier": "auto"},
+        {"x-unknown": 1},
+    ],
+    ids=str,
+)
+async def test_a_field_that_asks_for_something_else_is_refused_by_name(
+    field: dict[str, Any],
+) -> None:
+    (name,) = field
+    service = service_of(ScriptedBackend(says("x")))
+    for path, body in ((CHAT, chat(**field)), (TEXT, text(**field))):
+        status, error = await error_of(service, path, body)
+        assert (status, error["param"], error["code"]) == (400, name, "unsupported_field")
+        assert error["message"] == f"{name} is not supported"
+
+
+@pytest.mark.parametrize("path", [CHAT, SCORE])
+async def test_an_unknown_model_is_a_404_that_names_those_there_are(path: str) -> None:
+    body = chat(model="gpt") if path == CHAT else {**text(model="gpt"), "text": "x"}
+    status, error = await error_of(service_of(ScriptedBackend()), path, body)
+    assert (status, error["param"], error["code"]) == (404, "model", "model_not_found")
+    assert MODEL in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", CHAT, 405), ("POST", "/v1/embeddings", 404)]
+)
+async def test_unknown_paths_and_methods_are_told_in_openais_shape(
+    method: str, path: str, status: int
+) -> None:
+    async with in_process(service_of(ScriptedBackend())) as client:
+        response = await client.request(method, path)
+    assert response.status_code == status
+    error = error_in(response)
+    assert error["code"] == "unknown_url"
+    assert f"{method} {path}" in error["message"]
+    assert response.headers["x-request-id"]
+
+
+async def test_a_plain_model_has_only_its_own_method() -> None:
+    service = service_of(ScriptedBackend(says("x")), ScriptedBackend(says("y")))
+    alone = (await answer(service, CHAT, chat(model="student/s"))).json()
+    assert alone["choices"][0]["message"]["content"] == "x"
+    assert alone["choices"][0]["motab"]["method"] == "student"
+    alone = (await answer(service, CHAT, chat(model="teacher/t"))).json()
+    assert alone["choices"][0]["message"]["content"] == "y"
+    asked = chat(model="student/s", motab={"method": "motab"})
+    status, error = await error_of(service, CHAT, asked)
+    assert (status, error["param"]) == (400, "motab.method")
+
+
+async def test_a_body_over_the_limit_is_refused_by_its_content_length() -> None:
+    service = service_of(ScriptedBackend(says("x")), max_body_bytes=200)
+    assert (await answer(service, CHAT, chat())).status_code == 200
+    status, error = await error_of(service, CHAT, chat(user="u" * 200))
+    assert (status, error["code"]) == (413, "body_too_large")
+
+
+async def test_a_body_over_the_limit_is_refused_although_it_comes_in_chunks() -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"model": "'
+        for _ in range(100):
+            yield b"x" * 100
+
+    service = service_of(ScriptedBackend(says("x")), max_body_bytes=200)
+    async with over_http(service) as client:
+        headers = {"content-type": "application/json"}
+        response = await client.post(CHAT, content=body(), headers=headers)
+    assert response.status_code == 413
+    assert error_in(response)["code"] == "body_too_large"

@@ -1,0 +1,194 @@
+"""Tests the scoring of given texts, and teachers that judge."""
+
+from typing import Any
+
+import pytest
+
+from proxy.api.service import Service
+from proxy.backends.base import Scores
+from proxy.core.types import StepScore
+from proxy.errors import UpstreamFailed
+from tests.support.proxy.api import (
+    CHAT,
+    MODEL,
+    MOTAB_CHAT,
+    SCORE,
+    STITCHED,
+    A,
+    B,
+    answer,
+    chat,
+    error_of,
+    in_process,
+    over_http,
+    payloads,
+    samples_of,
+    service_of,
+    straying,
+    streamed_text,
+    text,
+)
+from tests.support.scripted import ScriptedBackend, values
+
+
+@pytest.mark.parametrize("question", [text(), chat()], ids=["prompt", "messages"])
+async def test_a_given_text_is_scored_step_by_step_in_one_call(question: dict[str, Any]) -> None:
+    student, teacher = straying()
+    body = {**question, "text": A + B + "tail", "motab": {"base_threshold": 0.1}}
+    found = (await answer(service_of(student, teacher), SCORE, body)).json()
+    assert found["object"] == "motab.score"
+    assert found["model"] == MODEL
+    assert (found["breach"], found["bifurcation"]) == (1, 1)
+    assert [step["value"] for step in found["steps"]] == [0.9, 0.05, 0.9]
+    assert [step["boundary"] for step in found["steps"]] == [0.1] * 3
+    assert [step["safe"] for step in found["steps"]] == [True, False, True]
+    assert [(step["start"], step["end"]) for step in found["steps"]] == [(0, 6), (6, 12), (12, 16)]
+    assert found["params"]["base_threshold"] == 0.1
+    prompt = "Q" if "prompt" in question else "<user>Q<answer>"
+    (scoring,) = teacher.scorings
+    assert scoring.context == prompt + A + B + "tail"
+    assert scoring.num_new == 3
+    assert found["usage"]["prompt_tokens"] == len(prompt)
+    assert found["usage"]["motab"] == {
+        "teacher_scored_tokens": 16,
+        "teacher_cached_tokens": 0,
+        "score_calls": 1,
+    }
+    assert not student.rendered
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"text": ""}, "text"),
+        ({"text": "x", "prompt": ""}, "prompt"),
+        ({"text": "x", "messages": [{"role": "user", "content": "Q"}]}, "messages"),
+        ({"text": "x", "model": "student/s"}, "model"),
+        ({"text": "x", "temperature": 1}, "temperature"),
+        ({}, "text"),
+    ],
+    ids=["empty", "no prompt", "both", "no teacher", "sampling", "missing"],
+)
+async def test_a_text_that_cannot_be_scored_is_a_400(fields: dict[str, Any], param: str) -> None:
+    status, error = await error_of(service_of(ScriptedBackend()), SCORE, {**text(), **fields})
+    assert (status, error["param"]) == (400, param)
+
+
+async def test_a_teacher_alone_can_score() -> None:
+    body = {**text(model="teacher/t"), "text": "x"}
+    response = await answer(service_of(ScriptedBackend()), SCORE, body)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("fault", ["too few", "no entropy", "down"])
+async def test_a_teacher_that_fails_to_score_is_a_502(fault: str) -> None:
+    def too_few(scores: Scores) -> Scores:
+        return Scores(scores.steps[:-1], None, scores.num_tokens, 0)
+
+    def no_entropy(scores: Scores) -> Scores:
+        nothing = values({})("", "")
+        steps = [type(nothing)(s.value, None, s.num_tokens) for s in scores.steps]
+        return Scores(tuple(steps), None, scores.num_tokens, 0)
+
+    teacher = {
+        "too few": ScriptedBackend(distort=too_few),
+        "no entropy": ScriptedBackend(distort=no_entropy),
+        "down": ScriptedBackend(faults={("score", 0): UpstreamFailed("teacher", "down")}),
+    }[fault]
+    body = {**text(), "text": A + B}
+    status, error = await error_of(service_of(ScriptedBackend(), teacher), SCORE, body)
+    assert (status, error["type"]) == (502, "upstream_error")
+
+
+STATIC = {"boundary": "static", "base_threshold": 0.5}
+
+
+def judged(defaults: dict[str, Any] | None = None) -> Service:
+    """The straying student, before a teacher that can only be asked for marks."""
+    student, teacher = straying()
+    teacher.scoring = "judge_sample"
+    marks = {A: 0.9, B: 0.05}
+    teacher.judge = lambda _context, step: StepScore(marks.get(step, 0.9), None, len(step))
+    return service_of(student, teacher, defaults)
+
+
+async def test_a_judges_trajectory_tells_in_header_trace_and_metric_how_it_was_scored() -> None:
+    service = judged(STATIC)
+    async with in_process(service) as client:
+        response = await client.post(MOTAB_CHAT, json=chat())
+        samples = await samples_of(client)
+    assert response.headers["x-motab-scoring"] == "judge_sample"
+    (choice,) = response.json()["choices"]
+    assert choice["message"]["content"] == STITCHED
+    assert choice["motab"]["scoring"] == "judge_sample"
+    assert [step["entropy"] for step in choice["motab"]["steps"]] == [None, None]
+    assert [step["boundary"] for step in choice["motab"]["steps"]] == [0.5, 0.5]
+    assert samples["motab_score_calls_total", MODEL, "judge_sample"] == 1
+
+
+async def test_a_judges_stream_tells_it_too() -> None:
+    response = await answer(judged(STATIC), CHAT, chat(stream=True))
+    assert response.headers["x-motab-scoring"] == "judge_sample"
+    chunks = payloads(response)
+    assert streamed_text(chunks) == STITCHED
+    told = [chunk["choices"][0]["motab"] for chunk in chunks[:-1] if "motab" in chunk["choices"][0]]
+    assert [trace["scoring"] for trace in told] == ["judge_sample"]
+
+
+async def test_what_is_not_scored_tells_no_way_of_scoring() -> None:
+    body = chat(motab={"method": "student"})
+    response = await answer(judged(), CHAT, body)
+    assert response.status_code == 200
+    assert "x-motab-scoring" not in response.headers
+
+
+@pytest.mark.parametrize("path", [CHAT, SCORE])
+@pytest.mark.parametrize(
+    ("defaults", "asked", "param"),
+    [
+        ({}, {"base_threshold": 0.5}, "motab.boundary"),
+        ({}, {"boundary": "static"}, "motab.base_threshold"),
+        (STATIC, {"boundary": "adaptive"}, "motab.boundary"),
+        (STATIC, {"scoring": "prompt_logprobs"}, "motab.scoring"),
+        (STATIC, {"scoring": "judge_logprob"}, "motab.scoring"),
+    ],
+    ids=[
+        "adaptive by default",
+        "no threshold",
+        "adaptive",
+        "no log-probs",
+        "no judge of that kind",
+    ],
+)
+async def test_a_judge_is_never_held_against_a_boundary_made_for_probabilities(
+    path: str, defaults: dict[str, Any], asked: dict[str, Any], param: str
+) -> None:
+    body = {**text(), "text": A} if path == SCORE else chat()
+    status, error = await error_of(judged(defaults), path, {**body, "motab": asked})
+    assert (status, error["param"]) == (400, param)
+
+
+async def test_the_thresholds_of_model_and_request_go_together() -> None:
+    for defaults, asked in ((STATIC, {}), ({}, STATIC), ({"boundary": "static"}, STATIC)):
+        response = await answer(judged(defaults), CHAT, chat(motab=asked))
+        assert response.status_code == 200
+
+
+async def test_a_given_text_is_marked_and_the_answer_says_so() -> None:
+    body = {**text(), "text": A + B, "motab": {**STATIC, "scoring": "judge_sample"}}
+    found = (await answer(judged(), SCORE, body)).json()
+    assert found["scoring"] == "judge_sample"
+    assert [step["value"] for step in found["steps"]] == [0.9, 0.05]
+    assert [step["entropy"] for step in found["steps"]] == [None, None]
+    assert found["breach"] == 1
+
+
+async def test_token_logprobs_need_two_servers_that_tell_them() -> None:
+    async with over_http(service_of(ScriptedBackend())) as client:
+        body = {"model": MODEL, "prompt": "Q", "text": A, "token_logprobs": True}
+        answer = await client.post(SCORE, json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["code"] == "scoring_unavailable"
+    assert "upstream 'student' cannot give token_logprobs" in error["message"]
+    assert "it has: prompt_logprobs" in error["message"]

@@ -1,0 +1,13 @@
+"""Gives the tests a scripted server."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.support.openai_server import Scripted, scripted
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Scripted]:
+    async with scripted() as found:
+        yield found

@@ -1,0 +1,117 @@
+"""Runs `motab synth`, in the test's event loop or as a process, and reads its files."""
+
+import asyncio
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from rich.console import Console
+
+from synth_client.errors import ClientError
+from synth_client.files.record_file import read_records
+from synth_client.questions.dataset import open_dataset
+from synth_client.questions.question import Synthesis
+from synth_client.record import Record
+from synth_client.runs.outputs import Totals
+from synth_client.runs.synthesise import Run, synthesise
+from tests.support.openai_server import Scripted
+from tests.support.paths import ROOT
+
+# What a user's terminal may set is taken out: a pipe has 80 columns, and no line may be cut there.
+ENV = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "FORCE_COLOR", "TERM"}}
+
+
+def write_questions(path: Path, number: int) -> Path:
+    path.write_bytes(
+        b"".join(
+            orjson.dumps({"id": f"q{i}", "question": f"What is {i}?", "answer": str(i % 7)}) + b"\n"
+            for i in range(number)
+        )
+    )
+    return path
+
+
+SYNTHESIS = Synthesis(model="motab/pair", seed=7)
+
+
+async def run(
+    server: Scripted,
+    source: Path,
+    output: Path,
+    *,
+    synthesis: Synthesis = SYNTHESIS,
+    limit: int | None = None,
+    **how: Any,
+) -> Totals:
+    """A run inside this event loop."""
+    asked = Run(
+        dataset=open_dataset(str(source), limit=limit),
+        output=output,
+        base_urls=(server.base_url,),
+        synthesis=synthesis,
+        **{"verify": "number", **how},
+    )
+    return await synthesise(asked, Console(file=io.StringIO()))
+
+
+async def failure(server: Scripted, source: Path, output: Path, **how: Any) -> str:
+    """What a run says that fails."""
+    with pytest.raises(ClientError) as caught:
+        await run(server, source, output, **how)
+    return str(caught.value)
+
+
+class Process:
+    """`motab synth` as a process of its own."""
+
+    def __init__(self, base_url: str, source: Path, output: Path, *more: str | Path) -> None:
+        self.output = output
+        self._arguments = [
+            *(sys.executable, "-m", "motab", "synth"),
+            *(str(source), "--output", str(output), "--base-url", base_url),
+            *("--model", "motab/pair", "--seed", "7", "--verify", "number", *map(str, more)),
+        ]
+
+    async def start(self, **how: Any) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *self._arguments, cwd=ROOT, env=ENV, stdout=-1, stderr=-1, **how
+        )
+
+    def peak_memory(self) -> int:
+        """Runs it to its end; the most memory that it had, in KiB."""
+        with subprocess.Popen(self._arguments, cwd=ROOT, env=ENV, stdout=-3, stderr=-3) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return usage.ru_maxrss
+
+    async def ended(self, code: int, **how: Any) -> str:
+        """What it says: where it succeeds, on the one stream, where it fails, on the other."""
+        process = await self.start(**how)
+        out, err = await process.communicate()
+        assert process.returncode == code, err.decode()
+        return (err if code else out).decode()
+
+
+def records(path: Path) -> list[Record]:
+    return list(read_records(path))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def steady(path: Path) -> list[dict[str, Any]]:
+    """The records without what differs from run to run."""
+    varying = {"seconds", "attempts"}
+    return [{k: v for k, v in line.items() if k not in varying} for line in lines(path)]
+
+
+def units(found: Iterable[Record]) -> list[tuple[str, int]]:
+    return [(record.id, record.sample) for record in found]
