@@ -30,6 +30,10 @@ test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers
 test-browser: $(VENV)/.dev  ## the report in a real Chromium, which must be installed
 	$(BIN)/pytest tests/browser
 
+.PHONY: screenshots
+screenshots: $(VENV)/.dev  ## take the README's picture of the trajectory viewer, with the same Chromium
+	$(BIN)/python -m tests.browser.screenshot
+
 .PHONY: check
 check: $(VENV)/.dev  ## lint and types only
 	$(BIN)/ruff check .
