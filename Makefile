@@ -75,11 +75,11 @@ test-evalscope: $(VENV)/.dev $(EVALSCOPE)/.nltk  ## the named benchmarks with Ev
 	$(BIN)/pytest tests/evalscope
 
 .PHONY: bench
-bench: $(VENV)/.dev  ## the proxy's speed on simulated servers, beside the published loop; ten minutes
+bench: $(VENV)/.dev  ## the proxy's speed on simulated servers, compared with the published loop; ten minutes
 	$(BIN)/python -m benchmarks
 
 .PHONY: bench-real
-bench-real: $(VENV)/.dev $(SERVERS)/.installed  ## the same beside a real vLLM on the CPU
+bench-real: $(VENV)/.dev $(SERVERS)/.installed  ## the same comparison on a real vLLM on the CPU
 	$(BIN)/python -m benchmarks.real
 
 .PHONY: bench-env
@@ -93,7 +93,7 @@ hooks: $(VENV)/.dev  ## run the checks at every commit
 clean:  ## remove what make made
 	rm -rf $(VENV) $(SERVERS) $(REFERENCE) $(TRAINER) $(EVALSCOPE) .venv-litellm runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# The lock files hold every hash; `make lock` renews them. TORCH tells uv where PyTorch's CPU build is,
+# The lock files hold every hash; `make lock` renews them. TORCH says where PyTorch's CPU build is,
 # such as TORCH="--extra-index-url https://download.pytorch.org/whl/cpu".
 TORCH ?=
 .PHONY: lock
