@@ -1,4 +1,4 @@
-"""Who wrote which stretch of a trajectory, and in whose context."""
+"""Finds who wrote which stretch of a trajectory, and in whose context."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from synth_client.record import Author, Record
 
 @dataclass(frozen=True, slots=True)
 class TextKind:
-    """Text of one writer; `after_other` where text of the other stands before it."""
+    """A kind of text: who wrote it, and whether text by the other model comes before it."""
 
     writer: Author
     after_other: bool
@@ -21,12 +21,12 @@ KIND_LABELS: Final[Mapping[TextKind, str]] = {
     TextKind("teacher", after_other=True): "teacher's after student's",
     TextKind("student", after_other=True): "student's after teacher's",
 }
-"""The first two are contexts of one hand: the text itself and all before it."""
+"""In the first two kinds, one model wrote both the text and everything before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """The longest stretch, from character `start` to `end` (exclusive), that one writer wrote."""
+    """A maximal stretch by one writer, from character `start` to `end` (exclusive)."""
 
     kind: TextKind
     start: int
@@ -38,7 +38,7 @@ class Passage:
 
 
 def passages_of(record: Record) -> tuple[Passage, ...]:
-    """The passages in their order. The revise token is nobody's, so it lies between two of them."""
+    """Return the passages in order; the revise token has no writer and lies between two."""
     passages: list[Passage] = []
     writers: set[Author] = set()
     for span in record.spans:
@@ -55,8 +55,9 @@ def passages_of(record: Record) -> tuple[Passage, ...]:
 
 
 def handover_of(passages: Sequence[Passage]) -> int | None:
-    """Where the student's text ends and all that follows is the teacher's, None where that is not
-    so or the pen changes hands more often.
+    """Return where the student's text ends and the teacher's begins.
+
+    None unless that is the only change of writer.
     """
     if [passage.kind.writer for passage in passages] != ["student", "teacher"]:
         return None

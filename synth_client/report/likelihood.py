@@ -1,7 +1,7 @@
-"""How probable the student and the teacher find the texts, from token log-probabilities.
+"""Measures how probable the student and the teacher find the texts, from token log-probabilities.
 
-All numbers are ratios of two sums over trajectories, the log-probability of tokens or characters to
-their number, so that they can be added up one record at a time in memory that does not grow.
+Every number is a ratio of two sums over trajectories: the log-probability of tokens or characters,
+and their number. So records can be added one at a time, in memory that does not grow.
 """
 
 from collections import Counter, defaultdict
@@ -17,10 +17,10 @@ from synth_client.report.authorship import Passage, TextKind, handover_of, passa
 from synth_client.report.text_logprobs import MODELS, BothModels, Model
 
 NUM_BINS: Final = 40
-"""Of plots over characters; those around the handover have half of them on each side."""
+"""The number of bins in plots over characters; around the handover, half lie on each side."""
 RELATIVE_BINS: Final = 25
 BIN_WIDTHS: Final = tuple(25 * 2**level for level in range(13))
-"""In characters. Which one suits is known at the end only, so all are kept."""
+"""In characters. The best width is only known at the end, so all are kept."""
 OTHER_METHODS: Final = "other"
 _METHODS: Final = frozenset(get_args(Method))
 _SHARE_REACHED: Final = 0.2
@@ -29,7 +29,7 @@ _Z: Final = 1.96
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A ratio with its 95% interval, None for fewer than two trajectories."""
+    """A ratio with its 95% interval, which is None for fewer than two trajectories."""
 
     value: float
     low: float | None
@@ -39,7 +39,7 @@ class Estimate:
 
 @dataclass(slots=True)
 class Ratio:
-    """The sum of `amount` over the sum of `size`, of trajectories independent of each other."""
+    """The sum of `amount` divided by the sum of `size`, over independent trajectories."""
 
     num: int = 0
     _size: float = 0.0
@@ -49,7 +49,7 @@ class Ratio:
     _amounts: float = 0.0
 
     def add(self, size: float, amount: float) -> None:
-        """One more trajectory; one of size 0 says nothing."""
+        """Add a trajectory; size 0 is ignored."""
         if not size:
             return
         self.num += 1
@@ -60,16 +60,16 @@ class Ratio:
         self._amounts += amount * amount
 
     def estimate(self) -> Estimate:
-        """The ratio and 1.96 of its standard errors to either side; `num` must not be 0.
+        """Return the ratio plus and minus 1.96 standard errors; `num` must not be 0.
 
-        The error is that of a ratio estimator (Cochran 1977, 6.3), which for the mean of a cluster
-        sample is what resampling the trajectories comes to.
+        The standard error is that of a ratio estimator (Cochran 1977, 6.3). For the mean of a
+        cluster sample it agrees with resampling whole trajectories.
         """
         ratio = self._amount / self._size
         if self.num == 1:
             return Estimate(ratio, None, None, 1)
         squares = self._amounts - 2 * ratio * self._products + ratio * ratio * self._sizes
-        # Rounding may leave less than nothing.
+        # Rounding may make the sum slightly negative.
         variance = max(squares, 0.0) * self.num / (self.num - 1)
         error = _Z * sqrt(variance) / self._size
         return Estimate(ratio, ratio - error, ratio + error, self.num)
@@ -77,10 +77,10 @@ class Ratio:
 
 @dataclass(slots=True)
 class Measures:
-    """Of the same stretches of text: each model's log-probability of a token, and the divergence.
+    """Each model's log-probability per token, and the divergence, over the same stretches of text.
 
-    The divergence is of a character: the log-probability under the model that wrote the text minus
-    that under the other.
+    The divergence is per character: the log-probability under the model that wrote the text minus
+    the log-probability under the other model.
     """
 
     student: Ratio = field(default_factory=Ratio)
@@ -91,7 +91,7 @@ class Measures:
         return self.student if model == "student" else self.teacher
 
     def add_tokens(self, readings: BothModels, stretches: Sequence[tuple[int, int]]) -> None:
-        """Stretches of one trajectory."""
+        """Add stretches of one trajectory."""
         for model in MODELS:
             found = [readings.by(model).tokens(*stretch) for stretch in stretches]
             self.by(model).add(sum(num for num, _ in found), sum(total for _, total in found))
@@ -99,7 +99,7 @@ class Measures:
     def add(
         self, readings: BothModels, stretches: Sequence[tuple[int, int]], kind: TextKind
     ) -> None:
-        """Stretches of one trajectory, all of one kind."""
+        """Add stretches of one trajectory, all of one kind."""
         self.add_tokens(readings, stretches)
         student, teacher = (
             sum(readings.by(model).characters(*stretch) for stretch in stretches)
@@ -117,7 +117,7 @@ def _bins() -> Bins:
 
 
 Profile = tuple[Bins, ...]
-"""Measures over positions, binned in each of `BIN_WIDTHS`. Bin b begins at b times the width."""
+"""Measures by position, binned in each of `BIN_WIDTHS`. Bin b begins at b times the width."""
 
 
 def _profile() -> Profile:
@@ -126,20 +126,20 @@ def _profile() -> Profile:
 
 @dataclass(slots=True)
 class Reach:
-    """How far texts go, in bin widths that it takes to hold them in a given number of bins."""
+    """Counts which of `BIN_WIDTHS` each text needs to fit into a given number of bins."""
 
     num_bins: int
     _levels: Counter[int] = field(default_factory=Counter)
 
     def add(self, length: int) -> None:
-        """One more text."""
+        """Add a text's length in characters."""
         wide_enough = (
             level for level, width in enumerate(BIN_WIDTHS) if length <= width * self.num_bins
         )
         self._levels[next(wide_enough, len(BIN_WIDTHS))] += 1
 
     def level(self, share: float) -> int:
-        """The index of the smallest width that holds at least so large a share of the texts."""
+        """Return the index of the smallest width that holds at least this share of the texts."""
         num = 0
         for level in range(len(BIN_WIDTHS)):
             num += self._levels[level]
@@ -148,22 +148,22 @@ class Reach:
         return len(BIN_WIDTHS) - 1
 
     def num_beyond(self, level: int) -> int:
-        """How many texts this width does not hold."""
+        """Return the number of texts too long for this width."""
         return sum(count for found, count in self._levels.items() if found > level)
 
 
 @dataclass(slots=True)
 class Likelihoods:
-    """What the plots of token log-probabilities show.
+    """The sums behind the plots of token log-probabilities.
 
-    `by_kind` is about whole passages and `over_length` about positions in them, from where they
-    begin; `reach` counts their lengths. `around_handover` lines trajectories up where the student's
-    text ends and the teacher goes on to the end, negative bins before it; `sides` counts the
+    `by_kind` covers whole passages, `over_length` positions from the start of a passage, and
+    `reach` the lengths of passages. `around_handover` aligns trajectories where the student's text
+    ends and the teacher writes all the rest (bins before that are negative); `sides` counts the
     shorter sides. `along` is by method and by bins of the whole output.
     """
 
     num_scored: int = 0
-    """Records with token log-probabilities and any output."""
+    """The number of records with token log-probabilities and some output."""
     num_handovers: int = 0
     by_kind: defaultdict[TextKind, Measures] = field(default_factory=lambda: defaultdict(Measures))
     over_length: defaultdict[TextKind, Profile] = field(
@@ -175,7 +175,7 @@ class Likelihoods:
     along: defaultdict[str, Bins] = field(default_factory=lambda: defaultdict(_bins))
 
     def add(self, record: Record) -> None:
-        """One more record; one without token log-probabilities has no part."""
+        """Add a record; one without token log-probabilities is ignored."""
         if record.token_logprobs is None or not record.output:
             return
         self.num_scored += 1
@@ -230,7 +230,7 @@ class Likelihoods:
 
 
 def points_of(ratios: Iterable[tuple[int, Ratio]], num: int) -> Iterator[tuple[int, Estimate]]:
-    """The estimates of the bins that at least a fifth of `num` trajectories have a part in."""
+    """Yield the estimates of bins to which at least a fifth of `num` trajectories contribute."""
     for index, ratio in sorted(ratios, key=lambda one: one[0]):
         if ratio.num and ratio.num >= _SHARE_REACHED * num:
             yield index, ratio.estimate()

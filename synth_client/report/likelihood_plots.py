@@ -1,4 +1,4 @@
-"""The plots of token log-probabilities: confidence, divergence, and both along trajectories."""
+"""Plots token log-probabilities: confidence, divergence, and both along trajectories."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +27,12 @@ from synth_client.report.text_logprobs import MODELS, Model
 _SHARE_IN_SIGHT: Final = 0.9
 _SHARE_OF_HANDOVERS: Final = 0.5
 _HOVER: Final = "%{y:.3f} (%{customdata})"
-_INTERVAL: Final = "The bands are 95% intervals over the trajectories."
+_INTERVAL: Final = "Bands are 95% intervals over trajectories."
 
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """A name of the palette and a kind of line."""
+    """A colour name of the palette and a line style."""
 
     colour: str
     dash: str = "solid"
@@ -51,7 +51,7 @@ _METHOD_STYLES: Final[Mapping[str, _Style]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """Estimates over positions, as they are drawn."""
+    """Estimates by position, ready to draw."""
 
     label: str
     style: _Style
@@ -59,7 +59,7 @@ class _Line:
 
 
 def likelihood_plots_of(run: Likelihoods) -> tuple[PlotGroup, ...]:
-    """All plots of token log-probabilities, none where no record has any."""
+    """Return all plots of token log-probabilities; none if no record has any."""
     if not run.num_scored:
         return ()
     along = [*_along(run)]
@@ -91,8 +91,8 @@ def _confidence(run: Likelihoods) -> Plot:
     _show_legend(figure).update_layout(hovermode="closest")
     caption = (
         "The geometric mean of the probabilities that each model gives the tokens of a text, by who"
-        f" wrote it and what stands before it; {run.num_scored:,} trajectories, 95% intervals."
-        " Tokenizers differ: compare a model with itself."
+        f" wrote it and what comes before it; {run.num_scored:,} trajectories, 95% intervals."
+        " Tokenizers differ, so compare a model only with itself."
     )
     return Plot("confidence", "Confidence", caption, figure)
 
@@ -105,7 +105,7 @@ def _confidence_over_length(run: Likelihoods) -> tuple[Plot, ...]:
         figure = _length_figure("probability", {"range": [0, 1.02]})
         _draw(figure, lines)
         caption = (
-            "The same by position, in characters from where a text begins."
+            "The same by position, in characters from the start of the text."
             f" {_INTERVAL}{_cut(run, level)}"
         )
         title = f"The {model}'s confidence over the length"
@@ -119,11 +119,11 @@ def _divergences(run: Likelihoods) -> tuple[Plot, Plot]:
     lines = _lines_by_kind(
         run, level, lambda bins: ((index, one.divergence) for index, one in bins.items())
     )
-    rates = _length_figure("nats a character", {})
+    rates = _length_figure("nats per character", {})
     _draw(rates, lines)
     caption = (
-        "The log-probability under the writer minus that under the other model, a sampled estimate"
-        " of KL(writer || other) where the text was drawn at temperature 1."
+        "Log-probability under the writer minus log-probability under the other model; a sampled"
+        " estimate of KL(writer || other) if the text was drawn at temperature 1."
         f" {_INTERVAL}{_cut(run, level)}"
     )
     sums = _length_figure("nats", {})
@@ -134,7 +134,7 @@ def _divergences(run: Likelihoods) -> tuple[Plot, Plot]:
             for (x, estimate), total in zip(line.points, totals, strict=True)
         ]
         _draw(sums, [_Line(line.label, line.style, points)])
-    cumulated = "The same, added up for a text that goes on so long: straight where errors do not"
+    cumulated = "The same, summed from the start of the text: straight if errors do not"
     return (
         Plot("divergence", "Divergence over the length", caption, rates),
         Plot("divergence-sum", "Divergence, cumulated", f"{cumulated} compound.", sums),
@@ -154,9 +154,9 @@ def _along(run: Likelihoods) -> tuple[Plot, ...]:
     plots = []
     for model, lines in drawn.items():
         x_axis = {"tickformat": ".0%", "range": [0, 1], "dtick": 0.25}
-        figure = new_figure(x="share of the output", y="nats a token", x_axis=x_axis, y_axis=scale)
+        figure = new_figure(x="share of output", y="nats per token", x_axis=x_axis, y_axis=scale)
         _draw(_show_legend(figure), lines)
-        caption = f"Mean log-probability of a token, by method. {_INTERVAL}"
+        caption = f"Mean log-probability per token, by method. {_INTERVAL}"
         plots.append(Plot(f"along-{model}", f"As the {model} finds it", caption, figure))
     return tuple(plots)
 
@@ -164,14 +164,14 @@ def _along(run: Likelihoods) -> tuple[Plot, ...]:
 def _handover(run: Likelihoods) -> Plot:
     level = run.sides.level(_SHARE_OF_HANDOVERS)
     width = BIN_WIDTHS[level]
-    figure = new_figure(x="characters from the handover", y="nats a token")
+    figure = new_figure(x="characters from the handover", y="nats per token")
     figure.add_vline(x=0, line={"color": colour("soft"), "width": 1, "dash": "dot"})
     for model in MODELS:
         found = points_of(_of_model(run.around_handover[level], model), run.num_handovers)
         points = [((index + 0.5) * width, _capped(estimate, 0.0)) for index, estimate in found]
         _draw(_show_legend(figure), [_Line(model, _Style(model), points)])
     caption = (
-        f"{run.num_handovers:,} trajectories lined up where the student's text ends and the"
+        f"{run.num_handovers:,} trajectories, aligned where the student's text ends and the"
         f" teacher's, revise token included, begins. {_INTERVAL}"
     )
     return Plot("along-handover", "Around the handover", caption, figure)
@@ -183,7 +183,7 @@ def _lines_by_kind(
     ratios: Callable[[Bins], Iterable[tuple[int, Ratio]]],
     drawn: Callable[[Estimate], Estimate] = lambda estimate: estimate,
 ) -> list[_Line]:
-    """A line for each kind of text, at the centres of the bins."""
+    """Return a line for each kind of text, with its points at the centres of the bins."""
     width = BIN_WIDTHS[level]
     lines = []
     for kind, label in KIND_LABELS.items():
@@ -212,7 +212,7 @@ def _of_model(bins: Bins, model: Model) -> Iterable[tuple[int, Ratio]]:
 
 
 def _exp(estimate: Estimate) -> Estimate:
-    """A mean log-probability as a probability."""
+    """Convert a mean log-probability to a probability."""
     if estimate.low is None or estimate.high is None:
         return Estimate(exp(estimate.value), None, None, estimate.num)
     value, low, high = map(exp, (estimate.value, estimate.low, estimate.high))
@@ -220,7 +220,7 @@ def _exp(estimate: Estimate) -> Estimate:
 
 
 def _capped(estimate: Estimate, limit: float) -> Estimate:
-    """Without the part of the interval that no log-probability, or probability, can be in."""
+    """Cut off the part of the interval that no log-probability (or probability) can reach."""
     high = None if estimate.high is None else min(estimate.high, limit)
     return replace(estimate, high=high)
 
@@ -231,13 +231,13 @@ def _length_figure(y: str, y_axis: Mapping[str, Any]) -> go.Figure:
 
 
 def _show_legend(figure: go.Figure) -> go.Figure:
-    # Plotly turns the order round where a trace fills up to the next.
+    # Plotly reverses the order where a trace fills up to the next.
     figure.update_layout(showlegend=True, legend_traceorder="normal")
     return figure
 
 
 def _scale(lines: Iterable[_Line]) -> dict[str, Any]:
-    """From 0 down to what the lowest of the lines needs, so that plots can be compared."""
+    """An axis from 0 down to the lowest line, so that plots on it can be compared."""
     values = [
         estimate.value if estimate.low is None else estimate.low
         for line in lines
@@ -266,7 +266,7 @@ def _dots(points: Sequence[tuple[float, Estimate]], name: str) -> go.Scatter:
 
 
 def _draw(figure: go.Figure, lines: Iterable[_Line]) -> None:
-    """Lines of values, each within a band from its lows to its highs."""
+    """Draw lines of values, each within a band from its lows to its highs."""
     for line in lines:
         shown = [(x, estimate, *_bounds(estimate)) for x, estimate in line.points]
         xs = [x for x, *_ in shown]
@@ -299,7 +299,7 @@ def _spoken(estimate: Estimate) -> str:
 
 
 def _bounds(estimate: Estimate) -> tuple[float, float]:
-    """The interval, as narrow as the value where a single trajectory gives none."""
+    """Return the interval; without one (a single trajectory), its bounds are the value."""
     low = estimate.value if estimate.low is None else estimate.low
     return low, estimate.value if estimate.high is None else estimate.high
 
@@ -308,4 +308,4 @@ def _cut(run: Likelihoods, level: int) -> str:
     num = run.reach.num_beyond(level)
     if not num:
         return ""
-    return f" Of {num:,} longer texts only the first {BIN_WIDTHS[level] * NUM_BINS:,} are shown."
+    return f" Of {num:,} longer texts, only the first {BIN_WIDTHS[level] * NUM_BINS:,} are shown."

@@ -1,8 +1,8 @@
-"""Pages that open offline: one HTML file with its scripts, its data and Plotly inside.
+"""Builds pages that open offline: one HTML file with its scripts, its data and Plotly inside.
 
-A page's Content-Security-Policy forbids the network and every script but those it was made with,
-which are named by their hashes. Data stands in it as gzip in base64, so no text of a record is ever
-read as HTML, and Plotly's script (4.8 MB) takes 2 MB.
+A page's Content-Security-Policy forbids the network and every script except the page's own, which
+it lists by hash. Data is embedded as gzip in base64, so no text of a record is ever read as HTML,
+and Plotly's script (4.8 MB) takes 2 MB.
 """
 
 import gzip
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from synth_client.report.plots import PlotGroup
 
 MAX_DATA_BYTES: Final = 200 * 2**20
-"""Of a page's data as it stands in the file; browsers become slow or give up far beyond."""
+"""The limit on a page's embedded data; browsers become slow or give up far beyond it."""
 _ASSETS: Final = files("synth_client.report") / "assets"
 
 
@@ -38,14 +38,14 @@ class PageError(ClientError):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Data of a page under an id; `content` is gzip in base64."""
+    """A page's data under an id; `content` is gzip in base64."""
 
     name: str
     content: str
 
 
-def block(name: str, data: Any) -> Block:  # noqa: ANN401 - whatever JSON can hold
-    """JSON data for a page."""
+def block(name: str, data: Any) -> Block:  # noqa: ANN401 - anything that JSON can hold
+    """Pack data as JSON for a page."""
     return Block(name, _packed(orjson.dumps(data)))
 
 
@@ -55,11 +55,11 @@ def page(
     scripts: Sequence[str],
     groups: "Sequence[PlotGroup]",
     blocks: Sequence[Block] = (),
-    **context: Any,  # noqa: ANN401 - what the template wants
+    **context: Any,  # noqa: ANN401 - the template's variables
 ) -> Iterator[str]:
-    """The page piece by piece. `template` and `scripts` are files of `assets`.
+    """Yield the page in pieces. `template` and `scripts` are files in `assets`.
 
-    Raises `PageError` where it would be too large.
+    Raises `PageError` if the page would be too large.
     """
     plots = {plot.name: plot.to_json() for group in groups for plot in group.plots}
     palette = {name: [one.light, one.dark] for name, one in PALETTE.items()}
@@ -73,7 +73,7 @@ def page(
     size = sum(len(one.content) for one in data)
     if size > MAX_DATA_BYTES:
         raise PageError(
-            f"the page would hold {size / 2**20:,.0f} MB, {MAX_DATA_BYTES >> 20} MB at most open"
+            f"the page would hold {size / 2**20:,.0f} MB, but only {MAX_DATA_BYTES >> 20} MB open"
             " well: show fewer trajectories (--max-trajectories)"
         )
     sources = [_asset(name) for name in scripts]
@@ -98,9 +98,9 @@ def page(
 
 
 def write_page(pieces: Iterable[str], path: Path) -> None:
-    """Write a page to `path`, and make its folder where there is none.
+    """Write a page to `path`, and create its folder if needed.
 
-    Raises `OutputError` where it cannot be written; then what was at `path` stays.
+    Raises `OutputError` if the page cannot be written; `path` then stays as it was.
     """
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def _asset(name: str) -> str:
 
 
 def require_plotly() -> None:
-    """Raise `PageError` where Plotly, which is in the extra `report`, is not installed."""
+    """Raise `PageError` if Plotly, which the extra `report` brings, is not installed."""
     if find_spec("plotly") is None:
         raise PageError("pages need plotly: pip install 'motab[report]'")
 

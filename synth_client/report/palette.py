@@ -1,4 +1,4 @@
-"""The colours of the pages, in light and dark."""
+"""Defines the colours of the pages, in light and dark."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Colour:
-    """One colour under either `prefers-color-scheme`."""
+    """One colour as it looks under either `prefers-color-scheme`."""
 
     light: str
     dark: str
 
 
-# Plots are made in light colours and translated in the page, so no two may share a light one.
+# Plots are drawn in light colours and the page translates them, so each light colour is unique.
 PALETTE: Final[Mapping[str, Colour]] = {
     "page": Colour("#f6f6f3", "#131517"),
     "card": Colour("#fffffe", "#1b1e21"),

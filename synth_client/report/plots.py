@@ -1,4 +1,4 @@
-"""The plots of the pages, as Plotly figures in the palette's light colours."""
+"""Draws the plots of the pages, as Plotly figures in the palette's light colours."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _MARGIN_BIN: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A figure with the heading above and the sentence below it. `name` is its id in the page."""
+    """A figure with a heading above and a caption below. `name` is its id in the page."""
 
     name: str
     title: str
@@ -32,7 +32,7 @@ class Plot:
     figure: go.Figure
 
     def to_json(self) -> Any:  # noqa: ANN401 - Plotly's own format, passed on to its script
-        """What Plotly's script draws."""
+        """Return the figure as Plotly's script reads it."""
         return orjson.loads(self.figure.to_json())
 
 
@@ -45,7 +45,7 @@ class PlotGroup:
 
 
 def plots_of(run: Statistics) -> tuple[PlotGroup, ...]:
-    """All plots for which there is something to show."""
+    """Return all plots that have something to show."""
     groups = []
     if run.num_breached:
         plots = (_absolute(run), _relative(run), _depths(run))
@@ -61,7 +61,7 @@ def plots_of(run: Statistics) -> tuple[PlotGroup, ...]:
 
 
 def colour(name: str) -> str:
-    """The light colour of that name; the page's script replaces it where it is dark."""
+    """Return the light colour of that name; the page's script replaces it in dark mode."""
     return PALETTE[name].light
 
 
@@ -72,7 +72,7 @@ def new_figure(
     x_axis: Mapping[str, Any] | None = None,
     y_axis: Mapping[str, Any] | None = None,
 ) -> go.Figure:
-    """An empty figure in the look of the page, with titles for its axes."""
+    """Return an empty figure in the style of the page, with titles for its axes."""
     axis = {
         "gridcolor": colour("line"),
         "linecolor": colour("line"),
@@ -115,7 +115,7 @@ def _absolute(run: Statistics) -> Plot:
     figure = _counts("step of the breach", run.unsafe_points, _whole(run.unsafe_points))
     figure.add_trace(_bars(run.unsafe_points, "flawed", "step %{x}: %{y:,}<extra></extra>"))
     caption = (
-        f"The index of the breach, over {run.num_breached:,} trajectories with one"
+        f"The index of the breach, over the {run.num_breached:,} trajectories that have one"
         f" (mean {average:.2f})."
     )
     return Plot("unsafe-absolute", "Unsafe points, absolute", caption, figure)
@@ -128,9 +128,9 @@ def _relative(run: Statistics) -> Plot:
     figure = _counts("share of the text written", run.relative_points, x_axis)
     bars = _bars(shares, "flawed", "around %{x:.0%}: %{y:,}<extra></extra>")
     figure.add_trace(bars.update(width=width * 0.88))
-    caption = "The student's text up to the end of the breach, of this text and the correction."
+    caption = "The student's text up to the breach's end, as a share of this text plus correction."
     if run.num_unplaced:
-        caption += f" {run.num_unplaced:,} records do not hold the text of the steps left out."
+        caption += f" {run.num_unplaced:,} records lack the text of their left-out steps."
     return Plot("unsafe-relative", "Unsafe points, relative", caption, figure)
 
 
@@ -183,7 +183,7 @@ def _margins(run: Statistics) -> tuple[Plot, ...]:
     if run.margins_to_breach:
         figure = _margin_figure("steps from the breach", {}, {})
         _add_band(figure, run.margins_to_breach, "flawed", "V - eps")
-        caption = "The same trajectories, lined up at the breach (0)."
+        caption = "The same trajectories, aligned at the breach (0)."
         plots.append(Plot("margin-breach", "On the way to the breach", caption, figure))
     plots.append(_margin_distribution(run, named))
     return tuple(plots)
@@ -235,7 +235,7 @@ def _tokens(run: Statistics) -> Plot:
         )
     )
     figure.update_layout(hovermode="y", height=240)
-    caption = "Scoring reads tokens; the others are written. Discarded text ran on past its breach."
+    caption = "Scored tokens are read, the others written. Discarded text came after its breach."
     return Plot("tokens", "Tokens by what they were for", caption, figure)
 
 
@@ -252,7 +252,7 @@ def _bars(counts: Mapping[Any, float], name: str, hover: str) -> go.Bar:
 def _add_band(
     figure: go.Figure, spreads: Mapping[int, Spread], name: str, label: str, dash: str = "solid"
 ) -> None:
-    """A line of medians within a band of the middle 80%."""
+    """Draw a line of medians within a band of the middle 80%."""
     found = quantiles_by_step(spreads)
     steps = [index for index, _ in found]
     lows = [quantiles.low for _, quantiles in found]
@@ -288,7 +288,7 @@ def _add_band(
 
 
 def _counts(x: str, counts: Mapping[Any, int], x_axis: Mapping[str, Any]) -> go.Figure:
-    """A figure for numbers of trajectories, which have no halves."""
+    """A figure that counts trajectories, so its y axis has whole numbers only."""
     y_axis = {"dtick": 1} if max(counts.values(), default=0) <= 5 else {}
     return new_figure(x=x, y="trajectories", x_axis=x_axis, y_axis=y_axis)
 

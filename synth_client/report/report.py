@@ -23,10 +23,9 @@ def write_report(
 ) -> None:
     """Write the page about `records`, which are read once and not kept.
 
-    The numbers and plots are about all of them, the viewer holds a sample of `max_trajectories`.
-    `prices` are for a million tokens, by the names in `synth_client.prices`. Raises `PageError`
-    where the page would be too large, `OutputError` where it cannot be written; either leaves what
-    was at `path`.
+    The numbers and plots cover all records, the viewer a sample of `max_trajectories`. `prices`
+    are for a million tokens, by the names in `synth_client.prices`. Raises `PageError` if the page
+    would be too large and `OutputError` if it cannot be written; `path` then stays as it was.
     """
     write_page(report(records, max_trajectories=max_trajectories, prices=prices), path)
 
@@ -37,7 +36,7 @@ def report(
     max_trajectories: int = MAX_TRAJECTORIES,
     prices: Mapping[str, float] | None = None,
 ) -> Iterator[str]:
-    """The page piece by piece."""
+    """Yield the page in pieces."""
     require_plotly()
     # Plotly is slow to import, and every command imports this module.
     from synth_client.report.likelihood_plots import likelihood_plots_of  # noqa: PLC0415

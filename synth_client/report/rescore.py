@@ -1,8 +1,8 @@
-"""What other thresholds would have done, from the values and entropies that records hold.
+"""Judges records again under other thresholds, from the values and entropies that they hold.
 
-The rules are the proxy's own (`proxy.core`). A record's steps end at its breach, for nothing was
-scored behind it. So a trajectory that passes all its stored steps under other thresholds is settled
-only if it had no breach; otherwise it may breach later or not at all, and is counted apart as open.
+The rules are the proxy's own (`proxy.core`). A record's steps end at its breach, because nothing
+after it was scored. So a trajectory that passes all its stored steps under other thresholds is
+settled only if it had no breach; otherwise it may breach later or not at all, and counts as open.
 """
 
 import math
@@ -19,26 +19,26 @@ from proxy.core.types import JUDGES
 from synth_client.errors import ClientError
 from synth_client.record import Record
 
-# What a step is and what its numbers mean must not differ between the records of one table.
+# Within one table, all records must share the meaning of a step and of its numbers.
 _SHARED: Final = ("delimiter", "entropy_top_k", "max_step_tokens", "backtrack", "boundary")
 
 
 class RescoreError(ClientError):
-    """Records do not hold what rescoring needs, or no threshold gives what was asked for."""
+    """Records lack what rescoring needs, or no threshold gives the wanted breach rate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a record tells about its student's text: steps in order, each with V, H and tokens.
+    """The scored steps of a record's student text, in order, each with V, H and tokens.
 
-    An entropy is None where the teacher's server gave none, as it may under a static boundary.
+    An entropy is None if the teacher's server gave none, as it may under a static boundary.
     """
 
     values: tuple[float, ...]
     entropies: tuple[float | None, ...]
     tokens: tuple[int, ...]
     is_open: bool
-    """The text went on behind these steps, unscored: the last one was the breach."""
+    """The last step was the breach, and the text after it was not scored."""
     backtracks: bool
     """The teacher goes back to t*, not only to the breach."""
 
@@ -47,9 +47,9 @@ class Scored:
 class RescoredOutcome:
     """A trajectory under other thresholds.
 
-    `breach` and `bifurcation` are None without a breach in the stored steps, after which the
-    trajectory `is_open` or settled. `accepted_tokens` of the student are those before t*, or all;
-    at least so many where it is open.
+    `breach` and `bifurcation` are None without a breach in the stored steps; the trajectory is then
+    open (`is_open`) or settled. `accepted_tokens` counts the student's tokens before t*, or all of
+    them; it is a lower bound if the trajectory is open.
     """
 
     breach: int | None
@@ -61,7 +61,7 @@ class RescoredOutcome:
 def outcome_of(scored: Scored, params: Params) -> RescoredOutcome:
     """Judge the stored steps under the thresholds of `params` (Eq. 6 to 8).
 
-    Raises ValueError where the boundary is adaptive and an entropy is missing.
+    Raises ValueError if the boundary is adaptive and an entropy is missing.
     """
     boundaries: list[float] = []
     for index, (value, entropy) in enumerate(zip(scored.values, scored.entropies, strict=True)):
@@ -75,13 +75,13 @@ def outcome_of(scored: Scored, params: Params) -> RescoredOutcome:
             )
     kept = len(scored.values)
     if scored.is_open and scored.backtracks:
-        # A later breach may lead back to the steepest fall so far, but to no step before it.
+        # A later breach may lead back to the steepest fall so far, but to no earlier step.
         kept = max(bifurcation(scored.values, boundaries), 1)
     return RescoredOutcome(None, None, scored.is_open, sum(scored.tokens[:kept]))
 
 
 def thresholds(base_threshold: float, entropy_scale: float) -> Params:
-    """eps_0 and theta; with a theta of 0 the boundary is static, so that it needs no entropy."""
+    """Return parameters with eps_0 and theta; theta 0 makes a static boundary, without entropy."""
     return Params(
         base_threshold=base_threshold,
         entropy_scale=entropy_scale,
@@ -98,17 +98,17 @@ class Row:
     num_trajectories: int = 0
     num_open: int = 0
     depths: Counter[int] = field(default_factory=Counter)
-    """Breach minus bifurcation, of the known breaches."""
+    """Breach minus bifurcation, over the known breaches."""
     accepted_tokens: int = 0
     student_tokens: int = 0
-    """Of the scored steps."""
+    """The number of tokens in the scored steps."""
 
     @property
     def params(self) -> Params:
         return thresholds(self.base_threshold, self.entropy_scale)
 
     def add(self, scored: Scored, params: Params) -> None:
-        """One more trajectory; `params` are this row's."""
+        """Add a trajectory; `params` are this row's."""
         outcome = outcome_of(scored, params)
         self.num_trajectories += 1
         self.num_open += outcome.is_open
@@ -139,15 +139,15 @@ class Row:
 
     @property
     def accepted_share(self) -> float:
-        """Of the student's tokens in scored steps; at least that, where trajectories are open."""
+        """The share of the student's scored tokens; a lower bound if trajectories are open."""
         return self.accepted_tokens / self.student_tokens if self.student_tokens else 0.0
 
 
 def scored_steps(records: Iterable[Record], *, with_entropy: bool) -> Iterator[Scored]:
-    """What each record holds for rescoring; entropies only matter where theta is not 0.
+    """Yield the scored steps of each record; entropies only matter if theta is not 0.
 
-    Raises `RescoreError` for a record without it, and for one that differs from the first in what
-    its steps and numbers are.
+    Raises `RescoreError` for a record without scores, and for a record whose steps and numbers
+    mean something else than the first record's.
     """
     first: Record | None = None
     for record in records:
@@ -157,7 +157,7 @@ def scored_steps(records: Iterable[Record], *, with_entropy: bool) -> Iterator[S
 
 
 def own_thresholds(record: Record) -> tuple[float, float]:
-    """eps_0 and theta under which a record was made; theta is 0 where its boundary was static."""
+    """Return eps_0 and theta of a record; theta is 0 if its boundary was static."""
     found = []
     for name in ("base_threshold", "entropy_scale"):
         number = record.params.get(name)
@@ -169,9 +169,10 @@ def own_thresholds(record: Record) -> tuple[float, float]:
 
 
 def rescore(steps: Iterable[Scored], pairs: Sequence[tuple[float, float]]) -> list[Row]:
-    """A row for each pair of eps_0 and theta, over all trajectories; raises where there are none.
+    """Return a row for each pair of eps_0 and theta, over all trajectories.
 
-    Raises `ParameterError` (a ValueError) for a threshold out of bounds.
+    Raises `RescoreError` if there are no trajectories, and `ParameterError` (a ValueError) for a
+    threshold out of bounds.
     """
     rows = [Row(*pair) for pair in pairs]
     params = [row.params for row in rows]
@@ -188,8 +189,8 @@ class Calibration:
     """The eps_0 that comes closest to a wanted breach rate under one theta.
 
     If `exact`, every eps_0 from just above `low` to `base_threshold` gives that rate. Otherwise
-    trajectories are open there, and the threshold wanted lies between `low` and `base_threshold`,
-    at which the known breaches alone make up the rate.
+    trajectories are open there: the wanted threshold lies between `low` and `base_threshold`, where
+    the known breaches alone make up the rate.
     """
 
     base_threshold: float
@@ -211,7 +212,7 @@ class Calibrator:
     opened: list[float] = field(default_factory=list)
 
     def add(self, scored: Scored) -> None:
-        """One more trajectory."""
+        """Add a trajectory."""
         params = thresholds(1.0, self.entropy_scale)
         limits = (
             _critical(value, boundary(entropy, params))
@@ -220,10 +221,10 @@ class Calibrator:
         (self.opened if scored.is_open else self.settled).append(min(limits, default=math.inf))
 
     def threshold(self, rate: float) -> Calibration:
-        """The eps_0 whose known breaches come closest to `rate` of all trajectories.
+        """Return the eps_0 whose known breaches come closest to `rate` of all trajectories.
 
-        Raises `RescoreError` where the rate is less than half a trajectory, or even eps_0 = 1
-        leaves it further than that below.
+        Raises `RescoreError` if the rate is less than half a trajectory, or if even eps_0 = 1
+        falls short of it by more than that.
         """
         limits = [*self.settled, *self.opened]
         wanted = rate * len(limits)
@@ -231,32 +232,32 @@ class Calibrator:
         if wanted < 0.5:
             raise RescoreError(
                 f"a breach rate of {rate:g} is less than half of one of {len(limits):,}"
-                " trajectories: it takes more records"
+                " trajectories: use more records"
             )
         if wanted > len(reached) + 0.5:
             raise RescoreError(
-                f"entropy_scale {self.entropy_scale:g}: at base_threshold 1, the highest there is,"
-                f" {len(reached) / len(limits):.1%} breach, so {rate:.1%} cannot be had; a smaller"
-                " entropy_scale raises it"
+                f"entropy_scale {self.entropy_scale:g}: even at base_threshold 1, the highest, only"
+                f" {len(reached) / len(limits):.1%} breach, so {rate:.1%} is out of reach; a"
+                " smaller entropy_scale raises the rate"
             )
         below, above = _gap(reached, wanted)
         chosen = _plain_number(below, above)
-        # At 0 nothing breaches, whatever came behind the stored steps.
+        # At 0 nothing breaches, whatever followed the stored steps.
         if chosen == 0.0 or not any(limit >= chosen for limit in self.opened):
             return Calibration(chosen, self.entropy_scale, below, exact=True)
-        # All open trajectories may breach: then so many settled ones are enough.
+        # If all open trajectories breach, this many settled ones are enough.
         num_settled = wanted - len(self.opened)
         low = _gap([limit for limit in self.settled if limit < 1.0], num_settled)[0]
         return Calibration(chosen, self.entropy_scale, min(low, chosen), exact=False)
 
 
 def _critical(value: float, unit: float) -> float:
-    """The eps_0 above which a step is unsafe, where eps_0 = 1 has the boundary `unit`."""
+    """Return the eps_0 above which a step is unsafe; at eps_0 = 1 its boundary is `unit`."""
     return value / unit if unit > 0.0 else math.inf
 
 
 def _gap(limits: Sequence[float], wanted: float) -> tuple[float, float]:
-    """Between which eps_0 the number of `limits` below it is closest to `wanted`."""
+    """Return the interval of eps_0 in which the number of lower `limits` is closest to `wanted`."""
     counts = Counter(limits)
     so_far, best = 0, (abs(wanted), 0.0, 0.0)  # nothing breaches at 0
     for low, high in pairwise(sorted({0.0, *limits, 1.0})):
@@ -266,7 +267,7 @@ def _gap(limits: Sequence[float], wanted: float) -> tuple[float, float]:
 
 
 def _plain_number(low: float, high: float) -> float:
-    """A number between, near the middle, with as few digits as there can be."""
+    """Return a number between, near the middle, with as few digits as possible."""
     middle = (low + high) / 2
     for digits in range(1, 17):
         number = round(middle, digits)
@@ -279,28 +280,28 @@ def _check_same(first: Record, record: Record) -> None:
     for name in _SHARED:
         if first.params.get(name) != record.params.get(name):
             raise RescoreError(
-                f"records {first.id} and {record.id} do not share {name}"
+                f"records {first.id} and {record.id} differ in {name}"
                 f" ({first.params.get(name)!r}, {record.params.get(name)!r}): their steps and"
-                " values cannot stand in one table; rescore them apart"
+                " values do not fit in one table; rescore them separately"
             )
     if first.models != record.models:
         raise RescoreError(
             f"records {first.id} and {record.id} are of different models"
             f" ({first.models.student} and {first.models.teacher}; {record.models.student} and"
-            f" {record.models.teacher}): rescore them apart"
+            f" {record.models.teacher}): rescore them separately"
         )
 
 
 def _scored_of(record: Record, *, with_entropy: bool) -> Scored:
     if record.method != "motab":
         raise RescoreError(
-            f"record {record.id} is of method {record.method}, which has no thresholds of MOTAB's:"
+            f"record {record.id} is of method {record.method}, which has no MOTAB thresholds:"
             " rescoring needs records of method motab"
         )
     if record.scoring in JUDGES:
         raise RescoreError(
-            f"record {record.id} was scored by {record.scoring}: a judge's marks are no"
-            " probabilities, and thresholds for one are none for the other"
+            f"record {record.id} was scored by {record.scoring}: a judge's marks are not"
+            " probabilities, so thresholds for one do not fit the other"
         )
     values = tuple(step.value for step in record.steps if step.value is not None)
     entropies = tuple(step.entropy for step in record.steps)
@@ -308,8 +309,8 @@ def _scored_of(record: Record, *, with_entropy: bool) -> Scored:
         raise RescoreError(f"record {record.id}: not all of its steps have a value")
     if with_entropy and None in entropies:
         raise RescoreError(
-            f"record {record.id}: step {entropies.index(None)} has no entropy, so it can be"
-            " rescored with an entropy_scale of 0 (a static boundary) only"
+            f"record {record.id}: step {entropies.index(None)} has no entropy, so it can only be"
+            " rescored with an entropy_scale of 0 (a static boundary)"
         )
     return Scored(
         values=values,

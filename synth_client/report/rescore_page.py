@@ -24,7 +24,7 @@ _LINES: Final = ("student", "teacher", "revise", "flawed")
 
 
 def render_rows(rows: Sequence[Row], own: tuple[float, float]) -> Table:
-    """A line for each pair of thresholds; the records' own is marked."""
+    """Return a table with a line for each pair of thresholds, the records' own marked."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=column in {"breach rate", "accepted"})
@@ -35,7 +35,7 @@ def render_rows(rows: Sequence[Row], own: tuple[float, float]) -> Table:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as it is printed, by the columns of the table."""
+    """Return a row's cells as printed, in the order of the table's columns."""
     rate = f"{row.lowest_rate:.1%}"
     at_least = ""
     if row.num_open:
@@ -53,7 +53,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def sentence_of(calibration: Calibration, rate: float) -> str:
-    """What a calibration found, for people."""
+    """Describe the result of a calibration in a sentence."""
     found = f"entropy_scale {calibration.entropy_scale:g}: base_threshold"
     if calibration.exact:
         return (
@@ -61,14 +61,14 @@ def sentence_of(calibration: Calibration, rate: float) -> str:
         )
     return (
         f"{found} between {calibration.low:g} and {calibration.base_threshold:g} comes closest to a"
-        f" breach rate of {rate:.1%}; the records stop at their breaches and do not tell more"
+        f" breach rate of {rate:.1%}; the records end at their breaches and cannot narrow it down"
     )
 
 
 def rescore_page(
     rows: Sequence[Row], own: tuple[float, float], notes: Sequence[str]
 ) -> Iterator[str]:
-    """The page piece by piece; `notes` are sentences above the table."""
+    """Yield the page in pieces; `notes` are sentences above the table."""
     return page(
         "rescore.html.j2",
         scripts=("page.js",),
@@ -88,14 +88,14 @@ def _plots(rows: Sequence[Row]) -> PlotGroup:
         (
             "rate",
             "Breach rate",
-            "Known breaches; the band reaches up to where every open trajectory breaches, too.",
+            "Known breaches; the top of the band assumes that every open trajectory breaches too.",
             lambda row: row.lowest_rate,
             {"tickformat": ".0%"},
         ),
         (
             "accepted",
             "Accepted tokens",
-            "Share of the student's scored tokens before the bifurcation; at least, where open.",
+            "Share of the student's scored tokens before the bifurcation; lower bounds where open.",
             lambda row: row.accepted_share,
             {"tickformat": ".0%"},
         ),
@@ -121,7 +121,7 @@ def _curves(
     *,
     band: bool,
 ) -> go.Figure:
-    """One line for each value of the threshold that has fewer."""
+    """Draw one line for each value of the threshold that takes fewer values."""
     by_base = len({row.base_threshold for row in rows}) >= len({row.entropy_scale for row in rows})
     x_title = "base threshold (eps_0)" if by_base else "entropy scale (theta)"
     figure = new_figure(x=x_title, y="", y_axis=axis)

@@ -1,7 +1,7 @@
-"""What a report's plots show, added up one record at a time.
+"""Adds up the numbers and plots of a report, one record at a time.
 
-Numbers are kept as counts of rounded values, so memory grows with the steps shown, not with the
-records; only the number of distinct questions needs a hash for each.
+Numbers are kept as counts of rounded values, so memory grows with the steps shown and not with the
+records; only the count of distinct questions needs a hash for each question.
 """
 
 import math
@@ -13,10 +13,10 @@ from typing import Final
 from synth_client.record import Record, StepRecord
 
 NUM_STEPS_SHOWN: Final = 60
-"""Plots over steps end here: step indices are kept below it."""
+"""Plots over steps end here: only smaller step indices are kept."""
 RELATIVE_BINS: Final = 20
 _PER_ONE: Final = 200
-"""Numbers are rounded to so many parts of one."""
+"""Numbers are rounded to multiples of 1 / `_PER_ONE`."""
 _NUM_NAMES_SHOWN: Final = 6
 
 PARAM_LABELS: Final[Mapping[str, str]] = {
@@ -41,7 +41,7 @@ USAGE_LABELS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """The middle of a distribution and the values that a tenth lies below and above."""
+    """The median of a distribution, with its first and last decile."""
 
     low: float
     median: float
@@ -55,7 +55,7 @@ class Spread:
     counts: Counter[int] = field(default_factory=Counter)
 
     def add(self, number: float) -> None:
-        """One more number."""
+        """Add a number."""
         self.counts[round(number * _PER_ONE)] += 1
 
     @property
@@ -68,8 +68,8 @@ class Spread:
         return Quantiles(low, median, high)
 
     def binned(self, width: float) -> Counter[int]:
-        """The counts by bins of that width; bin b begins at b * width."""
-        # Rounded values stand for what lies around them, so a value on an edge goes up.
+        """Return the counts in bins of this width; bin b begins at b * width."""
+        # A rounded value stands for the numbers around it, so a value on an edge counts upwards.
         binned: Counter[int] = Counter()
         for number, count in self.counts.items():
             binned[math.floor(number / _PER_ONE / width + 1e-9)] += count
@@ -81,7 +81,7 @@ class Spread:
             so_far += self.counts[number]
             if so_far >= rank:
                 return number / _PER_ONE
-        raise ValueError("a distribution of no numbers has no quantiles")
+        raise ValueError("an empty distribution has no quantiles")
 
 
 Spreads = defaultdict[int, Spread]
@@ -93,7 +93,7 @@ def _spreads() -> Spreads:
 
 @dataclass(slots=True)
 class Names:
-    """Which values of a setting occur in the records."""
+    """The values of a setting that occur in the records."""
 
     found: set[str] = field(default_factory=set)
 
@@ -106,13 +106,13 @@ class Names:
 
 @dataclass(slots=True)
 class Outcomes:
-    """How many answers were checked, and how many were right."""
+    """The number of answers that were checked, and of answers that were right."""
 
     num_checked: int = 0
     num_right: int = 0
 
     def add(self, correct: bool | None) -> None:  # noqa: FBT001
-        """One more answer."""
+        """Add an answer."""
         if correct is not None:
             self.num_checked += 1
             self.num_right += correct
@@ -120,7 +120,7 @@ class Outcomes:
 
 @dataclass(slots=True)
 class Margins:
-    """The safety margin V_t - eps_t of every scored step: over the steps, and of all of them."""
+    """The safety margin V_t - eps_t of the scored steps: by step, and over all steps."""
 
     over_steps: Spreads = field(default_factory=_spreads)
     of_all: Spread = field(default_factory=Spread)
@@ -130,12 +130,12 @@ class Margins:
 class Statistics:
     """A run in numbers. Steps count from 0.
 
-    The *absolute* unsafe point is the breach's index. The *relative* one is the share of the
-    characters that the student had written at the end of the breach, of these and the correction
-    together; where left-out steps were not kept with their text it is not known
-    (`num_unplaced`). The *depth* of backtracking is breach minus bifurcation, in steps. Margins
-    are kept apart for trajectories with and without a breach, and for those with one also over the
-    steps before it (`margins_to_breach`; key -1 is the step before the breach).
+    The *absolute* unsafe point is the breach's index. The *relative* unsafe point is the student's
+    text up to the end of the breach, as a share of that text plus the correction, in characters;
+    it is unknown (`num_unplaced`) if the text of left-out steps was not kept. The *depth* of
+    backtracking is breach minus bifurcation, in steps. Margins are separate for trajectories with
+    and without a breach; with a breach, they are also kept over the steps before it
+    (`margins_to_breach`; key -1 is the step before the breach).
     """
 
     num_records: int = 0
@@ -162,7 +162,7 @@ class Statistics:
     num_cache_unknown: int = 0
     unsafe_points: Counter[int] = field(default_factory=Counter)
     relative_points: Counter[int] = field(default_factory=Counter)
-    """By bin: bin b of `RELATIVE_BINS` holds shares from b / RELATIVE_BINS on."""
+    """By bin: bin b of `RELATIVE_BINS` holds shares from b / RELATIVE_BINS upwards."""
     depths: Counter[int] = field(default_factory=Counter)
     values: Spreads = field(default_factory=_spreads)
     entropies: Spreads = field(default_factory=_spreads)
@@ -174,7 +174,7 @@ class Statistics:
     margins_to_breach: Spreads = field(default_factory=_spreads)
 
     def add(self, record: Record) -> None:
-        """One more record."""
+        """Add a record."""
         self.num_records += 1
         self.questions.add(hash(record.id))
         self.outcomes[record.breach is not None].add(record.correct)
@@ -255,7 +255,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A line of the summary; `detail` says what a share is a share of."""
+    """A line of the summary; `detail` gives the two numbers behind a share."""
 
     label: str
     value: str
@@ -272,7 +272,7 @@ class Summary:
 
 
 def summarise(statistics: Statistics) -> Summary:
-    """The numbers of the run; a share of nothing is not given."""
+    """Return the numbers of the run; a share of nothing reads "none"."""
     run = statistics
     headline = (
         Fact("trajectories", f"{run.num_records:,}"),
@@ -308,11 +308,11 @@ def _total(statistics: Statistics, name: str) -> str:
 
 
 def mean(counts: Mapping[int, int]) -> float | None:
-    """The mean of counted numbers, None where there are none."""
+    """Return the mean of counted numbers, None if there are none."""
     num = sum(counts.values())
     return sum(number * count for number, count in counts.items()) / num if num else None
 
 
 def quantiles_by_step(spreads: Mapping[int, Spread]) -> Sequence[tuple[int, Quantiles]]:
-    """The quantiles at each step, in order of the steps."""
+    """Return the quantiles at each step, in order of the steps."""
     return [(index, spreads[index].quantiles()) for index in sorted(spreads)]

@@ -1,6 +1,4 @@
-"""Shows in the terminal what a run is doing, and a trajectory: who wrote what, and what the teacher
-thought of each step.
-"""
+"""Shows a trajectory in the terminal: who wrote what, and how the teacher judged each step."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -22,7 +20,7 @@ ROLE_STYLES: Final[Mapping[Role, str]] = {
 _BREACH_STYLE = "bold red"
 _BIFURCATION_STYLE = "bold yellow"
 
-# What a model writes must not drive the terminal: control characters become visible signs.
+# Model output must not control the terminal: control characters become visible signs.
 _VISIBLE: Final[dict[int, str]] = {
     **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
     0x7F: "\u2421",
@@ -31,7 +29,7 @@ _VISIBLE: Final[dict[int, str]] = {
 
 
 def render_trajectory(record: Record, question: str) -> RenderableType:
-    """The question, the output coloured by role, a table of the steps, and the verdict.
+    """Return the question, the output coloured by role, a table of the steps, and the verdict.
 
     For 80 columns or more; trailing blank lines of the output are not shown.
     """
@@ -44,7 +42,7 @@ def render_trajectory(record: Record, question: str) -> RenderableType:
 
 
 def legend() -> RenderableType:
-    """What the colours and the columns of `render_trajectory` mean."""
+    """Explain the colours and columns of `render_trajectory`."""
     roles = Text(" | ").join(Text(ROLE_LABELS[role], style) for role, style in ROLE_STYLES.items())
     columns = Text.assemble(
         "V value, eps boundary, H entropy (nats), td change of the value.\n",
@@ -137,5 +135,5 @@ def _answer(record: Record) -> Text:
 
 
 def _literal(text: str, style: str = "") -> Text:
-    """`text` as it is: a Text knows no markup."""
+    """`text` taken literally: a Text does not interpret markup."""
     return Text(text.translate(_VISIBLE), style)

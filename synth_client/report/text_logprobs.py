@@ -1,4 +1,4 @@
-"""Token log-probabilities by character positions, so that two tokenizers meet on one text."""
+"""Looks up token log-probabilities by character position, so that tokenizers can be compared."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ MODELS: Final[tuple[Model, ...]] = get_args(Model)
 
 
 class Mark(NamedTuple):
-    """What a text holds up to a position: tokens, their log-probability, that of its characters."""
+    """Totals up to a position: tokens, their log-probability, and that of the characters."""
 
     num_tokens: int
     tokens: float
@@ -26,16 +26,16 @@ class TextLogprobs:
         self._ends = tokens.ends
         self._logprobs = tokens.logprobs
         self._totals = [0.0, *accumulate(tokens.logprobs)]
-        # Bins of several widths have most of their edges in common.
+        # Bins of several widths share most of their edges.
         self._marks = {0: Mark(0, 0.0, 0.0)}
 
     def tokens(self, start: int, end: int) -> tuple[int, float]:
-        """How many tokens end within the stretch, and their log-probability together."""
+        """Return the number of tokens that end within the stretch, and their log-probability."""
         first, last = self._mark(start), self._mark(end)
         return last.num_tokens - first.num_tokens, last.tokens - first.tokens
 
     def characters(self, start: int, end: int) -> float:
-        """The log-probability of the stretch, that of a token spread evenly over its characters."""
+        """Return the stretch's log-probability; a token's spreads evenly over its characters."""
         return self._mark(end).characters - self._mark(start).characters
 
     def _mark(self, position: int) -> Mark:
@@ -56,7 +56,7 @@ class TextLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class BothModels:
-    """The same text as both models find it."""
+    """The log-probabilities of one text under both models."""
 
     student: TextLogprobs
     teacher: TextLogprobs

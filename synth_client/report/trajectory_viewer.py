@@ -1,7 +1,7 @@
-"""What the trajectory viewer of a report shows: a sample of the records, in chunks.
+"""Samples records for the trajectory viewer of a report, and packs them into chunks.
 
-The format is known to this file and `assets/viewer.js` only: an index with one short entry for each
-trajectory, and chunks of whole trajectories, which the page unpacks when one of them is looked at.
+Only this file and `assets/viewer.js` know the format: an index with one short entry for each
+trajectory, and chunks of whole trajectories, which the page unpacks when one of them is viewed.
 """
 
 import random
@@ -32,9 +32,9 @@ class _Sampled:
 
 @dataclass(slots=True)
 class Sample:
-    """At most `max_size` records, every record with the same chance; kept compressed.
+    """At most `max_size` records, compressed; every record is kept with the same probability.
 
-    The same records give the same sample, in their order.
+    The same records in the same order give the same sample.
     """
 
     max_size: int
@@ -43,7 +43,7 @@ class Sample:
     _random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311
 
     def add(self, record: Record) -> None:
-        """One more record, kept or not."""
+        """Add a record, which may be kept."""
         ordinal = self.num_seen
         self.num_seen += 1
         slot = ordinal if ordinal < self.max_size else self._random.randrange(ordinal + 1)
@@ -60,7 +60,7 @@ class Sample:
         return len(self._kept)
 
     def blocks(self) -> Iterator[Block]:
-        """The chunks `chunk-0`, `chunk-1`, ... and, last, the `index`."""
+        """Yield the chunks `chunk-0`, `chunk-1`, ... and, last, the `index`."""
         index: list[tuple[Any, ...]] = []
         chunk: list[bytes] = []
         num_chunks = size = 0
@@ -81,7 +81,7 @@ def _chunk(number: int, views: list[bytes]) -> Block:
 
 
 def entry_of(record: Record) -> tuple[Any, ...]:
-    """A row of the list: id, sample, question cut short, answers, breach, bifurcation, outcome."""
+    """A row of the list: id, sample, shortened question, answers, breach, bifurcation, outcome."""
     return (
         record.id,
         record.sample,
@@ -98,7 +98,7 @@ def entry_of(record: Record) -> tuple[Any, ...]:
 def view_of(record: Record) -> dict[str, Any]:
     """A trajectory as the viewer draws it.
 
-    Texts are whole strings: the offsets of a record count code points, JavaScript's UTF-16 units.
+    Texts are whole strings: a record's offsets count code points, JavaScript counts UTF-16 units.
     """
     usage = record.usage.motab
     return {
@@ -140,7 +140,7 @@ def _step_of(record: Record, index: int) -> list[Any]:
 
 
 def _windows_of(record: Record) -> dict[str, Any] | None:
-    """Each model's mean log-probability of a token in windows of so many characters."""
+    """Each model's mean log-probability per token, in windows of equally many characters."""
     if record.token_logprobs is None or not record.output:
         return None
     length = len(record.output)
@@ -156,7 +156,7 @@ def _windows_of(record: Record) -> dict[str, Any] | None:
 
 
 def _rest_of(record: Record) -> list[tuple[str, str]]:
-    """What of the output belongs to no step, by role: what stands behind the steps."""
+    """The output after the last step, by role."""
     end = max((step.end for step in record.steps if step.end is not None), default=0)
     return [
         (span.role, record.output[max(span.start, end) : span.end])

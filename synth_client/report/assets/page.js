@@ -1,5 +1,5 @@
 "use strict";
-// What all pages share: unpacking data, starting Plotly, drawing plots in the colours of the day.
+// Shared by all pages: unpacks data, starts Plotly, draws plots in light or dark colours.
 const motab = (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const quiet = { displayModeBar: false, responsive: true };
@@ -17,7 +17,7 @@ const motab = (() => {
     return JSON.parse(await unpack(name));
   }
 
-  // Figures are made in light colours; in the dark each is replaced by its counterpart.
+  // Figures are made in light colours; in dark mode each colour is replaced by its counterpart.
   function themed(value, dictionary) {
     if (typeof value === "string") return dictionary.get(value) ?? value;
     if (Array.isArray(value)) return value.map((item) => themed(item, dictionary));
@@ -44,7 +44,7 @@ const motab = (() => {
 
   async function start() {
     if (!("DecompressionStream" in window)) {
-      throw new Error("it needs a browser of 2023 or later (DecompressionStream)");
+      throw new Error("it needs a browser from 2023 or later (DecompressionStream)");
     }
     palette = await load("palette");
     const script = document.createElement("script");

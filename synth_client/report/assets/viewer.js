@@ -1,5 +1,5 @@
 "use strict";
-// The trajectory viewer. Whatever a record says is set as text, never as HTML.
+// Drives the trajectory viewer. All text of a record is set as text, never as HTML.
 (() => {
   const ROW = 58; // height of a row in pixels, as in page.css
   const [ID, SAMPLE, QUESTION, PREDICTED, ANSWER, BREACH, BIFURCATION, CORRECT, STEPS, CHUNK, OFFSET] =
@@ -32,7 +32,7 @@
   const signed = (value) => (value === null ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3));
   const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
-  // ---- the list: only the rows in sight are in the document
+  // The list: only visible rows are in the document.
 
   function refill() {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -98,8 +98,6 @@
     return chunks.get(index);
   }
 
-  // ---- one trajectory
-
   function show(row, view) {
     stop = -1;
     stops = [];
@@ -113,7 +111,7 @@
     } else parts.push(el("p", { class: "note" }, "The teacher scored no step."));
     if (view.logprobs) parts.push(el("h4", {}, "Log-probability of a token"), trace);
     parts.push(el("h4", {}, row[BREACH] === null ? "Output" : `Safe steps`));
-    if (cut === 0) parts.push(el("p", { class: "note" }, "None: the first step is gone back to."));
+    if (cut === 0) parts.push(el("p", { class: "note" }, "None: the teacher goes back to the first step."));
     parts.push(...view.steps.slice(0, cut).map((step, index) => stepOf(row, step, index)));
     if (row[BREACH] === null) parts.push(...rest(view));
     else parts.push(fork(row, view), el("div", { class: "pair" },
@@ -211,7 +209,7 @@
   }
 
   function answer(row) {
-    const text = el("p", { class: "text" }, row[PREDICTED] ?? "none read");
+    const text = el("p", { class: "text" }, row[PREDICTED] ?? "none found");
     if (row[ANSWER] !== null) text.append(el("span", { class: "soft" }, `, expected ${row[ANSWER]}`));
     return text;
   }
@@ -257,7 +255,7 @@
     };
   }
 
-  // Both models over the characters of the output, on the colours of who wrote them.
+  // Both models over the characters of the output, on bands in the writer's colour.
   function traceOf(logprobs) {
     const light = motab.light, layout = layoutOf();
     const at = logprobs.student.map((_, index) => (index + 0.5) * logprobs.width);
@@ -280,8 +278,6 @@
   function follow(chart) {
     chart.on("plotly_click", (event) => go(event.points[0].pointNumber, true));
   }
-
-  // ---- steps and keys
 
   function go(place, scroll) {
     if (place < 0 || place >= stops.length) return;

@@ -228,7 +228,7 @@ def test_records_without_token_logprobs_say_what_adds_them() -> None:
     text = Page(without_data(html_of(breached()))).text
     assert "The records hold no token log-probabilities: motab score adds them" in text
     text = Page(without_data(html_of(breached(), with_tokens(unbroken())))).text
-    assert "are of 1 of 2 records; motab score adds what the others lack" in text
+    assert "cover 1 of 2 records; motab score adds the missing ones" in text
 
 
 def test_both_margins_are_drawn_to_one_scale() -> None:
@@ -261,8 +261,8 @@ def test_tokens_cost_what_their_prices_say() -> None:
         ["written by the student", "40,000", "0.50", "0.0200"],
         ["scored by the teacher", "32,000", "\u2013", "\u2013"],
         ["written by the teacher", "20,000", "2.00", "0.0400"],
-        ["together", "", "", "0.0600"],
-        ["a trajectory", "", "", "0.000060"],
+        ["total", "", "", "0.0600"],
+        ["per trajectory", "", "", "0.000060"],
     ]
     assert "Prices were not given" not in html
 
@@ -290,7 +290,7 @@ def test_a_sample_is_said_to_be_one() -> None:
 
 def test_a_page_that_would_be_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "MAX_DATA_BYTES", 2**20)
-    with pytest.raises(PageError, match=r"2 MB, 1 MB at most open well: .*--max-trajectories"):
+    with pytest.raises(PageError, match=r"2 MB, but only 1 MB open well: .*--max-trajectories"):
         html_of(breached())
 
 

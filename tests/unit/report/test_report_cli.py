@@ -143,7 +143,7 @@ def test_calibration_that_the_records_cannot_settle_gives_bounds(tmp_path: Path)
     assert "base_threshold between 0 and 0.045 comes closest to a breach rate of 50.0%" in (
         result.output
     )
-    assert "the records stop at their breaches" in result.output
+    assert "the records end at their breaches" in result.output
 
 
 def test_rescoring_writes_a_page_with_its_table_and_plots(records: Path, tmp_path: Path) -> None:

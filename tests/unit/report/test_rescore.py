@@ -128,8 +128,11 @@ def test_entropies_may_be_missing_where_none_is_needed() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (unbroken(method="student"), "record bags is of method student, which has no thresholds"),
-        (unbroken(method="skd"), "record bags is of method skd, which has no thresholds"),
+        (
+            unbroken(method="student"),
+            "record bags is of method student, which has no MOTAB thresholds",
+        ),
+        (unbroken(method="skd"), "record bags is of method skd, which has no MOTAB thresholds"),
         (
             unbroken(
                 steps=steps_of(["a"], [None]),
@@ -138,10 +141,10 @@ def test_entropies_may_be_missing_where_none_is_needed() -> None:
             ),
             "record bags: not all of its steps have a value",
         ),
-        (without_entropy(), "record bags: step 1 has no entropy, so it can be rescored with"),
+        (without_entropy(), "record bags: step 1 has no entropy, so it can only be rescored with"),
         (
             unbroken(scoring="judge_logprob"),
-            "record bags was scored by judge_logprob: a judge's marks are no probabilities",
+            "record bags was scored by judge_logprob: a judge's marks are not probabilities",
         ),
     ],
 )
@@ -153,7 +156,7 @@ def test_records_without_scores_are_refused_by_name(fields: dict[str, Any], mess
 @pytest.mark.parametrize("name", ["delimiter", "entropy_top_k", "backtrack", "boundary"])
 def test_records_that_do_not_share_what_steps_are_stand_in_no_table(name: str) -> None:
     other = unbroken(params=breached()["params"] | {name: "other"})
-    with pytest.raises(RescoreError, match=f"records apples and bags do not share {name} "):
+    with pytest.raises(RescoreError, match=f"records apples and bags differ in {name} "):
         list(scored_steps([record_of(breached()), record_of(other)], with_entropy=True))
 
 
