@@ -1,1 +1,1 @@
-"""Reads what is asked: files, datasets and the units made from their rows."""
+"""Reads the questions: files, datasets and the units made from their rows."""

@@ -1,4 +1,4 @@
-"""Reads questions from files and datasets, one row at a time, whatever their size."""
+"""Reads questions from files and datasets of any size, one row at a time."""
 
 import csv
 import re
@@ -23,13 +23,13 @@ _COLUMNS: Final = ("messages", *QUESTION_COLUMNS)
 _MESSAGES: Final = TypeAdapter(tuple[Message, ...])
 _MAX_FIELD_CHARS: Final = 2**31 - 1
 _COUNT_BYTES: Final = 2**20
-# So many bad rows at the begin, and none before them that asks anything, are no input of ours.
+# An input that begins with this many bad rows, and no question, is refused.
 _MOST_BAD_FIRST: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that asks nothing. `place` is where it stands, `id` what it is called all the same."""
+    """A row without a usable question. `place` is its position, `id` the id it would have had."""
 
     id: str
     place: str
@@ -38,7 +38,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """A row as it is read: its columns, or why it has none. `place` is for the user's eyes."""
+    """A row as read: its columns, or why it has none. `place` is shown to the user."""
 
     place: str
     columns: Mapping[str, Any] | None
@@ -47,11 +47,11 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The input: `rows` starts over from the first row each time and holds few of them at once.
+    """The input: `rows` starts over from the first row each time and holds few rows in memory.
 
-    `rows` raises `InputError` where nothing after a place can be read; a row that is wrong on its
-    own is a `BadRow`. `count` gives the number of rows, None where that takes reading them all.
-    `source` is the input as the user named it, `name` what it is called wherever it lies.
+    `rows` raises `InputError` where the rest of the input is unreadable; a row that is wrong on its
+    own is a `BadRow`. `count` gives the number of rows, None if that takes reading them all.
+    `source` is the input as the user named it, `name` identifies it wherever it lies.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Dataset:
     limit: int | None
 
     def rows(self) -> Iterator[Question | BadRow]:
-        """Every row in order, up to the limit.
+        """Yield every row in order, up to the limit.
 
-        Raises `InputError` where there is none, or where none at the begin asks anything.
+        Raises `InputError` if there is no row, or if none of the first rows holds a question.
         """
         rows = (_row(cells, i) for i, cells in enumerate(islice(self.cells(), self.limit)))
         first: list[Question | BadRow] = []
@@ -80,11 +80,11 @@ class Dataset:
         row = rows[0] if rows else None
         if not isinstance(row, BadRow):
             return InputError(f"{self.source} holds no rows")
-        first = "first row asks" if len(rows) == 1 else f"first {len(rows):,} rows ask"
-        return InputError(f"{self.source}: the {first} nothing; {row.place}: {row.fault}")
+        first = "first row holds" if len(rows) == 1 else f"first {len(rows):,} rows hold"
+        return InputError(f"{self.source}: the {first} no question; {row.place}: {row.fault}")
 
     def count(self) -> int | None:
-        """How many rows there are within the limit, where that is known."""
+        """Return the number of rows within the limit, None if it is unknown."""
         total = self.count_all()
         return total if self.limit is None or total is None else min(total, self.limit)
 
@@ -92,16 +92,16 @@ class Dataset:
 def open_dataset(
     source: str, *, limit: int | None = None, split: str = "train", subset: str | None = None
 ) -> Dataset:
-    """The rows of a file (by its suffix), of a dataset's folder, or of a Hugging Face dataset.
+    """Open a file (by its suffix), a dataset's folder, or a Hugging Face dataset.
 
-    `split` and `subset` choose within a dataset. Raises `InputError` where there is no such thing.
+    `split` and `subset` choose within a dataset. Raises `InputError` if there is no such thing.
     """
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_file():
         if suffix not in _READERS:
             known = ", ".join(_READERS)
-            raise InputError(f"{path}: '{suffix}' is no known format; known are {known}")
+            raise InputError(f"{path}: unknown format '{suffix}'; known formats are {known}")
         reader = _READERS[suffix]
         return Dataset(
             path.name, source, lambda: reader.read(path), lambda: reader.count(path), limit
@@ -139,15 +139,15 @@ def _row(cells: Cells, index: int) -> Question | BadRow:
 
 
 def _messages(columns: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Raises ValueError, saying what is wrong with the row."""
+    """Return the row's messages; raises ValueError with the row's fault."""
     column = next((name for name in _COLUMNS if columns.get(name) not in (None, "")), None)
     if column is None:
         there = ", ".join(map(str, columns)) or "none"
-        raise ValueError(f"no question: none of {', '.join(_COLUMNS)} is there (columns: {there})")
+        raise ValueError(f"no question: none of {', '.join(_COLUMNS)} found (columns: {there})")
     value = columns[column]
     if column != "messages":
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{column} is not a text with something in it")
+            raise ValueError(f"{column} is not a text, or is empty")
         return (Message(role="user", content=_clean(column, value)),)
     try:
         # Tables hold conversations as JSON text.
@@ -160,7 +160,7 @@ def _messages(columns: Mapping[str, Any]) -> tuple[Message, ...]:
     if not messages:
         raise ValueError("messages is empty")
     if messages[-1].role == "assistant":
-        raise ValueError("messages ends with the assistant's, so nothing is asked")
+        raise ValueError("messages ends with an assistant message, so there is no question")
     return messages
 
 
@@ -201,7 +201,7 @@ def _json_fault(line: bytes, error: orjson.JSONDecodeError) -> str:
         line.decode()
     except UnicodeDecodeError as wrong:
         return f"not valid UTF-8 at byte {wrong.start + 1} of the line"
-    return f"no valid JSON: {error.msg} at character {error.pos + 1} of the line"
+    return f"invalid JSON: {error.msg} at character {error.pos + 1} of the line"
 
 
 def _cells(place: str, columns: object) -> Cells:
@@ -211,7 +211,7 @@ def _cells(place: str, columns: object) -> Cells:
 
 
 def _read_json(path: Path) -> Iterator[Cells]:
-    """An array of objects, taken in piece by piece."""
+    """Read an array of objects piece by piece."""
     import ijson  # noqa: PLC0415 - only this format needs it
 
     number = 0
@@ -220,17 +220,17 @@ def _read_json(path: Path) -> Iterator[Cells]:
             for number, columns in enumerate(ijson.items(file, "item", use_float=True), start=1):
                 yield _cells(f"row {number}", columns)
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            # yajl draws an arrow under the place.
+            # yajl draws an arrow under the place of the error.
             reason = " ".join(str(error).partition("(right here)")[0].split())
-            raise InputError(f"{path}: no valid JSON after row {number}: {reason}") from error
+            raise InputError(f"{path}: invalid JSON after row {number}: {reason}") from error
     if number == 0:
-        raise InputError(f"{path}: holds no array of rows")
+        raise InputError(f"{path}: does not hold an array of rows")
 
 
 def _read_csv(path: Path) -> Iterator[Cells]:
     csv.field_size_limit(min(sys.maxsize, _MAX_FIELD_CHARS))
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    # What is not UTF-8 fails its own row only, so it is let through here.
+    # Bytes that are not UTF-8 fail only their own row, so they are let through here.
     with _opened(path), path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
         reader = csv.reader(f, delimiter=delimiter, strict=True)
         num_read = 0
@@ -246,13 +246,13 @@ def _read_csv(path: Path) -> Iterator[Cells]:
                 num_read = reader.line_num
         except csv.Error as error:
             place = f"{path}, line {num_read + 1}"
-            raise InputError(f"{place}: no valid CSV from here on: {error}") from error
+            raise InputError(f"{place}: invalid CSV from here on: {error}") from error
 
 
 def _csv_cells(header: list[str], values: list[str], place: str) -> Cells:
     if len(values) != len(header):
         return Cells(place, None, f"{len(values)} fields, but the header has {len(header)}")
-    # CSV has no other way to say that there is nothing.
+    # An empty field is CSV's only way to express a missing value.
     filled = [value or None for value in values]
     return Cells(place, dict(zip(header, filled, strict=True)))
 
@@ -264,11 +264,11 @@ def _read_parquet(path: Path) -> Iterator[Cells]:
 
 
 def _check_columns(path: Path, columns: Iterable[str]) -> None:
-    """Where all rows have the same columns, one message is enough."""
+    """Raise `InputError` if a file whose rows all have the same columns lacks a question column."""
     there = list(columns)
     if not set(_COLUMNS) & set(there):
         wanted = ", ".join(_COLUMNS)
-        raise InputError(f"{path}: no column {wanted}; there are: {', '.join(there) or 'none'}")
+        raise InputError(f"{path}: no column {wanted}; its columns: {', '.join(there) or 'none'}")
 
 
 def _opened(path: Path) -> Any:  # noqa: ANN401 - typeshed's BufferedReader is generic by version
@@ -279,7 +279,7 @@ def _opened(path: Path) -> Any:  # noqa: ANN401 - typeshed's BufferedReader is g
 
 
 def _count_lines(path: Path) -> int | None:
-    """Blank lines count as rows here: it is an estimate for the progress display."""
+    """Blank lines count as rows here: the result is an estimate for the progress display."""
     total, last = 0, b"\n"
     with _opened(path) as file:
         while chunk := file.read(_COUNT_BYTES):

@@ -1,4 +1,4 @@
-"""Rows of Parquet files and of Hugging Face datasets. The libraries for them come with an extra."""
+"""Reads rows of Parquet files and Hugging Face datasets, with the libraries of an extra."""
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ _BATCH_ROWS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`rows` starts over each time. `num_rows` is None where nobody knows it."""
+    """`rows` starts over each time. `num_rows` is None if it is unknown."""
 
     name: str
     columns: Sequence[str]
@@ -22,14 +22,14 @@ class Table:
 
 
 def read_parquet(path: Path) -> Table:
-    """A Parquet file. Raises `InputError` where it is none."""
+    """Open a Parquet file. Raises `InputError` if it is not readable as Parquet."""
     parquet = library("pyarrow.parquet", "reading Parquet")
     arrow = library("pyarrow", "reading Parquet")
     try:
         with parquet.ParquetFile(path) as file:
             columns, num_rows = file.schema_arrow.names, file.metadata.num_rows
     except (arrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: no readable Parquet: {_reason(error)}") from error
+        raise InputError(f"{path}: not readable as Parquet: {_reason(error)}") from error
 
     def rows() -> Iterator[Mapping[str, Any]]:
         number = 0
@@ -49,8 +49,8 @@ def read_parquet(path: Path) -> Table:
 
 
 def read_hub(source: str, split: str, subset: str | None) -> Table:
-    """A dataset that `datasets` knows: saved by it in a folder, a folder of data files, or on the
-    hub, which is read as a stream. Raises `InputError` where it cannot be opened.
+    """Open a dataset that `datasets` knows: a folder that it saved, a folder of data files, or a
+    dataset on the hub, which is streamed. Raises `InputError` if it cannot be opened.
     """
     datasets = library("datasets", "reading datasets")
     path = Path(source)
@@ -62,8 +62,8 @@ def read_hub(source: str, split: str, subset: str | None) -> Table:
         found = datasets.load_dataset(source, subset, split=split, streaming=True)
     except InputError:
         raise
-    except Exception as error:  # the library has no root of its own for what goes wrong
-        what = "no readable dataset" if path.exists() else "no such file or dataset"
+    except Exception as error:  # the library's errors share no base class
+        what = "not a readable dataset" if path.exists() else "no such file or dataset"
         raise InputError(f"{source}: {what}: {_reason(error)}") from error
     info = (found.info.splits or {}).get(split)
     return _table(source, found, getattr(info, "num_examples", None) or None)
@@ -71,7 +71,7 @@ def read_hub(source: str, split: str, subset: str | None) -> Table:
 
 def _split(source: str, splits: Mapping[str, Any], wanted: str) -> Any:  # noqa: ANN401
     if wanted not in splits:
-        raise InputError(f"{source}: no split {wanted!r}; there are: {', '.join(splits)}")
+        raise InputError(f"{source}: no split {wanted!r}; its splits: {', '.join(splits)}")
     return splits[wanted]
 
 
@@ -83,14 +83,14 @@ def _table(source: str, found: Any, num_rows: int | None) -> Table:  # noqa: ANN
                 yield row
                 number += 1
         except Exception as error:
-            raise InputError(f"{source}: no more after row {number}: {_reason(error)}") from error
+            raise InputError(f"{source}: ends after row {number}: {_reason(error)}") from error
 
     name = Path(source).name if Path(source).exists() else source
     return Table(name, found.column_names or (), num_rows, rows)
 
 
 def library(module: str, what: str) -> Any:  # noqa: ANN401
-    """A library of the extra `data`. Raises `InputError` where it is not installed."""
+    """Import a library of the extra `data`. Raises `InputError` if it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

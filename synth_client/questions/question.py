@@ -1,4 +1,4 @@
-"""What is asked: a question, how it is asked, and the key under which its answer is kept."""
+"""Defines a question, how it is asked, and the key under which its answer is stored."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ _KEY_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, with the reference answer where one is known."""
+    """A conversation to answer, with the reference answer if one is known."""
 
     id: str
     messages: tuple[Message, ...]
@@ -24,12 +24,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synthesis:
-    """How every question of a run is asked.
+    """The way in which every question of a run is asked.
 
-    `params` is the request's `motab` object: what it leaves out is up to the proxy. A `plain`
-    server is any other OpenAI-compatible one: it is sent no such object and gives no trace. Sample
-    i of a question is asked with `seed` + i. `timeout_s` bounds the silence between two reads, and
-    so the whole trajectory, in seconds; it has no part in what the answer is.
+    `params` is the request's `motab` object; the proxy decides whatever it leaves out. A `plain`
+    server is any other OpenAI-compatible server: it gets no such object and returns no trace.
+    Sample i of a question is asked with `seed` + i. `timeout_s` bounds the silence between two
+    reads, and so the whole trajectory, in seconds; it does not affect the answer.
     """
 
     model: str
@@ -42,7 +42,7 @@ class Synthesis:
     timeout_s: float = 3600.0
 
     def body(self, messages: Iterable[Message], sample: int) -> dict[str, JsonValue]:
-        """The request for one sample. What was not chosen is left to the server."""
+        """Return the request for one sample; the server decides whatever was not chosen."""
         body: dict[str, JsonValue] = {
             "model": self.model,
             "messages": [message.model_dump() for message in messages],
@@ -63,8 +63,8 @@ class Synthesis:
 class Unit:
     """One unit of work: one sample of one question.
 
-    `key` is 16 bytes of hash over the request and the sample's number, so two units that ask for
-    the same have the same key; the question's id and answer are not part of it.
+    `key` is 16 bytes of hash over the request and the sample's number, so two units with the same
+    request have the same key; the question's id and answer are not part of it.
     """
 
     question: Question
@@ -73,7 +73,7 @@ class Unit:
 
 
 def units_of(question: Question, synthesis: Synthesis, num_samples: int) -> Iterator[Unit]:
-    """The samples of a question, in order."""
+    """Yield the samples of a question, in order."""
     for sample in range(num_samples):
         asked = synthesis.body(question.messages, sample)
         content = orjson.dumps([asked, sample, synthesis.plain], option=orjson.OPT_SORT_KEYS)
@@ -81,7 +81,7 @@ def units_of(question: Question, synthesis: Synthesis, num_samples: int) -> Iter
 
 
 def scoring_body(model: str, record: Record) -> dict[str, JsonValue]:
-    """The request for a record's token log-probabilities."""
+    """Return the request for a record's token log-probabilities."""
     return {
         "model": model,
         "messages": [message.model_dump() for message in record.messages],
@@ -92,13 +92,13 @@ def scoring_body(model: str, record: Record) -> dict[str, JsonValue]:
 
 @dataclass(frozen=True, slots=True)
 class ScoringUnit(Unit):
-    """A record to be scored; its key is of the model's name, the messages and the output."""
+    """A record to be scored; its key covers the model's name, the messages and the output."""
 
     record: Record
 
 
 def scoring_unit(record: Record, model: str) -> ScoringUnit:
-    """The unit of a record."""
+    """Return the unit that scores a record."""
     content = orjson.dumps(scoring_body(model, record), option=orjson.OPT_SORT_KEYS)
     question = Question(record.id, record.messages, record.answer)
     key = blake2b(content, digest_size=_KEY_BYTES).digest()

@@ -1,4 +1,4 @@
-"""Warns when input rows share an id: their records could not be told apart."""
+"""Warns when input rows share an id: their records could not be distinguished."""
 
 import logging
 from hashlib import blake2b

@@ -81,7 +81,7 @@ def test_a_saved_dataset_has_splits(tmp_path: Path) -> None:
     saved = datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in parts.items()})
     saved.save_to_disk(str(tmp_path / "q"))
     assert rows_of(tmp_path / "q", split="test") == QUESTIONS[1:]
-    with pytest.raises(InputError, match="no split 'dev'; there are: train, test"):
+    with pytest.raises(InputError, match="no split 'dev'; its splits: train, test"):
         open_dataset(str(tmp_path / "q"), split="dev")
 
 
@@ -123,14 +123,14 @@ def test_messages_come_before_all(tmp_path: Path) -> None:
     [
         ([1], "a list, not an object"),
         ({"text": "?"}, "no question: none of messages, question, problem, prompt, instruction"),
-        ({"question": " \n"}, "question is not a text with something in it"),
-        ({"question": 3}, "question is not a text with something in it"),
+        ({"question": " \n"}, "question is not a text, or is empty"),
+        ({"question": 3}, "question is not a text, or is empty"),
         ({"messages": []}, "messages is empty"),
         ({"messages": "hello"}, "messages: Invalid JSON"),
         ({"messages": [{"role": "user"}]}, "messages: 0.content: Field required"),
         (
             {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
-            "messages ends with the assistant's",
+            "messages ends with an assistant message",
         ),
         ({"question": "?", "answer": ["3"]}, "answer is neither text nor a number: list"),
     ],
@@ -152,7 +152,7 @@ def test_a_bad_line_is_a_bad_row_and_the_others_are_read(tmp_path: Path) -> None
     assert isinstance(last, Question)
     assert (first.id, last.id) == ("0", "3")
     assert second == BadRow(
-        "1", "line 3", "no valid JSON: unexpected end of data at character 12 of the line"
+        "1", "line 3", "invalid JSON: unexpected end of data at character 12 of the line"
     )
     assert third == BadRow("2", "line 4", "not valid UTF-8 at byte 15 of the line")
 
@@ -174,17 +174,17 @@ def test_a_csv_row_of_another_length_is_a_bad_row(tmp_path: Path) -> None:
     ("name", "content", "sentence"),
     [
         ("q.jsonl", b"", "q.jsonl holds no rows"),
-        ("q.json", b"[]", "holds no array of rows"),
-        ("q.json", b'{"question": "?"}', "holds no array of rows"),
-        ("q.json", b'[{"question": "?"}, {"que', "no valid JSON after row 1: "),
+        ("q.json", b"[]", "does not hold an array of rows"),
+        ("q.json", b'{"question": "?"}', "does not hold an array of rows"),
+        ("q.json", b'[{"question": "?"}, {"que', "invalid JSON after row 1: "),
         ("q.csv", b"", "q.csv holds no rows"),
         ("q.csv", b"question\n", "q.csv holds no rows"),
         ("q.csv", b"text,label\na,b\n", "no column messages, question, problem, prompt,"),
-        ("q.csv", b'question\none\n"open\ntwo\n', "line 3: no valid CSV from here on: "),
-        ("q.jsonl", b'{"q": 1}\n' * 3, "the first 3 rows ask nothing; line 1: no question: "),
-        ("q.jsonl", b"{", "q.jsonl: the first row asks nothing; line 1: no valid JSON: "),
-        ("q.parquet", b"PAR1 nonsense", "no readable Parquet: "),
-        ("q.xlsx", b"", "'.xlsx' is no known format; known are .jsonl, .ndjson, .json, .csv"),
+        ("q.csv", b'question\none\n"open\ntwo\n', "line 3: invalid CSV from here on: "),
+        ("q.jsonl", b'{"q": 1}\n' * 3, "the first 3 rows hold no question; line 1: no question: "),
+        ("q.jsonl", b"{", "q.jsonl: the first row holds no question; line 1: invalid JSON: "),
+        ("q.parquet", b"PAR1 nonsense", "not readable as Parquet: "),
+        ("q.xlsx", b"", "unknown format '.xlsx'; known formats are .jsonl, .ndjson, .json, .csv"),
     ],
 )
 def test_an_input_that_cannot_be_read_is_told_in_one_line(
@@ -206,7 +206,7 @@ def test_an_input_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_data_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no readable dataset: "):
+    with pytest.raises(InputError, match="not a readable dataset: "):
         open_dataset(str(tmp_path))
 
 
@@ -218,13 +218,13 @@ def test_an_input_that_begins_with_bad_rows_is_read_up_to_a_hundred_of_them(
     rows = rows_of(path)
     assert [isinstance(row, BadRow) for row in rows] == [True] * 99 + [False, True]
     path.write_bytes(b"[]\n" * 100 + b'{"question": "?"}\n')
-    with pytest.raises(InputError, match="the first 100 rows ask nothing; line 1: a list"):
+    with pytest.raises(InputError, match="the first 100 rows hold no question; line 1: a list"):
         rows_of(path)
 
 
 def test_a_parquet_file_without_a_question_is_told(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["?"]}), tmp_path / "q.parquet")
-    with pytest.raises(InputError, match=r"no column messages, .*; there are: text"):
+    with pytest.raises(InputError, match=r"no column messages, .*; its columns: text"):
         rows_of(tmp_path / "q.parquet")
 
 
