@@ -1,4 +1,4 @@
-"""Answers as servers send them, taken apart into records, which nobody has verified yet."""
+"""Turns the answers of servers into records that are not verified yet."""
 
 from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal
@@ -31,9 +31,9 @@ _MOTAB_VERSION: Final = version("motab")
 def traced_record(
     content: bytes, question: Question, *, sample: int, attempts: int, seconds: float
 ) -> Record:
-    """The record that the proxy's answer tells, trace and all.
+    """Build the record of an answer by the proxy, with its trace.
 
-    Raises `SynthesisError` where the answer lacks something or contradicts itself.
+    Raises `SynthesisError` if the answer lacks something or contradicts itself.
     """
     try:
         completion = _Completion.model_validate_json(content)
@@ -63,17 +63,17 @@ def traced_record(
 def plain_record(
     content: bytes, question: Question, *, sample: int, attempts: int, seconds: float
 ) -> Record:
-    """The record of any OpenAI-compatible answer: one model wrote it all, as a teacher does.
+    """Build the record of any OpenAI-compatible answer; its one model counts as the teacher.
 
-    Raises `SynthesisError` where the answer lacks something.
+    Raises `SynthesisError` if the answer lacks something.
     """
     try:
         completion = _PlainCompletion.model_validate_json(content)
         (choice,) = completion.choices
         if choice.message.reasoning_content or choice.message.reasoning:
             raise SynthesisError(
-                "the server keeps the reasoning apart from the content, and the record would lose"
-                " it; start the server without its reasoning parser",
+                "the server separates the reasoning from the content, so the record would lose it;"
+                " start the server without its reasoning parser",
                 status=200,
                 error_type=REASONING_APART,
             )
@@ -101,9 +101,9 @@ def plain_record(
 
 
 def scored_record(content: bytes, record: Record) -> Record:
-    """`record` with the `token_logprobs` of the answer.
+    """Return `record` with the `token_logprobs` of the answer.
 
-    Raises `SynthesisError` where the answer lacks something or does not cover the output.
+    Raises `SynthesisError` if the answer lacks something or does not cover the output.
     """
     try:
         found = _TokenScores.model_validate_json(content).token_logprobs
@@ -141,13 +141,13 @@ def _record(question: Question, *, output: str, **fields: Any) -> Record:  # noq
 
 
 def excerpt_of(content: bytes) -> str:
-    """How an answer begins, in one line."""
+    """Return the beginning of an answer, in one line."""
     text = content[: 4 * _EXCERPT_CHARS].decode(errors="replace")
     return " ".join(text.split())[:_EXCERPT_CHARS]
 
 
 def is_json(content: bytes) -> bool:
-    """Whether an answer is JSON at all."""
+    """Return whether an answer is JSON at all."""
     try:
         orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -167,7 +167,7 @@ def _malformed(fault: str, code: str | None = None) -> SynthesisError:
 
 
 class _Wire(BaseModel):
-    """What a strict OpenAI answer may add of its own is none of our business."""
+    """Part of an OpenAI answer; fields that a server adds of its own are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -241,7 +241,7 @@ class _ErrorAnswer(_Wire):
 
 
 def refusal(status: int, content: bytes, otherwise: str) -> SynthesisError:
-    """The server's own error object; `otherwise` is what to say where the answer holds none."""
+    """Return the server's own error object, or `otherwise` if the answer holds none."""
     try:
         error = _ErrorAnswer.model_validate_json(content).error
     except ValidationError:

@@ -1,9 +1,9 @@
 """Asks the proxy, or any OpenAI-compatible server, one question over HTTP.
 
-An answer is asked for as a whole. Streaming a thousand trajectories would cost both sides a parsed
-chunk for every few tokens, and its end is all that is wanted. A connection on which nothing is said
-for an hour must be kept from being forgotten on the way, so the kernel probes it; a gateway with a
-read timeout of its own needs one that is longer than the longest trajectory.
+An answer is requested as a whole: streaming a thousand trajectories would cost both sides a parsed
+chunk for every few tokens, and only the end is needed. A connection may be silent for an hour, so
+the kernel probes it to keep it alive; a gateway's own read timeout must be longer than the longest
+trajectory.
 """
 
 import os
@@ -38,13 +38,13 @@ _CONNECT_TIMEOUT_S: Final = 10.0
 _KEEPALIVE_S: Final = 4.0
 _PROBE_S: Final = 30
 _NO_ROUTE: Final = {httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED}
-_WRONG_ADDRESS: Final = "--base-url ends in /v1, and a server that is not motab's needs --plain"
+_WRONG_ADDRESS: Final = "--base-url ends in /v1, and a server other than motab needs --plain"
 
 
 class SynthClient:
     """Asks the servers of one run; an asynchronous context manager that owns its connections.
 
-    `base_urls` end in /v1. Where there are several, a unit stays with one of them until an attempt
+    `base_urls` end in /v1. If there are several, a unit stays with one server until an attempt
     there fails. `transport` replaces the network.
     """
 
@@ -82,9 +82,9 @@ class SynthClient:
             await server.aclose()
 
     async def check(self) -> None:
-        """Raises `RunAborted` where a server cannot be reached, is none, or refuses the key.
+        """Raise `RunAborted` if a server is unreachable, not OpenAI-compatible, or refuses the key.
 
-        Anything else is left to the questions: not every server lists its models.
+        Other faults show up with the questions, because not every server lists its models.
         """
         for server in self._servers:
             try:
@@ -99,14 +99,14 @@ class SynthClient:
                 raise RunAborted(f"{_url(server)}: {_refusal(response)}")
             if response.status_code == httpx.codes.OK and not is_json(response.content):
                 raise RunAborted(
-                    f"{_url(server)} is no OpenAI-compatible server: to GET models it answers"
+                    f"{_url(server)} is not an OpenAI-compatible server: it answers GET models with"
                     f" '{excerpt_of(response.content)}'; {_WRONG_ADDRESS}"
                 )
 
     async def synthesise(self, unit: Unit, *, attempt: int = 1) -> Record:
-        """One trajectory. Raises `SynthesisError` for whatever comes between it and a record.
+        """Return one trajectory. Raises `SynthesisError` for anything that prevents a record.
 
-        `attempt` counts from 1; after a failed one the next server is asked.
+        `attempt` counts from 1; after a failed attempt the next server is asked.
         """
         started = time.monotonic()
         synthesis = self._synthesis
@@ -123,7 +123,7 @@ class SynthClient:
         )
 
     async def score(self, unit: Unit, record: Record, *, attempt: int = 1) -> Record:
-        """`record` with its `token_logprobs`. Raises `SynthesisError` as `synthesise` does."""
+        """Return `record` with its `token_logprobs`. Raises the errors of `synthesise`."""
         body = scoring_body(self._synthesis.model, record)
         return scored_record(await self._posted(unit, attempt, "motab/score", body), record)
 
@@ -150,7 +150,7 @@ def _transport(base_url: str, max_connections: int) -> AiohttpTransport:
         connector = aiohttp.TCPConnector(
             limit=max_connections, keepalive_timeout=_KEEPALIVE_S, socket_factory=_probed_socket
         )
-        # An HTTP_PROXY of the environment cannot reach what listens on our own loopback.
+        # A proxy from HTTP_PROXY cannot reach a server on our own loopback.
         trust_env = not _is_loopback(httpx.URL(base_url).host)
         return aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=trust_env
@@ -171,7 +171,7 @@ def _probed_socket(address: tuple[Any, ...]) -> socket.socket:
 
 
 def _refusal(response: httpx.Response) -> SynthesisError:
-    """The server's own error, or what a gateway in between said instead."""
+    """Return the server's own error, or the answer of a gateway in between."""
     excerpt = excerpt_of(response.content)
     error = refusal(
         response.status_code, response.content, otherwise=excerpt or response.reason_phrase
@@ -193,7 +193,7 @@ def _url(server: httpx.AsyncClient) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """What the system says, without aiohttp's words around it."""
+    """Return the system's message, without the words that aiohttp adds."""
     cause = error.__cause__
     if isinstance(cause, aiohttp.ClientConnectorError):
         system = cause.os_error

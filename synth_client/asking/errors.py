@@ -1,4 +1,4 @@
-"""What can come between a question and its record, and what helps against it."""
+"""Classifies the errors that keep a question from its record, by what helps against them."""
 
 import re
 from collections.abc import Callable
@@ -14,25 +14,25 @@ _SECONDS: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
 
 
 class Trouble(StrEnum):
-    """The classes of errors; each has a budget of attempts of its own."""
+    """The classes of errors; each class has its own budget of attempts."""
 
     TRANSIENT = "transient"
     """No answer, or the server's own failure: the same request may succeed soon."""
     CAPACITY = "capacity"
-    """The server has too much to do: the same request will succeed later."""
+    """The server is overloaded: the same request will succeed later."""
     PERMANENT = "permanent"
-    """The server will never take this request."""
+    """The server will never accept this request."""
     CONTENT = "content"
-    """An answer came, but it is no usable one; another may be."""
+    """An answer arrived but is unusable; another answer may be usable."""
 
 
 class SynthesisError(Exception):
-    """No trustworthy record came of a request.
+    """A request did not lead to a trustworthy record.
 
-    `status` is the HTTP status, None where no answer arrived at all. `message` and the other
-    three are the proxy's error object; a malformed answer has the type "malformed_answer", a
-    failed connection "connection_failed". `retry_after_s` is how many seconds the server wants to
-    be left alone, where it said so.
+    `status` is the HTTP status, None if no answer arrived. `message`, `error_type`, `param` and
+    `code` are the proxy's error object; a malformed answer has the type "malformed_answer", a
+    failed connection "connection_failed". `retry_after_s` is the number of seconds that the server
+    asks to be left alone, if it gives one.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class SynthesisError(Exception):
         self.retry_after_s = retry_after_s
 
     def __reduce__(self) -> tuple[Callable[[str], "SynthesisError"], tuple[str]]:
-        # Without this an exception is unpickled with its text alone.
+        # Without this method an exception is unpickled with its text alone.
         fields = ("status", "error_type", "param", "code", "retry_after_s")
         made = partial(type(self), **{name: getattr(self, name) for name in fields})
         return made, (self.message,)
@@ -75,7 +75,7 @@ class SynthesisError(Exception):
 
     @property
     def ends_the_run(self) -> bool:
-        """Whether every other question would be answered the same."""
+        """True if the server would answer every other question in the same way."""
         if self.status in _RUN_REFUSALS or self.code == "insufficient_quota":
             return True
         if self.error_type == REASONING_APART:
@@ -84,7 +84,7 @@ class SynthesisError(Exception):
             return True
         if self.status != HTTPStatus.BAD_REQUEST or self.code == "context_length_exceeded":
             return False
-        # The proxy names the field that it refuses; all but the messages are the run's own.
+        # The proxy names the refused field; all fields but the messages belong to the run.
         return (self.param or "").split(".")[0] in _RUN_FIELDS
 
 
@@ -100,9 +100,9 @@ _RUN_REFUSALS: Final = {
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """The seconds that a Retry-After header asks for, given as a number or as an HTTP date.
+    """Return the seconds of a Retry-After header, given as a number or as an HTTP date.
 
-    None where there is no header or it says neither. RFC 9110, section 10.2.3.
+    None if there is no header or it is neither. RFC 9110, section 10.2.3.
     """
     if value is None:
         return None

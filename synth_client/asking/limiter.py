@@ -1,8 +1,8 @@
-"""How many requests may be under way: additive increase, multiplicative decrease.
+"""Limits the number of concurrent requests: additive increase, multiplicative decrease.
 
 Chiu and Jain, "Analysis of the increase and decrease algorithms for congestion avoidance" (1989).
-Until the first cut the limit doubles with every round of requests, as TCP's does (RFC 5681): a
-trajectory takes minutes, and one more a round would take hours to find the level.
+Until the first cut the limit doubles with every round of requests, as in TCP (RFC 5681): a
+trajectory takes minutes, so adding one request per round would take hours to find the level.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-# Gentle: a refusal costs the server nothing, and the level found swings by this much.
+# Gentle: a refusal costs the server nothing, and the limit keeps swinging by this factor.
 _CUT: Final = 0.9
-# A wait this long is meant for everybody, not for the one request too many.
+# A wait this long is meant for all requests, not only for the one that was refused.
 _COMMON_WAIT_S: Final = 5.0
 _OUTAGE_AFTER: Final = 5
 _FIRST_PROBE_S: Final = 0.5
@@ -29,11 +29,11 @@ class Permit:
 
 
 class Limiter:
-    """Gives permits, between `floor` and `ceiling` of them at a time.
+    """Gives out permits, between `floor` and `ceiling` at a time.
 
     The first limit is `start`, or the nearest that is allowed. A refusal cuts the limit unless its
-    request was started before the last cut: one burst is one cut. In an outage, which is several
-    failures in a row with nothing in between that succeeded, one request at a time goes out to see
+    request was started before the last cut, so one burst causes one cut. In an outage (several
+    failures in a row without a success between them) one request at a time goes out to test
     whether it is over.
     """
 
@@ -61,17 +61,17 @@ class Limiter:
 
     @property
     def limit(self) -> int:
-        """How many requests may be under way now."""
+        """The number of requests that may be under way now."""
         return 1 if self.is_outage else int(self._limit)
 
     @property
     def is_outage(self) -> bool:
-        """Whether nothing gets through at the moment."""
+        """True while nothing gets through."""
         return self._num_failures >= _OUTAGE_AFTER
 
     @property
     def failing_s(self) -> float:
-        """Seconds since the first of the failures that no success has ended; 0 without one."""
+        """Seconds since the first failure after the last success; 0 without a failure."""
         return 0.0 if self._failing_since is None else self._clock() - self._failing_since
 
     async def acquire(self) -> Permit:
@@ -82,7 +82,7 @@ class Limiter:
                 self.num_active += 1
                 return Permit(self._clock())
             self._freed.clear()
-            # Above the limit only another request's end can help; below it, time.
+            # Above the limit only the end of another request can help; below it, time.
             await wait_for(self._freed, wait_s if wait_s > 0 else None)
 
     def release(self) -> None:
@@ -91,10 +91,10 @@ class Limiter:
         self._freed.set()
 
     def succeeded(self, permit: Permit) -> None:
-        """The server took the request, so it may be asked for more. Before the permit goes back."""
+        """Raise the limit after a request that the server took. Call it before `release`."""
         self._is_up()
         self._failing_since = None
-        # What is not used says nothing about what could be.
+        # An unused limit says nothing about a higher one.
         if 2 * self.num_active < self._limit or permit.started < self._last_cut:
             return
         step = 1.0 if self._is_first_climb else 1.0 / self._limit
@@ -102,7 +102,7 @@ class Limiter:
         self._freed.set()
 
     def refused(self, permit: Permit, retry_after_s: float | None, *, is_down: bool) -> None:
-        """The server has too much to do. `is_down`: it takes nothing at all."""
+        """Cut the limit, because the server is overloaded; `is_down`: it takes nothing at all."""
         now = self._clock()
         self._note_failing(now)
         if not is_down:
@@ -118,11 +118,11 @@ class Limiter:
         self.num_cuts += 1
 
     def failed(self, permit: Permit) -> None:
-        """The server did not answer, or failed. An outage begins or goes on."""
+        """Note that the server did not answer, or failed; an outage begins or continues."""
         now = self._clock()
         self._num_failures += 1
         self._note_failing(now)
-        # What was under way when the outage began is no probe.
+        # Requests that were under way when the outage began are not probes.
         if self.is_outage and permit.started > self._last_probe:
             wait_s = min(_FIRST_PROBE_S * 2.0**self._num_probes, _LONGEST_PROBE_S)
             self._num_probes = min(self._num_probes + 1, _MOST_DOUBLINGS)
@@ -141,7 +141,7 @@ class Limiter:
 
 
 async def wait_for(event: asyncio.Event, timeout_s: float | None) -> None:
-    """Until the event is set or the time is over; None is for ever."""
+    """Wait until the event is set or the time is over; None waits for ever."""
     try:
         async with asyncio.timeout(timeout_s):
             await event.wait()

@@ -1,7 +1,7 @@
-"""Works units off: bounded workers, a limit that finds its own level, retries beside new units.
+"""Works units off: bounded workers, a limit that adapts, and retries among the new units.
 
-One task hands out, and each worker is one task for the whole run. A unit that failed waits in a
-queue with the time at which it is due, without a worker and without a permit.
+One task hands out, and each worker is one task for the whole run. A failed unit waits in a queue
+until its next attempt is due, without a worker and without a permit.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from synth_client.record import Record
 _log = logging.getLogger(__name__)
 
 _READ_AHEAD: Final = 64
-# So many waiting retries per worker that no new unit is begun: an outage must not fill the memory.
+# With more waiting retries per worker no new unit is begun: an outage must not fill the memory.
 _RETRIES_PER_WORKER: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Requests under way, trajectories that wait for another attempt, the limit, and its cuts."""
+    """Requests under way, trajectories waiting for another attempt, the limit, and its cuts."""
 
     num_active: int = 0
     num_waiting: int = 0
@@ -48,14 +48,14 @@ class Load:
 
 
 class Asker(Protocol):
-    """One attempt at a unit: a record, or `SynthesisError`. `attempt` counts from 1."""
+    """Makes one attempt at a unit: a record, or `SynthesisError`. `attempt` counts from 1."""
 
     async def __call__(self, unit: Unit, *, attempt: int) -> Record: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """No record came of a unit; `error` is the last of its attempts'."""
+    """The failure of a unit; `error` is from its last attempt."""
 
     error: SynthesisError
     attempts: int
@@ -63,7 +63,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a unit in the end."""
+    """The final result of a unit."""
 
     unit: Unit
     result: Record | Failed
@@ -71,10 +71,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """How many attempts a unit has in each class of errors, and how long it waits between them.
+    """The number of attempts that a unit has for each class of errors, and the waits between them.
 
-    The waits double from `first_s` to `longest_s` and are jittered; the server's own wish comes on
-    top. When nothing at all has succeeded for `patience_s`, the run is given up.
+    The waits double from `first_s` to `longest_s` and are jittered; the wait that the server asks
+    for is added. When nothing has succeeded for `patience_s`, the run is given up.
     """
 
     attempts: Mapping[Trouble, int] = field(
@@ -90,14 +90,14 @@ class Budgets:
     patience_s: float = 3600.0
 
     def wait_s(self, num_failures: int, wished_s: float | None) -> float:
-        """How long to wait after so many failures of a class."""
+        """Return the seconds to wait after `num_failures` of a class."""
         longest = min(self.first_s * 2.0 ** min(num_failures - 1, 30), self.longest_s)
         return (wished_s or 0.0) + random.uniform(0.5, 1.0) * longest  # noqa: S311
 
 
 @dataclass(slots=True)
 class _Job:
-    """A unit with what it has behind it."""
+    """A unit with its attempts so far."""
 
     unit: Unit
     attempt: int = 1
@@ -105,7 +105,7 @@ class _Job:
 
 
 class Pool:
-    """Runs units through `ask`. `on_error` is told of every attempt that failed."""
+    """Runs units through `ask`, and passes the error of every failed attempt to `on_error`."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class Pool:
 
     @property
     def load(self) -> Load:
-        """What is under way now."""
+        """Return what is under way now."""
         limiter = self._limiter
         return Load(
             num_active=limiter.num_active,
@@ -140,7 +140,7 @@ class Pool:
         )
 
     def drain(self) -> None:
-        """Begin nothing more: `run` ends when what is under way has come to its end."""
+        """Begin nothing more: `run` ends when everything under way has finished."""
         self._is_draining = True
         if self._dispatcher is not None:
             self._dispatcher.cancel()
@@ -148,11 +148,11 @@ class Pool:
     async def run(
         self, units: Iterator[Unit], deliver: Callable[[Outcome], Awaitable[None]]
     ) -> None:
-        """Work all units off, pulling them as they are needed, each delivered once.
+        """Work off all units, pulled as needed, and deliver each outcome once.
 
         `units` is read in a thread. Raises `RunAborted` when the server refuses the run as a whole
-        or does not come back, and whatever `deliver` raises; then what was under way is given up.
-        A `ClientError` of `units` is raised when all before it is done.
+        or does not come back, and whatever `deliver` raises; requests under way are then given up.
+        A `ClientError` of `units` is raised when all units before it are done.
         """
         handed_out: asyncio.Queue[tuple[_Job, Permit] | None] = asyncio.Queue()
         source = _ResumableUnits(units)
@@ -192,9 +192,9 @@ class Pool:
             handed_out.put_nowait((job, permit))
 
     async def _next(self, source: "_ResumableUnits") -> _Job | None:
-        """The next job: a retry that is due, or a new unit. None when there will be none."""
+        """Return the next job: a retry that is due, or a new unit. None when there are no more."""
         while True:
-            # Cleared before the look around, so that nothing that moves meanwhile is missed.
+            # Cleared before looking, so that no change in the meantime is missed.
             self._moved.clear()
             due_s = self._retries[0][0] - time.monotonic() if self._retries else None
             # A worker that delivers holds no permit, but is not free.
@@ -211,7 +211,7 @@ class Pool:
                 await self._moved.wait()
 
     async def _attempt(self, job: _Job, permit: Permit) -> Outcome | None:
-        """None when the unit is to be tried again later."""
+        """Make an attempt; None if the unit is to be tried again later."""
         try:
             record = await self._ask(job.unit, attempt=job.attempt)
         except SynthesisError as error:
@@ -245,7 +245,7 @@ class Pool:
         return None
 
     def _tell(self, permit: Permit, error: SynthesisError) -> None:
-        """What the failure says about the server."""
+        """Adapt the limit to the failure."""
         match error.trouble:
             case Trouble.CAPACITY:
                 is_down = error.status == HTTPStatus.SERVICE_UNAVAILABLE
@@ -262,7 +262,7 @@ class Pool:
 class _ResumableUnits:
     """Units from an iterator that may block, read a few at a time in a thread.
 
-    `error` is what ended it, if it was not its end.
+    `error` is the error that ended the iterator, if any.
     """
 
     def __init__(self, units: Iterator[Unit]) -> None:
@@ -272,7 +272,7 @@ class _ResumableUnits:
         self.error: ClientError | None = None
 
     async def next(self) -> Unit | None:
-        """The next unit, None when there is none."""
+        """Return the next unit, None when there are no more."""
         while not self._read and not self._is_empty:
             await asyncio.to_thread(self._read_some)
         return self._read.popleft() if self._read else None

@@ -205,7 +205,7 @@ async def test_before_the_first_question_a_server_of_web_pages_is_told() -> None
     with pytest.raises(RunAborted) as caught:
         await check(200, b"<!DOCTYPE html>\n<html>")
     assert str(caught.value).startswith(
-        "http://proxy/v1 is no OpenAI-compatible server: to GET models it answers"
+        "http://proxy/v1 is not an OpenAI-compatible server: it answers GET models with"
         " '<!DOCTYPE html> <html>'; --base-url ends in /v1"
     )
 

@@ -205,7 +205,7 @@ async def test_a_route_that_is_not_there_tells_what_may_be_wrong(body: dict[str,
     error = await refused(answering(body, 404))
     assert error.message.startswith("/v1/motab/chat/completions: ")
     assert error.message.endswith(
-        "--base-url ends in /v1, and a server that is not motab's needs --plain"
+        "--base-url ends in /v1, and a server other than motab needs --plain"
     )
     assert error.ends_the_run
 

@@ -255,7 +255,7 @@ async def test_a_server_that_comes_back_is_found_again() -> None:
 async def test_where_the_input_breaks_off_all_before_it_is_done() -> None:
     def broken() -> Iterator[Unit]:
         yield from units(70)
-        raise InputError("in.json: no valid JSON after row 70")
+        raise InputError("in.json: invalid JSON after row 70")
 
     delivered: list[str] = []
 
