@@ -1,6 +1,6 @@
-"""The rule `math`: answers as math-verify understands them.
+"""Judges answers by the rule `math`, as math-verify understands them.
 
-For a process of its own only: neither parsing nor comparing is bounded in time or memory here.
+Use it only in a separate process: neither parsing nor comparing is bounded in time or memory here.
 """
 
 import logging
@@ -18,16 +18,16 @@ _MARKED: Final = re.compile(r"\$|\\\(|\\\[|\\boxed")
 
 
 def judge_math(output: str, answer: str | None) -> Judgement:
-    """Whether the last answer in the output equals the reference.
+    """Judge whether the last answer in the output equals the reference.
 
-    A comparison that fails with an error decides nothing, unless another form of the same answer is
+    A comparison that fails with an error is undecided, unless another form of the same answer is
     equal.
     """
     found = _parsed(final_part(output))
     predicted = next((form for form in reversed(found) if isinstance(form, str)), None)
     if answer is None:
         return Judgement(predicted, None)
-    # What is not marked as mathematics would be searched for numbers only.
+    # Text that is not marked as mathematics would only be searched for numbers.
     known = _parsed(answer if _MARKED.search(answer) else f"${answer}$")
     if not known:
         return Judgement(predicted, None, f"no answer in the reference {answer[:80]!r}")
@@ -43,6 +43,6 @@ def judge_math(output: str, answer: str | None) -> Judgement:
 
 
 def _parsed(text: str) -> list[Any]:
-    """The answer as an expression and as text, or what of the two there is."""
+    """Return the answer as an expression and as text, or only the forms that exist."""
     found: list[Any] = parse(text, parsing_timeout=None, raise_on_error=True)
     return found

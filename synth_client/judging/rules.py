@@ -1,8 +1,8 @@
-"""How the answer in an output is found and compared: the rules that need no library.
+"""Finds and compares the answer in an output, by the rules that need no library.
 
-Each takes the output and the reference answer, which may be None, and gives a `Judgement`. They are
-regular expressions without nested repeats, so they end soon whatever the text; rules that do not
-(`math`, and a callable of the user's) run in processes of their own, see `verify.py`.
+Each rule takes the output and the reference answer, which may be None, and gives a `Judgement`. The
+rules are regular expressions without nested repeats, so they end soon on any text; rules without
+such a bound (`math`, and a user's callable) run in separate processes, see `verifier.py`.
 """
 
 import re
@@ -17,8 +17,8 @@ MATH: Final = "math"
 CHOICE: Final = "choice"
 _CALLABLE: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 _THOUGHT_END: Final = "</think>"
-# A comma belongs to a number only where it groups thousands; a minus right after a word or a
-# closing bracket is a hyphen or a subtraction.
+# A comma belongs to a number only if it groups thousands; a minus right after a word or a closing
+# bracket is a hyphen or a subtraction.
 _NUMBER: Final = re.compile(
     r"(?:(?<![\w)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?![0-9])(?:\.[0-9]+)?"
 )
@@ -32,8 +32,8 @@ _COMMAND: Final = re.compile(r"\\[a-z]+")
 class Judgement:
     """The answer that was found, and whether it is right.
 
-    `correct` is None where there is nothing to compare, or where judging failed; then `fault` says
-    why. An output without an answer is wrong, and no fault. `scores` are values besides.
+    `correct` is None if there is nothing to compare, or if judging failed; `fault` then says why.
+    An output without an answer is wrong, without a fault. `scores` are further values.
     """
 
     predicted: str | None
@@ -46,20 +46,20 @@ Rule = Callable[[str, str | None], Judgement]
 
 
 def final_part(output: str) -> str:
-    """What follows the thoughts; all of it where none are marked."""
+    """Return the text after the thoughts; all of it if no thoughts are marked."""
     return output.rpartition(_THOUGHT_END)[2]
 
 
 def last_number(text: str) -> str | None:
-    """The last number as it is written, without the commas that group its thousands."""
+    """Return the last number as written, without the commas that group thousands."""
     numbers = _NUMBER.findall(text)
     return numbers[-1].replace(",", "") if numbers else None
 
 
 def last_choice(text: str) -> str | None:
-    """A letter A to E: in the last box, else the first after the last "answer", else a lone one.
+    """Return a letter A to E: from the last box, else after the last "answer", else a lone letter.
 
-    A lone letter is the only thing that the last line says.
+    After "answer" the first letter counts; a lone letter is the whole content of the last line.
     """
     if (boxed := last_boxed(text)) is not None:
         return _only_letter(_COMMAND.sub(" ", boxed))
@@ -73,9 +73,9 @@ def last_choice(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    """The last box's content, else what follows the last "answer" on its line, else the last line.
+    """Return the last box's content, else the text after the last "answer" on its line.
 
-    None where the text is blank.
+    Without either, return the last line, or None if the text is blank.
     """
     if (boxed := last_boxed(text)) is not None:
         return boxed.strip()
@@ -88,7 +88,7 @@ def final_answer(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{}` whose braces match."""
+    r"""Return the content of the last `\boxed{}` whose braces match."""
     start = text.rfind(_BOXED)
     if start < 0:
         return None
@@ -127,7 +127,7 @@ def _judge_choice(output: str, answer: str | None) -> Judgement:
         return Judgement(predicted, None)
     known = _only_letter(answer) or last_choice(answer)
     if known is None:
-        return Judgement(predicted, None, f"the reference answer {answer[:80]!r} is none of A to E")
+        return Judgement(predicted, None, f"the reference answer {answer[:80]!r} is not A to E")
     return Judgement(predicted, predicted == known)
 
 
@@ -146,8 +146,8 @@ PLAIN_RULES: Final[Mapping[str, Rule]] = {
 
 
 def check_rule(name: str) -> str:
-    """The name, where it is one. Raises `InputError` that says which there are."""
+    """Return `name` if a rule has it. Raises `InputError` with the known rules otherwise."""
     if name == MATH or name in PLAIN_RULES or _CALLABLE.fullmatch(name):
         return name
     known = ", ".join([MATH, *PLAIN_RULES])
-    raise InputError(f"no such rule: {name!r}; there are {known} and MODULE:FUNCTION")
+    raise InputError(f"no such rule: {name!r}; known rules are {known} and MODULE:FUNCTION")

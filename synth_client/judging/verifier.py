@@ -1,9 +1,9 @@
-"""Verification of answers, where needed in processes that can be killed.
+"""Verifies answers, where needed in processes that can be killed.
 
 math-verify hands hostile LaTeX to a computer algebra system, which may compute for years or fill
-the memory, and nothing inside of a process stops that for certain. So a worker has one answer at a
-time and a limit for it; one that exceeds the limit is killed, and costs that answer: `correct` is
-None with a reason, never False.
+the memory, and nothing inside a process can stop that reliably. So a worker gets one answer at a
+time and a limit; a worker that exceeds it is killed, and that answer's `correct` is None with a
+reason, never False.
 """
 
 import asyncio
@@ -29,15 +29,16 @@ from synth_client.record import Record, Verification
 _START_LIMIT_S: Final = 120.0
 _LOOK_EVERY_MS: Final = 50
 _READ_BYTES: Final = 65536
-# Caches of the algebra system grow; a new process has none.
+# Caches of the algebra system grow, and a new process starts without them.
 _ANSWERS_OF_A_WORKER: Final = 2000
-# One takes seconds to start and hundreds of megabytes, and judges hundreds of answers a second.
+# A program needs seconds to start and hundreds of megabytes, but judges hundreds of answers a
+# second, so few are enough.
 _MOST_OF_A_PROGRAM: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one answer may take: wall-clock seconds, and bytes of the whole worker's memory."""
+    """The limits for one answer: wall-clock seconds, and bytes of the whole worker's memory."""
 
     seconds: float = 10.0
     num_bytes: int = 2 * 2**30
@@ -45,10 +46,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A rule that a program of its own applies, in whatever environment it needs.
+    """A rule that a separate program applies, in whatever environment it needs.
 
-    The command is given the seconds that an answer may take as its last argument, and speaks the
-    protocol of `verify_worker`. Records are told the `name`.
+    The command gets the seconds for one answer as its last argument, and speaks the protocol of
+    `synth_client.judging.worker`. Records name the rule by `name`.
     """
 
     name: str
@@ -56,15 +57,15 @@ class Program:
 
 
 def name_of(rule: str | Program) -> str:
-    """What the verifications by this rule are told by."""
+    """Return the name by which records identify this rule."""
     return rule if isinstance(rule, str) else rule.name
 
 
 class Verifier:
-    """Judges records by one rule; a context manager, to be used from any thread.
+    """Judges records by one rule; a context manager that any thread may use.
 
-    Workers are started as they are needed, at most `num_workers` (one a processor by default, four
-    at most of a `Program`). Raises `InputError` where the rule cannot be loaded.
+    Workers are started as needed, at most `num_workers` (default: one per processor, but at most
+    four of a `Program`). Raises `InputError` if the rule cannot be loaded.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Verifier:
         self._is_closed = False
 
     def start(self) -> None:
-        """Starts the first worker, if it needs any, so that a rule fails early. Takes a second."""
+        """Start the first worker if needed, so that a bad rule fails early. Takes a second."""
         if self.rule not in PLAIN_RULES:
             worker = self._start()
             with self._lock:
@@ -94,7 +95,7 @@ class Verifier:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Kills the workers, busy or not."""
+        """Kill the workers, busy or not."""
         with self._lock:
             self._is_closed = True
             workers = list(self._all)
@@ -107,7 +108,7 @@ class Verifier:
             worker.close()
 
     def verify(self, record: Record) -> Record:
-        """The record with `predicted`, `correct` and `verification`. Takes up to the time limit."""
+        """Return the record with `predicted`, `correct` and `verification`, by the time limit."""
         plain = PLAIN_RULES.get(self.rule)
         judge = self._judge if plain is None else (lambda one: plain(one.output, one.answer))
         judgement = judge(record)
@@ -122,11 +123,11 @@ class Verifier:
         )
 
     def submit(self, record: Record) -> Future[Record]:
-        """The same in a thread."""
+        """Verify in a thread."""
         return self._threads.submit(self.verify, record)
 
     async def verified(self, record: Record) -> Record:
-        """The same without holding up the event loop."""
+        """Verify without holding up the event loop."""
         if self.rule in PLAIN_RULES:
             return self.verify(record)
         return await asyncio.wrap_future(self.submit(record))
@@ -180,14 +181,14 @@ class _Worker:
 
     def __init__(self, program: Program, limits: Limits) -> None:
         self._limits = limits
-        # Our own finds what we find, and a callable of the user's in the current folder.
+        # The process needs our import paths; a user's callable may be in the current folder.
         paths = [path or str(Path.cwd()) for path in sys.path]
         self._process = subprocess.Popen(  # noqa: S603 - our own module, or a script of the trainer's
             [*program.command, str(limits.seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(Path.cwd())])},
-            start_new_session=True,  # Ctrl-C is for us, and we finish what is under way
+            start_new_session=True,  # Ctrl-C is for us, and we finish the work under way
         )
         self._unread = b""
         self._num_answers = 0
@@ -195,11 +196,11 @@ class _Worker:
 
     @property
     def is_spent(self) -> bool:
-        """Whether it is to be replaced."""
+        """True if the worker is due for replacement."""
         return not self._is_alive or self._num_answers >= _ANSWERS_OF_A_WORKER
 
     def greeting(self) -> str | None:
-        """Why the rule cannot be loaded, None where it can."""
+        """Return why the rule cannot be loaded, None if it is loaded."""
         line = self._line(_START_LIMIT_S)
         if isinstance(line, str):
             return f"its process {line}"
@@ -207,7 +208,7 @@ class _Worker:
         return fault
 
     def judge(self, line: bytes) -> Judgement:
-        """Raises BrokenPipeError where the process is gone already."""
+        """Judge a record's line. Raises BrokenPipeError if the process has already ended."""
         if self._process.stdin is None:
             raise BrokenPipeError
         self._process.stdin.write(line)
@@ -223,7 +224,7 @@ class _Worker:
         self._process.kill()
 
     def close(self) -> None:
-        """Reap it, after it was killed."""
+        """Reap the process after it was killed."""
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
@@ -231,7 +232,7 @@ class _Worker:
                     stream.close()
 
     def _line(self, seconds: float) -> bytes | str:
-        """What the process says next, or in words how it ended instead."""
+        """Return the next line of the process, or words for how the process ended instead."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self._unread:
             if self._says_something():
@@ -251,7 +252,7 @@ class _Worker:
         if self._process.stdout is None:
             return False
         descriptor = self._process.stdout.fileno()
-        poll = select.poll()  # select.select() knows no descriptor above 1023
+        poll = select.poll()  # select.select() cannot handle descriptors above 1023
         poll.register(descriptor, select.POLLIN)
         if not poll.poll(_LOOK_EVERY_MS):
             return False

@@ -1,7 +1,7 @@
-"""A process that judges records by one rule: `python -m synth_client.judging.worker RULE SECONDS`.
+"""Judges records by one rule: `python -m synth_client.judging.worker RULE SECONDS`.
 
-Reads records and writes judgements, one JSON object a line; the first line says whether the rule
-could be loaded. `verify.py` starts it, and kills it when it takes too long.
+Reads records and writes judgements, one JSON object per line; the first line says whether the rule
+could be loaded. `verifier.py` starts the process, and kills it when it takes too long.
 """
 
 import math
@@ -24,7 +24,7 @@ def main() -> None:
     """Serve until the input ends."""
     rule, seconds = sys.argv[1], float(sys.argv[2])
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what a rule prints is no judgement
+    os.dup2(2, 1)  # a rule's own prints must not mix with the judgements
     try:
         judge = load(rule)
     except Exception as error:  # noqa: BLE001 - the user's module may raise anything
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def load(rule: str) -> Judge:
-    """What judges by the rule. Raises ImportError, AttributeError or what the module raises."""
+    """Load the rule's judge. Raises ImportError, AttributeError or what the module raises."""
     if rule == MATH:
         from synth_client.judging.math_rule import judge_math  # noqa: PLC0415 - takes a second
 
@@ -61,11 +61,11 @@ def _checked(result: object) -> Judgement:
         case (str() | None as predicted, bool() | None as correct):
             return Judgement(predicted, correct)
         case _:
-            raise TypeError(f"wanted is (predicted, correct), got {result!r:.80}")
+            raise TypeError(f"the rule must return (predicted, correct), got {result!r:.80}")
 
 
 def _bound(seconds: float) -> None:
-    """The kernel ends this process if it outlives the one that would kill it."""
+    """Let the kernel end this process if it outlives the process that would kill it."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     spent = usage.ru_utime + usage.ru_stime
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)

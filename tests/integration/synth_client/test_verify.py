@@ -122,7 +122,7 @@ def test_a_callable_of_the_users_sees_the_record_and_may_print() -> None:
     [
         ("own:eat", "verification took more than 512 MiB of memory"),
         ("own:die", "verification ended with exit code -9"),
-        ("own:number", "TypeError: wanted is (predicted, correct), got 3"),
+        ("own:number", "TypeError: the rule must return (predicted, correct), got 3"),
         ("own:length", "ValueError: invalid literal for int() with base 10: 'x'"),
     ],
 )

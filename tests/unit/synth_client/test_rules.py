@@ -105,7 +105,7 @@ def test_the_final_answer_is_the_box_what_is_announced_or_the_last_line(
             "choice",
             "Answer: B",
             "7",
-            Judgement("B", None, "the reference answer '7' is none of A to E"),
+            Judgement("B", None, "the reference answer '7' is not A to E"),
         ),
         ("exact", "The answer is Paris.", "Paris ", Judgement("Paris", True)),
         ("exact", "The answer is Paris.", "paris", Judgement("Paris", False)),
@@ -125,5 +125,7 @@ def test_a_rule_has_one_of_the_names_or_is_a_callable(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", ["", "maths", "rules:", ":judge", "my-rules:judge", "a:b:c"])
 def test_an_unknown_rule_is_refused_with_those_there_are(rule: str) -> None:
-    with pytest.raises(InputError, match="there are math, exact, choice, number and MODULE:FUNC"):
+    with pytest.raises(
+        InputError, match="known rules are math, exact, choice, number and MODULE:FUNC"
+    ):
         check_rule(rule)
