@@ -1,7 +1,7 @@
-"""Training data from records, in the formats of the trainers.
+"""Exports records as training data, in the formats of the trainers.
 
-Records are read one at a time. What every format promises: the output stands in it character for
-character, and a conversation that the format cannot hold is an error, never left out.
+Records are read one at a time. In every format the output appears character for character, and a
+conversation that the format cannot hold is an error, never left out.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +35,7 @@ _JSON_LINES: Final = "train.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What is exported, how, and where to. `output` is a folder."""
+    """The records to export, their format, and the folder (`output`) to write."""
 
     source: Path
     output: Path
@@ -52,8 +52,8 @@ class _Writer(Protocol):
 def export(job: Export) -> Kept:
     """Write the folder as a whole, or not at all.
 
-    Raises `InputError` where no record is left, one does not fit, or the format has no such mask,
-    and `OutputError` where the folder cannot be written.
+    Raises `InputError` if no record is left, a record does not fit the format, or the format lacks
+    the mask, and `OutputError` if the folder cannot be written.
     """
     check_mask(job.format, job.mask)
     kept = Kept()
@@ -71,11 +71,11 @@ def export(job: Export) -> Kept:
 
 
 def check_mask(format: Format, mask: Mask) -> None:  # noqa: A002 - its name everywhere
-    """Raises `InputError` where the format cannot say what to learn from."""
+    """Raise `InputError` if the format cannot say which text to learn from."""
     if mask != "all" and format not in _TABLES:
         raise InputError(
-            f"--mask {mask}: {format} has no way to leave a part of an answer out of the loss;"
-            f" {' and '.join(_TABLES)} have (column loss_spans)"
+            f"--mask {mask}: {format} cannot leave a part of an answer out of the loss;"
+            f" {' and '.join(_TABLES)} can (column loss_spans)"
         )
 
 
@@ -85,7 +85,7 @@ def _write(writer: _Writer, record: Record, job: Export) -> None:
     except ValueError as error:
         raise InputError(
             f"{job.source}: {record.id}, sample {record.sample}: {error}; {job.format} cannot hold"
-            " it, messages, parquet and hf can"
+            " such a conversation, but messages, parquet and hf can"
         ) from error
 
 
@@ -124,7 +124,7 @@ def _open_writer(folder: Path, job: Export) -> Iterator[_Writer]:
 
 @dataclass(frozen=True, slots=True)
 class _Turns:
-    """A conversation in the shape that most trainers suppose: `asked` ends with the question."""
+    """A conversation in the shape that most trainers expect: `asked` ends with the question."""
 
     system: str | None
     history: tuple[tuple[str, str], ...]
@@ -132,7 +132,7 @@ class _Turns:
 
 
 def _turns(record: Record) -> _Turns:
-    """Raises ValueError where the conversation has another shape."""
+    """Split a record's messages; raises ValueError if the conversation has another shape."""
     messages = list(record.messages)
     system = messages.pop(0).content if messages and messages[0].role == "system" else None
     wanted = ["user", "assistant"] * (len(messages) // 2) + ["user"]
@@ -140,7 +140,7 @@ def _turns(record: Record) -> _Turns:
     if there != wanted:
         raise ValueError(
             f"the roles are {', '.join(message.role for message in record.messages)},"
-            " not user and assistant in turn after at most one system message"
+            " not alternately user and assistant after at most one system message"
         )
     texts = [message.content for message in messages]
     return _Turns(system, tuple(zip(texts[:-1:2], texts[1::2], strict=True)), texts[-1])
@@ -152,7 +152,7 @@ def _messages(record: Record) -> dict[str, Any]:
 
 
 def _llamafactory(record: Record) -> dict[str, Any]:
-    _turns(record)  # it would leave out what has another shape
+    _turns(record)  # LLaMA-Factory would silently drop other shapes
     return _messages(record)
 
 

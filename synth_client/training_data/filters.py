@@ -1,9 +1,9 @@
-"""Filters of records: `correct`, `tokens<=8000`, `unique=shortest` and so on.
+"""Filters records: `correct`, `tokens<=8000`, `unique=shortest` and so on.
 
-A record passes when every filter lets it through; they are asked in the order in which they were
-given, and the first that does not is the one that dropped it. All but `unique` look at one record.
-`unique` keeps one record a question of those that the filters before it let through, which takes
-reading the records twice.
+A record passes when every filter lets it through. Filters are applied in the order given, and the
+first that rejects a record is counted as the one that dropped it. All but `unique` look at one
+record. `unique` keeps one record per question among those that passed the filters before it, which
+takes reading the records twice.
 """
 
 import re
@@ -21,14 +21,14 @@ from synth_client.record import Record, Role
 
 Keep = Literal["first", "shortest", "best"]
 Records = Callable[[], Iterator[Record]]
-"""Starts over each time."""
+"""Each call starts over from the first record."""
 
 _BOUND: Final = re.compile(r"([a-z]+)(<=|>=)([0-9]+(?:\.[0-9]+)?)")
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One filter. `passes` is None for `unique`, of which `keep` says what it keeps."""
+    """One filter. `unique` has no `passes`; its `keep` says which record of a question it keeps."""
 
     name: str
     passes: Callable[[Record], bool] | None
@@ -37,7 +37,7 @@ class Filter:
 
 @dataclass(slots=True)
 class Kept:
-    """What has become of the records so far: `dropped` counts them by filter, in order."""
+    """Counts of the records so far: `dropped` counts them by filter, in order."""
 
     num_kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -48,7 +48,7 @@ class Kept:
 
 
 class Filters:
-    """Filters in order. Raises `InputError` for a text that is none."""
+    """Filters in order. Raises `InputError` for a text that is not a filter."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._filters = tuple(parse_filter(text) for text in dict.fromkeys(texts))
@@ -57,11 +57,11 @@ class Filters:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """As they were given, without repeats."""
+        """The filters' texts as given, without repeats."""
         return tuple(one.name for one in self._filters)
 
     def sift(self, records: Records, kept: Kept) -> Iterator[tuple[Record, bool]]:
-        """Every record, and whether it passes; `kept` is counted up on the way."""
+        """Yield every record and whether it passes, and count it in `kept`."""
         kept.dropped.update(dict.fromkeys(self.names, 0))
         chosen = self._chosen(records)
         for index, record in enumerate(records()):
@@ -73,7 +73,7 @@ class Filters:
             yield record, dropper is None
 
     def _dropper(self, record: Record, index: int, chosen: "_Chosen | None") -> str | None:
-        """The filter that drops the record, None where none does."""
+        """Return the filter that drops the record, None if it passes."""
         for one in self._filters:
             if one.passes is None:
                 passes = chosen is not None and chosen.is_chosen(record, index)
@@ -84,7 +84,7 @@ class Filters:
         return None
 
     def _chosen(self, records: Records) -> "_Chosen | None":
-        """The first reading, where one is needed."""
+        """Read all records once to choose, if a filter needs that."""
         names = [one.keep for one in self._filters]
         keep = next((keep for keep in names if keep is not None), None)
         if keep is None:
@@ -98,14 +98,14 @@ class Filters:
 
 
 class _Chosen:
-    """The record kept of each question."""
+    """The record that is kept for each question."""
 
     def __init__(self, keep: Keep) -> None:
         self._rank = _RANKS[keep]
         self._best = SpillTable("rank REAL", "place INTEGER")
 
     def offer(self, record: Record, index: int) -> None:
-        """The lowest rank wins; the first of equal ranks stays."""
+        """Consider a record: the lowest rank wins; the first of equal ranks stays."""
         key, rank = _key(record), self._rank(record)
         best = self._best.get(key)
         if best is None or rank < best[0]:
@@ -117,7 +117,7 @@ class _Chosen:
 
 
 def parse_filter(text: str) -> Filter:
-    """Raises `InputError` that names the filters there are."""
+    """Parse a filter. Raises `InputError` with the known filters if there is no such filter."""
     if text in _PLAIN:
         return Filter(text, _PLAIN[text])
     name, sign, value = text.partition("=")
@@ -129,7 +129,7 @@ def parse_filter(text: str) -> Filter:
                 return Filter(text, None, keep)
     bound = _BOUND.fullmatch(text)
     if bound is None or bound[1] not in _NUMBERS:
-        raise InputError(f"--filter {text}: no such filter; there are {known_filters()}")
+        raise InputError(f"--filter {text}: no such filter; known filters are {known_filters()}")
     number, limit = _NUMBERS[bound[1]], float(bound[3])
     if bound[2] == "<=":
         return Filter(text, lambda record: _at_most(number(record), limit))
@@ -137,7 +137,7 @@ def parse_filter(text: str) -> Filter:
 
 
 def known_filters() -> str:
-    """All of them, for messages and help."""
+    """List all filters, for messages and help."""
     bounds = ", ".join(f"{name}<=N" for name in _NUMBERS)
     keeps = "|".join(get_args(Keep))
     return f"{', '.join(_PLAIN)}, finish=stop|length, unique={keeps}, {bounds} (or >=)"

@@ -1,4 +1,4 @@
-"""Which characters of an output are learned from."""
+"""Finds the characters of an output that are learned from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from synth_client.record import Record, Role, Span
 Mask = Literal["all", "correction", "unflawed"]
 _LEARNED: Final[Mapping[Mask, frozenset[Role]]] = {
     "all": frozenset(("student", "flawed", "revise", "teacher")),
-    # The turn itself is learned: to notice the flaw is the point of it.
+    # The revise token itself is learned, because noticing the flaw is the point.
     "correction": frozenset(("revise", "teacher")),
     "unflawed": frozenset(("student", "revise", "teacher")),
 }
@@ -27,7 +27,7 @@ class LossSpan:
 
 
 def loss_spans(record: Record, mask: Mask) -> tuple[LossSpan, ...]:
-    """The spans to learn from, in order, neighbours joined; empty where there is nothing."""
+    """Return the spans to learn from, in order, neighbours joined; empty if there is nothing."""
     found: list[LossSpan] = []
     for span in record.spans:
         if span.role not in _LEARNED[mask]:
@@ -40,7 +40,7 @@ def loss_spans(record: Record, mask: Mask) -> tuple[LossSpan, ...]:
 
 
 def step_ends(record: Record, span: Span) -> list[int]:
-    """Where the steps of a span end: after the delimiter by which the record was made."""
+    """Return where the steps of a span end, after the delimiter that the record was made with."""
     delimiter = record.params.get("delimiter")
     if not isinstance(delimiter, str) or not delimiter:
         delimiter = Params().delimiter

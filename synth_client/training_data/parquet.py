@@ -1,7 +1,7 @@
-"""Exports that keep everything: Parquet files, and folders that `datasets` loads from disk.
+"""Exports everything: to Parquet files, and to folders that `datasets` loads from disk.
 
-The columns are the record's fields, `params` and a verification's `scores` as JSON text for their
-names vary, and `loss_spans`, the characters of the output to learn from.
+The columns are the record's fields; `params` and a verification's `scores` as JSON text, because
+their names vary; and `loss_spans`, the characters of the output to learn from.
 """
 
 import shutil
@@ -24,7 +24,7 @@ _BATCH_RECORDS: Final = 256
 
 
 class TableWriter:
-    """Writes records to a Parquet file, some at a time; `finish` is called with it in the end."""
+    """Writes records to a Parquet file in batches, and passes the file to `finish` at the end."""
 
     def __init__(self, path: Path, mask: Mask, finish: Callable[[Path], None]) -> None:
         self._path, self._mask, self._finish = path, mask, finish
@@ -60,12 +60,12 @@ class TableWriter:
 
 
 def parquet_writer(folder: Path, mask: Mask) -> TableWriter:
-    """One Parquet file."""
+    """Return a writer of one Parquet file."""
     return TableWriter(folder / _PARQUET_NAME, mask, lambda _path: None)
 
 
 def hf_writer(folder: Path, mask: Mask) -> TableWriter:
-    """What `datasets.load_from_disk` loads. It is made from a Parquet file, which goes again."""
+    """Return a writer for `datasets.load_from_disk`, by way of a temporary Parquet file."""
     datasets = library("datasets", "writing a dataset")
 
     def save(parquet: Path) -> None:
@@ -80,7 +80,7 @@ def hf_writer(folder: Path, mask: Mask) -> TableWriter:
 
 
 def row_of(record: Record, mask: Mask) -> dict[str, Any]:
-    """The record as a row of the table."""
+    """Return the record as a row of the table."""
     fields = record.model_dump()
     fields["params"] = orjson.dumps(record.params).decode()
     if record.verification is not None:

@@ -1,4 +1,4 @@
-"""Files of records made from files of records: verified again, or filtered."""
+"""Rewrites a records file: filtered, or judged again."""
 
 from collections import Counter, deque
 from concurrent.futures import Future
@@ -18,7 +18,7 @@ _AHEAD_OF_A_WORKER: Final = 4
 
 @dataclass(slots=True)
 class Verdicts:
-    """How many records were judged how; `faults` counts those that could not be, by reason."""
+    """Counts of the verdicts; `faults` counts the records that could not be judged, by reason."""
 
     num_right: int = 0
     num_wrong: int = 0
@@ -38,9 +38,9 @@ class Verdicts:
 
 
 def filter_records(source: Path, output: Path, dropped: Path | None, filters: Filters) -> Kept:
-    """Write what passes to `output` and, where asked for, the rest to `dropped`.
+    """Write the records that pass to `output`, and the others to `dropped` if it is given.
 
-    Both may be the source. A `dropped` without anything in it is removed.
+    Both may be the source. An empty `dropped` is removed.
     """
     kept = Kept()
     with ExitStack() as stack, output_errors(output):
@@ -51,7 +51,7 @@ def filter_records(source: Path, output: Path, dropped: Path | None, filters: Fi
                 good.file.write(record.to_json_line())
             elif bad is not None:
                 bad.file.write(record.to_json_line())
-        # The dropped first: whoever sees the new file finds what is missing from it.
+        # The dropped records first: whoever sees the new file can find the records missing from it.
         if bad is not None and dropped is not None:
             if kept.num_dropped:
                 bad.publish()
@@ -62,7 +62,7 @@ def filter_records(source: Path, output: Path, dropped: Path | None, filters: Fi
 
 
 def verify_records(source: Path, output: Path, verifier: Verifier) -> Verdicts:
-    """Write the records of `source`, which may be `output`, with their answers judged anew."""
+    """Write the records of `source` to `output` (may be the same), with answers judged again."""
     verdicts = Verdicts()
     ahead = _AHEAD_OF_A_WORKER * verifier.num_workers
     pending: deque[Future[Record]] = deque()

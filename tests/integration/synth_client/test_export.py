@@ -152,7 +152,7 @@ def test_a_mask_that_a_format_cannot_express_is_refused(to: Format, tmp_path: Pa
     with pytest.raises(InputError) as caught:
         run(tmp_path, to, mask="correction")
     assert str(caught.value) == (
-        f"--mask correction: {to} has no way to leave a part of an answer out of the loss;"
+        f"--mask correction: {to} cannot leave a part of an answer out of the loss;"
         " parquet and hf have (column loss_spans)"
     )
 
@@ -212,7 +212,7 @@ def test_an_export_is_replaced_only_when_asked(tmp_path: Path) -> None:
 def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
-    with pytest.raises(OutputError, match="holds no export, so it is not overwritten"):
+    with pytest.raises(OutputError, match="is not an export, so it is not overwritten"):
         run(tmp_path, "messages", overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").exists()
 

@@ -145,7 +145,7 @@ def test_what_is_no_filter_is_refused_with_those_there_are(text: str) -> None:
     with pytest.raises(InputError) as caught:
         Filters([text])
     assert str(caught.value) == (
-        f"--filter {text}: no such filter; there are correct, breach, no-breach,"
+        f"--filter {text}: no such filter; known filters are correct, breach, no-breach,"
         " finish=stop|length, unique=first|shortest|best, chars<=N, tokens<=N, value<=N,"
         " bifurcation<=N, depth<=N, student<=N, flawed<=N, teacher<=N (or >=)"
     )
