@@ -1,7 +1,7 @@
-"""What runs in processes of Ray: the actors that ask, and the mailbox between them and the run.
+"""Runs in Ray's processes: the actors that ask, and the mailbox between them and the run.
 
-A worker does what the local executor does, with the same pool, limiter and client. Its outcomes go
-through the mailbox to the one process that has the journal, and count once they are in it.
+A worker does the same as the local executor, with the same pool, limiter and client. Its outcomes
+pass through the mailbox to the one process with the journal, and count once they are in it.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from synth_client.questions.question import Question, Synthesis, Unit
 from synth_client.record import Message
 
 Handle: TypeAlias = Any
-"""An actor's, which Ray does not type."""
+"""A handle to an actor, which Ray does not type."""
 
 _REPORT_EVERY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """What every worker is told; the numbers of requests are one worker's share."""
+    """The settings of every worker; the numbers of requests are one worker's share."""
 
     base_urls: tuple[str, ...]
     synthesis: Synthesis
@@ -39,7 +39,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker has under way, and the attempts that have failed since its last report."""
+    """A worker's load, and the attempts that failed since its last report."""
 
     worker: str
     load: Load
@@ -48,7 +48,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Aborted:
-    """The run as a whole is refused, and why."""
+    """The server refuses the run as a whole, with the reason."""
 
     reason: str
 
@@ -59,8 +59,8 @@ Letter = Outcome | Report | Aborted
 class Mailbox:
     """An asynchronous actor: workers post letters, the run takes them.
 
-    It also knows which blocks are under way, and of those the units that have an outcome: Ray does
-    the block of a lost worker again.
+    It also knows the blocks under way and which of their units have an outcome, because Ray repeats
+    the block of a lost worker.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Mailbox:
         self._ended = asyncio.Event()
 
     async def post(self, letter: Letter) -> None:
-        """Returns when the run is done with the letter: then an outcome is on disk."""
+        """Post a letter; returns when the run has handled it, so an outcome is then on disk."""
         if isinstance(letter, Outcome):
             self._posted.add(letter.unit.key)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -82,7 +82,7 @@ class Mailbox:
         await done
 
     async def take(self) -> list[Letter]:
-        """What was posted since the last call, at least one; the run is done with all before."""
+        """Return the new letters, at least one. Those of the last call then count as handled."""
         for done in self._taken:
             done.set_result(None)
         self._taken = []
@@ -93,20 +93,20 @@ class Mailbox:
         return [letter for letter, _ in taken]
 
     async def begin(self, keys: list[bytes]) -> set[bytes]:
-        """What is to be asked of a block of units."""
+        """Begin a block, and return the keys of its units that are still to be asked."""
         if self._draining.is_set():
             return set()
         self._blocks.add(keys[0])
         return set(keys) - self._posted
 
     async def end(self, keys: list[bytes]) -> None:
-        """Nothing of a block is under way any more."""
+        """Note that a block is finished."""
         self._posted.difference_update(keys)
         self._blocks.discard(keys[0])
         self._ended.set()
 
     async def draining(self) -> None:
-        """Returns when `drain` was called."""
+        """Wait until `drain` is called."""
         await self._draining.wait()
 
     async def drain(self) -> None:
@@ -136,8 +136,8 @@ class Worker:
         self._beside: list[asyncio.Task[None]] = []
 
     async def __call__(self, block: Any) -> Any:  # noqa: ANN401 - Arrow tables are not typed
-        """Asks what is left of a block. Returns a table with the number of its units."""
-        import pyarrow as pa  # noqa: PLC0415 - with the extra only
+        """Ask the remaining units of a block. Returns a table with the number of its units."""
+        import pyarrow as pa  # noqa: PLC0415 - comes only with the extra
 
         if not self._beside:
             self._beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._tell())]
@@ -193,7 +193,7 @@ class Worker:
 
 
 def row_of(unit: Unit) -> dict[str, bytes | str | int | None]:
-    """A unit as a row of a table."""
+    """Return a unit as a row of a table."""
     question = unit.question
     return {
         "key": unit.key,
@@ -205,7 +205,7 @@ def row_of(unit: Unit) -> dict[str, bytes | str | int | None]:
 
 
 def unit_of(row: dict[str, Any]) -> Unit:
-    """What `row_of` was given."""
+    """Return the unit that `row_of` turned into this row."""
     messages: Iterable[dict[str, str]] = orjson.loads(row["messages"])
     asked = tuple(Message(**message) for message in messages)
     return Unit(Question(row["id"], asked, row["answer"]), row["sample"], row["key"])

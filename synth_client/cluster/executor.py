@@ -1,8 +1,8 @@
-"""The executor `ray`: the pool's work in actors on the nodes of a Ray cluster.
+"""Runs the executor `ray`: the pool's work in actors on the nodes of a Ray cluster.
 
-The units that are not done yet go into a file beside the journal, Ray Data cuts it into blocks, and
-the workers of `actors` ask them. Outcomes come back through the mailbox, each at once and not when
-its block is full, into the one journal that the local executor has, too. So the journal is the only
+The remaining units go into a file next to the journal, Ray Data cuts it into blocks, and the
+workers of `actors` ask them. Each outcome comes back through the mailbox at once, not when its
+block is full, and goes into the same journal as with the local executor. So the journal is the only
 checkpoint, and Ray Data's own is not used.
 """
 
@@ -35,9 +35,9 @@ _FORGOTTEN_AFTER_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where to run. Without an address Ray is started on this machine, for this run.
+    """The place to run. Without an address, Ray is started on this machine for this run.
 
-    `num_workers` None is one on every node.
+    Without `num_workers` there is one worker on every node.
     """
 
     address: str | None = None
@@ -45,7 +45,7 @@ class Cluster:
 
 
 def require_ray() -> None:
-    """Raises `ClusterError` where Ray Data is not installed."""
+    """Raise `ClusterError` if Ray Data is not installed."""
     if any(importlib.util.find_spec(module) is None for module in ("ray", "pyarrow", "pandas")):
         raise ClusterError("--executor ray needs Ray Data: pip install 'motab[ray]'")
 
@@ -53,8 +53,8 @@ def require_ray() -> None:
 class Fleet:
     """Runs units on a cluster, as `Pool` does in this process.
 
-    The numbers of requests in `asking` are those of all workers together. The units wait in
-    `folder`, which goes afterwards.
+    The numbers of requests in `asking` are totals over all workers. The units wait in `folder`,
+    which is removed afterwards.
     """
 
     def __init__(
@@ -73,24 +73,25 @@ class Fleet:
 
     @property
     def load(self) -> Load:
-        """What is under way in all workers, as they told last; a lost one tells nothing."""
+        """Return the load of all workers by their last reports; a lost worker reports nothing."""
         oldest = time.monotonic() - _FORGOTTEN_AFTER_S
         return sum((load for told, load in self._loads.values() if told > oldest), Load())
 
     def drain(self) -> None:
-        """Begin nothing more: `run` ends when what is under way has come to its end."""
+        """Begin nothing more: `run` ends when everything under way has finished."""
         self._draining.set()
 
     async def run(
         self, units: Iterator[Unit], deliver: Callable[[Outcome], Awaitable[None]]
     ) -> None:
-        """Work all units off, each delivered once. All are read before the first is asked.
+        """Work off all units and deliver each outcome once. All units are read before the first
+        is asked.
 
         Raises `RunAborted` when the server refuses the run as a whole or does not come back,
-        `ClusterError` when Ray fails, and whatever `deliver` raises; then what was under way is
-        given up. A `ClientError` of `units` is raised when all before it is done.
+        `ClusterError` when Ray fails, and whatever `deliver` raises; work under way is then given
+        up. A `ClientError` of `units` is raised when all units before it are done.
         """
-        from synth_client.cluster import ray_data as ray  # noqa: PLC0415 - with the extra only
+        from synth_client.cluster import ray_data as ray  # noqa: PLC0415 - only with the extra
 
         source = _UnitBatches(units)
         with _folder(self._folder):
@@ -110,10 +111,10 @@ class Fleet:
         self, ray: ModuleType, path: Path, deliver: Callable[[Outcome], Awaitable[None]]
     ) -> None:
         with ExitStack() as stack:
-            # In a thread, for it takes seconds.
+            # In a thread, because it takes seconds.
             entering = asyncio.to_thread(stack.enter_context, ray.connected(self._cluster.address))
             await _uncancelled(entering)
-            # Ray's C++ part has put one before it that prints a stack.
+            # Ray's C++ part installs a handler in front of ours that prints a stack.
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             wanted = self._cluster.num_workers or ray.num_nodes()
             num_workers = min(wanted, self._asking.concurrency)
@@ -144,7 +145,7 @@ class Fleet:
     async def _read(
         self, ray: ModuleType, mailbox: Handle, deliver: Callable[[Outcome], Awaitable[None]]
     ) -> None:
-        """Read the mail until it is cancelled."""
+        """Read the mail until cancelled."""
         while True:
             letters: list[Letter] = await ray.answered(mailbox.take.remote())
             await asyncio.gather(*(self._take(letter, deliver) for letter in letters))
@@ -169,14 +170,14 @@ class Fleet:
 
 
 class _UnitBatches:
-    """Reads units in batches. `error` is what ended them, if it was not their end."""
+    """Reads units in batches. `error` is the error that ended the units, if any."""
 
     def __init__(self, units: Iterator[Unit]) -> None:
         self._units = units
         self.error: ClientError | None = None
 
     def batches(self) -> Iterator[list[Unit]]:
-        """Until there are no more."""
+        """Yield batches until there are no more units."""
         while self.error is None:
             batch: list[Unit] = []
             try:
@@ -190,9 +191,9 @@ class _UnitBatches:
 
 @contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """An empty folder, gone afterwards."""
+    """Make an empty folder, and remove it afterwards."""
     with output_errors(path):
-        if path.exists():  # a run was killed
+        if path.exists():  # left by a run that was killed
             shutil.rmtree(path)
         path.mkdir()
     try:

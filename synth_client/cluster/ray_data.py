@@ -1,7 +1,7 @@
-"""What the executor `ray` needs of Ray; imported only where it runs.
+"""Connects the executor `ray` to Ray Data; imported only where it runs.
 
-`read_datasource -> repartition -> map_batches`: read on this node, whose disk no other node has to
-see, cut into blocks, and asked by an actor on every node.
+`read_datasource -> repartition -> map_batches`: read on this node, because no other node needs to
+see its disk, cut into blocks, and asked by an actor on every node.
 """
 
 import logging
@@ -31,9 +31,9 @@ from synth_client.questions.question import Unit
 T = TypeVar("T")
 _ROWS_PER_GROUP: Final = 4096
 _MOST_ROWS_PER_BLOCK: Final = 64
-# A worker has up to twice as many units as it may ask at a time, in about so many blocks.
+# A worker holds up to twice as many units as it may ask at a time, in about this many blocks.
 _BLOCKS_PER_WORKER: Final = 16
-# It waits for the network nearly all the time, and cutting into blocks wants a whole one.
+# A worker waits for the network nearly all the time, and cutting into blocks needs a whole CPU.
 _CPUS_PER_WORKER: Final = 0
 _CONNECT_TIMEOUT_S: Final = 10.0
 # Posts that wait for their fsync are calls under way, and must not keep other calls out.
@@ -50,7 +50,7 @@ _SCHEMA: Final = pa.schema(
 
 
 def write_units(batches: Iterator[list[Unit]], path: Path) -> int:
-    """Write the units into a Parquet file. Returns how many there are."""
+    """Write the units into a Parquet file. Returns their number."""
     num_units = 0
     with output_errors(path), pq.ParquetWriter(path, _SCHEMA) as writer:
         for units in batches:
@@ -62,7 +62,7 @@ def write_units(batches: Iterator[list[Unit]], path: Path) -> int:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Within a cluster; without an address in one that is started here and goes afterwards."""
+    """Connect to a cluster; without an address, start one here and stop it afterwards."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is not None:
         _check(address)
@@ -82,7 +82,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _check(address: str) -> None:
-    """Ray itself waits for minutes where nobody answers."""
+    """Fail early, because Ray itself waits for minutes if nobody answers."""
     host, colon, port = address.rpartition(":")
     if not colon:  # "auto", "local"
         return
@@ -93,12 +93,12 @@ def _check(address: str) -> None:
 
 
 def num_nodes() -> int:
-    """How many nodes the cluster has now."""
+    """Return the number of nodes in the cluster now."""
     return sum(node["Alive"] for node in ray.nodes())
 
 
 def open_mailbox() -> Handle:
-    """The mailbox, on this node: without this process it is of no use."""
+    """Open the mailbox on this node, because it is of no use without this process."""
     return ray.remote(Mailbox).options(max_concurrency=_MOST_CALLS, **_here()).remote()
 
 
@@ -107,7 +107,7 @@ def begin_work(
 ) -> Awaitable[None]:
     """Have the units in a file asked, each worker with `asking`.
 
-    Ray Data's own loop runs in a process of Ray, too: here it would be a thread that nothing stops.
+    Ray Data's own loop also runs in a process of Ray: here it would be a thread that nothing stops.
     """
     task = ray.remote(_work).options(max_retries=0, **_here())
     working: Awaitable[None] = task.remote(path.absolute(), asking, num_workers, mailbox)
@@ -150,7 +150,7 @@ def _work(path: Path, asking: WorkerSettings, num_workers: int, mailbox: Handle)
 
 
 def _nodes() -> Callable[[], dict[str, Any]]:
-    """Where each worker goes: round all nodes; once its node is lost, to any other."""
+    """Place each worker: round robin over all nodes; after a node is lost, on any other."""
     nodes = cycle([node["NodeID"] for node in ray.nodes() if node["Alive"]])
 
     def placed() -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _nodes() -> Callable[[], dict[str, Any]]:
 
 
 async def answered(call: Awaitable[T]) -> T:
-    """What an actor answers. Raises `ClusterError` where it does not."""
+    """Return an actor's answer. Raises `ClusterError` if the call fails."""
     try:
         return await call
     except RayError as error:
@@ -168,7 +168,7 @@ async def answered(call: Awaitable[T]) -> T:
 
 
 class _Units(Datasource):  # type: ignore[misc] # Ray is not typed
-    """The file of units, by its row groups. What is read again is the same."""
+    """The file of units, by its row groups. Reading a group again gives the same units."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class _Units(Datasource):  # type: ignore[misc] # Ray is not typed
 
     @property
     def supports_distributed_reads(self) -> bool:
-        """Only this node has the file."""
+        """Return False, because only this node has the file."""
         return False
 
     def estimate_inmemory_data_size(self) -> int:
@@ -211,6 +211,6 @@ def _read_group(path: Path, group: int) -> list[pa.Table]:
 
 
 def _first_line(error: Exception) -> str:
-    # A failed task's own text is the stack of where it failed.
+    # A failed task's own text is the stack trace, so its cause is taken.
     cause = getattr(error, "cause", None) or error
     return str(cause).strip().partition("\n")[0] or type(cause).__name__
