@@ -1,1 +1,1 @@
-"""motab's client: asks the proxy over HTTP, keeps what comes back as records, and shows them."""
+"""motab's client: asks the proxy over HTTP, stores the answers as records, and shows them."""

@@ -1,15 +1,15 @@
-"""Every way in which a run of the client fails; the command says the message and exits with 1.
+"""Defines every error that ends a run; the command shows its message and exits with 1.
 
-The client knows the proxy over HTTP only, so these stand apart from the proxy's own tree.
+The client knows the proxy only over HTTP, so these errors are separate from the proxy's.
 """
 
 
 class ClientError(Exception):
-    """Root of the tree. What was done before it is on disk, and the same command goes on."""
+    """Root of the tree. Work done before the error is on disk; the same command continues it."""
 
 
 class InputError(ClientError):
-    """The input cannot be read; the message names the file and, where there is one, the line."""
+    """The input cannot be read; the message names the file and, if there is one, the line."""
 
 
 class OutputError(ClientError):
@@ -17,15 +17,15 @@ class OutputError(ClientError):
 
 
 class RunMismatch(ClientError):
-    """The journal beside the output is another run's, or in use by another process."""
+    """The journal next to the output is another run's, or in use by another process."""
 
 
 class RunAborted(ClientError):
-    """The server will answer no question of this run, so none is asked any more."""
+    """The server will answer no question of this run, so no more are asked."""
 
 
 class ClusterError(ClientError):
-    """Ray is not there, cannot be reached, or has failed."""
+    """Ray is not installed, cannot be reached, or has failed."""
 
 
 class Interrupted(ClientError):
@@ -33,6 +33,6 @@ class Interrupted(ClientError):
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group and of the groups in it: the cause of the others."""
+    """Return the first error in a group and its nested groups: the cause of the others."""
     first = group.exceptions[0]
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first

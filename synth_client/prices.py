@@ -1,4 +1,4 @@
-"""What tokens cost: prices for a million tokens, by what the tokens are for."""
+"""Computes the cost of tokens from prices per million tokens, by what the tokens are for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _TOKENS_OF_A_PRICE: Final = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Tokens of one kind and, where they have a price, what they cost."""
+    """Tokens of one kind and, if they have a price, their cost."""
 
     kind: str
     label: str
@@ -28,7 +28,7 @@ class Cost:
 
 
 def costs_of(tokens: Mapping[str, int], prices: Mapping[str, float]) -> tuple[Cost, ...]:
-    """Every kind of tokens with its cost. `tokens` and `prices` go by the names in `PRICED`."""
+    """Return each kind of tokens with its cost; `tokens` and `prices` use the names in `PRICED`."""
     return tuple(
         Cost(kind, label, tokens.get(kind, 0), prices.get(kind)) for kind, label in PRICED.items()
     )

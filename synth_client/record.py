@@ -1,4 +1,4 @@
-"""A record: one trajectory with its question, its trace and its outcome; one JSON object a line.
+"""Defines a record: one trajectory with its question, trace and outcome, as one line of JSON.
 
 Records are the interchange between synthesis, report, rescoring, export and training, so a line
 that breaks one of the format's promises is refused, never repaired.
@@ -29,7 +29,7 @@ Role = Literal["student", "flawed", "revise", "teacher"]
 FinishReason = Literal["stop", "length"]
 Verdict = Literal["safe", "unsafe", "breach", "unscored"]
 Scoring = Literal["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "judge_sample"]
-"""The ways to a teacher's values. Those of the judges are marks, the others probabilities."""
+"""The ways to obtain the teacher's values: the judges give marks, the others probabilities."""
 
 ROLE_LABELS: Final[Mapping[Role, str]] = {
     "student": "student, safe",
@@ -45,7 +45,7 @@ _NUM_FAULTS_SHOWN = 3
 
 
 class RecordError(InputError):
-    """A line is no record. `path` and `line` (counted from 1) are None outside a file."""
+    """A line is not a record. `path` and `line` (counted from 1) are None outside a file."""
 
     def __init__(self, fault: str, *, path: Path | None = None, line: int | None = None) -> None:
         super().__init__(fault if path is None else f"{path}, line {line}: {fault}")
@@ -55,7 +55,7 @@ class RecordError(InputError):
 
 
 class Part(BaseModel):
-    """What all parts of a record have in common: nothing changes, is coerced or is unknown."""
+    """The base of all parts of a record: frozen, without coercion or unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -68,7 +68,7 @@ class Message(Part):
 
 
 class Span(Part):
-    """Characters `start` to `end` (exclusive) of the output, and who they belong to."""
+    """Characters `start` to `end` (exclusive) of the output, and their role."""
 
     role: Role
     start: Count
@@ -76,12 +76,12 @@ class Span(Part):
 
 
 class StepRecord(Part):
-    """One step and what decided about it.
+    """One step and the numbers that decided about it.
 
     `start` and `end` are character offsets into the output. They are None for a flawed step that
-    `stitch: clean` left out and for one that `skd` rejected, whose `text` may stand here instead.
-    The teacher's numbers are None where nothing was scored; `entropy` is in nats. `boundary` may be
-    above 1 in `skd`, whose gamma may be.
+    `stitch: clean` left out and for a step that `skd` rejected; `text` may then hold the step's
+    text. The teacher's numbers are None if nothing was scored; `entropy` is in nats. `boundary` may
+    be above 1 in `skd`, because its gamma may be.
     """
 
     start: Count | None
@@ -105,16 +105,16 @@ class StepRecord(Part):
 
 
 class Models(Part):
-    """The names of the two models, None for the one that a plain upstream does not have."""
+    """The names of the two models; a plain upstream has only one, and the other is None."""
 
     student: str | None
     teacher: str | None
 
 
 class MotabUsage(Part):
-    """What the trajectory cost, in tokens of either model and in calls.
+    """The cost of the trajectory, in tokens of either model and in calls.
 
-    `teacher_cached_tokens` is None where the teacher's server does not report its cache.
+    `teacher_cached_tokens` is None if the teacher's server does not report its cache.
     `teacher_tokens_discarded` is part of `teacher_tokens`.
     """
 
@@ -130,7 +130,7 @@ class MotabUsage(Part):
 
 
 class Usage(Part):
-    """The tokens the client sees, and under `motab` those behind them."""
+    """The tokens that the client sees and, under `motab`, the tokens behind them."""
 
     prompt_tokens: Count
     completion_tokens: Count
@@ -139,7 +139,7 @@ class Usage(Part):
 
 
 class Verification(Part):
-    """How the answer was judged. `fault` is why it could not be, where it could not.
+    """The judgement of the answer. `fault` says why it could not be judged, if so.
 
     `scores` are the values, by name, of a rule that gives more than a verdict.
     """
@@ -157,11 +157,11 @@ class Verification(Part):
 
 
 class ModelLogprobs(Part):
-    """What one model thinks of the output, token by token: of its own tokens, which cover it all.
+    """The log-probabilities of the output under one model, for its own tokens, which cover it all.
 
     `logprobs` are natural logarithms. `ends[i]` is the number of characters that are complete once
-    token i is read: the offset at which it ends, or, where it ends inside a character, that of the
-    character's begin. A token that ends the turn is not among them.
+    token i is read: the offset at which the token ends or, if it ends inside a character, the
+    offset at which that character begins. A token that ends the turn is not included.
     """
 
     ends: tuple[Count, ...]
@@ -178,7 +178,7 @@ class ModelLogprobs(Part):
 
 
 class TokenLogprobs(Part):
-    """The output under both models, without any sampling's temperature."""
+    """The output under both models, without any sampling temperature."""
 
     student: ModelLogprobs
     teacher: ModelLogprobs
@@ -196,11 +196,11 @@ class Record(Part):
     """One trajectory. `spans` are contiguous and cover `output`; indices count from 0.
 
     `sample` numbers the trajectories of one question. `breach` (t) and `bifurcation` (t*) are
-    indices into `steps`, None without a breach. `scoring` is how the teacher came to the values of
-    the steps, None where its method scores nothing. `predicted` is the answer read from the output
-    and `correct` whether it is the reference `answer`, None where there is nothing to compare or
-    judging failed; `verification` says by which rule, None where none was applied.
-    `token_logprobs` are there where `motab score` has filled them.
+    indices into `steps`, None without a breach. `scoring` is how the teacher obtained the values of
+    the steps, None if its method scores nothing. `predicted` is the answer read from the output and
+    `correct` whether it equals the reference `answer`, None if there is nothing to compare or
+    judging failed; `verification` names the rule, None if no rule was applied. `token_logprobs` are
+    present once `motab score` has added them.
     `seconds` is the wall-clock time of the attempt that succeeded.
     """
 
@@ -285,23 +285,23 @@ class Record(Part):
 
     @property
     def question(self) -> str:
-        """What the user asked last; the last message where no user asked anything."""
+        """The last user message; the last message of all if there is no user message."""
         asked = [message.content for message in self.messages if message.role == "user"]
         return asked[-1] if asked else self.messages[-1].content
 
     def pieces(self) -> tuple[Piece, ...]:
-        """The output cut at the spans: joined, their texts are the output."""
+        """Return the output cut at the spans: joined, their texts are the output."""
         return tuple(Piece(span.role, self.output[span.start : span.end]) for span in self.spans)
 
     def step_text(self, index: int) -> str | None:
-        """The text of a step, None where it was left out of the output and not kept."""
+        """Return the text of a step, None if it was left out of the output and not kept."""
         step = self.steps[index]
         if step.start is None or step.end is None:
             return step.text
         return self.output[step.start : step.end]
 
     def step_role(self, index: int) -> Role:
-        """The role of a step; a step left out of the output is flawed, too."""
+        """Return the role of a step; a step left out of the output is also flawed."""
         if self.steps[index].author == "teacher":
             return "teacher"
         is_left_out = self.steps[index].start is None
@@ -309,7 +309,7 @@ class Record(Part):
         return "flawed" if is_flawed else "student"
 
     def step_verdict(self, index: int) -> Verdict:
-        """What was decided on a step, in one word."""
+        """Return the decision on a step, in one word."""
         safe = self.steps[index].safe
         if safe is None:
             return "unscored"
@@ -318,14 +318,14 @@ class Record(Part):
         return "breach" if index == self.breach else "unsafe"
 
     def to_json_line(self) -> bytes:
-        """One line of JSON in UTF-8, newline included; `token_logprobs` where there are any."""
+        """Return one line of JSON in UTF-8, newline included; `token_logprobs` only if present."""
         left_out = {"token_logprobs"} if self.token_logprobs is None else None
         fields = self.model_dump(exclude=left_out)
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
     @classmethod
     def from_json_line(cls, line: bytes) -> "Record":
-        """Read back what `to_json_line` wrote; raises `RecordError` for anything else."""
+        """Read a line that `to_json_line` wrote; raises `RecordError` for anything else."""
         try:
             return cls.model_validate_json(line)
         except ValidationError as error:
@@ -333,7 +333,7 @@ class Record(Part):
 
 
 def faults_of(error: ValidationError) -> str:
-    """The first few faults in one line, each with the path of its field, without the input."""
+    """Return the first few faults in one line, each with its field's path, without the input."""
     faults = []
     for detail in error.errors(include_url=False, include_context=False, include_input=False):
         field = ".".join(str(key) for key in detail["loc"])

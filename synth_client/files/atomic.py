@@ -25,9 +25,9 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 class AtomicFile:
-    """A file that takes the place of `path` when it is published, and vanishes if it is not.
+    """A file that takes the place of `path` when it is published, and vanishes otherwise.
 
-    Every method raises OSError where the disk refuses; `output_errors` translates it.
+    Every method raises OSError if the disk refuses; `output_errors` translates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,7 @@ class AtomicFile:
         return self
 
     def publish(self) -> None:
-        """Replace `path` with what was written."""
+        """Replace `path` with the written content."""
         self.file.flush()
         os.fsync(self.file.fileno())
         self._partial.replace(self._path)
@@ -53,7 +53,7 @@ class AtomicFile:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file's content in one step. Raises `OutputError` where that fails."""
+    """Replace a file's content in one step. Raises `OutputError` if that fails."""
     with output_errors(path), AtomicFile(path) as whole:
         whole.file.write(content)
         whole.publish()
@@ -61,10 +61,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: Path, marker: str, *, overwrite: bool) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` when the body ends without an error.
+    """Make an empty folder that takes the place of `path` when the body ends without an error.
 
-    A folder with something in it is replaced only with `overwrite`, and only if the file `marker`
-    says that it was made in this way. Raises `OutputError` otherwise.
+    A folder with content is replaced only with `overwrite`, and only if the file `marker` shows
+    that it was made in this way. Raises `OutputError` otherwise.
     """
     with output_errors(path):
         _check_replaceable(path, marker, overwrite=overwrite)
@@ -104,13 +104,13 @@ def _check_replaceable(path: Path, marker: str, *, overwrite: bool) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise OutputError(f"{path} is a file; wanted is a folder")
+        raise OutputError(f"{path} is a file, not a folder")
     if not any(path.iterdir()):
         return
     if not overwrite:
-        raise OutputError(f"{path} is not empty; choose another folder, or --overwrite")
+        raise OutputError(f"{path} is not empty; choose another folder, or use --overwrite")
     if not (path / marker).is_file():
-        raise OutputError(f"{path} holds no export, so it is not overwritten; choose another")
+        raise OutputError(f"{path} is not an export, so it is not overwritten; choose another")
 
 
 def _sync_tree(folder: Path) -> None:

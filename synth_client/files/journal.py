@@ -1,11 +1,11 @@
-"""The journal: what is done, on disk, in the order in which it was done.
+"""Keeps the journal: finished units on disk, in the order in which they were finished.
 
-One entry a line: `LENGTH CHECKSUM KEY KIND JSON`, the first three in hexadecimal. The length is of
-everything after the checksum, which is BLAKE2b over the same bytes. An entry counts once `append`
-has returned: then it has been written and fsynced, together with all that came while the fsync
-before it lasted. A torn last line is what a crash leaves; it is cut off. Damage anywhere else costs
-the entries that it hit: the length finds the end of an entry whose newline is damaged, the newline
-that of an entry whose length is.
+One entry per line: `LENGTH CHECKSUM KEY KIND JSON`, the first three in hexadecimal. The length
+covers everything after the checksum, which is BLAKE2b over the same bytes. An entry counts once
+`append` has returned: then it has been written and fsynced, together with all entries that arrived
+during the fsync before. A crash leaves a torn last line, which is cut off. Damage anywhere else
+costs the entries that it hit: if an entry's newline is damaged, its length finds the entry's end,
+and the other way round.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _BODY_HEAD_BYTES: Final = 35
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an entry's content is."""
+    """The place of an entry's content in the file."""
 
     kind: Kind
     start: int
@@ -55,14 +55,14 @@ class Entry:
     content: bytes
 
     def line(self) -> bytes:
-        """The entry as it is written, newline included."""
+        """Return the entry as written, newline included."""
         body = b"%s %s %s" % (self.key.hex().encode(), self.kind.encode(), self.content)
         return b"%08x %s %s\n" % (len(body), _checksum(body), body)
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An entry, or damage where `key` is None, from `start` to `end` (exclusive)."""
+    """An entry, or damage if `key` is None, from `start` to `end` (exclusive)."""
 
     start: int
     end: int
@@ -73,7 +73,7 @@ class _Found:
 class Journal:
     """One open journal. Made by `open_journal`.
 
-    Failures of earlier runs are not in the index: their units are asked again.
+    Failures of earlier runs are not in the index, so their units are asked again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,39 +85,39 @@ class Journal:
         self._came = asyncio.Event()
         self._end = 0
         self.num_damaged = 0
-        """Damaged stretches that were passed over."""
+        """The number of damaged stretches that were skipped."""
         self.first: Place | None = None
         """The first record that was there when the journal was opened."""
         self._recover()
 
     def get(self, key: bytes) -> Place | None:
-        """Where the entry of a key is, None where there is none yet."""
+        """Return the place of a key's entry, None if there is none yet."""
         found = self._index.get(key)
         return None if found is None else Place(*found)
 
     def read(self, place: Place) -> bytes:
-        """The JSON of an entry."""
+        """Return the JSON of an entry."""
         with output_errors(self._path):
             content = os.pread(self._file.fileno(), place.length, place.start)
         if len(content) != place.length:
-            raise OutputError(f"{self._path}: became shorter while it was read")
+            raise OutputError(f"{self._path}: became shorter while it was being read")
         return content
 
     async def append(self, entry: Entry) -> None:
-        """Returns when the entry is on disk. Raises `OutputError` when it cannot be written."""
+        """Return when the entry is on disk. Raises `OutputError` if it cannot be written."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, done))
         self._came.set()
         await done
 
     async def write(self) -> None:
-        """The one writer: runs until it is cancelled, or fails with what fails all who wait."""
+        """Run the one writer until it is cancelled. Its failure fails every waiting `append`."""
         while True:
             await self._came.wait()
             self._came.clear()
             batch, self._waiting = self._waiting, []
             lines = [entry.line() for entry, _ in batch]
-            # Not to be cancelled half-way: the thread would go on without us.
+            # Not to be cancelled half-way: the thread would continue without us.
             await _uncancelled(asyncio.to_thread(self._commit, b"".join(lines)))
             with output_errors(self._path):
                 for (entry, done), line in zip(batch, lines, strict=True):
@@ -142,8 +142,8 @@ class Journal:
                 self._write_all(content)
                 os.fsync(self._file.fileno())
             except OSError:
-                # On a full disk a part may have been written. Whole entries of it would do no
-                # harm, but nobody was told of them.
+                # On a full disk a part may have been written. Its whole entries would do no harm,
+                # but `append` has not returned for them.
                 self._file.truncate(self._end)
                 raise
 
@@ -153,7 +153,7 @@ class Journal:
             rest = rest[os.pwrite(self._file.fileno(), rest, end - len(rest)) :]
 
     def _recover(self) -> None:
-        """Index what is there and cut off what a crash has left half-written."""
+        """Index the existing entries and cut off what a crash has left half-written."""
         with output_errors(self._path):
             self._index_what_is_there(os.fstat(self._file.fileno()).st_size)
 
@@ -171,7 +171,7 @@ class Journal:
             else:
                 self.num_damaged += 1
                 _log.warning(
-                    "%s: bytes %d to %d are damaged and passed over; what was there is done again",
+                    "%s: bytes %d to %d are damaged and skipped; the lost units are done again",
                     self._path,
                     found.start,
                     found.end,
@@ -179,7 +179,7 @@ class Journal:
             self._end = found.end
         if torn:
             _log.warning(
-                "%s: the last line was cut off %d bytes after its begin and is removed",
+                "%s: the last line is incomplete (%d bytes) and is removed",
                 self._path,
                 size - self._end,
             )
@@ -194,9 +194,9 @@ class Journal:
 
 @asynccontextmanager
 async def open_journal(path: Path) -> AsyncIterator[Journal]:
-    """The journal at `path`, made where there is none, with its writer running.
+    """Open the journal at `path`, created if needed, with its writer running.
 
-    The caller holds the lock. Raises `OutputError` where it cannot be opened; when the writer
+    The caller holds the lock. Raises `OutputError` if the journal cannot be opened; when the writer
     fails, so does the body.
     """
     journal = await asyncio.to_thread(Journal, path)
@@ -220,7 +220,7 @@ def _opened(path: Path) -> FileIO:
 
 
 def _scan(file: FileIO, size: int) -> Iterator[_Found]:
-    """Every entry and every damaged stretch, in order and without gaps."""
+    """Yield every entry and every damaged stretch, in order and without gaps."""
     start = 0
     file.seek(0)
     with os.fdopen(os.dup(file.fileno()), "rb", buffering=2**20) as reader:
@@ -231,11 +231,11 @@ def _scan(file: FileIO, size: int) -> Iterator[_Found]:
                 yield found
                 start = found.end
                 if found.end != found.start + len(line):
-                    break  # an entry ended inside of the line
+                    break  # an entry ended inside the line
 
 
 def _parse(line: bytes, start: int) -> _Found:
-    """What a line begins with. The entry's newline may be missing or another byte."""
+    """Parse the beginning of a line. The entry's newline may be missing or another byte."""
     head = _HEAD.match(line)
     if head is None:
         return _damaged(line, start)
@@ -250,7 +250,7 @@ def _parse(line: bytes, start: int) -> _Found:
 
 
 def _damaged(line: bytes, start: int) -> _Found:
-    # Where both the length and the newline are damaged, the next entry still begins like one.
+    # If both the length and the newline are damaged, the start of the next entry is searched for.
     following = _ANY_HEAD.search(line, 1)
     return _Found(start, start + (following.start() if following else len(line)))
 

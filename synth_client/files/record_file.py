@@ -8,10 +8,10 @@ from synth_client.record import Record, RecordError
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of a file; blank lines are skipped.
+    """Yield the records of a file; blank lines are skipped.
 
-    Raises `RecordError`, naming file and line, at the first line that is no record, and
-    `InputError` where the file cannot be read.
+    Raises `RecordError`, naming file and line, at the first line that is not a record, and
+    `InputError` if the file cannot be read.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")

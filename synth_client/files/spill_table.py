@@ -15,7 +15,7 @@ class SpillTable:
     """A table with a `BLOB` key and the given columns; it vanishes with the process.
 
     Threads may share it: the journal's writer puts while the reader of the input gets. Raises
-    `OutputError` where the temporary folder has no room.
+    `OutputError` if the temporary folder has no room.
     """
 
     def __init__(self, *columns: str) -> None:
@@ -44,7 +44,7 @@ class SpillTable:
             self._database.execute(statement, (key, *values))
 
     def get(self, key: bytes) -> tuple[Any, ...] | None:
-        """The values under a key, None where there are none."""
+        """Return the values under a key, None if there are none."""
         with self._lock, _temporary_folder_errors():
             found = self._database.execute("SELECT * FROM spilled WHERE key = ?", (key,)).fetchone()
         return None if found is None else tuple(found[1:])

@@ -1,7 +1,7 @@
-"""The files around an output.
+"""Lays out the files around an output, and locks them for one run.
 
 `OUT.jsonl`, `OUT.failed.jsonl`, `OUT.dropped.jsonl`, and `OUT.journal/` with `lock`, `journal`,
-`manifest.json` and, in `old-1` and so on, what was moved aside.
+`manifest.json` and, in `old-1` and so on, the files that `--fresh` moved away.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ _JOURNAL: Final = "journal"
 
 
 class Manifest(BaseModel):
-    """What a run is. `identity` may not change while its journal is kept; `extent` may grow."""
+    """Identifies a run. `identity` may not change while its journal is kept; `extent` may grow."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -41,17 +41,17 @@ class Workspace:
 
     @property
     def failed(self) -> Path:
-        """Where failed rows go."""
+        """The file of failed rows."""
         return self.output.with_name(f"{self._stem}.failed.jsonl")
 
     @property
     def dropped(self) -> Path:
-        """Where records go that a filter dropped."""
+        """The file of records that a filter dropped."""
         return self.output.with_name(f"{self._stem}.dropped.jsonl")
 
     @property
     def folder(self) -> Path:
-        """The journal and what belongs to it."""
+        """The folder of the journal and its companions."""
         return self.output.with_name(f"{self._stem}.journal")
 
     @property
@@ -61,7 +61,7 @@ class Workspace:
 
     @property
     def units(self) -> Path:
-        """Where the units of a run on a cluster wait, while it lasts."""
+        """The folder in which the units of a run on a cluster wait."""
         return self.folder / "units"
 
     @property
@@ -71,10 +71,10 @@ class Workspace:
 
 @contextmanager
 def open_workspace(output: Path, manifest: Manifest, *, fresh: bool) -> Iterator[Workspace]:
-    """Locks the output for this process and checks that its journal is this run's.
+    """Lock the output for this process and check that its journal is this run's.
 
-    `fresh` moves everything that is there aside first. Raises `RunMismatch` where another process
-    has the lock, or the journal is another run's, or an output has none.
+    `fresh` first moves all existing files away. Raises `RunMismatch` if another process has the
+    lock, the journal is another run's, or an output has no journal.
     """
     workspace = Workspace(output)
     with output_errors(workspace.folder):
@@ -83,7 +83,7 @@ def open_workspace(output: Path, manifest: Manifest, *, fresh: bool) -> Iterator
         try:
             lock.acquire()
         except Timeout as error:
-            raise RunMismatch(f"{output}: another motab synth is writing it") from error
+            raise RunMismatch(f"{output}: another motab synth is writing to it") from error
     try:
         if fresh:
             _move_aside(workspace)
@@ -101,20 +101,20 @@ def _check(workspace: Workspace, manifest: Manifest) -> None:
         if differences and _is_begun(workspace):
             raise RunMismatch(
                 f"{workspace.folder} is the journal of a different run: {differences};"
-                " choose another output, or --fresh to move it aside and start over"
+                " choose another output, or --fresh to move it away and start over"
             )
         if kept == manifest:
             return
     elif workspace.output.exists():
         raise RunMismatch(
             f"{workspace.output} exists and has no journal;"
-            " choose another output, or --fresh to move it aside"
+            " choose another output, or --fresh to move it away"
         )
     write_whole(path, orjson.dumps(manifest.model_dump(), option=orjson.OPT_INDENT_2))
 
 
 def _is_begun(workspace: Workspace) -> bool:
-    """Whether anything is there that a run has done."""
+    """Return whether any file of an earlier run exists."""
     with output_errors(workspace.journal):
         is_empty = not workspace.journal.exists() or workspace.journal.stat().st_size == 0
     return workspace.output.exists() or not is_empty
@@ -125,7 +125,7 @@ def _read(path: Path) -> Manifest:
         with output_errors(path):
             return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise OutputError(f"{path}: no manifest: {faults_of(error)}") from error
+        raise OutputError(f"{path}: not a manifest: {faults_of(error)}") from error
 
 
 def _differences(there: Mapping[str, JsonValue], here: Mapping[str, JsonValue]) -> str:
@@ -150,7 +150,7 @@ def _move_aside(workspace: Workspace) -> None:
     with output_errors(folder):
         old = next(path for n in count(1) if not (path := folder / f"old-{n}").exists())
         old.mkdir()
-        # The manifest last: a crash in between leaves a journal that knows what it is.
+        # The manifest last: after a crash in between, the journal still has its manifest.
         for path in sorted(there, key=lambda path: path.name == _MANIFEST):
             path.replace(old / path.name)
         sync_folder(folder)

@@ -158,14 +158,14 @@ async def test_damage_is_told_with_its_place(
     async with open_journal(tmp_path / "journal") as journal:
         assert journal.num_damaged == 1
     begin, end = len(lines[0]), len(lines[0] + lines[1])
-    assert f"bytes {begin} to {end} are damaged and passed over" in caplog.text
+    assert f"bytes {begin} to {end} are damaged and skipped" in caplog.text
 
 
 async def test_a_cut_line_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = await write_three(tmp_path / "journal")
     (tmp_path / "journal").write_bytes(b"".join(lines)[:-9])
     await contents(tmp_path / "journal")
-    assert f"cut off {len(lines[2]) - 9} bytes after its begin and is removed" in caplog.text
+    assert f"the last line is incomplete ({len(lines[2]) - 9} bytes) and is removed" in caplog.text
 
 
 async def test_where_nothing_can_be_written_all_who_wait_are_told(
