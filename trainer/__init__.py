@@ -1,1 +1,1 @@
-"""From records to a better student: recipes, training by LLaMA-Factory, and evaluation."""
+"""Makes a better student from records: recipes, training by LLaMA-Factory, and evaluation."""

@@ -1,7 +1,7 @@
 """Finds the Python environments that `make` builds, and asks scripts that run in them.
 
-LLaMA-Factory pins other versions of transformers than serving and TRL want, so each library lives
-in a virtual environment of its own and is reached through the scripts of `trainer.foreign`.
+LLaMA-Factory pins other versions of transformers than serving and TRL need, so each library lives
+in its own virtual environment and is reached through the scripts of `trainer.foreign`.
 """
 
 import os
@@ -39,7 +39,7 @@ class ScriptFailed(Exception):
 def ask_script(command: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any]:
     """Run a script and return the JSON object on the last line that it prints.
 
-    Raises `ScriptFailed` where there is none, OSError where the program cannot be started.
+    Raises `ScriptFailed` if there is none, OSError if the program cannot be started.
     """
     done = subprocess.run(  # noqa: S603 - the user's own interpreter
         command, env=dict(variables), capture_output=True, check=False
@@ -53,12 +53,12 @@ def ask_script(command: Sequence[str], variables: Mapping[str, str]) -> dict[str
 
 
 def trainer_python(asked: Path | None, trainer: Trainer = "llamafactory") -> Path:
-    """The interpreter asked for, or that of the trainer's environment.
+    """Return the given interpreter, or the one in the trainer's environment.
 
-    Raises `TrainerMissing` that says how to make one.
+    Raises `TrainerMissing` with instructions to make the environment.
     """
     hint = (
-        f"make {_TARGETS[trainer]} makes it in motab's source, or name the Python of an environment"
+        f"make {_TARGETS[trainer]} in motab's source makes it, or name the Python of an environment"
         f" with {trainer} by --python or MOTAB_TRAINER_PYTHON"
     )
     return python_in(_FOLDERS[trainer], asked, missing=TrainerMissing, hint=hint)
@@ -67,8 +67,8 @@ def trainer_python(asked: Path | None, trainer: Trainer = "llamafactory") -> Pat
 def python_in(
     environment: str, asked: Path | None, *, missing: type[ClientError], hint: str
 ) -> Path:
-    """The interpreter asked for, or that of an environment that `make` built in the current folder
-    or next to the source. Raises `missing` with the hint where there is no environment.
+    """Return the given interpreter, or the one of an environment that `make` built in the current
+    folder or next to the source. Raises `missing` with the hint if there is no environment.
     """
     if asked is not None:
         if not os.access(asked, os.X_OK) or asked.is_dir():
@@ -82,9 +82,9 @@ def python_in(
 
 
 def trainer_variables(python: Path, trainer: Trainer) -> dict[str, str]:
-    """The environment variables for programs of a trainer's environment."""
+    """Return the environment variables for programs of a trainer's environment."""
     path = os.pathsep.join((str(python.parent), os.environ.get("PATH", os.defpath)))
-    # LLaMA-Factory imports torchaudio even where nothing is heard.
+    # LLaMA-Factory imports torchaudio even if no audio is used.
     stand_ins = [str(_SOURCE / "stand_ins")] if trainer == "llamafactory" else []
     above = [*stand_ins, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {

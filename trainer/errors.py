@@ -1,4 +1,4 @@
-"""How training fails. Like the client's errors, these end the command with one line."""
+"""Defines how training fails. Like the client's errors, these end the command with one line."""
 
 from synth_client.errors import ClientError
 
@@ -8,19 +8,19 @@ class RecipeError(ClientError):
 
 
 class TrainerMissing(ClientError):
-    """The environment that trains is not there, or lacks a package that the recipe needs."""
+    """The training environment does not exist, or lacks a package that the recipe needs."""
 
 
 class HarnessMissing(ClientError):
-    """The environment with EvalScope is not there, or is not one."""
+    """The environment with EvalScope does not exist, or is not usable."""
 
 
 class RunExists(ClientError):
-    """The output folder holds something else, or another process trains there."""
+    """The output folder holds something else, or another process is training there."""
 
 
 class TrainingFailed(ClientError):
-    """The trainer ended with an error. `exit_code` is what the command ends with."""
+    """The trainer ended with an error. The command ends with `exit_code`, too."""
 
     def __init__(self, message: str, *, exit_code: int, tail: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""A benchmark: problems with known answers, from whatever the synthesis client can read."""
+"""Loads a benchmark: problems with known answers, in any format the synthesis client can read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,10 +22,10 @@ _DIGEST_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a result is told by; `level` and `subject` are None where the benchmark has none.
+    """Identifies a problem in results; the benchmark may lack `level` and `subject` (None).
 
-    `weights` says of each score that its judge gives how much the problem counts in the mean; it is
-    empty where there is nothing but right and wrong.
+    `weights` gives, for each score of the judge, how much the problem counts in the mean; it is
+    empty if answers are only right or wrong.
     """
 
     id: str
@@ -36,11 +36,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """`dataset` asks the problems in the order of `problems`, each worded as `prompt` says.
+    """`dataset` asks the problems in the order of `problems`, each worded by `prompt`.
 
-    `rule` is the one by which its answers are judged unless another is wanted.
+    `rule` judges the answers unless another rule is chosen.
     `digest` is 16 bytes of BLAKE2b over ids, messages and answers, in hexadecimal: two results
-    with the same one are of the same problems, asked in the same words.
+    with the same digest are about the same problems, asked in the same words.
     """
 
     name: str
@@ -59,10 +59,10 @@ def load_benchmark(
     split: str = "test",
     subset: str | None = None,
 ) -> Benchmark:
-    """Read it all, since one bad row would make another benchmark of it.
+    """Read all rows first, because one bad row would make it another benchmark.
 
-    `prompt` is the last message's text, with `{problem}` where the problem stands. Raises
-    `InputError`, naming the row, where one asks nothing, has no answer or has another's id.
+    `prompt` is the last message's text, with `{problem}` in the place of the problem. Raises
+    `InputError`, naming the row, if a row has no question, no answer, or another row's id.
     """
     found = open_dataset(source, limit=limit, split=split, subset=subset)
     there = list(islice(found.cells(), limit))
@@ -78,9 +78,9 @@ def benchmark_of(
     rule: str | Program,
     weights: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> Benchmark:
-    """The benchmark of rows that have the columns of synth's. Raises as `load_benchmark` does.
+    """Return the benchmark of rows with the columns of synth. Raises as `load_benchmark` does.
 
-    `weights` are those of the problems, by id.
+    `weights` are the problems' weights, by id.
     """
     problems: dict[str, Problem] = {}
     asked = []
@@ -88,7 +88,7 @@ def benchmark_of(
     for row, cells in zip(found.rows(), found.cells(), strict=True):
         question = _checked(row, f"{found.name}, {cells.place}")
         if question.id in problems:
-            raise InputError(f"{found.name}, {cells.place}: the id {question.id} is there already")
+            raise InputError(f"{found.name}, {cells.place}: repeats the id {question.id}")
         problems[question.id] = _problem(question.id, cells, found.name, weights.get(question.id))
         columns = _columns(question, prompt)
         digest.update(orjson.dumps(columns, option=orjson.OPT_APPEND_NEWLINE))
@@ -108,7 +108,7 @@ def _over(dataset: Dataset, cells: list[Cells]) -> Dataset:
 
 
 def _as_synth_reads(cells: Cells, benchmark: str) -> Cells:
-    """Benchmarks have names of their own: MATH-500 calls the id `unique_id`."""
+    """Rename columns, because benchmarks use their own names: MATH-500 calls the id `unique_id`."""
     columns = cells.columns
     if columns is None:
         return cells

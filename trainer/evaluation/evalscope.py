@@ -1,8 +1,7 @@
 """Runs the named benchmarks: EvalScope words and judges them, our client asks and counts.
 
-Numbers are compared with published ones, so the prompts and the reading of answers are those of a
-harness that others use. It lives in an environment of its own, where `foreign.evalscope_bridge`
-runs.
+Numbers are compared with published ones, so the prompts and the reading of answers come from a
+harness that others use. It lives in its own environment, where `foreign.evalscope_bridge` runs.
 """
 
 import os
@@ -25,7 +24,7 @@ from trainer.evaluation.benchmark import PLACE, Benchmark, benchmark_of
 NAMES: Final = ("aime24", "aime25", "math_500", "gpqa_diamond", "ifeval")
 _FOLDER: Final = ".venv-evalscope"
 _HINT: Final = (
-    "make eval-env makes it in motab's source, or name the Python of an environment with evalscope"
+    "make eval-env in motab's source makes it, or name the Python of an environment with evalscope"
     " by --python or MOTAB_EVALSCOPE_PYTHON"
 )
 _SCRIPT: Final = FOREIGN / "evalscope_bridge.py"
@@ -34,7 +33,7 @@ _COLUMNS: Final = ("id", "messages", "answer", "level", "subject")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One of the `NAMES`, and where its problems are: in the folder `data`, or on ModelScope."""
+    """One of the `NAMES`, and the place of its problems: the folder `data`, or ModelScope."""
 
     name: str
     data: Path | None
@@ -43,10 +42,10 @@ class Source:
 
 @contextmanager
 def named_benchmark(source: Source, asked: Path | None) -> Iterator[Benchmark]:
-    """The benchmark, whose rule can be used as long as the context lasts. Takes some seconds.
+    """Open a benchmark, whose rule is usable as long as the context lasts. Takes some seconds.
 
-    `asked` is the interpreter to take in place of `.venv-evalscope`'s. Raises `HarnessMissing`, and
-    `InputError` where the problems cannot be had.
+    `asked` is the interpreter to use in place of `.venv-evalscope`'s. Raises `HarnessMissing`, and
+    `InputError` if the problems cannot be obtained.
     """
     python = python_in(_FOLDER, asked, missing=HarnessMissing, hint=_HINT)
     with TemporaryDirectory(prefix="motab-") as scratch:
@@ -63,19 +62,19 @@ def named_benchmark(source: Source, asked: Path | None) -> Iterator[Benchmark]:
         weights = {one["id"]: one["weights"] for one in problems}
         dataset = _dataset(source, problems)
         benchmark = benchmark_of(dataset, prompt=PLACE, rule=rule, weights=weights)
-        # It stands around every problem already.
+        # The problems already contain it.
         yield replace(benchmark, prompt=found["prompt"])
 
 
 def _command(python: Path) -> tuple[str, ...]:
-    # Isolated: neither our packages nor the current folder's are for that environment.
+    # Isolated: neither our packages nor the current folder's are meant for that environment.
     return (str(python), "-I", "-W", "ignore", str(_SCRIPT))
 
 
 def _problems(python: Path, source: Source, scratch: Path) -> dict[str, Any]:
-    """What `foreign/evalscope_bridge.py` says of them."""
+    """Return the output of `foreign/evalscope_bridge.py` about the problems."""
     folder = [] if source.data is None else [str(source.data.absolute())]
-    # A folder's content is read anew; what came from a hub is kept where EvalScope keeps it.
+    # A folder's content is read again; EvalScope keeps downloads from a hub in its own cache.
     cache = {} if source.data is None else {"HF_DATASETS_CACHE": str(scratch / "cache")}
     command = [*_command(python), "problems", source.name, *folder]
     try:

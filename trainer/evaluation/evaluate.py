@@ -1,4 +1,4 @@
-"""An evaluation: a plain run of the synthesis client, its answers judged, and pass@k of them."""
+"""Evaluates a model: a plain run of the synthesis client, its answers judged, and pass@k."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -45,14 +45,14 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        """Where everything goes."""
+        """The folder of all files."""
         return self.run.output.parent
 
 
 async def evaluate(evaluation: Evaluation, console: Console) -> Results:
-    """Ask what is not asked yet, then write the results, which are also returned.
+    """Ask the remaining questions, then write and return the results.
 
-    Raises `ClientError` as `synthesise` does; what is done then stays done.
+    Raises `ClientError` as `synthesise` does; finished work is kept.
     """
     await synthesise(evaluation.run, console)
     results = results_of(evaluation)
@@ -65,7 +65,7 @@ async def evaluate(evaluation: Evaluation, console: Console) -> Results:
 
 
 class _Tally:
-    """What the samples of one problem come to; `counts` has the fields of its result."""
+    """Adds up the samples of one problem; `counts` has the fields of its result."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -95,7 +95,7 @@ class _Tally:
             num_truncated=self.counts["num_truncated"],
             num_unjudged=self.counts["num_unjudged"],
             num_failed=self.counts["num_failed"],
-            # An empty answer, which the judge has not seen, has 0 of each.
+            # An empty answer, which the judge has not seen, has 0 of each score.
             scores={
                 name: Weighted(self._sums[name] / num_judged, weight)
                 for name, weight in weights.items()
@@ -104,7 +104,7 @@ class _Tally:
 
 
 def results_of(evaluation: Evaluation) -> Results:
-    """The results of a run that has ended, from its files."""
+    """Return the results of a finished run, from its files."""
     run, benchmark = evaluation.run, evaluation.benchmark
     tallies = {problem.id: _Tally() for problem in benchmark.problems}
     served_as: set[str] = set()
@@ -114,7 +114,7 @@ def results_of(evaluation: Evaluation) -> Results:
         served_as.add(record.models.teacher or "")
         completion_tokens += record.usage.completion_tokens
     for failed in _failed_rows(Workspace(run.output).failed):
-        # To say nothing is an answer, and a wrong one; no answer is none.
+        # An empty answer is an answer, and a wrong one; a missing answer is none.
         is_empty = failed.error.code == EMPTY_OUTPUT
         tallies[failed.id].counts.update(["n", "num_empty"] if is_empty else ["num_failed"])
     problems = tuple(tallies[problem.id].result(problem) for problem in benchmark.problems)

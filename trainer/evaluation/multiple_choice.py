@@ -1,4 +1,4 @@
-"""Rows that hold a question with its right and its wrong answers apart, as GPQA's do."""
+"""Reads rows that hold a question with its right and wrong answers in columns, like GPQA's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ class _Choice:
 
 
 def has_choices(columns: Mapping[str, Any]) -> bool:
-    """Whether the row is one of these."""
+    """Return whether the row has these columns."""
     return _QUESTION in columns and _RIGHT in columns
 
 
 def laid_out(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """The row as a question with lettered choices, whose answer is a letter.
+    """Return the row as a question with lettered choices, whose answer is a letter.
 
-    The order is by a hash over the question and each choice, so it tells nothing and is the same
-    everywhere. Raises ValueError where a text is missing.
+    The order is by a hash over the question and each choice, so it gives nothing away and is the
+    same everywhere. Raises ValueError if a text is missing.
     """
     question = _text(columns, _QUESTION)
     choices = [_Choice(_text(columns, name), name == _RIGHT) for name in (_RIGHT, *_WRONG)]
@@ -42,7 +42,7 @@ def laid_out(columns: Mapping[str, Any]) -> dict[str, Any]:
 def _text(columns: Mapping[str, Any], name: str) -> str:
     value = columns.get(name)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)  # as readers of CSV take a column of numbers
+        return str(value)  # readers of CSV turn a column of numbers into numbers
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} is neither a number nor a text with something in it")
+        raise ValueError(f"{name} is neither a number nor a text, or is empty")
     return value.strip()

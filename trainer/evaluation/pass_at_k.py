@@ -1,4 +1,4 @@
-"""pass@k, estimated without bias, and how far the estimate can be trusted."""
+"""Estimates pass@k without bias, and how far the estimate can be trusted."""
 
 import random
 from collections import Counter
@@ -11,7 +11,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """How intervals are made. They cover both the choice of problems and the luck of samples."""
+    """The method for intervals, which cover both the choice of problems and the luck of samples."""
 
     method: str = "percentile bootstrap over problems"
     level: float = 0.95
@@ -34,7 +34,7 @@ class Outcome:
 class PassAtK:
     """The mean of pass@k, between 0 and 1, over the problems with at least k judged samples.
 
-    `value` is None where there is no such problem; `low` and `high` are None for fewer than two.
+    `value` is None without such a problem; `low` and `high` are None for fewer than two.
     """
 
     k: int
@@ -46,7 +46,7 @@ class PassAtK:
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """A value, and how much it counts in a mean."""
+    """A value and its weight in a mean."""
 
     value: float
     weight: float
@@ -62,10 +62,10 @@ class Mean:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of the n samples, drawn without replacement, have a right one.
+    """Return the chance that k of the n samples, drawn without replacement, include a right one.
 
-    Unbiased for the chance that k new samples have one: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021,
-    arXiv 2107.03374, eq. 1). Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    Unbiased for the chance that k new samples include one: 1 - C(n-c, k) / C(n, k) (Chen et al.
+    2021, arXiv 2107.03374, eq. 1). Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
     """
     if not 0 <= c <= n:
         raise ValueError(f"{c} of {n} samples cannot be right")
@@ -75,7 +75,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def estimate(outcomes: Sequence[Outcome], k: int, interval: Interval = INTERVAL) -> PassAtK:
-    """pass@k over problems, with its interval."""
+    """Return pass@k over problems, with its interval."""
     chances = [pass_at_k(one.n, one.c, k) for one in outcomes if one.n >= k]
     if not chances:
         return PassAtK(k, None, None, None, 0)
@@ -87,7 +87,7 @@ def estimate(outcomes: Sequence[Outcome], k: int, interval: Interval = INTERVAL)
 
 
 def weighted_mean(values: Sequence[Weighted], interval: Interval = INTERVAL) -> Mean:
-    """The mean of a score over problems, with its interval. Every weight is above 0."""
+    """Return the mean of a score over problems, with its interval. Every weight is above 0."""
     if not values:
         return Mean(None, None, None)
     value = _ratio(Counter(values))
@@ -101,7 +101,7 @@ def weighted_mean(values: Sequence[Weighted], interval: Interval = INTERVAL) -> 
 
 
 def _ratio(drawn: Counter[Weighted]) -> float:
-    # In one order, whatever was drawn first: sums of floats depend on it.
+    # In a fixed order, whatever was drawn first, because sums of floats depend on it.
     counts = sorted(drawn.items(), key=lambda item: (item[0].value, item[0].weight))
     total = sum(one.value * one.weight * num for one, num in counts)
     return total / sum(one.weight * num for one, num in counts)
@@ -117,7 +117,7 @@ def _resampled(chances: Sequence[float], interval: Interval) -> list[float]:
     draw = random.Random(interval.seed)  # noqa: S311 - nothing secret
     means = []
     for _ in range(interval.num_resamples):
-        # Few chances are distinct, so that most of the work is the drawing itself.
+        # Few chances are distinct, so most of the work is the drawing itself.
         drawn = Counter(draw.choices(chances, k=len(chances)))
         total = sum(chance * num for chance, num in sorted(drawn.items()))
         means.append(total / len(chances))

@@ -1,4 +1,4 @@
-"""What an evaluation has found: as JSON, whose fields docs/evaluation.md explains, and a table."""
+"""Presents an evaluation's results: as JSON (its fields are in docs/evaluation.md) and a table."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +27,9 @@ By = Literal["all", "level", "subject"]
 class ProblemResult:
     """The samples of one problem: `n` were judged, `c` of them are right.
 
-    Neither the `num_failed`, of which no answer came, nor the `num_unjudged`, whose judging failed,
-    are among the `n`; the `num_empty`, in which nothing was said, are, as wrong ones. `scores` are
-    the means over the `n` of what the judge gives besides right and wrong.
+    `n` excludes the `num_failed` samples, which have no answer, and the `num_unjudged`, whose
+    judging failed; it includes the `num_empty`, whose answer is empty, as wrong. `scores` are the
+    means over the `n` of the judge's values other than right and wrong.
     """
 
     id: str
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How every problem was asked. What is None was left to the server."""
+    """The way in which every problem was asked. A field that is None was left to the server."""
 
     n: int
     temperature: float | None
@@ -102,11 +102,11 @@ class Results:
         return sum(problem.num_unjudged for problem in self.problems)
 
     def to_json(self) -> bytes:
-        """One object, indented."""
+        """Return one object, indented."""
         return orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
     def to_markdown(self) -> str:
-        """The table in percent, and under it how it was made and what is missing."""
+        """Return the table in percent, followed by how it was made and what is missing."""
         ks = [one.k for one in self.table[-1].pass_at_k]
         lines = [
             f"# {_escaped(self.model)} on {_escaped(self.benchmark)}",
@@ -135,9 +135,9 @@ class Results:
             "max_tokens": sampling.max_tokens,
             "seed": sampling.seed,
         }
-        told = "".join(f", {name} {value}" for name, value in chosen.items() if value is not None)
+        how = "".join(f", {name} {value}" for name, value in chosen.items() if value is not None)
         return (
-            f"In percent; {sampling.n} samples a problem{told}; answers judged by"
+            f"In percent; {sampling.n} samples per problem{how}; answers judged by"
             f" `{self.verify}`. pass@k is the unbiased estimate, in brackets its"
             f" {interval.level:.0%} interval ({interval.method},"
             f" {interval.num_resamples:,} resamples, seed {interval.seed})."
@@ -157,7 +157,7 @@ class Results:
 def table_of(
     problems: Sequence[ProblemResult], ks: Sequence[int], interval: Interval
 ) -> tuple[Row, ...]:
-    """A row for each level and each subject, then one for all."""
+    """Return a row for each level and each subject, then one for all problems."""
     rows = []
     for by in ("level", "subject"):
         labels = {label for one in problems if (label := getattr(one, by)) is not None}
@@ -169,7 +169,7 @@ def table_of(
 
 
 def scores_of(problems: Sequence[ProblemResult], interval: Interval) -> tuple[ScoreMean, ...]:
-    """The mean of each score that any problem has, by name in the order of the first problem's."""
+    """Return the mean of each score, in the order in which the problems first have it."""
     found = []
     for name in dict.fromkeys(name for one in problems for name in one.scores):
         values = [one.scores[name] for one in problems if name in one.scores]
@@ -185,7 +185,7 @@ def _row(
 
 
 def _natural(label: str) -> list[tuple[int, str]]:
-    """Level 10 comes after level 9."""
+    """Sort level 10 after level 9."""
     parts = _DIGITS.split(label)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 

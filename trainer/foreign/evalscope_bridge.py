@@ -1,12 +1,12 @@
 """Answers questions about EvalScope's benchmarks from inside EvalScope's environment.
 
-It imports nothing of ours. Two commands:
+It imports nothing of ours. It has two commands:
 
 `problems NAME [FOLDER]` prints, in one line, an object with `version`, `prompt` (EvalScope's
 template) and `problems` in the order of the data, or {"error": ...}.
 
-`judge NAME FILE SECONDS` obeys `synth_client.judging.verifier` in the protocol of
-`synth_client.judging.worker`; FILE holds those problems, one a line.
+`judge NAME FILE SECONDS` works for `synth_client.judging.verifier` in the protocol of
+`synth_client.judging.worker`; FILE holds the problems of `problems`, one per line.
 """
 
 import json
@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-# The score that says whether an output is right: IFEval's, most benchmarks' and AIME's.
+# The score that decides whether an output is right: IFEval's, most benchmarks', and AIME's.
 SUCCESS = ("prompt_level_strict", "accuracy", "acc")
 IDS = ("unique_id", "id", "ID", "Record ID", "key")
 SUBJECTS = ("subject", "High-level domain")
@@ -29,7 +29,7 @@ OURS = "motab"
 
 
 def adapter_of(name: str, folder: str | None = None) -> Any:  # noqa: ANN401
-    """What EvalScope does for the benchmark. Its default settings, but that thoughts are cut."""
+    """Return EvalScope's adapter for the benchmark, with default settings, but thoughts are cut."""
     import evalscope.benchmarks  # noqa: F401, PLC0415
     from evalscope.api.registry import get_benchmark  # noqa: PLC0415
     from evalscope.config import TaskConfig  # noqa: PLC0415
@@ -37,7 +37,7 @@ def adapter_of(name: str, folder: str | None = None) -> Any:  # noqa: ANN401
     settings: dict[str, Any] = {"filters": {"remove_until": "</think>"}}
     if folder is not None:
         settings["dataset_id"] = folder
-    # The server is asked by motab, so this address is never used.
+    # motab asks the server itself, so this address is never used.
     config = TaskConfig(
         model="motab",
         eval_type="openai_api",
@@ -49,13 +49,13 @@ def adapter_of(name: str, folder: str | None = None) -> Any:  # noqa: ANN401
 
 
 def problems(name: str, folder: str | None) -> dict[str, Any]:
-    """The object to print."""
+    """Return the object to print."""
     adapter = adapter_of(name, folder)
     read = adapter.record_to_sample
     num_read = 0
 
     def with_its_columns(record: Mapping[str, Any]) -> Any:  # noqa: ANN401
-        """EvalScope keeps neither the row's place nor, of some benchmarks, its id and subject."""
+        """Add what EvalScope drops: the row's place and, of some benchmarks, id and subject."""
         nonlocal num_read
         sample = read(record)
         columns = {
@@ -70,7 +70,7 @@ def problems(name: str, folder: str | None) -> dict[str, Any]:
 
     adapter.record_to_sample = with_its_columns
     samples = [sample for subset in adapter.load_dataset().values() for sample in subset]
-    if len(samples) != num_read:  # a row of no level that EvalScope knows
+    if len(samples) != num_read:  # a row has a level that EvalScope does not know
         raise ValueError(f"EvalScope takes {len(samples)} of {num_read} rows")
     samples.sort(key=lambda sample: sample.metadata[OURS]["place"])
     return {
@@ -99,7 +99,7 @@ def _problem(sample: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def _instructions(doc: Mapping[str, Any]) -> str:
-    """What IFEval checks in place of an answer."""
+    """Return what IFEval checks in place of an answer."""
     given = [
         {name: value for name, value in one.items() if value is not None} for one in doc["kwargs"]
     ]
@@ -108,7 +108,7 @@ def _instructions(doc: Mapping[str, Any]) -> str:
 
 
 def _weights(doc: Mapping[str, Any]) -> dict[str, int]:
-    """How much the problem counts in the means of its scores, where there is more than one."""
+    """Return the problem's weight in the mean of each score, if there are several scores."""
     num_instructions = len(doc.get("instruction_id_list", ()))
     if not num_instructions:
         return {}
@@ -121,7 +121,7 @@ def _weights(doc: Mapping[str, Any]) -> dict[str, int]:
 
 
 def judge_of(name: str, file: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """What judges records. Raises where something that it needs is not there."""
+    """Return a judge of records. Raises if something that it needs is missing."""
     adapter = adapter_of(name)
     if name == "ifeval":
         _find_punkt()
@@ -149,7 +149,7 @@ def judge_of(name: str, file: Path) -> Callable[[Mapping[str, Any]], dict[str, A
         is_right = score.value[success] == 1
         if len(score.value) == 1:
             return judgement(predicted=score.extracted_prediction, correct=is_right)
-        # Instructions are checked on the whole output, which is no answer that was found in it.
+        # Instructions are checked on the whole output, which is not an answer found in it.
         scores = {key: float(value) for key, value in score.value.items()}
         return judgement(correct=is_right, scores=scores)
 
@@ -157,7 +157,7 @@ def judge_of(name: str, file: Path) -> Callable[[Mapping[str, Any]], dict[str, A
 
 
 def _find_punkt() -> None:
-    """NLTK's sentence splitter, from a package where that is installed, else downloaded."""
+    """Find NLTK's sentence splitter, in an installed package if there is one, else by download."""
     import nltk  # noqa: PLC0415
     from evalscope.utils.resource_utils import check_nltk_data  # noqa: PLC0415
 
@@ -168,7 +168,7 @@ def _find_punkt() -> None:
         check_nltk_data("punkt_tab")
     except Exception as error:
         raise RuntimeError(
-            "IFEval counts sentences with NLTK's punkt_tab, which is neither there nor can be"
+            "IFEval counts sentences with NLTK's punkt_tab, which is not installed and cannot be"
             f" downloaded; make eval-env installs it: {error}"
         ) from error
 
@@ -179,7 +179,7 @@ def judgement(
     fault: str | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The answer of the protocol."""
+    """Return an answer of the protocol."""
     return {"predicted": predicted, "correct": correct, "fault": fault, "scores": scores or {}}
 
 
@@ -201,7 +201,7 @@ def serve(name: str, file: Path, seconds: float, answer: Callable[[Any], None]) 
 
 
 def bound(seconds: float) -> None:
-    """The kernel ends this process if it outlives the one that would kill it."""
+    """Let the kernel end this process if it outlives the process that would kill it."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     limit = math.ceil(usage.ru_utime + usage.ru_stime + seconds) + 1
@@ -209,12 +209,12 @@ def bound(seconds: float) -> None:
 
 
 def words(error: Exception) -> str:
-    """The error in one line."""
+    """Return the error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:600]
 
 
 def main() -> None:
-    """Everything but the answers goes to the standard error, whoever prints it."""
+    """Run a command; anything but its answers goes to standard error, whoever prints it."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     logging.disable(logging.WARNING)
@@ -226,7 +226,7 @@ def main() -> None:
         case ["problems", name, *folder]:
             try:
                 answer(problems(name, folder[0] if folder else None))
-            except Exception as error:  # noqa: BLE001 - a hub, a file: whatever it says is told
+            except Exception as error:  # noqa: BLE001 - any error of a hub or a file is reported
                 answer({"error": words(error)})
         case ["judge", name, file, seconds]:
             serve(name, Path(file), float(seconds), answer)

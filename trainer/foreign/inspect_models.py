@@ -1,7 +1,7 @@
 """Prints what there is to train with, as JSON: `MODEL [--template NAME] [--teacher MODEL]`.
 
-Run in the trainer's environment, so it imports nothing of motab's. What cannot be used is told as
-{"error": ...}, in one line.
+It runs in the trainer's environment, so it imports nothing of motab's. A model that cannot be
+used is reported as {"error": ...}, in one line.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed and matters."""
+    """Return the versions of the installed packages that matter."""
     found = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:
@@ -39,11 +39,11 @@ def versions() -> dict[str, str]:
 
 
 class Unusable(Exception):
-    """What it says is told."""
+    """Cannot be used; the message is shown to the user."""
 
 
 def load(key: str, name: str) -> "tuple[PretrainedConfig, PreTrainedTokenizerBase, int]":
-    """The model's configuration, its tokenizer and the number of its weights."""
+    """Return the model's configuration, its tokenizer and its number of weights."""
     import torch  # noqa: PLC0415
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
@@ -52,13 +52,13 @@ def load(key: str, name: str) -> "tuple[PretrainedConfig, PreTrainedTokenizerBas
         tokenizer = AutoTokenizer.from_pretrained(name)
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # a hub, a file, a parser: whatever it says is told
+    except Exception as error:  # any error of a hub, a file or a parser is reported
         raise Unusable(f"{key}: {name}: {' '.join(str(error).split())[:400]}") from error
     return config, tokenizer, sum(weights.numel() for weights in empty.parameters())
 
 
 def check_template(model: str, tokenizer: "PreTrainedTokenizerBase", template: str | None) -> None:
-    """Whether messages can be made a text."""
+    """Check that messages can be turned into text."""
     if template is None:
         if tokenizer.chat_template is None:
             raise Unusable(f"template is missing: the tokenizer of {model} has no chat template")
@@ -72,21 +72,21 @@ def check_template(model: str, tokenizer: "PreTrainedTokenizerBase", template: s
 def check_vocabularies(
     model: str, tokenizer: "PreTrainedTokenizerBase", teacher: str, other: "PreTrainedTokenizerBase"
 ) -> None:
-    """The same tokens must have the same numbers."""
+    """Check that the same tokens have the same numbers."""
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours == theirs:
         return
     shared = sum(theirs.get(token) == number for token, number in ours.items())
     raise Unusable(
         f"loss.teacher: {teacher} and {model} have different vocabularies ({len(theirs)} and"
-        f" {len(ours)} tokens, {shared} the same), but on_policy compares them token by token; take"
+        f" {len(ours)} tokens, {shared} the same), but on_policy compares them token by token; use"
         " a teacher of the student's family, or learn from its text: loss.kind sft on the records"
         " of motab synth"
     )
 
 
 def look(model: str, template: str | None, teacher: str | None) -> dict[str, Any]:
-    """The object to print."""
+    """Return the object to print."""
     found = versions()
     needed = "llamafactory" if teacher is None else "trl"
     if needed not in found:

@@ -1,7 +1,7 @@
 """Distils a teacher into a student on the student's own text, with TRL, given a settings file.
 
-Run in an environment with TRL 1.16, under torchrun for several devices, so it imports nothing of
-motab's. `SETTINGS` is the YAML that `trainer/training/trl.py` writes.
+It runs in an environment with TRL 1.16, under torchrun for several devices, so it imports nothing
+of motab's. `SETTINGS` is the YAML that `trainer/training/trl.py` writes.
 """
 
 import json
@@ -24,7 +24,7 @@ LOG = "trainer_log.jsonl"
 
 
 class Log(TrainerCallback):  # type: ignore[misc]
-    """Tells every step's loss in the words of LLaMA-Factory's log."""
+    """Logs every step's loss in the format of LLaMA-Factory's log."""
 
     def on_log(
         self,
@@ -46,10 +46,10 @@ class Log(TrainerCallback):  # type: ignore[misc]
 
 
 class Distiller(IWOPDTrainer):  # type: ignore[misc]
-    """TRL's trainer, which goes on after a checkpoint with the batch that comes next.
+    """TRL's trainer, which continues from a checkpoint with the right next batch.
 
-    TRL repeats a batch, once for every pass that is accumulated, behind the back of the data loader
-    whose batches are skipped when a run goes on. Repeated by the sampler they are counted.
+    TRL repeats a batch for every accumulated pass outside the data loader, but a resumed run skips
+    the data loader's batches. When the sampler repeats the batches, they are counted.
     """
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
@@ -74,7 +74,7 @@ def main() -> None:
         processing_class=tokenizer,
         callbacks=[Log()],
     )
-    # Otherwise each loss is divided by the tokens of the data, not by those that were generated.
+    # Otherwise each loss is divided by the data's tokens instead of the generated tokens.
     trainer.model_accepts_loss_kwargs = False
     # The chat template's end of a turn, which not every model's configuration has.
     ends = trainer.generation_config.eos_token_id

@@ -1,6 +1,6 @@
-"""LLaMA-Factory's training with a weight for every token: `train_weighted.py SETTINGS.yaml`.
+"""Trains with LLaMA-Factory and a weight for every token: `train_weighted.py SETTINGS.yaml`.
 
-Run in the trainer's environment, by torchrun where there are several devices. The dataset of
+It runs in the trainer's environment, under torchrun for several devices. The dataset in
 `tokenized_path` has the column `token_weights` (see `weigh_tokens.py`).
 """
 
@@ -22,7 +22,7 @@ def weighted_loss(
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """The sum of weight times negative log-likelihood, over the number of learned tokens.
+    """Return the sum of weight times negative log-likelihood, over the number of learned tokens.
 
     `weights` and `labels` are [sequences, tokens]; `num_items_in_batch` counts over all devices and
     accumulated batches. With all weights 1 it is the loss of plain SFT.
@@ -39,7 +39,7 @@ def weighted_loss(
 def collated(
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]], features: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """LLaMA-Factory's batch with the weights, padded on the right as it pads in training."""
+    """Return LLaMA-Factory's batch with the weights, right-padded like its own training batches."""
     weights = [feature.pop("token_weights") for feature in features]
     batch = collate(features)
     width = batch["labels"].shape[1]

@@ -1,14 +1,14 @@
-r"""Tokenise as LLaMA-Factory does, with labels and weights by span: `weigh_tokens.py JOB.json`.
+r"""Tokenises as LLaMA-Factory does, with labels and weights by span: `weigh_tokens.py JOB.json`.
 
-Run in the trainer's environment, so it imports nothing of motab's. Writes the dataset that
-`tokenized_path` names and prints one line of JSON; what cannot be used is told as {"error": ...}.
+It runs in the trainer's environment, so it imports nothing of motab's. It writes the dataset that
+`tokenized_path` names and prints one line of JSON; unusable data is reported as {"error": ...}.
 
-With C_M(x) the natural log-probability of the output's first x characters under model M, linear
-between the ends of M's tokens, the student's token y_t over the characters (a, b] has the ratio
+Let C_M(x) be the natural log-probability of the output's first x characters under model M, linear
+between the ends of M's tokens. A student's token y_t over the characters (a, b] has the ratio
 
     r_t = (C_S(b) - C_S(a)) - (C_T(b) - C_T(a)),
 
-and at level `step` every token of a step has that of the whole step, divided by its number of
+and at level `step` every token of a step has the ratio of the whole step, divided by its number of
 tokens. The weight of a learned token that the teacher wrote is
 
     w_t = g_t / mean(g),    g_t = exp(power * min(max(r_t, log(clip_low)), log(clip_high))),
@@ -31,7 +31,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Fit:
-    """How weights are made; see above."""
+    """The formula for weights; see the module's docstring."""
 
     level: str
     power: float
@@ -46,14 +46,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class Token:
-    """What is to be done with one token; `unnormalised` is None where its weight is 1."""
+    """The label and weight of one token; `unnormalised` is None if the weight is 1."""
 
     learned: bool
     unnormalised: float | None
 
 
 def so_far(sums: dict[str, list[Any]], character: int) -> float:
-    """C_M: `sums` has its values at the ends of the model's tokens."""
+    """Return C_M at a character: `sums` has its values at the ends of the model's tokens."""
     ends, values = sums["ends"], sums["sums"]
     after = bisect_left(ends, character)
     if ends[after] == character:
@@ -64,17 +64,17 @@ def so_far(sums: dict[str, list[Any]], character: int) -> float:
 
 
 def log_ratio(learn: dict[str, Any], start: int, end: int) -> float:
-    """Of the characters from `start` to `end` (exclusive): the student's less the teacher's."""
+    """Return the student's minus the teacher's log-probability of `start` to `end` (exclusive)."""
     student, teacher = learn["student"], learn["teacher"]
     of_student = so_far(student, end) - (so_far(student, start) if start else 0.0)
     return of_student - (so_far(teacher, end) - (so_far(teacher, start) if start else 0.0))
 
 
 def tokens_of(learn: dict[str, Any], ends: list[int], fit: Fit | None) -> list[Token]:
-    """One for each token of an answer, which end at these characters of the output.
+    """Return one `Token` for each token of an answer; `ends` are their ends in the output.
 
-    A token belongs to the unit in which it ends. What the template puts before the output belongs
-    to its first unit, the end of the turn to its last; neither is weighted.
+    A token belongs to the unit in which it ends. The template's text before the output belongs to
+    the first unit, the end of the turn to the last; neither is weighted.
     """
     unit_ends = [unit["end"] for unit in learn["units"]]
     length = unit_ends[-1]
@@ -99,20 +99,20 @@ def tokens_of(learn: dict[str, Any], ends: list[int], fit: Fit | None) -> list[T
 
 
 def ends_in(tokenizer: Any, ids: list[int], output: str) -> list[int]:  # noqa: ANN401
-    """At which character of `output` each token of an answer ends.
+    """Return the character of `output` at which each token of an answer ends.
 
-    Not above 0 for what stands before it. Raises ValueError where the tokens spell another text.
+    Tokens before the output end at 0 or less. Raises ValueError if the tokens spell another text.
     """
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     start = text.find(output)
     encoded = untrimmed(tokenizer).encode(text, add_special_tokens=False)
     if start < 0 or encoded.ids != ids:
-        raise ValueError("the student's tokens of it spell another text")
+        raise ValueError("the student's tokens spell another text")
     return [end - start for _, end in encoded.offsets]
 
 
 def untrimmed(tokenizer: Any) -> Any:  # noqa: ANN401
-    """The tokenizer without what leaves blanks out of a token's place."""
+    """Return the tokenizer without the settings that exclude blanks from a token's offsets."""
     from tokenizers import Tokenizer  # noqa: PLC0415
 
     if not hasattr(tokenizer, "motab_untrimmed"):
@@ -125,16 +125,16 @@ def untrimmed(tokenizer: Any) -> Any:  # noqa: ANN401
 
 @dataclass(frozen=True)
 class Place:
-    """Where the answer's tokens stand in an example, and what is to be done with them."""
+    """The position of the answer's tokens in an example, with their labels and weights."""
 
     start: int
     tokens: list[Token]
 
 
 def place_of(labels: list[int], ids: list[int], tokens: list[Token], num_turns: int) -> Place:
-    """The answer is the last run of labels; `ids` and `tokens` are of the whole one.
+    """Find the answer, the last run of labels; `ids` and `tokens` are of the whole answer.
 
-    Without any tokens where it was cut off. Raises ValueError where something else stands there.
+    Without any tokens if the answer was cut off. Raises ValueError if something else is there.
     """
     starts = [
         i for i, x in enumerate(labels) if x != IGNORED and (not i or labels[i - 1] == IGNORED)
@@ -143,15 +143,15 @@ def place_of(labels: list[int], ids: list[int], tokens: list[Token], num_turns: 
         return Place(len(labels), [])
     end = max(i for i, x in enumerate(labels) if x != IGNORED) + 1
     run = labels[starts[-1] : end]
-    # An end-of-sequence token may be added to what the template gives.
+    # An end-of-sequence token may be added to the template's text.
     if run[: len(ids)] != ids[: len(run)] or len(run) > len(ids) + 1:
-        raise ValueError("LLaMA-Factory made other tokens of it")
+        raise ValueError("LLaMA-Factory tokenised it differently")
     more = [Token(tokens[-1].learned, None)] * (len(run) - len(ids))
     return Place(starts[-1], [*tokens[: len(run)], *more])
 
 
 def places_of(job: dict[str, Any], fit: Fit | None, plain: "Plain") -> list[Place]:
-    """One for each line. Raises ValueError, naming the line, where LLaMA-Factory read another."""
+    """Return a place for each line. Raises ValueError with the line that LLaMA-Factory changed."""
     places = []
     with Path(job["lines"]).open(encoding="utf-8") as lines:
         for number, (line, example) in enumerate(zip(lines, plain.examples, strict=True), start=1):
@@ -171,7 +171,7 @@ def places_of(job: dict[str, Any], fit: Fit | None, plain: "Plain") -> list[Plac
 
 @dataclass(frozen=True)
 class Plain:
-    """What LLaMA-Factory's own path makes of the data; `only_last`: earlier turns are masked."""
+    """The data as LLaMA-Factory tokenises it; `only_last`: earlier turns are masked."""
 
     tokenizer: Any
     template: Any
@@ -180,7 +180,7 @@ class Plain:
 
 
 def loaded(settings: dict[str, Any]) -> Plain:
-    """Tokenised by LLaMA-Factory itself."""
+    """Tokenise with LLaMA-Factory itself."""
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer  # noqa: PLC0415
     from llamafactory.hparams import get_train_args  # noqa: PLC0415
     from llamafactory.model import load_tokenizer  # noqa: PLC0415
@@ -193,7 +193,7 @@ def loaded(settings: dict[str, Any]) -> Plain:
 
 
 def rewritten(plain: Plain, places: list[Place], mean: float | None, aside: Path) -> Any:  # noqa: ANN401
-    """The examples with their labels and, where there is a `mean` of g, with `token_weights`."""
+    """Return the examples with labels and, if there is a `mean` of g, with `token_weights`."""
     from datasets import Sequence, Value  # noqa: PLC0415
 
     def changed(example: dict[str, Any], index: int) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def rewritten(plain: Plain, places: list[Place], mean: float | None, aside: Path
 
 
 def weigh(job: dict[str, Any]) -> dict[str, Any]:
-    """Write the dataset; see `trainer.training.loss_spans` for `job`. The object to print."""
+    """Write the dataset, return the object to print. `trainer.training.loss_spans` makes `job`."""
     from datasets import DatasetDict  # noqa: PLC0415
 
     fit = None if job["fit"] is None else Fit(**job["fit"])
@@ -248,7 +248,7 @@ def weigh(job: dict[str, Any]) -> dict[str, Any]:
     examples = rewritten(plain, places, mean, aside)
     kept = [i for i, labels in enumerate(examples["labels"]) if any(x != IGNORED for x in labels)]
     if not kept:
-        return {"error": "training.max_tokens: nothing that is learned comes before the cut"}
+        return {"error": "training.max_tokens: the cut removes everything that is learned"}
     DatasetDict({"train": examples.select(kept)}).save_to_disk(str(output))
     aside.unlink()
     return {

@@ -1,4 +1,4 @@
-"""What is compared: the paper's methods, and MOTAB without each of its parts."""
+"""Lists what is compared: the paper's methods, and MOTAB without each of its parts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from synth_client.training_data.masks import Mask
 class Arm:
     """Data made with `params`, of which the records that pass `filters` are learned.
 
-    `data_of` names the arm whose records these are, where they are another's.
+    `data_of` names the arm whose records are used, if they are another arm's.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Arm:
     is_ablation: bool = False
     data_of: str | None = None
     mask: Mask = "all"
-    """Which spans of an answer are learned."""
+    """The spans of an answer that are learned."""
 
 
 _MOTAB: Final[Mapping[str, JsonValue]] = {"method": "motab"}

@@ -1,7 +1,7 @@
-"""How many trajectories breach at which threshold, of the student's whole texts.
+"""Counts how many trajectories breach at which threshold, over the student's whole texts.
 
-The student's texts are made with eps_0 = 0, at which nothing breaches, so that every step of them
-has a value and every threshold is settled.
+The student's texts are made with eps_0 = 0, at which nothing breaches, so every step has a value
+and every threshold is settled.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ _PARTS: Final = ("all", "right", "wrong")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Breach rates at one pair of thresholds: of all trajectories, of the right and of the wrong.
+    """Breach rates at one pair of thresholds: of all, of right and of wrong trajectories.
 
-    The latter are None where there is no such trajectory.
+    The rates of right and wrong trajectories are None if there are none.
     """
 
     base_threshold: float
@@ -34,13 +34,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The points in order, and the rows that `motab rescore` shows of them."""
+    """The points in order, and the rows that `motab rescore` shows for them."""
 
     points: tuple[Point, ...]
     rows: tuple[Row, ...]
 
     def to_markdown(self) -> str:
-        """In percent, for each theta."""
+        """Return the rates in percent, for each theta."""
         heads = [f"theta {scale:g}: {of}" for scale in ENTROPY_SCALES for of in _PARTS]
         lines = [f"| Breached, % at eps_0 | {' | '.join(heads)} |", "|---:|" + "---:|" * len(heads)]
         for base in BASE_THRESHOLDS:
@@ -55,7 +55,7 @@ class Curve:
 
 
 def curve(records: Path) -> Curve:
-    """Raises `RescoreError` where they hold no values."""
+    """Compute the curve of a file. Raises `RescoreError` if its records hold no values."""
     there = list(read_records(records))
     rows = _rescored(there)
     rates = [

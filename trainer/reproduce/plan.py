@@ -1,4 +1,4 @@
-"""How large a reproduction is, and where everything of it lies."""
+"""Defines how large a reproduction is, and where its files are."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,9 +12,9 @@ SHIPPED: Final = Path(__file__).parent / "models"
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Numbers that make up one comparison. Temperatures are the student's.
+    """The numbers that define a comparison. Temperatures are the student's.
 
-    Every student sees `num_steps` batches of `batch_size` examples, however many it has.
+    Every student sees `num_steps` batches of `batch_size` examples, however many examples it has.
     """
 
     arms: tuple[Arm, ...]
@@ -33,7 +33,7 @@ class Scale:
     max_tokens: int
 
     def to_json(self) -> dict[str, Any]:
-        """What a reproduction is known by."""
+        """Return the numbers that identify a reproduction."""
         return asdict(self)
 
 
@@ -67,7 +67,7 @@ SMOKE: Final = replace(
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One student to be: an arm's data, training and evaluation under one seed.
+    """A student to be trained: an arm's data, training and evaluation under one seed.
 
     `root` is the folder of its seed.
     """
@@ -78,12 +78,12 @@ class Unit:
 
     @property
     def folder(self) -> Path:
-        """Everything that is this unit's alone."""
+        """The folder of this unit alone."""
         return self.root / self.arm.name
 
     @property
     def records(self) -> Path:
-        """What the proxy made for it, or for the arm that it shares them with."""
+        """The proxy's records for this unit, or for the arm that it shares them with."""
         return self.root / (self.arm.data_of or self.arm.name) / "records.jsonl"
 
     @property
@@ -103,7 +103,7 @@ class Unit:
 
 
 def recipe_of(unit: Unit, scale: Scale, student: Path) -> Recipe:
-    """How the unit's student is trained, from the base student's folder."""
+    """Return the recipe of the unit's student, starting from the base student's folder."""
     return Recipe(
         model=str(student),
         data=RecordsData(kind="records", path=unit.records, filters=unit.arm.filters),

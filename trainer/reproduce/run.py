@@ -1,4 +1,4 @@
-"""A reproduction from the pair to the table. Stopped anywhere, it goes on where it was."""
+"""Runs a reproduction from the pair to the table. After an interruption it continues."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ class Reproduction:
 
     @property
     def units(self) -> Iterator[Unit]:
-        """Seed by seed, so that what is there early is comparable."""
+        """Yield units seed by seed, so that early results are comparable."""
         for seed in self.scale.seeds:
             for arm in self.scale.arms:
                 yield Unit(arm, seed, self.folder / f"seed-{seed}")
@@ -70,7 +70,7 @@ class Reproduction:
         return self.folder / "curve" / "records.jsonl"
 
     def params(self, arm: Arm) -> dict[str, JsonValue]:
-        """The arm's, with thresholds where it has any."""
+        """Return the arm's parameters, with thresholds if it has any."""
         if arm.params["method"] != "motab":
             return dict(arm.params)
         thresholds = {
@@ -80,13 +80,13 @@ class Reproduction:
         return {**arm.params, **thresholds}
 
     def questions(self, seed: int) -> Path:
-        """What is asked under a seed."""
+        """The questions asked under a seed."""
         return self.folder / f"seed-{seed}" / "questions.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class _DataSet:
-    """What one run of `motab synth` makes."""
+    """The data that one run of `motab synth` makes."""
 
     name: str
     seed: int
@@ -95,10 +95,10 @@ class _DataSet:
 
 
 def reproduce(job: Reproduction) -> Comparison:
-    """Do what is not done yet, then write the tables, which are also returned.
+    """Do the remaining work, then write and return the tables.
 
-    Raises `RunExists` where the folder has another comparison, `TrainerMissing` and `ServerFailed`
-    for what cannot run here, and what synthesis, training and evaluation raise.
+    Raises `RunExists` if the folder has another comparison, `TrainerMissing` and `ServerFailed` if
+    something cannot run here, and the errors of synthesis, training and evaluation.
     """
     python = find_vllm()
     require_plotly()
@@ -126,7 +126,7 @@ def reproduce(job: Reproduction) -> Comparison:
 
 
 def _draw(job: Reproduction, rates: Curve) -> None:
-    # It imports Plotly, which is slow.
+    # This imports Plotly, which is slow.
     from synth_client.report.rescore_page import rescore_page  # noqa: PLC0415
 
     own = (job.scale.base_threshold, job.scale.entropy_scale)
@@ -171,7 +171,7 @@ def _write_problems(job: Reproduction) -> None:
 
 
 def _make_data(job: Reproduction, python: Path) -> None:
-    """All data at once, for the servers take longer to start than some of it to make."""
+    """Make all data at once, because starting the servers takes longer than making some data."""
     sets = [
         _DataSet(unit.arm.name, unit.seed, unit.records, job.params(unit.arm))
         for unit in job.units
@@ -267,7 +267,7 @@ def _evaluate(
 
 @contextmanager
 def _timed(job: Reproduction, stage: str, name: str, seed: int | None) -> Iterator[None]:
-    """Note how long it took, of stages that came to their end."""
+    """Note how long a stage took, if it finished."""
     begin = time.monotonic()
     yield
     line = {"stage": stage, "name": name, "seed": seed, "seconds": time.monotonic() - begin}

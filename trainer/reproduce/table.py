@@ -1,4 +1,4 @@
-"""What came out: per arm over the seeds, as JSON and as tables in Markdown."""
+"""Collects the results per arm over the seeds, as JSON and as tables in Markdown."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,25 +25,25 @@ _BASELINE: Final = "sft"
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A mean over seeds and its standard deviation, which one seed does not have."""
+    """A mean over seeds and its standard deviation, which is None for one seed."""
 
     mean: float
     deviation: float | None
 
     @classmethod
     def over(cls, values: Sequence[float]) -> "Spread":
-        """At least one value."""
+        """Summarise at least one value."""
         return cls(fmean(values), stdev(values) if len(values) > 1 else None)
 
     def percent(self, *, sign: bool = False) -> str:
-        """As in a table."""
+        """Format for a table."""
         mean = f"{self.mean * 100:{'+' if sign else ''}.1f}"
         return mean if self.deviation is None else f"{mean} ± {self.deviation * 100:.1f}"
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What one unit learned from. Tokens are per question, `right` and `breached` shares."""
+    """The data that one unit learned from: tokens per question; `right`, `breached` as shares."""
 
     num_examples: int
     right: float
@@ -63,7 +63,7 @@ class ArmResult:
     data: Mapping[int, Data]
     by_level: Mapping[str, Mapping[int, float]]
     mistakes: Mapping[Mistake, Mapping[int, float]]
-    """Shares of the answers by what went wrong first in them."""
+    """The share of answers by the first mistake in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +75,13 @@ class Comparison:
     curve: Curve
 
     def to_json(self) -> bytes:
-        """One object, indented."""
+        """Return one object, indented."""
         return orjson.dumps(
             self, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
         )
 
     def to_markdown(self) -> str:
-        """The comparison, the ablations, and what they learned from."""
+        """Return the tables of the comparison, the ablations, and the data they learned from."""
         return "\n\n".join(
             [
                 _table("Methods", self, [one for one in self.arms if not one.arm.is_ablation]),
@@ -100,9 +100,9 @@ class Comparison:
 def comparison(
     units: Sequence[Unit], pair: Mapping[str, Path], rates: Curve, asked: Mapping[str, ChainSum]
 ) -> Comparison:
-    """Read what evaluations have found.
+    """Read the results of the evaluations.
 
-    `pair` are the folders of the evaluations of the two, `asked` the problems by their ids.
+    `pair` holds the evaluation folders of the two models, `asked` the problems by their ids.
     """
     arms = {unit.arm.name: unit.arm for unit in units}
     return Comparison(
@@ -188,7 +188,7 @@ def _table(title: str, found: Comparison, arms: Sequence[ArmResult]) -> str:
 
 
 def _against(one: ArmResult, baseline: ArmResult | None) -> str:
-    """The difference seed by seed, for both had the same questions."""
+    """Return the difference seed by seed, because both had the same questions."""
     if baseline is None or one is baseline:
         return ""
     return Spread.over(
@@ -217,7 +217,7 @@ def _data_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
 
 
 def _mistake_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
-    yield "| What goes wrong first, % of the answers | a wrong sum | not the next step | other |"
+    yield "| First mistake, % of the answers | a wrong sum | not the next step | other |"
     yield "|---|---:|---:|---:|"
     for one in arms:
         cells = [Spread.over(list(by_seed.values())).percent() for by_seed in one.mistakes.values()]

@@ -1,8 +1,8 @@
-"""The task: chains of sums and differences, in words and symbols, worked out a step a paragraph.
+"""Makes the task: chains of sums and differences, in words and symbols, solved step by paragraph.
 
-In the style of Reasoning Gym's `chain_sum`. Every step starts from the result of the one before, so
-that one slip makes the answer wrong; all values are from 0 to 99, so that no step is harder for
-being late.
+It follows Reasoning Gym's `chain_sum`. Every step starts from the result of the previous step, so
+one slip makes the answer wrong; all values are from 0 to 99, so late steps are not harder than
+early ones.
 """
 
 import random
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Mistake = Literal["sum", "place", "other"]
-"""A result that is wrong; a step that is not the next one; anything else."""
+"""A wrong result; a step that is not the next one; anything else."""
 
 LARGEST: Final = 99
 _STEP: Final = re.compile(r"(First )?(\d+)([+-]\d+)=(\d+)")
@@ -33,12 +33,12 @@ class ChainSum:
 
     @property
     def answer(self) -> int:
-        """The right one."""
+        """The right answer."""
         return self.start + sum(self.terms)
 
 
 def problems(name: str, num: int, num_terms: Sequence[int]) -> Iterator[ChainSum]:
-    """`num` different problems of as many terms as one of `num_terms`; the name is the seed."""
+    """Yield `num` different problems, each with one of `num_terms` terms; the name is the seed."""
     rng = random.Random(name)  # noqa: S311 - reproducible, not secret
     seen: set[str] = set()
     while len(seen) < num:
@@ -63,10 +63,10 @@ def _problem(name: str, rng: random.Random, num_terms: int) -> ChainSum:
 
 
 def worked(problem: ChainSum, rng: random.Random) -> str:
-    """A right solution.
+    """Return a right solution.
 
-    A term of two digits is half the time taken in two steps, tens first, which the first of them
-    says with its first word: there, and only there, nobody can know how the solution goes on.
+    A term of two digits is taken in two steps half of the time, tens first; the first word of the
+    first step says so. There, and only there, the continuation cannot be predicted.
     """
     steps: list[str] = []
     value = problem.start
@@ -82,7 +82,7 @@ def worked(problem: ChainSum, rng: random.Random) -> str:
 
 
 def first_mistake(problem: ChainSum, solution: str) -> Mistake | None:
-    """What went wrong first. None for a right solution, and where only the answer is wrong."""
+    """Return the first mistake; None for a right solution, and if only the answer is wrong."""
     value, terms = problem.start, list(problem.terms)
     for text in solution.split(_END)[:-1]:
         step = _STEP.fullmatch(text)

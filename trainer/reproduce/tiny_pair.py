@@ -1,6 +1,6 @@
-"""The tiny pair: tokenizers and configurations, and the recipes by which both are trained.
+"""Makes the tiny pair: tokenizers and configurations, and the recipes that train both models.
 
-The two read digits differently, so that hardly a token of a solution is the same in both.
+The two read digits differently, so hardly a token of a solution is the same in both.
 """
 
 import random
@@ -27,7 +27,7 @@ _NUM_FOR_TOKENIZER: Final = 3000
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Some training: so many steps, on lessons of its own, from one learning rate to another."""
+    """Training of `num_steps`, on its own lessons, from one learning rate to another."""
 
     num_steps: int
     learning_rate: float
@@ -38,8 +38,8 @@ class Round:
 class Design:
     """A model to make: a Llama of `num_layers` layers of `width`, in heads of 32.
 
-    `digits` is how many digits a token has at most. The template's marks stand before a
-    question and before its answer. The first round begins with random weights.
+    `digits` is the largest number of digits in a token. The template's marks stand before a
+    question and before its answer. The first round starts from random weights.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Pair:
 
 
 def make_pair(folder: Path, console: Console) -> Pair:
-    """Train both, or go on with it. Raises what `train` raises."""
+    """Train both, or continue their training. Raises what `train` raises."""
     made = {
         design.name: _made(design, folder / design.name, console) for design in (TEACHER, STUDENT)
     }
@@ -104,7 +104,7 @@ def _made(design: Design, folder: Path, console: Console) -> Path:
 
 
 def write_blank(design: Design, folder: Path) -> None:
-    """A folder with everything of a model but its weights."""
+    """Write a folder with everything of a model but its weights."""
     tokenizer = _tokenizer(design)
     files = {
         "config.json": _config(design, tokenizer),
@@ -129,7 +129,7 @@ def write_blank(design: Design, folder: Path) -> None:
 
 
 def write_lessons(design: Design, index: int, folder: Path) -> None:
-    """Worked problems for every step of a round, as LLaMA-Factory reads them."""
+    """Write worked problems for every step of a round, as LLaMA-Factory reads them."""
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         info = {
@@ -144,7 +144,7 @@ def write_lessons(design: Design, index: int, folder: Path) -> None:
 
 
 def pretraining(lessons: Round, model: Path, folder: Path, *, from_scratch: bool) -> Recipe:
-    """The recipe of a round, whose lessons are in the folder: every one once."""
+    """Return the recipe of a round, which uses every lesson in the folder once."""
     return Recipe(
         model=str(model),
         from_scratch=from_scratch,
@@ -177,7 +177,7 @@ def _tokenizer(design: Design) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(digits, "isolated"),
-            # Else how newlines are cut would depend on what follows, a letter or a digit.
+            # Otherwise the cut after newlines would depend on what follows, a letter or a digit.
             pre_tokenizers.Split(Regex(r"\n+"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]

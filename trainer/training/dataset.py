@@ -1,4 +1,4 @@
-"""What is learned from: a folder with `dataset_info.json`, and what its data are known by."""
+"""Prepares the training data: a folder, a dataset name, and the hash of the data file."""
 
 import shutil
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _FOLDER: Final = "data"
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`folder` is absolute; `sha256` is of the data file, of `num_examples` lines."""
+    """The training data: folder (absolute), dataset name, and the hash and length of its file."""
 
     folder: Path
     name: str
@@ -31,13 +31,13 @@ class Dataset:
     sha256: str
     num_examples: int
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Records, by the filter that dropped them."""
+    """The number of dropped records, by the filter that dropped them."""
 
 
 def prepare(data: RecordsData | ExportData, output: Path, loss: DataLoss | None = None) -> Dataset:
-    """Records are exported into a folder aside, which `settle` puts in place.
+    """Prepare the data; records are exported to a temporary folder, which `settle` puts in place.
 
-    Raises `InputError` or `RecipeError` where there is nothing to learn from.
+    Raises `InputError` or `RecipeError` if there is nothing to learn from.
     """
     if isinstance(data, ExportData):
         return _known(data.path.resolve(), data.dataset, data.path)
@@ -62,7 +62,7 @@ def prepare(data: RecordsData | ExportData, output: Path, loss: DataLoss | None 
 
 
 def settle(dataset: Dataset) -> Dataset:
-    """Put an export aside in the place of an earlier one."""
+    """Replace an earlier export with the temporary one."""
     if dataset.folder.name != _NEXT:
         return dataset
     folder = dataset.folder.with_name(_FOLDER)
@@ -79,7 +79,7 @@ def settle(dataset: Dataset) -> Dataset:
 
 
 def discard(dataset: Dataset) -> None:
-    """Remove an export aside."""
+    """Remove a temporary export."""
     if dataset.folder.name == _NEXT:
         shutil.rmtree(dataset.folder)
 
@@ -91,7 +91,7 @@ def _known(
     if not info.is_file():
         raise RecipeError(
             f"data.path: {source} has no {DATASET_INFO};"
-            " make the folder with motab export --format llamafactory"
+            " make such a folder with motab export --format llamafactory"
         )
     with output_errors(info):
         content = info.read_bytes()
@@ -104,7 +104,7 @@ def _known(
     if file is None:
         raise RecipeError(f"data.dataset: {info} has no '{name}', only {', '.join(datasets)}")
     if not file.is_file():
-        raise RecipeError(f"data.path: {info} names {file.name}, which is not there")
+        raise RecipeError(f"data.path: {info} names {file.name}, which does not exist")
     digest, num_lines = sha256(), 0
     with output_errors(file), file.open("rb") as lines:
         for line in lines:

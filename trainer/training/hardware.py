@@ -20,7 +20,7 @@ from trainer.training.recipe import (
     accumulation_of,
 )
 
-# In float32: weights, gradients and AdamW's two moments. ZeRO-3 in bfloat16 comes to the same.
+# In float32: weights, gradients and AdamW's two moments. ZeRO-3 in bfloat16 needs the same.
 _BYTES_PER_PARAMETER: Final = 16
 _BYTES_OF_A_TEACHER: Final = {"cpu": 4, "gpu": 2}
 
@@ -35,9 +35,9 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What there is to train with.
+    """The packages, models and GPUs to train with.
 
-    `max_positions` is the least of student and teacher, None where no model says it;
+    `max_positions` is the smaller of the student's and the teacher's, None if neither model has it;
     `teacher_parameters` is 0 without a teacher.
     """
 
@@ -50,7 +50,7 @@ class Environment:
 
 
 def inspect_environment(python: Path, recipe: Recipe) -> Environment:
-    """Look around in the environment, and at the models. Raises `RecipeError` where it cannot."""
+    """Inspect the environment and the models. Raises `RecipeError` if a model cannot be used."""
     _check_model("model", recipe.model)
     command = [str(python), str(FOREIGN / "inspect_models.py"), located(recipe.model)]
     if recipe.template is not None:
@@ -81,13 +81,13 @@ def _check_model(key: str, model: str) -> None:
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise RecipeError(f"{key}: {model} holds no model: it has no config.json")
+            raise RecipeError(f"{key}: {model} is not a model's folder: it has no config.json")
     elif model.startswith(("/", ".", "~")) or model.count("/") != 1:
-        raise RecipeError(f"{key}: {model}: no such folder, nor a Hugging Face name (ORG/NAME)")
+        raise RecipeError(f"{key}: {model}: neither a folder nor a Hugging Face name (ORG/NAME)")
 
 
 def fitted(recipe: Recipe, environment: Environment) -> Hardware:
-    """The hardware to train on. Raises where the machine or the environment lacks something."""
+    """Return the hardware to train on. Raises if the machine or the environment lacks something."""
     positions = environment.max_positions
     if positions is not None and recipe.training.max_tokens > positions:
         raise RecipeError(
@@ -119,7 +119,7 @@ def _check_gpus(hardware: GpuHardware, environment: Environment) -> None:
     if hardware.gpus > there:
         raise RecipeError(
             f"hardware.gpus: {hardware.gpus} wanted, PyTorch {environment.versions.get('torch')}"
-            f" sees {there}; kind: cpu trains without"
+            f" sees only {there}; kind: cpu trains without GPUs"
         )
     wanted = {
         "deepspeed": hardware.zero3,
@@ -135,7 +135,7 @@ def _check_gpus(hardware: GpuHardware, environment: Environment) -> None:
 
 
 def _check_memory(hardware: Hardware, environment: Environment) -> None:
-    """What a device must hold at the very least; activations come on top of it."""
+    """Check the least memory that a device needs; activations come on top of it."""
     needed = environment.num_parameters * _BYTES_PER_PARAMETER
     needed += environment.teacher_parameters * _BYTES_OF_A_TEACHER[hardware.kind]
     if isinstance(hardware, GpuHardware):
@@ -151,6 +151,6 @@ def _check_memory(hardware: Hardware, environment: Environment) -> None:
         also = f" and a teacher's {teacher:,} weights" if teacher else ""
         raise RecipeError(
             f"out of memory: weights, gradients and moments of {environment.num_parameters:,}"
-            f" parameters{also} take {needed / 1e9:.1f} GB, {place} has {there / 1e9:.1f};"
-            f" take {cure}"
+            f" parameters{also} take {needed / 1e9:.1f} GB, but {place} has {there / 1e9:.1f};"
+            f" use {cure}"
         )

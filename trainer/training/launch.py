@@ -40,8 +40,8 @@ _OUT_OF_MEMORY: Final = (
 def command_of(
     python: Path, trainer: Trainer, hardware: Hardware, *, weighted: bool = False
 ) -> list[str]:
-    """Run in the output folder: LLaMA-Factory splits torchrun's arguments at blanks, which paths
-    may hold.
+    """Return the command, which runs in the output folder: LLaMA-Factory splits torchrun's
+    arguments at blanks, and paths may contain blanks.
     """
     if trainer == "llamafactory" and not weighted:
         command = [str(python.with_name("llamafactory-cli")), "train"]
@@ -54,12 +54,12 @@ def command_of(
 
 
 def _wants_torchrun(hardware: Hardware) -> bool:
-    """DeepSpeed wants torchrun on a single GPU, too."""
+    """Return whether to use torchrun, which DeepSpeed needs even on a single GPU."""
     return hardware.num_devices > 1 or (isinstance(hardware, GpuHardware) and hardware.zero3)
 
 
 def devices_of(hardware: Hardware, trainer: Trainer = "llamafactory") -> dict[str, str]:
-    """The variables that tell on which devices to run, and LLaMA-Factory on how many."""
+    """Return the variables that choose the devices and, for LLaMA-Factory, their number."""
     found: dict[str, str] = {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if isinstance(hardware, CpuHardware):
@@ -77,7 +77,7 @@ def devices_of(hardware: Hardware, trainer: Trainer = "llamafactory") -> dict[st
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is run, and the variables that say on which devices."""
+    """The command to run, with the variables that choose its devices."""
 
     trainer: Trainer
     python: Path
@@ -88,13 +88,13 @@ class Program:
 def program_of(
     trainer: Trainer, python: Path, hardware: Hardware, *, weighted: bool = False
 ) -> Program:
-    """What trains on this hardware; `weighted`: by LLaMA-Factory with a loss of ours."""
+    """Return the program that trains; `weighted` means LLaMA-Factory with our loss."""
     command = command_of(python, trainer, hardware, weighted=weighted)
     return Program(trainer, python, command, devices_of(hardware, trainer))
 
 
 def launch(folder: RunFolder, program: Program, on_tick: Callable[[], None]) -> None:
-    """Train until it ends. Raises `TrainingFailed`, or KeyboardInterrupt after it was ended."""
+    """Train to the end. Raises `TrainingFailed`, or KeyboardInterrupt after ending on request."""
     begin = folder.log.stat().st_size if folder.log.exists() else 0
     with _asked_to_end() as is_asked:
         process = _started(folder, program)
@@ -125,7 +125,7 @@ def _started(folder: RunFolder, program: Program) -> subprocess.Popen[bytes]:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A Ctrl-C is for us, who end it in order.
+                # Ctrl-C is for us, and we end the trainer in an orderly way.
                 start_new_session=True,
                 pass_fds=(folder.lock,),
             )
@@ -136,7 +136,7 @@ def _started(folder: RunFolder, program: Program) -> subprocess.Popen[bytes]:
 def _waited(
     process: subprocess.Popen[bytes], is_asked: Callable[[], bool], on_tick: Callable[[], None]
 ) -> int:
-    """Its exit code, or 0 where we were asked to end it first."""
+    """Return its exit code, or 0 if we were asked to end it first."""
     while not is_asked():
         try:
             return process.wait(_TICK_S)
@@ -156,10 +156,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _asked_to_end() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came.
+    """Yield a function that returns whether Ctrl-C or SIGTERM came.
 
-    Noted only, not raised: between the trainer's start and our waiting for it an exception would
-    leave it behind, in its session of its own.
+    The signal is only noted, not raised: between the trainer's start and our waiting for it, an
+    exception would leave the trainer behind, in its own session.
     """
     asked = Event()
 
@@ -175,9 +175,9 @@ def _asked_to_end() -> Iterator[Callable[[], bool]]:
 
 
 def _said(path: Path, begin: int) -> list[str]:
-    """What this session wrote last; of a line that a progress bar wrote over, the last state.
+    """Return the last lines of this session; of a line that a progress bar rewrote, the last state.
 
-    torchrun's own account of its workers' end, which would bury what they said, is left out.
+    torchrun's own report about its workers is left out, because it would bury their messages.
     """
     with output_errors(path), path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
@@ -198,11 +198,11 @@ def _reason(name: str, code: int, said: list[str]) -> str:
     text = "\n".join(said)
     if any(sign in text for sign in _OUT_OF_MEMORY):
         return (
-            "out of memory: take fewer tokens (training.max_tokens), a smaller hardware.per_device,"
+            "out of memory: use fewer tokens (training.max_tokens), a smaller hardware.per_device,"
             " zero3 on more GPUs, or a smaller model"
         )
     if code == -signal.SIGKILL or _WORKER_KILLED in text:
-        return f"{name} was killed, as systems do that run out of memory"
+        return f"{name} was killed, as systems do when they run out of memory"
     if code < 0:
         return f"{name} was ended by {signal.Signals(-code).name}"
     errors = [match[1] for line in said if (match := _ERROR.fullmatch(line))]

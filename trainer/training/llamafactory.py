@@ -1,4 +1,4 @@
-"""The recipe in LLaMA-Factory's words."""
+"""Translates a recipe into LLaMA-Factory's settings."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +15,8 @@ from trainer.training.recipe import (
 
 ZERO3_FILE: Final = "zero3.json"
 TOKENISED: Final = "tokenized"
-"""The folder of a dataset with labels and weights of its own."""
-# Divided into what each device holds; "auto" is filled in from LLaMA-Factory's own settings.
+"""The folder of a dataset with our labels and weights."""
+# "auto" is filled in from LLaMA-Factory's own settings, divided into each device's share.
 ZERO3: Final[dict[str, Any]] = {
     "train_batch_size": "auto",
     "train_micro_batch_size_per_gpu": "auto",
@@ -39,10 +39,10 @@ ZERO3: Final[dict[str, Any]] = {
 def settings_of(
     recipe: Recipe, hardware: Hardware, dataset: Dataset, model_folder: Path
 ) -> dict[str, Any]:
-    """What LLaMA-Factory 0.9.5 reads from its YAML; `model_folder` is where the student goes."""
+    """Return the YAML settings of LLaMA-Factory 0.9.5; the student goes to `model_folder`."""
     training, loss = recipe.training, recipe.loss
     if isinstance(loss, OnPolicyLoss):
-        raise TypeError("LLaMA-Factory trains nothing on-policy")
+        raise TypeError("LLaMA-Factory cannot train on-policy")
     settings: dict[str, Any] = {
         "stage": "sft",
         "do_train": True,
@@ -57,7 +57,7 @@ def settings_of(
         "use_dft_loss": loss.kind == "dft",
         "preprocessing_num_workers": 1,
         "dataloader_num_workers": 0,
-        # Its cache knows a dataset by name and folder.
+        # Its cache identifies a dataset by name and folder.
         "overwrite_cache": True,
         "plot_loss": True,
     }
@@ -71,7 +71,7 @@ def settings_of(
 
 
 def arguments_of(training: Training, hardware: Hardware, model_folder: Path) -> dict[str, Any]:
-    """What every trainer that is built on transformers' own takes."""
+    """Return the arguments of every trainer that builds on transformers' own."""
     arguments: dict[str, Any] = {
         "optim": "adamw_torch",
         "learning_rate": training.learning_rate,
@@ -113,6 +113,6 @@ def _hardware(hardware: Hardware) -> dict[str, Any]:
 
 
 def located(model: str) -> str:
-    """The model's name, or its folder as an absolute path: trainers run elsewhere."""
+    """Return the model's name, or its folder as an absolute path: trainers run elsewhere."""
     folder = Path(model).expanduser()
     return str(folder.resolve()) if folder.is_dir() else model

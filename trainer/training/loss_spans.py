@@ -1,6 +1,6 @@
-"""What of every example is learned, and by how much: masks by role and weights by fit.
+"""Marks what is learned of every example and by how much: masks by role and weights by fit.
 
-Beside each example's messages its line gets one more field, `learn`, which describes the answer by
+Each example's line gets the field `learn` next to its messages; it describes the answer by
 character. `trainer.foreign.weigh_tokens` turns that into labels and weights by token in the
 trainer's environment, because only there LLaMA-Factory's own use of the tokenizer is known.
 """
@@ -26,10 +26,10 @@ LINES: Final = "train.jsonl"
 
 
 def export_with_spans(source: Path, folder: Path, filters: Filters, loss: DataLoss) -> Kept:
-    """A LLaMA-Factory export whose lines say what of the answer is learned.
+    """Write a LLaMA-Factory export whose lines mark the learned parts of the answer.
 
-    Records of which the mask leaves nothing are dropped and counted. Raises `RecipeError` where
-    none is left, or a record lacks what the weights are made of.
+    Records in which the mask leaves nothing are dropped and counted. Raises `RecipeError` if none
+    is left, or if a record lacks the log-probabilities for its weights.
     """
     job = Export(
         source=source, output=folder, format="llamafactory", filters=filters, overwrite=True
@@ -47,7 +47,7 @@ def export_with_spans(source: Path, folder: Path, filters: Filters, loss: DataLo
             chosen.file.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
         if num_empty == kept.num_kept:
             raise RecipeError(
-                f"loss.mask: {loss.mask} leaves nothing to learn of any of the {num_empty}"
+                f"loss.mask: {loss.mask} leaves nothing to learn in any of the {num_empty}"
                 f" record(s) in {source}"
             )
         chosen.publish()
@@ -62,7 +62,7 @@ def _sifted(source: Path, filters: Filters) -> Iterator[tuple[Record, bool]]:
 
 
 def learned(record: Record, loss: DataLoss) -> dict[str, Any]:
-    """The field `learn` of a record.
+    """Return the field `learn` of a record.
 
     `units` cover the output in order, each with its `end` and whether it is `learned` and
     `weighted`. At level `step` each of the teacher's steps is a unit. `student` and `teacher`, None
@@ -84,17 +84,17 @@ def learned(record: Record, loss: DataLoss) -> dict[str, Any]:
     told = record.token_logprobs
     if told is None:
         raise RecipeError(
-            f"loss.kind: weighted needs token_logprobs in every record, and {record.id}, sample"
-            f" {record.sample} has none; motab score fills them"
+            f"loss.kind: weighted needs token_logprobs in every record, but {record.id}, sample"
+            f" {record.sample} has none; motab score adds them"
         )
     return found | {"student": _sums(told.student), "teacher": _sums(told.teacher)}
 
 
 def _sums(told: ModelLogprobs) -> dict[str, Any]:
-    """Tokens that end inside a character count for it: its sum comes with the one that ends it."""
+    """Sum log-probabilities by end; tokens inside a character are added to the one that ends it."""
     sums: dict[int, float] = {}
     for end, total in zip(told.ends, accumulate(told.logprobs), strict=True):
         sums.setdefault(end, total)
-    # Parts of the first character have completed none.
+    # Tokens within the first character have not completed it.
     sums.pop(0, None)
     return {"ends": list(sums), "sums": list(sums.values())}

@@ -1,4 +1,4 @@
-"""How far a training is, from the `trainer_log.jsonl` that LLaMA-Factory writes as it goes."""
+"""Follows a training in the `trainer_log.jsonl` that LLaMA-Factory writes as it runs."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,7 +25,7 @@ _WIDTH: Final = 60
 
 @dataclass(slots=True)
 class Losses:
-    """Losses by step, and how many steps there will be; read on from where it last stopped."""
+    """Losses by step, and the total number of steps; each read continues where the last stopped."""
 
     path: Path
     by_step: dict[int, float] = field(default_factory=dict)
@@ -34,11 +34,11 @@ class Losses:
 
     @property
     def step(self) -> int:
-        """The last step that was told, 0 before the first."""
+        """The last step in the log, 0 before the first."""
         return max(self.by_step, default=0)
 
     def read(self) -> bool:
-        """Whether something new was told. A line still being written waits for its newline."""
+        """Read new lines, return whether there are any. A line without its newline has to wait."""
         if not self.path.exists():
             return False
         with self.path.open("rb") as file:
@@ -53,19 +53,19 @@ class Losses:
     def _take(self, line: bytes) -> None:
         try:
             told = orjson.loads(line)
-        except orjson.JSONDecodeError:  # of one that was killed as it wrote
+        except orjson.JSONDecodeError:  # torn by a run that was killed while writing
             return
         self.total = told.get("total_steps", self.total)
         if "loss" in told:
             self.by_step[told["current_steps"]] = told["loss"]
 
     def forget_after(self, step: int) -> None:
-        """What a run told after the checkpoint that the next one begins with."""
+        """Drop the steps after the checkpoint from which the next run starts."""
         self.by_step = {one: loss for one, loss in self.by_step.items() if one <= step}
 
 
 def sparkline(losses: list[float], width: int = _WIDTH) -> str:
-    """The losses as bars, each the mean of as many steps."""
+    """Return the losses as bars, each the mean of equally many steps."""
     if not losses:
         return ""
     count = min(width, len(losses))
@@ -77,7 +77,7 @@ def sparkline(losses: list[float], width: int = _WIDTH) -> str:
 
 
 class Display:
-    """A bar and the curve in a terminal; elsewhere a line for every tenth of the steps."""
+    """A bar and the curve in a terminal; elsewhere a line after every tenth of the steps."""
 
     def __init__(self, console: Console, losses: Losses) -> None:
         self._console = console
@@ -106,7 +106,7 @@ class Display:
             self._live.stop()
 
     def update(self) -> None:
-        """Show what was read since."""
+        """Show the losses read since the last update."""
         losses = self._losses
         if not losses.by_step or losses.total is None:
             return

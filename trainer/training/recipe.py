@@ -1,4 +1,4 @@
-"""The recipe: YAML, checked. Unknown keys are errors. What is left out is as in the paper."""
+"""Reads and checks a recipe in YAML. Unknown keys are errors; defaults are the paper's values."""
 
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -26,23 +26,23 @@ class RecordsData(_Section):
 
 
 class ExportData(_Section):
-    """A folder that `motab export --format llamafactory` made, or one made by hand like it."""
+    """A folder made by `motab export --format llamafactory`, or a folder like it."""
 
     kind: Literal["export"]
     path: Path
     dataset: str = "motab"
-    """The name in its `dataset_info.json`."""
+    """The dataset's name in its `dataset_info.json`."""
 
 
 class _Loss(_Section):
     mask: Mask = "all"
-    """Which spans of an answer are learned (`training_data.masks`); the others are context."""
+    """The spans of an answer that are learned (`training_data.masks`); the others are context."""
     learn_history: bool = True
     """Whether earlier turns of the assistant are learned, too."""
 
     @property
     def by_span(self) -> bool:
-        """Whether it asks who wrote what, so that records are tokenised by ourselves."""
+        """True if the loss depends on who wrote what; then motab tokenises the records itself."""
         return self.mask != "all"
 
 
@@ -53,22 +53,22 @@ class SftLoss(_Loss):
 
 
 class DftLoss(_Loss):
-    """Dynamic fine-tuning: each token's loss times its probability, as LLaMA-Factory has it."""
+    """Dynamic fine-tuning: each token's loss times its probability, as in LLaMA-Factory."""
 
     kind: Literal["dft"]
 
 
 class WeightedLoss(_Loss):
-    """Distribution-corrected: the teacher's tokens count as the student finds them plausible.
+    """Distribution-corrected: the teacher's tokens count by how plausible the student finds them.
 
     The formula is in `trainer.foreign.weigh_tokens`. Needs records with `token_logprobs`.
     """
 
     kind: Literal["weighted"]
     level: Literal["token", "step"]
-    """What has a weight: every token, or every step."""
+    """The unit that gets a weight: every token, or every step."""
     power: float = Field(1.0, ge=0, le=10)
-    """Of the clipped ratio; 0 is plain SFT."""
+    """The exponent of the clipped ratio; 0 is plain SFT."""
     clip_low: float = Field(0.1, gt=0, le=1)
     clip_high: float = Field(10.0, ge=1)
     """Bounds of the ratio of the student's to the teacher's probability."""
@@ -79,11 +79,11 @@ class WeightedLoss(_Loss):
 
 
 DataLoss = SftLoss | DftLoss | WeightedLoss
-"""On the data's own answers, by LLaMA-Factory."""
+"""The losses on the data's own answers, computed by LLaMA-Factory."""
 
 
 class OnPolicyLoss(_Section):
-    """How far the student is from a teacher, token by token, on what it writes while it learns.
+    """The divergence from a teacher, token by token, on text the student writes while it learns.
 
     Trained by TRL. The divergence is the generalised Jensen-Shannon divergence (Agarwal et al.
     2024, arXiv 2306.13649).
@@ -93,18 +93,18 @@ class OnPolicyLoss(_Section):
     teacher: str = Field(min_length=1)
     """A folder or a Hugging Face name, with the student's vocabulary."""
     share: float = Field(1.0, ge=0, le=1)
-    """The chance of a forward pass to learn from answers that the student writes then; the others
-    learn from the data's answers."""
+    """The probability that a forward pass learns from answers the student writes at that time;
+    the other passes learn from the data's answers."""
     beta: float = Field(1.0, ge=0, le=1)
     """0 is KL(teacher || student), 1 KL(student || teacher), 0.5 the Jensen-Shannon divergence."""
     top_k: int | None = Field(None, ge=1)
-    """Only the likeliest tokens are told apart: the teacher's with beta 0, the student's with beta
-    1, both models' in between; all others are one. With 1, the token that was written stands for
-    the student's likeliest. Left out, the whole vocabulary counts."""
+    """Only this many of the likeliest tokens are distinguished: the teacher's with beta 0, the
+    student's with beta 1, both models' in between; all others are merged. With 1, the written token
+    replaces the student's likeliest. Default: the whole vocabulary counts."""
     temperature: float = Field(1.0, gt=0)
-    """At which the student writes, and at which both distributions are compared."""
+    """The temperature at which the student writes, and at which the distributions are compared."""
     max_new_tokens: int = Field(512, ge=1)
-    """Of an answer that the student writes."""
+    """The longest answer that the student writes, in tokens."""
 
 
 class Training(_Section):
@@ -112,28 +112,28 @@ class Training(_Section):
 
     epochs: float = Field(6, gt=0)
     max_steps: int | None = Field(None, ge=1)
-    """Ends after so many steps, whatever `epochs` says."""
+    """Ends training after this many steps, whatever `epochs` says."""
     batch_size: int = Field(32, ge=1)
-    """Sequences a step over all devices; with packing, full ones."""
+    """Sequences per step over all devices; with packing, full sequences."""
     max_tokens: int = Field(32768, ge=8)
-    """Of a sequence. What is longer is cut."""
+    """The longest sequence; longer ones are cut."""
     packing: Literal["none", "plain", "neat"] = "none"
-    """Joins examples to sequences of `max_tokens`: `plain` lets an example read those before it."""
+    """Joins examples to sequences of `max_tokens`; `plain` lets an example read earlier ones."""
     learning_rate: float = Field(5e-5, gt=0)
     min_learning_rate: float = Field(1e-6, ge=0)
-    """Where the cosine ends."""
+    """The learning rate at the end of the cosine."""
     warmup: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps."""
+    """As a share of the steps."""
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient."""
+    """The largest norm of the gradient."""
     seed: int = Field(42, ge=0)
     save_every: int = Field(100, ge=1)
-    """Steps from checkpoint to checkpoint."""
+    """The number of steps between checkpoints."""
     keep: int = Field(2, ge=1)
-    """Checkpoints that stay."""
+    """The number of checkpoints that are kept."""
 
     @model_validator(mode="after")
     def _rate_falls(self) -> Self:
@@ -143,7 +143,7 @@ class Training(_Section):
 
 
 class AutoHardware(_Section):
-    """All GPUs of this machine, or its CPU where there are none, with the plainest settings."""
+    """All GPUs of this machine, or its CPU if there are none, with the simplest settings."""
 
     kind: Literal["auto"] = "auto"
     per_device: int = Field(1, ge=1)
@@ -155,7 +155,7 @@ class CpuHardware(_Section):
     kind: Literal["cpu"]
     processes: int = Field(1, ge=1)
     per_device: int = Field(1, ge=1)
-    """Sequences that one process takes at once; the rest of the batch is accumulated."""
+    """The number of sequences per process and pass; the rest of the batch is accumulated."""
 
     @property
     def num_devices(self) -> int:
@@ -168,7 +168,7 @@ class GpuHardware(_Section):
     kind: Literal["gpu"]
     gpus: int = Field(ge=1)
     per_device: int = Field(1, ge=1)
-    """Sequences that one GPU takes at once; the rest of the batch is accumulated."""
+    """The number of sequences per GPU and pass; the rest of the batch is accumulated."""
     attention: Literal["sdpa", "flash2"] = "sdpa"
     """PyTorch's own, or FlashAttention-2."""
     liger: bool = False
@@ -186,12 +186,12 @@ Hardware = CpuHardware | GpuHardware
 
 
 class Recipe(_Section):
-    """What is trained on what, how, and where to."""
+    """The model to train, on which data, how, and the output folder."""
 
     model: str = Field(min_length=1)
     """A folder or a Hugging Face name."""
     from_scratch: bool = False
-    """Begins with random weights: of `model` only the configuration and the tokenizer are used."""
+    """Starts from random weights: only the configuration and the tokenizer of `model` are used."""
     template: str | None = Field(None, min_length=1)
     """A template of LLaMA-Factory's, in place of the tokenizer's own."""
     data: Annotated[RecordsData | ExportData, Field(discriminator="kind")]
@@ -213,12 +213,12 @@ class Recipe(_Section):
         if self.template is not None:
             raise ValueError(
                 "template: with loss.kind on_policy it is the tokenizer's own chat template; leave"
-                " this one of LLaMA-Factory's out"
+                " out this template of LLaMA-Factory's"
             )
         if self.from_scratch:
             raise ValueError("from_scratch: loss.kind on_policy needs a student that can write")
         if self.training.packing != "none":
-            raise ValueError("training.packing: loss.kind on_policy packs nothing; leave it out")
+            raise ValueError("training.packing: loss.kind on_policy does not pack; leave it out")
         if self.loss.max_new_tokens >= self.training.max_tokens:
             raise ValueError(
                 f"loss.max_new_tokens: {self.loss.max_new_tokens} of the"
@@ -232,7 +232,7 @@ class Recipe(_Section):
             return self
         wish = "loss.kind: weighted" if self.loss.kind == "weighted" else "loss.mask"
         if isinstance(self.data, ExportData):
-            raise ValueError(  # noqa: TRY004 - of pydantic's, which names the key
+            raise ValueError(  # noqa: TRY004 - pydantic adds the key to a ValueError
                 f"{wish} needs data.kind: records: an export for LLaMA-Factory does not say who"
                 " wrote what"
             )
@@ -242,7 +242,7 @@ class Recipe(_Section):
 
     @property
     def loss_by_span(self) -> DataLoss | None:
-        """The loss where it asks who wrote what, None where it does not."""
+        """The loss if it depends on who wrote what, else None."""
         if isinstance(self.loss, OnPolicyLoss) or not self.loss.by_span:
             return None
         return self.loss
@@ -253,7 +253,7 @@ class Recipe(_Section):
 
 
 def accumulation_of(training: Training, hardware: Hardware) -> int:
-    """Forward passes of each device to a step. Raises ValueError where the batch has a rest."""
+    """Return the passes per device and step. Raises ValueError if the batch leaves a remainder."""
     at_once = hardware.num_devices * hardware.per_device
     if training.batch_size % at_once:
         raise ValueError(
@@ -283,7 +283,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def _sentence(error: ValidationError) -> str:
-    """One complaint, with its key; a misspelt key comes before the one that is missing for it."""
+    """Describe one fault, with its key; a misspelt key comes before a missing one."""
     complaints: list[Any] = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     first = complaints[0]
     loc = [str(part) for part in first["loc"]]

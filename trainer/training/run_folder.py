@@ -1,7 +1,7 @@
-"""The output folder: what was run stands beside what came out.
+"""Manages the output folder: the settings of a run next to its results.
 
 `run.json`, `recipe.yaml`, `llamafactory.yaml` or `trl.yaml`, `data/`, `train.log`, and under
-`model/` what the trainer writes: the student, its checkpoints, `trainer_log.jsonl`.
+`model/` the trainer's output: the student, its checkpoints, `trainer_log.jsonl`.
 """
 
 import fcntl
@@ -33,14 +33,14 @@ SETTINGS_FILES: Final[dict[Trainer, str]] = {"llamafactory": "llamafactory.yaml"
 _RUN_FILE: Final = "run.json"
 _LOCK_FILE: Final = ".lock"
 _CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
-# How often a checkpoint is made changes nothing of what is learned.
+# How often checkpoints are written does not change what is learned.
 _FREE: Final = {"output", "hardware"}
 _FREE_TRAINING: Final = {"save_every", "keep"}
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole one; `step` is the last that is in it."""
+    """A complete checkpoint; `step` is the last step in it."""
 
     path: Path
     step: int
@@ -48,17 +48,17 @@ class Checkpoint:
 
 @contextmanager
 def opened(output: Path) -> Iterator["RunFolder"]:
-    """The folder, made where there is none, for this process and those it starts alone.
+    """Open the folder, created if needed, for this process and the programs that it starts.
 
-    Raises `RunExists` where something else is there, or another process trains. A folder that was
-    made here goes again where the body fails before anything was run.
+    Raises `RunExists` if something else is there, or another process is training. A new folder is
+    removed again if the body fails before anything was run.
     """
     is_new = not output.exists()
     if not is_new and not output.is_dir():
-        raise OutputError(f"{output} is a file; wanted is a folder")
+        raise OutputError(f"{output} is a file, not a folder")
     folder = RunFolder(output.resolve())
     if not is_new and any(output.iterdir()) and not (output / _LOCK_FILE).exists():
-        raise RunExists(f"{output} is not empty and holds no training; choose another output")
+        raise RunExists(f"{output} is not empty and is not a training; choose another output")
     try:
         with output_errors(output):
             output.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def opened(output: Path) -> Iterator["RunFolder"]:
 
 
 class RunFolder:
-    """`path` is absolute. `lock` is the descriptor that programs inherit who write here."""
+    """`path` is absolute. `lock` is the descriptor that programs writing here inherit."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,7 +79,7 @@ class RunFolder:
         self.lock = -1
 
     def read(self) -> dict[str, Any] | None:
-        """What was run before, None where nothing was."""
+        """Return the earlier run, None if there was none."""
         path = self.path / _RUN_FILE
         if not path.exists():
             return None
@@ -95,7 +95,7 @@ class RunFolder:
         write_whole(self.path / _RUN_FILE, orjson.dumps(run, option=orjson.OPT_INDENT_2))
 
     def checkpoint(self) -> Checkpoint | None:
-        """The newest whole checkpoint; those that were being written when it ended are removed."""
+        """Return the newest complete checkpoint, and remove the incomplete ones."""
         best: Checkpoint | None = None
         for path in sorted(self.model.glob("checkpoint-*")):
             match = _CHECKPOINT.fullmatch(path.name)
@@ -109,7 +109,7 @@ class RunFolder:
         return best
 
     def clear(self) -> None:
-        """Forget what came out so far."""
+        """Remove all results so far."""
         with output_errors(self.path):
             shutil.rmtree(self.model, ignore_errors=True)
             self.log.unlink(missing_ok=True)
@@ -117,7 +117,7 @@ class RunFolder:
     def write_settings(
         self, recipe: Recipe, hardware: Hardware, dataset: Dataset, checkpoint: Checkpoint | None
     ) -> None:
-        """The files that the trainer reads, and the recipe with all its defaults."""
+        """Write the files that the trainer reads, and the recipe with all its defaults."""
         loss = recipe.loss
         if isinstance(loss, OnPolicyLoss):
             settings = distillation_of(recipe, loss, hardware, dataset, self.model)
@@ -140,7 +140,7 @@ class RunFolder:
 def run_of(
     recipe: Recipe, hardware: Hardware, dataset: Dataset, environment: Environment
 ) -> dict[str, Any]:
-    """What `run.json` says of the run, but for its sessions."""
+    """Return the content of `run.json`, except for the sessions."""
     return {
         "motab_version": version("motab"),
         "recipe": recipe.model_dump(mode="json"),
@@ -160,7 +160,7 @@ def run_of(
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first key in which two runs differ so that one cannot go on with the other's weights."""
+    """Return the first key by which two runs differ too much for one to continue the other."""
     old, new = _decisive(before), _decisive(now)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
@@ -178,12 +178,12 @@ def _decisive(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time as it stands in `run.json`."""
+    """Return the time in the format of `run.json`."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """The trainer's state is written last."""
+    """Return whether a checkpoint is complete: the trainer's state is written last."""
     try:
         orjson.loads((checkpoint / "trainer_state.json").read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -193,14 +193,14 @@ def _is_whole(checkpoint: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Held until every process that inherited the descriptor has ended: the trainer, too."""
+    """Hold the lock until every process that inherited it has ended, including the trainer."""
     with output_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise RunExists(f"{path.parent}: another process trains there") from error
+        raise RunExists(f"{path.parent}: another process is training there") from error
     try:
         yield descriptor
     finally:

@@ -1,4 +1,4 @@
-"""The dataset of a loss by span: LLaMA-Factory's tokens with labels and weights of our own."""
+"""Makes the dataset of a loss by span: LLaMA-Factory's tokens with our labels and weights."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -29,14 +29,14 @@ _TOKENISING: Final = (
 
 
 def weigh(folder: Path, python: Path, loss: DataLoss, settings: dict[str, Any]) -> dict[str, Any]:
-    """Make the tokenised dataset of an output folder from its data; what was found on the way.
+    """Tokenise the data of an output folder, and return what the script found on the way.
 
-    `settings` are LLaMA-Factory's. Raises `RecipeError` where nothing is left to learn.
+    `settings` are LLaMA-Factory's. Raises `RecipeError` if nothing is left to learn.
     """
     output = Path(settings["tokenized_path"])
     job = {
         "settings": {name: settings[name] for name in _TOKENISING if name in settings}
-        # Nothing is trained, so it needs no GPU; the folder is never made.
+        # Nothing is trained, so it needs no GPU; the folder is never created.
         | {"use_cpu": True, "bf16": False, "report_to": "none", "output_dir": str(output / "none")},
         "lines": str(Path(settings["dataset_dir"]) / LINES),
         "output": str(output),

@@ -1,4 +1,4 @@
-"""One training, from the recipe to the student."""
+"""Runs one training, from the recipe to the student."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from trainer.training.trl import check
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The student's folder and the losses by step; `was_done` where nothing was left to do."""
+    """The student's folder and the losses by step; `was_done` if nothing was left to do."""
 
     model: Path
     by_step: dict[int, float]
@@ -29,10 +29,10 @@ class Trained:
 
 
 def train(recipe: Recipe, *, python: Path | None, resume: bool, console: Console) -> Trained:
-    """Train, or go on with a training of the same recipe on the same data.
+    """Train, or continue a training of the same recipe on the same data.
 
-    Raises before anything is run where the recipe cannot be trained, `TrainingFailed` after it, and
-    KeyboardInterrupt when it was told to end.
+    Raises before anything is run if the recipe cannot be trained, `TrainingFailed` after it, and
+    KeyboardInterrupt when interrupted.
     """
     interpreter = trainer_python(python, recipe.trainer)
     with opened(recipe.output) as folder:
@@ -40,7 +40,7 @@ def train(recipe: Recipe, *, python: Path | None, resume: bool, console: Console
         try:
             if isinstance(recipe.loss, OnPolicyLoss):
                 check(recipe, dataset)
-            with console.status("Looking at the environment and the model ..."):
+            with console.status("Inspecting the environment and the model ..."):
                 environment = inspect_environment(interpreter, recipe)
             hardware = fitted(recipe, environment)
             run = run_of(recipe, hardware, dataset, environment)
@@ -69,7 +69,7 @@ class _Job:
 
 
 def _earlier(folder: RunFolder, run: dict[str, Any], *, resume: bool) -> list[dict[str, Any]]:
-    """The sessions of the training that this one goes on with."""
+    """Return the sessions of the training that this one continues."""
     before = folder.read()
     if before is None or not resume:
         folder.clear()
@@ -78,7 +78,7 @@ def _earlier(folder: RunFolder, run: dict[str, Any], *, resume: bool) -> list[di
     if other is not None:
         raise RunExists(
             f"{folder.path} holds another training ({other}); choose another output, or --no-resume"
-            " to begin anew"
+            " to start over"
         )
     sessions: list[dict[str, Any]] = before["sessions"]
     return sessions
@@ -88,7 +88,7 @@ def _session(job: _Job, losses: Losses, console: Console) -> None:
     folder = job.folder
     checkpoint = folder.checkpoint()
     if checkpoint is None:
-        folder.clear()  # LLaMA-Factory takes no folder with a log but no checkpoint
+        folder.clear()  # LLaMA-Factory refuses a folder with a log but no checkpoint
     recipe, python, loss = job.recipe, job.environment.python, job.recipe.loss_by_span
     weighted = isinstance(loss, WeightedLoss)
     program = program_of(recipe.trainer, python, job.hardware, weighted=weighted)
@@ -139,4 +139,4 @@ def _say_begin(job: _Job, checkpoint: Checkpoint | None, console: Console) -> No
         soft_wrap=True,
     )
     if checkpoint is not None:
-        console.print(f"Going on after step {checkpoint.step}", highlight=False)
+        console.print(f"Continuing after step {checkpoint.step}", highlight=False)

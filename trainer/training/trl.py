@@ -1,4 +1,4 @@
-"""On-policy distillation in TRL's words, and what of the data and of TRL it needs."""
+"""Translates on-policy distillation into TRL's settings, and checks that the data suits TRL."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from trainer.training.recipe import GpuHardware, Hardware, OnPolicyLoss, Recipe
 def distillation_of(
     recipe: Recipe, loss: OnPolicyLoss, hardware: Hardware, dataset: Dataset, model_folder: Path
 ) -> dict[str, Any]:
-    """What `foreign/train_on_policy.py` reads; `arguments` are those of TRL 1.16's IWOPDConfig.
+    """Return the settings of `foreign/train_on_policy.py`; `arguments` are TRL 1.16's IWOPDConfig.
 
-    Of TRL's trainers this one has the loss over the likeliest tokens with a teacher in the same
-    process; `jsd` is its plain divergence, without the importance weights that it is named for.
+    Only this one of TRL's trainers has the loss over the likeliest tokens and a teacher in the same
+    process; `jsd` is its plain divergence, without the importance weights in the trainer's name.
     """
     arguments: dict[str, Any] = {
         "distillation_objective": "jsd",
@@ -60,7 +60,7 @@ def _hardware(hardware: Hardware) -> dict[str, Any]:
 
 
 def check(recipe: Recipe, dataset: Dataset) -> None:
-    """Raise `RecipeError` where TRL cannot learn from the data."""
+    """Raise `RecipeError` if TRL cannot learn from the data."""
     messages_of(dataset)
     if dataset.num_examples < recipe.training.batch_size:
         raise RecipeError(
@@ -70,7 +70,7 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def messages_of(dataset: Dataset) -> Path:
-    """The file, which must hold messages as `motab export --format llamafactory` writes them."""
+    """Return the file, which must hold messages like `motab export --format llamafactory`'s."""
     info = dataset.folder / DATASET_INFO
     with output_errors(info):
         entry = orjson.loads(info.read_bytes())[dataset.name]

@@ -1,7 +1,7 @@
-"""Stands in for torchaudio, which LLaMA-Factory imports even where nothing is heard.
+"""Stands in for torchaudio, which LLaMA-Factory imports even if no audio is used.
 
-PyPI's torchaudio does not load beside the CPU build of torch. With the folder above on PYTHONPATH
-this module is found in its place; what would use it fails, and says so.
+PyPI's torchaudio does not load next to the CPU build of torch. With the parent folder on PYTHONPATH
+this module is found in its place; any use of it fails with a message.
 """
 
 from typing import NoReturn
