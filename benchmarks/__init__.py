@@ -1,1 +1,1 @@
-"""How fast the proxy is: simulated upstreams, the published loop, scenarios, and one table."""
+"""Measures the proxy's speed: simulated upstreams, the published loop, scenarios, and one table."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: runs the scenarios and says what was reached."""
+"""Runs the benchmark's scenarios and shows the results: `python -m benchmarks`."""
 
 import asyncio
 import logging
@@ -23,8 +23,8 @@ from benchmarks.scenarios.processor import processor
 from benchmarks.scenarios.single import single
 from benchmarks.scenarios.waste import waste
 
-# Those of a group run one after another, the groups of a stage at the same time. A single
-# trajectory mostly waits, so what needs few streams can run beside it; the rest has the machine.
+# Scenarios of a group run one after another, the groups of a stage at the same time. A single
+# trajectory mostly waits, so scenarios with few streams can run alongside; the others run alone.
 _STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("single",), ("growth", "waste")),
     (("fleet",),),
@@ -53,10 +53,10 @@ def main(
     output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/bench"),
     quick: Annotated[bool, typer.Option("--quick", help="Small, for development.")] = False,
 ) -> None:
-    """Measure the proxy against simulated upstreams and beside the published loop."""
+    """Measure the proxy against simulated upstreams and next to the published loop."""
     unknown = set(only or ()) - set(_SCENARIOS)
     if unknown:
-        raise typer.BadParameter(f"there are {', '.join(_SCENARIOS)}", param_hint="--only")
+        raise typer.BadParameter(f"scenarios are {', '.join(_SCENARIOS)}", param_hint="--only")
     logging.basicConfig(level=logging.WARNING)
     run = _Run(set(only or _SCENARIOS.keys() - _ONLY_IF_NAMED), output, quick=quick)
     uvloop.run(run.all())
@@ -68,7 +68,7 @@ def main(
 
 @dataclass(slots=True)
 class _Run:
-    """The scenarios that are wanted; what is found is written after each of them."""
+    """Runs the chosen scenarios and writes the findings after each of them."""
 
     wanted: set[str]
     output: Path
@@ -79,11 +79,11 @@ class _Run:
 
     @property
     def seconds(self) -> float:
-        """Since the begin."""
+        """Seconds since the run began."""
         return time.perf_counter() - self._started
 
     async def all(self) -> None:
-        """One stage after another."""
+        """Run one stage after another."""
         for stage in _STAGES:
             await together(self._group(names) for names in stage)
 
@@ -93,12 +93,12 @@ class _Run:
                 await self._one(name)
 
     async def _one(self, name: str) -> None:
-        """One that fails is shown, and does not cost the others' figures."""
+        """Run a scenario; a failure is shown, and does not cost the figures of the others."""
         began, lag = self.seconds, Lag()
         watching = asyncio.create_task(lag.watch())
         try:
             self.findings[name] = await _SCENARIOS[name](quick=self.quick)
-        except Exception:  # noqa: BLE001 - whatever it was, the exit code tells, too
+        except Exception:  # noqa: BLE001 - any failure is shown, and sets the exit code
             self.failures.append(name)
             _console.print_exception()
             return

@@ -1,4 +1,4 @@
-"""What a scenario gives: figures, some with a target, and curves for the plot."""
+"""Defines the results of a scenario: figures, some with a target, and curves for the plot."""
 
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -12,7 +12,7 @@ class Target:
     value: float
 
     def is_met_by(self, value: float) -> bool:
-        """Whether a value keeps it."""
+        """Return whether a value meets the target."""
         return value <= self.value if self.sense == "at most" else value >= self.value
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ def at_least(value: float) -> Target:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A line of the table. Without a target it stands for comparison."""
+    """A line of the table. A figure without a target is there for comparison."""
 
     name: str
     value: float
@@ -41,13 +41,13 @@ class Figure:
 
     @property
     def reached(self) -> bool | None:
-        """None where nothing was to be reached."""
+        """True if the target is met; None without a target."""
         return None if self.target is None else self.target.is_met_by(self.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Of a curve."""
+    """A point of a curve."""
 
     x: float
     y: float
@@ -66,7 +66,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a scenario found; `conditions` says what it was found under."""
+    """The findings of a scenario; `conditions` describes the circumstances of the measurement."""
 
     figures: tuple[Figure, ...]
     charts: tuple[Chart, ...] = ()
@@ -82,6 +82,6 @@ class Scenario(Protocol):
 
 
 def quantile(values: list[float], share: float) -> float:
-    """The value that so large a share of all does not exceed."""
+    """Return the value that this share of all values does not exceed."""
     ranked = sorted(values)
     return ranked[min(len(ranked) - 1, int(share * len(ranked)))]

@@ -1,4 +1,4 @@
-"""Whether the machine was free enough for what is measured by the clock."""
+"""Checks whether the machine was free enough for measurements by the clock."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -7,18 +7,18 @@ from typing import Final
 from benchmarks.figures import quantile
 
 TOO_LATE_MS: Final = 20.0
-"""Above it, times on this machine say more about what else it does."""
+"""Above this lag, times say more about the machine's other work than about ours."""
 _BEAT_S = 0.02
 
 
 @dataclass(slots=True)
 class Lag:
-    """How late this process woke up: it does little itself, so others had the processor."""
+    """Records how late this process woke up: it does little itself, so others had the processor."""
 
     _late_ms: list[float] = field(default_factory=list)
 
     async def watch(self) -> None:
-        """Until cancelled."""
+        """Measure until cancelled."""
         clock = asyncio.get_running_loop().time
         while True:
             due = clock() + _BEAT_S

@@ -1,4 +1,4 @@
-"""The harness's own client: trajectories through the proxy, and plain streams beside it."""
+"""Generates the load: trajectories through the proxy, and plain streams for comparison."""
 
 import asyncio
 import secrets
@@ -18,12 +18,12 @@ from benchmarks.simulator.words import encode
 
 T = TypeVar("T")
 KEY = "sk-" + secrets.token_hex(16)
-"""Sent with every request, for litellm's proxy wants one; the others ask for none."""
+"""Sent with every request, because litellm's proxy requires a key; the others ignore it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One answer of the proxy: how long it took, and what it says it cost."""
+    """One answer of the proxy: how long it took, and the cost that it reports."""
 
     plan: Plan
     seconds: float
@@ -34,13 +34,13 @@ class Trajectory:
 
     @property
     def num_tokens(self) -> int:
-        """Of the student's text that is kept."""
+        """The number of tokens of the student's kept text."""
         return self.usage["student_tokens"] - self.usage["student_tokens_discarded"]
 
 
 @asynccontextmanager
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections without a limit of number or time."""
+    """Open connections without a limit of number or time."""
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as opened:
@@ -50,7 +50,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 async def trajectory(
     http: aiohttp.ClientSession, proxy: Process, model: str, plan: Plan
 ) -> Trajectory:
-    """One trajectory, asked for as `motab synth` asks. Raises where the plan was not followed."""
+    """Ask for one trajectory as `motab synth` does. Raises if the plan was not followed."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": plan.question}],
@@ -59,16 +59,16 @@ async def trajectory(
     started = time.perf_counter()
     answer = await post(http, f"{proxy.base_url}/v1/motab/completions", body)
     seconds = time.perf_counter() - started
-    told = answer["choices"][0]["motab"]
-    if told["breach"] != plan.breach:
-        raise RuntimeError(f"breach {told['breach']}, planned was {plan.breach}")
+    trace = answer["choices"][0]["motab"]
+    if trace["breach"] != plan.breach:
+        raise RuntimeError(f"breach {trace['breach']}, planned was {plan.breach}")
     usage = {name: value or 0 for name, value in answer["usage"]["motab"].items()}
     num_steps = plan.num_steps if plan.breach is None else plan.breach + 1
-    return Trajectory(plan, seconds, num_steps, told["breach"], told["bifurcation"], usage)
+    return Trajectory(plan, seconds, num_steps, trace["breach"], trace["bifurcation"], usage)
 
 
 async def plain_stream(http: aiohttp.ClientSession, server: Simulator, plan: Plan) -> float:
-    """The seconds of the student's text alone, straight from its server, as the proxy asks."""
+    """Return the seconds of the student's text alone, asked of its server as the proxy does."""
     prompt = encode(f"<|user|>{plan.question}<|assistant|>")
     if server.kind == "sglang":
         path = "/generate"
@@ -87,7 +87,7 @@ async def plain_stream(http: aiohttp.ClientSession, server: Simulator, plan: Pla
 
 
 async def chat(http: aiohttp.ClientSession, url: str, model: str, plan: Plan) -> float:
-    """The seconds of a plain chat completion of as many tokens as the plan has."""
+    """Return the seconds of a plain chat completion of as many tokens as the plan has."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": plan.question}],
@@ -99,14 +99,14 @@ async def chat(http: aiohttp.ClientSession, url: str, model: str, plan: Plan) ->
 
 
 async def together(tasks: Iterable[Awaitable[T]]) -> list[T]:
-    """All at once; the first error ends them all."""
+    """Run all tasks at once; the first error ends them all."""
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(_of(task)) for task in tasks]
     return [task.result() for task in running]
 
 
 async def by_workers(num_workers: int, jobs: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
-    """Every job, by so many workers that take one after another."""
+    """Run every job, by `num_workers` workers that take one job after another."""
     results: list[T] = []
     waiting = iter(jobs)
 
@@ -123,7 +123,7 @@ async def _of(task: Awaitable[T]) -> T:
 
 
 async def post(http: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401
-    """The JSON that a POST answers. Raises `RuntimeError` for an error's status."""
+    """Return the JSON answer to a POST. Raises `RuntimeError` for an error's status."""
     headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
     async with http.post(url, data=_json(body), headers=headers) as response:
         content = await response.read()

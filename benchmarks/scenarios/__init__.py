@@ -1,1 +1,1 @@
-"""What is measured, one question a file."""
+"""Holds the measurements, one question per file."""

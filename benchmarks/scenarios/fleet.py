@@ -1,4 +1,4 @@
-"""500 trajectories at once: how much of the fleet's capacity one proxy process can use."""
+"""Measures how much of a fleet's capacity one proxy process can use, with 500 trajectories."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,24 +27,24 @@ class _FleetRun:
     """One fleet, driven through one proxy process."""
 
     share: float
-    """Seconds of decoding / seconds under way, summed over the trajectories: while one is under
-    way, it has a stream of the student's."""
+    """Seconds of decoding / seconds under way, summed over the trajectories: a trajectory under
+    way holds a stream of the student's."""
     wall_s: float
-    """Of all."""
+    """Wall-clock seconds of all trajectories."""
     calls_a_step: float
     cores: tuple[float, float, float]
     """Processor seconds for each second of decoding: proxy, student, teacher. Unlike the wall they
-    do not depend on what else the machine does; taken as if 500 were under way all the time."""
+    do not depend on the machine's other work; scaled as if 500 were under way all the time."""
     cpu_s: float
-    """The proxy's of all of them."""
+    """The proxy's processor seconds for all trajectories."""
     memory_mb: float
 
 
 async def fleet(*, quick: bool) -> Findings:
-    """Ours on SGLang, then the published loop there, alone and as a pool; then ours on vLLM.
+    """Run ours on SGLang, then the published loop there, alone and as a pool; then ours on vLLM.
 
-    On SGLang all texts have one length. On vLLM, where the last call computes the whole text again,
-    that would be 500 of these calls at one moment and none before it, so there lengths differ.
+    On SGLang all texts have one length. On vLLM lengths differ: the last call computes the whole
+    text again, so with equal lengths 500 of these calls would come at one moment and none before.
     """
     plan = Plan(0, 5 if quick else 37, 54)
     plans = [replace(plan, seed=seed) for seed in range(_NUM)]
@@ -62,7 +62,7 @@ async def fleet(*, quick: bool) -> Findings:
     uneven = [replace(one, num_steps=lengths[one.seed % len(lengths)]) for one in plans]
     async with _servers("vllm") as servers:
         vllm = await _ours(servers, uneven)
-    # One at a time adds up, and so do the pool's rounds.
+    # Trajectories one at a time add up, and so do the pool's rounds.
     alone_s = alone.seconds * _NUM
     pool_s = pool.seconds * _NUM / len(pool.done)
     return Findings(
@@ -127,7 +127,7 @@ async def _servers(kind: Kind) -> AsyncIterator[Pair[Simulator]]:
 
 
 async def _plain(student: Simulator, plans: list[Plan]) -> float:
-    """The share of capacity that as many plain streams have, without a proxy."""
+    """Return the share of capacity that equally many plain streams use, without a proxy."""
     async with session() as http:
         seconds = await together(plain_stream(http, student, plan) for plan in plans)
     await student.reset()
@@ -156,12 +156,12 @@ async def _ours(servers: Pair[Simulator], plans: list[Plan]) -> _FleetRun:
 
 
 def _decoding_s(plans: list[Plan]) -> float:
-    """Of all streams together."""
+    """Return the seconds of decoding of all streams together."""
     return sum(plan.num_tokens for plan in plans) / _TOK_S
 
 
 async def _published(servers: Pair[Simulator], workers: int, plans: list[Plan]) -> Report:
-    # Seeds that no cache knows yet.
+    # New seeds, which are in no cache yet.
     fresh = tuple(replace(plan, seed=plan.seed + 10_000).question for plan in plans)
     urls = (servers.student.base_url, servers.teacher.base_url)
     return await published_loop(Order("sglang", *urls, workers, fresh))

@@ -1,9 +1,9 @@
-"""vLLM computes the whole context at every scoring call: how the sum grows with the length.
+"""Measures how scoring grows with the text's length on vLLM, which recomputes the whole context.
 
-Ours depends on time, for the rule weighs measured speeds, and steps that end while a call runs
+Our sum depends on time, because the rule weighs measured speeds, and steps that end during a call
 share the next one; all times are divided by 4, for both servers alike, which changes no ratio. It
-depends on how often the student strays, too: a few trajectories of 1500 tokens that end in a breach
-come first. The published loop's depends on neither, so it runs on servers that answer at once.
+also depends on how often the student strays, so a few trajectories of 1500 tokens that end in a
+breach come first. The published loop depends on neither, so its servers answer at once.
 """
 
 import math
@@ -26,7 +26,7 @@ _EARLIER = tuple(Plan(1000 + n, 30, _STEP_TOKENS, 27) for n in range(6))
 
 
 async def growth(*, quick: bool) -> Findings:
-    """Teacher tokens computed per token of the text, from 1k to 16k tokens."""
+    """Return the teacher tokens computed per token of the text, from 1k to 16k tokens."""
     lengths = (1024, 2048, 4096) if quick else (1024, 2048, 4096, 8192, 16384)
     plans = [Plan(n, length // _STEP_TOKENS, _STEP_TOKENS) for n, length in enumerate(lengths)]
     ours = await _ours(plans)
@@ -115,7 +115,7 @@ async def _published(plans: list[Plan]) -> tuple[Point, ...]:
 
 
 def _exponent(points: tuple[Point, ...]) -> float:
-    """Of the power of x that y grows with, by least squares over the logarithms."""
+    """Return the power of x with which y grows, by least squares over the logarithms."""
     xs, ys = [math.log(p.x) for p in points], [math.log(p.y) for p in points]
     x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
     covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))

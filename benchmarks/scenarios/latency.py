@@ -1,4 +1,4 @@
-"""What a plain chat call costs more through the proxy, and through litellm's proxy beside it."""
+"""Measures what the proxy adds to a plain chat call, and what litellm's proxy adds to it."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ _LITELLM = ".venv-litellm/bin/litellm"
 
 
 async def latency(*, quick: bool) -> Findings:
-    """Milliseconds above the server's own time, and of the processor, at three levels of
+    """Measure milliseconds above the server's own time, and processor time, at three levels of
     concurrency.
     """
     async with AsyncExitStack() as stack:
@@ -48,21 +48,21 @@ async def latency(*, quick: bool) -> Findings:
                 for way, (process, model) in ways.items()
             }
             figures += _figures(concurrency, calls)
-    note = "measured" if has_litellm else f"not measured: there is no {_LITELLM} (make bench-env)"
+    note = "measured" if has_litellm else f"not measured: {_LITELLM} is missing (make bench-env)"
     return Findings(tuple(figures), conditions={"litellm proxy": note, "answers": "0.2 to 0.3 s"})
 
 
 @dataclass(frozen=True, slots=True)
 class _Latencies:
-    """`above`: milliseconds that each call took longer than its tokens."""
+    """`above`: the milliseconds by which each call exceeds its tokens' time."""
 
     above: list[float]
     cpu_ms: float
-    """Of the process that was called, a call: compares on a busy machine, too."""
+    """Processor time per call of the process that was called; comparable on a busy machine, too."""
 
 
 def _figures(concurrency: int, calls: dict[str, _Latencies]) -> list[Figure]:
-    """What each way adds to the direct one's median and to its 99th percentile."""
+    """Return what each way adds to the median and the 99th percentile of the direct way."""
     figures: list[Figure] = []
     for name, share, limit in (("p50", 0.5, 2.0), ("p99", 0.99, 10.0)):
         base = quantile(calls["direct"].above, share)
@@ -83,8 +83,8 @@ def _figures(concurrency: int, calls: dict[str, _Latencies]) -> list[Figure]:
 async def _calls(
     http: aiohttp.ClientSession, process: Process, model: str, concurrency: int, num: int
 ) -> _Latencies:
-    """Clients begin at random times, and texts differ in length, so that calls do not come in
-    step.
+    """Call from clients that start at random times, with texts of different lengths, so that calls
+    do not fall into step.
     """
     draw = random.Random(concurrency)  # noqa: S311 - no secret
 
@@ -103,7 +103,7 @@ async def _calls(
 
 @asynccontextmanager
 async def _litellm(server: Process) -> AsyncIterator[Process]:
-    """The proxy of litellm in front of the same server."""
+    """Run litellm's proxy in front of the same server."""
     port = free_port()
     upstream = {
         "model": f"openai/{MODEL}",

@@ -1,4 +1,4 @@
-"""The proxy's memory: many long trajectories at once, and after many requests."""
+"""Measures the proxy's memory, with many long trajectories at once and after many requests."""
 
 import asyncio
 from dataclasses import replace
@@ -12,7 +12,7 @@ from benchmarks.processes import Pair, Process, proxy, simulator
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 
-# Faster than any model, and in large events: what is held does not depend on it.
+# Faster than any model, and in large events, because the memory held does not depend on it.
 _STUDENT = Rates(decode_tok_s=1000, prefill_tok_s=1e7, max_running=4096, stream_interval=256)
 _TEACHER = Rates(decode_tok_s=1e6, prefill_tok_s=1e7, max_running=4096)
 _SAMPLE_S = 0.5
@@ -21,7 +21,7 @@ _HELD_TOK_S = 250
 
 
 async def memory(*, quick: bool) -> Findings:
-    """Resident memory over time."""
+    """Measure resident memory over time."""
     num_long, num_short = (8, 1000) if quick else (32, 10_000)
     async with (
         session() as http,
@@ -66,7 +66,7 @@ async def memory(*, quick: bool) -> Findings:
 
 
 async def held(*, quick: bool) -> Findings:
-    """The whole fleet of long trajectories, held at once; five minutes, so only where asked for."""
+    """Hold the whole fleet of long trajectories at once; five minutes, so only on request."""
     num = 50 if quick else _FLEET
     rates = replace(_STUDENT, decode_tok_s=_HELD_TOK_S)
     plan = Plan(0, 64, 512)
@@ -96,7 +96,7 @@ async def held(*, quick: bool) -> Findings:
 
 
 async def _short(http: aiohttp.ClientSession, motab: Process, num: int) -> tuple[Point, ...]:
-    """Requests of three steps, some with a breach, in twenty rounds."""
+    """Make requests of three steps, some with a breach, in twenty rounds."""
     points: list[Point] = []
     size = num // 20
     for start in range(0, num, size):

@@ -1,7 +1,7 @@
-"""What a student's token costs the proxy's processor, all included, with few streams.
+"""Measures the proxy's whole processor time for a student's token, with few streams.
 
-Unlike the walls of the other scenarios it can be compared on a busy machine, so it is the one for
-development: before and after a change, in turns.
+Unlike the wall-clock times of the other scenarios it is comparable on a busy machine, so it is the
+scenario for development: before and after a change, in turns.
 """
 
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ _TARGET_US = 35
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """Of all streams together."""
+    """The costs of all streams together."""
 
     us_a_token: float
     calls_a_step: float
 
 
 async def processor(*, quick: bool) -> Findings:
-    """SGLang's wire format, then vLLM's."""
+    """Measure SGLang's wire format, then vLLM's."""
     plan = Plan(0, 4 if quick else 20, 54)
     num = 10 if quick else 40
     costs = {kind: await _measured(kind, plan, num) for kind in _KINDS}
@@ -57,7 +57,7 @@ async def _measured(kind: Kind, plan: Plan, num: int) -> _Cost:
         simulator(kind, _TEACHER) as teacher,
         proxy({"pair": Pair(student, teacher)}) as motab,
     ):
-        # What only the first request costs is no token's.
+        # Costs of only the first request must not count towards a token.
         await trajectory(http, motab, "pair", replace(plan, seed=num, num_steps=1))
         before = motab.cpu_s()
         plans = [replace(plan, seed=seed) for seed in range(num)]

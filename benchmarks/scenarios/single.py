@@ -1,4 +1,4 @@
-"""One trajectory without a breach: its wall against the plain stream's and the published loop's."""
+"""Compares the wall of a trajectory without a breach with a plain stream and the published loop."""
 
 from contextlib import AsyncExitStack
 
@@ -15,7 +15,7 @@ _TEACHER = Rates(decode_tok_s=100, trip_s=0.14, prefill_tok_s=5_000)
 
 
 async def single(*, quick: bool) -> Findings:
-    """Each side has servers of its own, of equal speed, so all run at the same time."""
+    """Run all sides at the same time: each has its own servers, of equal speed."""
     num_steps = 15 if quick else 150
     plan = Plan(1, num_steps, 54)
     async with AsyncExitStack() as stack:

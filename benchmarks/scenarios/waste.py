@@ -1,4 +1,4 @@
-"""What the student writes in vain after a breach, against what scoring costs the teacher.
+"""Compares the student's wasted text after a breach with the teacher's cost of scoring.
 
 All times are divided by 4, which changes no ratio.
 """
@@ -21,7 +21,7 @@ _SPEED = 4
 _STUDENT = Rates(decode_tok_s=100 * _SPEED, trip_s=0.05 / _SPEED, stream_interval=8)
 _STEP_TOKENS = 54
 _MEAN_STEPS = 28
-"""Before a breach: 1500 tokens."""
+"""Steps before a breach: 1500 tokens."""
 _TRIP_S = 0.14
 _SLOW_S = 10.0
 _LIMIT = 512
@@ -29,7 +29,7 @@ _LIMIT = 512
 
 @dataclass(frozen=True, slots=True)
 class _Teacher:
-    """A teacher to try; its correction comes at once, for it is not what is measured."""
+    """A teacher to try; its correction comes at once, because it is not being measured."""
 
     name: str
     kind: Kind
@@ -39,12 +39,12 @@ class _Teacher:
 
     @property
     def rates(self) -> Rates:
-        """In the scenario's time."""
+        """The rates in the scenario's time."""
         prefill = 20_000 * _SPEED
         return Rates(decode_tok_s=1e6, trip_s=self.trip_s / _SPEED, prefill_tok_s=prefill)
 
 
-# A price next to nothing makes every step be scored at once.
+# With a price next to nothing, every step is scored at once.
 _PRICES = (1e-6, 1 / 16, 1 / 4, 1.0, 4.0, 16.0)
 _VLLM = tuple(
     _Teacher(f"vLLM, {'a step a call' if gpus < 1e-3 else f'price {gpus:g}'}", "vllm", gpus)
@@ -62,7 +62,7 @@ _SLOW = tuple(
 
 
 async def waste(*, quick: bool) -> Findings:
-    """Trajectories that all end in a breach, at depths as of a constant hazard."""
+    """Run trajectories that all end in a breach, at depths of a constant hazard."""
     num = 6 if quick else 16
     teachers = (_SGLANG, *_VLLM[::3]) if quick else (_SGLANG, *_VLLM, *_SLOW)
     plans = _plans(num)
@@ -90,7 +90,7 @@ async def waste(*, quick: bool) -> Findings:
             for index in indices:
                 await run(index)
 
-        # All at once would be more than one proxy reads, but the slow ones mostly wait.
+        # All at once would be more than one proxy can read, but the slow teachers mostly wait.
         slow = [index for index, teacher in enumerate(teachers) if teacher in _SLOW]
         others = [index for index in range(len(teachers)) if index not in slow]
         await together([run_each(others), *map(run, slow)])
@@ -129,7 +129,7 @@ def _chart(found: dict[str, Point]) -> Chart:
         ),
         _PUBLISHED: (found[_PUBLISHED],),
     }
-    title = "After a breach: what scoring costs, and what is written in vain"
+    title = "After a breach: cost of scoring, and wasted text"
     return Chart(title, "teacher tokens computed / length", "student tokens wasted / kept", curves)
 
 
@@ -147,14 +147,14 @@ async def _published(plans: list[Plan]) -> Point:
 
 
 async def _point(student: Simulator, teacher: Simulator, plans: list[Plan]) -> Point:
-    """Teacher tokens per token kept, and student tokens in vain per token kept."""
+    """Return teacher tokens per kept token, and wasted student tokens per kept token."""
     kept = _kept(plans)
     wasted = (await student.counters()).tokens_decoded - kept
     return Point((await teacher.counters()).tokens_prefilled / kept, wasted / kept)
 
 
 def _most_wasted(plans: list[Plan]) -> float:
-    """What the limit allows; what is under way when the student is told to wait comes on top."""
+    """Return the most that the limit allows; tokens under way at the pause come on top."""
     return len(plans) * (_LIMIT + 2 * _STEP_TOKENS) / _kept(plans)
 
 

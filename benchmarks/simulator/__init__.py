@@ -1,1 +1,1 @@
-"""Servers that speak SGLang's and vLLM's wire formats with real timing and no model."""
+"""Simulates servers with SGLang's and vLLM's wire formats, with real timing and no model."""

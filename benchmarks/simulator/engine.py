@@ -1,7 +1,7 @@
-"""The part of a simulated server that takes time: places in the batch, prefill, decoding.
+"""Simulates the parts of a server that take time: places in the batch, prefill, decoding.
 
-What it leaves out: decoding is not slowed down by prefill or by a fuller batch, nothing is evicted
-or preempted. Both sides of every comparison get the same server.
+Left out: decoding is not slowed down by prefill or by a fuller batch, and nothing is evicted or
+preempted. Both sides of every comparison get the same server.
 """
 
 import asyncio
@@ -17,26 +17,26 @@ from benchmarks.simulator.words import END, VOCABULARY
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How fast a server is."""
+    """The speeds of a server."""
 
     decode_tok_s: float = 100.0
-    """Of each stream."""
+    """Per stream."""
     prefill_tok_s: float = 10_000.0
     """Of the whole server, one prompt after another."""
     max_running: int = 512
-    """Prompts at once; further ones wait in order."""
+    """Prompts at once; further prompts wait in order."""
     trip_s: float = 0.0
     """The network's delay and the server's fixed work, before every prompt."""
     stream_interval: int = 1
-    """Tokens an event; the first token has one of its own."""
+    """Tokens per event; the first token has its own event."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """Everything that a server did."""
+    """Counts of everything that a server did."""
 
     requests: int = 0
-    """That ask for tokens or log-probabilities; one may have several prompts."""
+    """Requests for tokens or log-probabilities; one request may have several prompts."""
     cancelled: int = 0
     """Prompts whose client left before the end."""
     tokens_prefilled: int = 0
@@ -49,9 +49,9 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """How much of the prefix cache a request may use.
+    """The part of the prefix cache that a request may use.
 
-    `limit` is the last place up to which it may, None for all; `page` is the cache's granularity.
+    `limit` is the last usable place, None for all; `page` is the cache's granularity.
     """
 
     limit: int | None = None
@@ -60,7 +60,7 @@ class Reuse:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of a stream that are due together; `end` is `stop` or `length` with the last ones."""
+    """Tokens of a stream that are due together; `end` is `stop` or `length` in the last chunk."""
 
     ids: list[int]
     num_before: int
@@ -77,7 +77,7 @@ class Running:
     ready_at: float
 
     async def write(self, max_tokens: int, interval: int) -> AsyncGenerator[Chunk]:
-        """The continuation, at the time it is due. `interval` is the tokens of each chunk."""
+        """Yield the continuation when it is due, in chunks of `interval` tokens."""
         placed = read_context(self.ids)
         engine, rate = self.engine, self.engine.rates.decode_tok_s
         done, size = 0, 1
@@ -98,9 +98,9 @@ class Running:
             done, size = done + len(ids), interval
 
     async def whole(self, max_tokens: int, stops: Sequence[str]) -> Chunk:
-        """The continuation at once, when its last token is due.
+        """Return the whole continuation when its last token is due.
 
-        A stop string, which has to be a token of its own here, ends it and is among its tokens.
+        A stop string, which must be a token here, ends it and is included.
         """
         placed = read_context(self.ids)
         ids: list[int] = []
@@ -119,7 +119,7 @@ class Running:
 
 @dataclass(slots=True)
 class Engine:
-    """One server. `errs` says that it writes the breaches of the plans: the student does."""
+    """One server. With `errs` it writes the breaches of the plans, as the student does."""
 
     rates: Rates
     errs: bool
@@ -138,7 +138,7 @@ class Engine:
 
     @asynccontextmanager
     async def admitted(self, ids: Sequence[int], reuse: Reuse) -> AsyncGenerator[Running]:
-        """The context computed, in its turn. What was computed and written stays in the cache."""
+        """Compute the context, in its turn. Computed and written tokens stay in the cache."""
         counters = self.counters
         try:
             if self.rates.trip_s:
@@ -176,12 +176,12 @@ class Engine:
         return Running(self, array("I", ids), num_cached, loop.time())
 
     def _num_cached(self, ids: Sequence[int], reuse: Reuse) -> int:
-        """At least the last token is computed, for it gives the next one's probabilities."""
+        """At least the last token is computed, because it gives the next one's probabilities."""
         most = len(ids) - 1 if reuse.limit is None else min(reuse.limit, len(ids) - 1)
         return min(self.cache.longest_prefix(ids), most) // reuse.page * reuse.page if most else 0
 
     async def until(self, when: float) -> None:
-        """Wait for a time of the loop's clock."""
+        """Wait until a time of the loop's clock."""
         delay = when - asyncio.get_running_loop().time()
         if delay > 0:
             await asyncio.sleep(delay)

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server: what a simulator needs, at some ten microseconds an event."""
+"""Serves HTTP/1.1 for simulators, with little cost: about ten microseconds per event."""
 
 import asyncio
 import logging
@@ -25,19 +25,19 @@ class Reply:
         self._transport = transport
 
     def json(self, body: bytes, status: int = 200) -> None:
-        """All of it."""
+        """Send the whole answer."""
         self._transport.write(_JSON_HEAD % (status, len(body)) + body)
 
     def begin(self) -> None:
-        """A stream's head."""
+        """Send the head of a stream."""
         self._transport.write(_STREAM_HEAD)
 
     def event(self, payload: bytes) -> None:
-        """One server-sent event."""
+        """Send one server-sent event."""
         self._transport.write(b"%x\r\ndata: %s\n\n\r\n" % (len(payload) + 8, payload))
 
     def end(self) -> None:
-        """The end of a stream, as OpenAI's servers say it."""
+        """End a stream as OpenAI's servers do."""
         self._transport.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
 
@@ -53,7 +53,7 @@ class _Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports have the methods of asyncio's, and not the class.
+        # uvloop's transports have the methods of asyncio's class, but are not its subclasses.
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -64,7 +64,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
 
-    # httptools' callbacks.
+    # httptools calls these methods.
     def on_url(self, url: bytes) -> None:
         self._path += url
 
@@ -82,7 +82,7 @@ class _Connection(asyncio.Protocol):
     async def _answer(self, path: str, body: bytes, reply: Reply) -> None:
         try:
             await self._handler(path, body, reply)
-        except Exception:  # noqa: BLE001 - a fault of the simulator's: seen by its client, too
+        except Exception:  # noqa: BLE001 - a fault of the simulator; its client sees it, too
             _log.exception("%s failed", path)
             if self._transport is not None:
                 self._transport.abort()

@@ -1,4 +1,4 @@
-"""A simulated server in a process of its own: `python -m benchmarks.simulator.server SETTINGS`."""
+"""Runs a simulated server as a process: `python -m benchmarks.simulator.server SETTINGS`."""
 
 import asyncio
 import socket
@@ -22,25 +22,25 @@ _COMPUTING = {"/generate", "/v1/chat/completions", "/v1/completions"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a process is started with, as JSON."""
+    """The settings of a process, as JSON."""
 
     kind: Kind
     rates: Rates
     errs: bool
 
     def dumps(self) -> str:
-        """As the process reads it."""
+        """Serialise for the process."""
         return orjson.dumps(asdict(self)).decode()
 
 
 def read_settings(text: str) -> Settings:
-    """The settings that `dumps` wrote."""
+    """Parse the settings that `dumps` wrote."""
     raw = orjson.loads(text)
     return Settings(raw["kind"], Rates(**raw["rates"]), bool(raw["errs"]))
 
 
 class SimulatedServer:
-    """The wire format, and what every simulator has: its model, its counters, a fresh start."""
+    """Adds to a wire format what every simulator has: a model, counters, a reset."""
 
     def __init__(self, settings: Settings) -> None:
         self._engine = Engine(settings.rates, settings.errs)
@@ -48,7 +48,7 @@ class SimulatedServer:
         self._wire = wire(self._engine)
 
     async def handle(self, path: str, body: bytes, reply: Reply) -> None:
-        """One request."""
+        """Answer one request."""
         if path == "/v1/models":
             reply.json(orjson.dumps({"object": "list", "data": [{"id": MODEL}]}))
         elif path == "/counters":

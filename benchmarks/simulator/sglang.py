@@ -1,4 +1,4 @@
-"""SGLang's wire format: `/generate`, `/v1/tokenize`; the rules are those of 0.5.23.
+"""Speaks SGLang's wire format, `/generate` and `/v1/tokenize`, by the rules of 0.5.23.
 
 Fields and rules as in tests/golden/sglang-0.5.23, with `--incremental-streaming-output`. The prefix
 cache serves a request up to `logprob_start_len`, token by token.
@@ -14,20 +14,20 @@ from benchmarks.simulator.http import Reply
 from benchmarks.simulator.words import END, TOP_LOGPROBS, VOCABULARY, decode, encode, logprob
 
 _ID = "5a1c0c2f6f0e4f7b9d3f0b0a4c1d2e3f"
-# Candidates lie outside of the vocabulary: nobody asks what they are.
+# Candidates outside the vocabulary, because nobody asks what they are.
 _TOP = orjson.dumps([[x, 10**6 + rank, None] for rank, x in enumerate(TOP_LOGPROBS)])
 _WRITTEN = [orjson.dumps([-0.5, token, text]) for token, text in enumerate(VOCABULARY)]
 _SCORED = [orjson.dumps([logprob(token), token, None]) for token in range(len(VOCABULARY))]
 
 
 class SGLangWire:
-    """Answers as SGLang does. What our backend and the published loop ask for, and no more."""
+    """Answers as SGLang does, but only the requests of our backend and the published loop."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     async def handle(self, path: str, body: bytes, reply: Reply) -> None:
-        """One request."""
+        """Answer one request."""
         if path == "/v1/tokenize":
             reply.json(_tokenized(orjson.loads(body)["prompt"]))
             return
@@ -75,7 +75,7 @@ class SGLangWire:
 
 
 def _trimmed(written: Chunk, stops: tuple[str, ...] | list[str]) -> str:
-    """The text without the stop string that ended it, as the server's `no_stop_trim: false`."""
+    """Return the text without the stop string that ended it, as with `no_stop_trim: false`."""
     text = decode(written.ids)
     ended_by = next((stop for stop in stops if text.endswith(stop)), "")
     return text.removesuffix(ended_by)

@@ -1,7 +1,7 @@
-"""vLLM's wire format: `/v1/completions`, `/tokenize`; the rules are those of 0.32.
+"""Speaks vLLM's wire format, `/v1/completions` and `/tokenize`, by the rules of 0.32.
 
 Fields as recorded in tests/golden/vllm-0.32.0. The prefix cache holds whole blocks of 16 tokens; a
-request that wants log-probabilities of its prompt fills it and does not use it.
+request for log-probabilities of its prompt fills the cache and does not use it.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _HEAD = b'"id":"cmpl-0","object":"text_completion","created":1795334375,"model":
 _STRINGS = [orjson.dumps(text) for text in VOCABULARY]
 _TOLD = [b"{%s:-0.5}" % string for string in _STRINGS]
 _CANDIDATES = range(10**6, 10**6 + len(TOP_LOGPROBS))
-"""Outside of the vocabulary: nobody asks what they are."""
+"""Outside the vocabulary, because nobody asks what they are."""
 _TOP_ROW = b",".join(
     b'"%d":{"logprob":%f,"rank":%d,"decoded_token":"x"}' % (token, x, rank)
     for rank, (token, x) in enumerate(zip(_CANDIDATES, TOP_LOGPROBS, strict=True), 1)
@@ -43,20 +43,20 @@ _NEXT_TOP = orjson.dumps(
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What the usage tells of one prompt."""
+    """The usage of one prompt."""
 
     num: int
     num_cached: int
 
 
 class VllmWire:
-    """Answers as vLLM does. What our backend, the published loop and OpenAI clients ask for."""
+    """Answers as vLLM does, for our backend, the published loop and OpenAI clients only."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     async def handle(self, path: str, body: bytes, reply: Reply) -> None:
-        """One request."""
+        """Answer one request."""
         if path == "/tokenize":
             ids = encode(orjson.loads(body)["prompt"])
             strings = [VOCABULARY[token] for token in ids]
@@ -78,7 +78,7 @@ class VllmWire:
                 *(self._whole(n, ids, asked, is_chat=is_chat) for n, ids in enumerate(prompts))
             )
             choices = b",".join(choice for choice, _ in answers)
-            # As vLLM: the tokens of all prompts, the cached ones of the last.
+            # As in vLLM: the tokens of all prompts, the cached tokens of the last prompt.
             usage = _usage(
                 sum(map(len, prompts)),
                 sum(told.num for _, told in answers),
@@ -101,7 +101,7 @@ class VllmWire:
     async def _whole(
         self, index: int, ids: list[int], asked: dict[str, Any], *, is_chat: bool
     ) -> tuple[bytes, _Told]:
-        """The choice of one prompt."""
+        """Return the choice of one prompt."""
         stops = asked.get("stop") or ()
         async with self._engine.admitted(ids, _reuse(asked)) as running:
             written = await running.whole(asked.get("max_tokens") or 16, stops)
@@ -124,7 +124,7 @@ class VllmWire:
 
 
 def _prompts(prompt: Any) -> list[list[int]]:  # noqa: ANN401
-    """A text, the ids of one, or those of several."""
+    """Return the ids of one text or several, given as text or as ids."""
     if isinstance(prompt, str):
         return [encode(prompt)]
     return prompt if isinstance(prompt[0], list) else [prompt]
@@ -135,7 +135,7 @@ def _reuse(asked: dict[str, Any]) -> Reuse:
 
 
 def _choice(chunk: Chunk) -> bytes:
-    """A stream's chunk, with the tokens one by one."""
+    """Return a stream's chunk, with the tokens one by one."""
     strings = b",".join([_STRINGS[token] for token in chunk.ids])
     values = b",".join([b"-0.5"] * len(chunk.ids))
     tops = b",".join([_TOLD[token] for token in chunk.ids])

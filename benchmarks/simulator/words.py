@@ -1,7 +1,7 @@
-"""The simulated models' vocabulary: a word is a token, and says itself how probable it is.
+"""Defines the simulated models' vocabulary: a word is a token, and shows how probable it is.
 
-Both models share it. The proxy reads it from a `tokenizer.json`, as it does any model's; the
-simulated servers, which must be cheap, cut texts with one regular expression.
+Both models share it. The proxy reads it from a `tokenizer.json`, as for any model; the simulated
+servers, which must be cheap, cut texts with one regular expression.
 """
 
 import json
@@ -36,15 +36,15 @@ _SHARE = (len(VOCABULARY) - _FIRST_WORD) // 5
 DOUBTFUL: Final = range(_FIRST_WORD, _FIRST_WORD + _SHARE)
 """Words to which the teacher gives 0.3: low, and above every boundary."""
 WRONG: Final = range(_FIRST_WORD + _SHARE, _FIRST_WORD + 2 * _SHARE)
-"""Words to which the teacher gives 0.018: a step of them is a breach."""
+"""Words to which the teacher gives 0.018: a step of such words is a breach."""
 SURE: Final = range(_FIRST_WORD + 2 * _SHARE, len(VOCABULARY))
 
 TOP_LOGPROBS: Final = (-0.22, *(-4.55 for _ in range(19)))
-"""Of the 20 most probable tokens everywhere: H is 1.1, and with the defaults the boundary 0.07."""
+"""The 20 most probable tokens everywhere: H is 1.1, and with the defaults the boundary 0.07."""
 
 
 def logprob(token: int) -> float:
-    """The teacher's natural log-probability of a token, wherever it stands."""
+    """Return the teacher's natural log-probability of a token, wherever it occurs."""
     if token in DOUBTFUL:
         return -1.2
     if token in WRONG:
@@ -57,12 +57,12 @@ _UNKNOWN = IDS["?"]
 
 
 def encode(text: str) -> list[int]:
-    """The ids of a text."""
+    """Return the ids of a text."""
     return [IDS.get(piece, _UNKNOWN) for piece in _TOKEN.findall(text)]
 
 
 def decode(ids: list[int]) -> str:
-    """The text of ids; the end token is none."""
+    """Return the text of ids; the end token has no text."""
     return "".join(VOCABULARY[token] for token in ids if token != END)
 
 
@@ -73,7 +73,7 @@ _TEMPLATE = (
 
 
 def write_tokenizer(folder: Path) -> None:
-    """The files that the proxy's `tokenizer: FOLDER` wants."""
+    """Write the files that the proxy's `tokenizer: FOLDER` needs."""
     folder.mkdir(parents=True, exist_ok=True)
     special = [
         {"id": token, "content": VOCABULARY[token], "special": True, "normalized": False}
