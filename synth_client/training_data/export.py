@@ -140,7 +140,7 @@ def _turns(record: Record) -> _Turns:
     if there != wanted:
         raise ValueError(
             f"the roles are {', '.join(message.role for message in record.messages)},"
-            " not alternately user and assistant after at most one system message"
+            " not user and assistant in turn after at most one system message"
         )
     texts = [message.content for message in messages]
     return _Turns(system, tuple(zip(texts[:-1:2], texts[1::2], strict=True)), texts[-1])

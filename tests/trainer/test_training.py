@@ -45,7 +45,7 @@ def test_a_student_learns_and_goes_on_after_a_kill(model: Path, tmp_path: Path) 
     assert resumed["resumed_from"] in {6, 12, 18}
     assert resumed["exit_code"] == 0
     assert run["versions"]["llamafactory"] == "0.9.5"
-    assert f"Going on after step {resumed['resumed_from']}" in second.said
+    assert f"Continuing after step {resumed['resumed_from']}" in second.said
     assert f"{NUM_STEPS} steps, loss " in second.said
     there = {path.name for path in (second.output / "model").iterdir()}
     assert {"model.safetensors", "tokenizer.json", "training_loss.png"} <= there

@@ -145,7 +145,7 @@ def place_of(labels: list[int], ids: list[int], tokens: list[Token], num_turns: 
     run = labels[starts[-1] : end]
     # An end-of-sequence token may be added to the template's text.
     if run[: len(ids)] != ids[: len(run)] or len(run) > len(ids) + 1:
-        raise ValueError("LLaMA-Factory tokenised it differently")
+        raise ValueError("LLaMA-Factory made other tokens from it")
     more = [Token(tokens[-1].learned, None)] * (len(run) - len(ids))
     return Place(starts[-1], [*tokens[: len(run)], *more])
 

@@ -217,7 +217,7 @@ def _data_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
 
 
 def _mistake_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
-    yield "| First mistake, % of the answers | a wrong sum | not the next step | other |"
+    yield "| What goes wrong first, % of the answers | a wrong sum | not the next step | other |"
     yield "|---|---:|---:|---:|"
     for one in arms:
         cells = [Spread.over(list(by_seed.values())).percent() for by_seed in one.mistakes.values()]

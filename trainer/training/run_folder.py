@@ -200,7 +200,7 @@ def _locked(path: Path) -> Iterator[int]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise RunExists(f"{path.parent}: another process is training there") from error
+        raise RunExists(f"{path.parent}: another process trains there") from error
     try:
         yield descriptor
     finally:

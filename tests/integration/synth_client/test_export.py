@@ -153,7 +153,7 @@ def test_a_mask_that_a_format_cannot_express_is_refused(to: Format, tmp_path: Pa
         run(tmp_path, to, mask="correction")
     assert str(caught.value) == (
         f"--mask correction: {to} cannot leave a part of an answer out of the loss;"
-        " parquet and hf have (column loss_spans)"
+        " parquet and hf can (column loss_spans)"
     )
 
 
@@ -203,7 +203,7 @@ def test_a_line_that_is_no_record_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_an_export_is_replaced_only_when_asked(tmp_path: Path) -> None:
     output = run(tmp_path, "parquet")
-    with pytest.raises(OutputError, match="out is not empty; choose another folder, or --overwri"):
+    with pytest.raises(OutputError, match="out is not empty; choose another folder, or use --overwri"):
         run(tmp_path, "messages")
     run(tmp_path, "messages", overwrite=True)
     assert sorted(path.name for path in output.iterdir()) == [MARKER, "train.jsonl"]

@@ -116,7 +116,7 @@ async def test_a_model_is_asked_plainly_and_judged_by_math(
         "| level: 2 | 2 | 75.0 (50.0 to 100.0) | 100.0 (100.0 to 100.0) |\n"
         "| all | 4 | 43.8 (12.5 to 81.2) | 75.0 (25.0 to 100.0) |\n"
         "\n"
-        "In percent; 4 samples a problem, temperature 0.6, top_p 0.9, max_tokens 50, seed 100;"
+        "In percent; 4 samples per problem, temperature 0.6, top_p 0.9, max_tokens 50, seed 100;"
         " answers judged by `math`. pass@k is the unbiased estimate, in brackets its 95% interval"
         " (percentile bootstrap over problems, 2,000 resamples, seed 0).\n"
     )

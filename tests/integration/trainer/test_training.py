@@ -111,9 +111,9 @@ def test_a_failure_gives_its_exit_code_and_the_tail_of_its_log(scripted: Scripte
     ("script", "sentence", "code"),
     [
         ("echo 'torch.OutOfMemoryError: CUDA out of memory.'; exit 1", "out of memory: take", 1),
-        ("kill -9 $$", "killed, as systems do that run out of memory", 137),
+        ("kill -9 $$", "killed, as systems do when they run out of memory", 137),
         ("kill -11 $$", "ended by SIGSEGV", 139),
-        ("cat ../torchrun-killed; exit 1", "killed, as systems do that run out of memory", 1),
+        ("cat ../torchrun-killed; exit 1", "killed, as systems do when they run out of memory", 1),
     ],
 )
 def test_running_out_of_memory_is_told_as_such(
@@ -228,7 +228,7 @@ def test_nothing_is_left_where_nothing_was_run(scripted: ScriptedTrainer) -> Non
 def test_a_folder_with_something_else_in_it_is_refused(scripted: ScriptedTrainer) -> None:
     scripted.output.mkdir()
     (scripted.output / "thesis.tex").touch()
-    with pytest.raises(RunExists, match="is not empty and holds no training"):
+    with pytest.raises(RunExists, match="is not empty and is not a training"):
         scripted.train()
     assert [path.name for path in scripted.output.iterdir()] == ["thesis.tex"]
 

@@ -97,7 +97,7 @@ def test_the_digest_changes_with_what_is_asked_and_expected_and_with_nothing_els
         ({"problem": "a", "answer": " "}, "no answer; every problem of a benchmark needs one"),
         ({"problem": "a", "answer": [1]}, "answer is neither text nor a number: list"),
         ({"text": "a", "answer": "1"}, "no question: none of messages, question, problem,"),
-        ({"problem": "a", "answer": "1", "id": "0"}, "the id 0 is there already"),
+        ({"problem": "a", "answer": "1", "id": "0"}, "repeats the id 0"),
         ({"problem": "a", "answer": "1", "level": []}, "level is neither text nor a whole number"),
         ({"problem": "a", "answer": "1", "subject": 0.5}, "subject is neither text nor a whole"),
     ],

@@ -179,7 +179,7 @@ def test_records_without_anything_to_learn_are_left_out_and_counted(tmp_path: Pa
 
 def test_weights_need_scored_records(tmp_path: Path) -> None:
     source = written(tmp_path / "records.jsonl", [record_of(unbroken(id="x"))])
-    with pytest.raises(RecipeError, match=r"token_logprobs in every record, and x, .* motab score"):
+    with pytest.raises(RecipeError, match=r"token_logprobs in every record, but x, .* motab score"):
         export_with_spans(source, tmp_path / "data", Filters(()), weighted())
 
 

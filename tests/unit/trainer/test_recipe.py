@@ -154,7 +154,7 @@ def test_a_wrong_key_or_value_is_named(
     ("path", "value", "sentence"),
     [
         ("template", "qwen3", "template: with loss.kind on_policy it is the tokenizer's own"),
-        ("training.packing", "neat", "training.packing: loss.kind on_policy packs nothing"),
+        ("training.packing", "neat", "training.packing: loss.kind on_policy does not pack"),
         ("from_scratch", True, "from_scratch: loss.kind on_policy needs a student that can write"),
     ],
 )

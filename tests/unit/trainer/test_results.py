@@ -32,7 +32,7 @@ def results(*problems: ProblemResult) -> Results:
 
 TWO = results(problem("p", "1", 2, 1), problem("q", "2", 2, 2))
 HOW = (
-    "In percent; 2 samples a problem, temperature 0.6, max_tokens 100; answers judged by `math`."
+    "In percent; 2 samples per problem, temperature 0.6, max_tokens 100; answers judged by `math`."
     " pass@k is the unbiased estimate, in brackets its 95% interval (percentile bootstrap over"
     " problems, 2,000 resamples, seed 0).\n"
 )
