@@ -203,7 +203,9 @@ def test_a_line_that_is_no_record_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_an_export_is_replaced_only_when_asked(tmp_path: Path) -> None:
     output = run(tmp_path, "parquet")
-    with pytest.raises(OutputError, match="out is not empty; choose another folder, or use --overwri"):
+    with pytest.raises(
+        OutputError, match="out is not empty; choose another folder, or use --overwri"
+    ):
         run(tmp_path, "messages")
     run(tmp_path, "messages", overwrite=True)
     assert sorted(path.name for path in output.iterdir()) == [MARKER, "train.jsonl"]

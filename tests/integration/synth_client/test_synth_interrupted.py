@@ -47,7 +47,7 @@ async def test_a_second_process_on_the_same_output_is_refused(
     synth = Process(server.base_url, source, tmp_path / "out.jsonl")
     first = await synth.start()
     await server.came.wait()
-    assert "another motab synth is writing it" in await synth.ended(1)
+    assert "another motab synth is writing to it" in await synth.ended(1)
     server.released.set()
     await first.communicate()
     assert first.returncode == 0

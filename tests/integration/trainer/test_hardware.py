@@ -26,7 +26,11 @@ def test_the_machine_decides_where_the_recipe_does_not(scripted: ScriptedTrainer
 @pytest.mark.parametrize(
     ("hardware", "environment", "sentence"),
     [
-        ({"kind": "gpu", "gpus": 4}, GPUS, r"hardware\.gpus: 4 wanted, PyTorch 2\.13\.0 sees 2"),
+        (
+            {"kind": "gpu", "gpus": 4},
+            GPUS,
+            r"hardware\.gpus: 4 wanted, PyTorch 2\.13\.0 sees only 2",
+        ),
         (
             {"kind": "gpu", "gpus": 2, "zero3": True, "liger": True, "attention": "flash2"},
             GPUS,
@@ -35,9 +39,9 @@ def test_the_machine_decides_where_the_recipe_does_not(scripted: ScriptedTrainer
         (
             {"kind": "gpu", "gpus": 2},
             replace(GPUS, num_parameters=8 * 10**9),
-            "8,000,000,000 parameters take 128.0 GB, each GPU has 80.0",
+            "8,000,000,000 parameters take 128.0 GB, but each GPU has 80.0",
         ),
-        ({"kind": "cpu"}, replace(ENVIRONMENT, num_parameters=10**12), "take 16000.0 GB, this"),
+        ({"kind": "cpu"}, replace(ENVIRONMENT, num_parameters=10**12), "take 16000.0 GB, but this"),
         ({"kind": "auto", "per_device": 5}, GPUS, "batch_size: 32 cannot be divided by the 10"),
     ],
 )

@@ -259,7 +259,7 @@ def test_an_environment_that_is_missing_or_broken_is_told(
 
 @pytest.mark.parametrize("model", ["./none", "/none", "~/none", "none", "a/b/c"])
 def test_a_model_that_is_nowhere_is_told(model: str, scripted: ScriptedTrainer) -> None:
-    with pytest.raises(RecipeError, match=f"^model: {model}: no such folder, nor a Hugging Face"):
+    with pytest.raises(RecipeError, match=f"^model: {model}: neither a folder nor a Hugging Face"):
         inspect_environment(scripted.python, scripted.recipe(model=model))
 
 

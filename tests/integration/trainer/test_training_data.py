@@ -51,5 +51,7 @@ def test_an_export_that_holds_no_data_is_told(
 
 def test_a_filter_that_is_none_is_named(scripted: ScriptedTrainer) -> None:
     data = RecordsData(kind="records", path=scripted.records, filters=("good",))
-    with pytest.raises(RecipeError, match=r"^data\.filters: good: no such filter; there are corr"):
+    with pytest.raises(
+        RecipeError, match=r"^data\.filters: good: no such filter; known filters are corr"
+    ):
         prepare(data, scripted.output)
