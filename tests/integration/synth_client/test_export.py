@@ -186,7 +186,9 @@ def test_a_conversation_that_a_format_cannot_hold_is_refused_not_left_out(
     with pytest.raises(InputError) as caught:
         run(tmp_path, to)
     assert f"bags, sample 0: the roles are {', '.join(roles)}, not user and" in str(caught.value)
-    assert f"{to} cannot hold it, messages, parquet and hf can" in str(caught.value)
+    assert f"{to} cannot hold such a conversation, but messages, parquet and hf can" in str(
+        caught.value
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -332,7 +332,9 @@ def test_without_an_environment_it_is_said_how_to_make_one(
     monkeypatch.setattr("trainer.environments._SOURCE", tmp_path / "trainer")
     monkeypatch.chdir(tmp_path)
     failed = invoke(tmp_path, "--benchmark", "aime24")
-    assert "there is no .venv-evalscope here; make eval-env makes it" in str(failed.exception)
+    assert "there is no .venv-evalscope here; make eval-env in motab's source makes it" in str(
+        failed.exception
+    )
 
 
 def test_a_problem_without_an_answer_is_named_before_anything_is_asked(tmp_path: Path) -> None:

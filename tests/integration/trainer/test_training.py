@@ -86,7 +86,7 @@ def test_what_cannot_be_distilled_is_told_before_anything_runs(scripted: Scripte
     with pytest.raises(RecipeError, match=r"^training\.batch_size: 3 is more than the 2 examples"):
         scripted.train(**few)
     loss = {"kind": "on_policy", "teacher": "./none"}
-    with pytest.raises(RecipeError, match=r"^loss\.teacher: \./none: no such folder"):
+    with pytest.raises(RecipeError, match=r"^loss\.teacher: \./none: neither a folder"):
         scripted.train(**scripted.on_policy(loss=loss, training={"batch_size": 2}))
     assert not scripted.output.exists()
     folder = scripted.folder / "alpaca"
@@ -110,7 +110,7 @@ def test_a_failure_gives_its_exit_code_and_the_tail_of_its_log(scripted: Scripte
 @pytest.mark.parametrize(
     ("script", "sentence", "code"),
     [
-        ("echo 'torch.OutOfMemoryError: CUDA out of memory.'; exit 1", "out of memory: take", 1),
+        ("echo 'torch.OutOfMemoryError: CUDA out of memory.'; exit 1", "out of memory: use", 1),
         ("kill -9 $$", "killed, as systems do when they run out of memory", 137),
         ("kill -11 $$", "ended by SIGSEGV", 139),
         ("cat ../torchrun-killed; exit 1", "killed, as systems do when they run out of memory", 1),
@@ -247,7 +247,9 @@ def test_an_environment_that_is_missing_or_broken_is_told(
     monkeypatch.setattr("trainer.environments._SOURCE", scripted.folder / "trainer")
     with pytest.raises(TrainerMissing, match=r"there is no \.venv-trainer here; make train-env"):
         trainer_python(None)
-    with pytest.raises(TrainerMissing, match=r"no \.venv-reference here; make distill-env makes"):
+    with pytest.raises(
+        TrainerMissing, match=r"no \.venv-reference here; make distill-env in motab's source makes"
+    ):
         trainer_python(None, "trl")
     scripted.python.write_text("#!/bin/sh\necho 'ImportError: torch' >&2; exit 1\n")
     with pytest.raises(TrainerMissing, match="cannot be used to train: ImportError: torch"):

@@ -31,7 +31,11 @@ def break_info(folder: Path) -> None:
     ("spoil", "dataset", "sentence"),
     [
         (lambda folder: None, "other", "has no 'other', only motab"),
-        (lambda folder: (folder / "train.jsonl").unlink(), "motab", "train.jsonl, which is not"),
+        (
+            lambda folder: (folder / "train.jsonl").unlink(),
+            "motab",
+            "train.jsonl, which does not exist",
+        ),
         (lambda folder: (folder / "train.jsonl").write_bytes(b"\n"), "motab", "is empty"),
         (lambda folder: (folder / "dataset_info.json").unlink(), "motab", "has no dataset_info"),
         (break_info, "motab", "names no file of 'motab'"),
