@@ -185,10 +185,9 @@ def test_a_conversation_that_a_format_cannot_hold_is_refused_not_left_out(
     written(tmp_path / "records.jsonl", [RECORDS[0], record_of(unbroken(messages=messages))])
     with pytest.raises(InputError) as caught:
         run(tmp_path, to)
-    assert f"bags, sample 0: the roles are {', '.join(roles)}, not user and" in str(caught.value)
-    assert f"{to} cannot hold such a conversation, but messages, parquet and hf can" in str(
-        caught.value
-    )
+    message = str(caught.value)
+    assert f"bags, sample 0: the roles are {', '.join(roles)}, not user and" in message
+    assert f"{to} cannot hold such a conversation, but messages, parquet and hf can" in message
     assert not (tmp_path / "out").exists()
 
 
