@@ -1,6 +1,6 @@
-"""How far the student writes ahead of the verdicts, and when its waiting steps are scored.
+"""Decides how far the student writes ahead of the verdicts, and when its waiting steps are scored.
 
-Neither changes a decision: these depend on the step texts and their scores alone.
+Neither changes a decision: decisions depend on the step texts and their scores alone.
 """
 
 from typing import Protocol
@@ -66,9 +66,7 @@ class Lookahead:
         return self._is_paused or at_half or self._schedule.is_due(num_waiting)
 
     def gate(self, write_id: int, num_ahead: int, num_steps: int) -> list[Command]:
-        """What becomes of the open stream, with so many tokens that were not judged, in so many
-        whole steps and the one being written.
-        """
+        """Pause or resume the stream, given its unjudged tokens and finished steps."""
         if self._is_paused:
             if num_steps and 2 * num_ahead > self._limit:
                 return []
@@ -78,3 +76,48 @@ class Lookahead:
             self._is_paused = True
             return [Pause(write_id)]
         return []
+
+
+class ScoringQueue:
+    """Counts a draft's steps that wait for their verdicts, and says which call scores them when.
+
+    One call is under way at a time. It scores all steps that waited when it went out.
+    """
+
+    def __init__(self, limit: int, schedule: Schedule) -> None:
+        self._lookahead = Lookahead(limit, schedule)
+        self.num_steps = 0
+        """Whole steps without a verdict, those in flight included."""
+        self._num_tokens = 0
+        self._num_in_flight = 0
+
+    def add(self, num_tokens: int) -> None:
+        """Let one more step wait."""
+        self.num_steps += 1
+        self._num_tokens += num_tokens
+
+    def judged(self, num_tokens: int) -> None:
+        """Remove the oldest step, whose verdict has come."""
+        self.num_steps -= 1
+        self._num_tokens -= num_tokens
+
+    def gate(self, write_id: int, open_tokens: int) -> list[Command]:
+        """Pause or resume the stream, which is writing a step of `open_tokens` so far."""
+        return self._lookahead.gate(write_id, self._num_tokens + open_tokens, self.num_steps)
+
+    def send_due(self, *, draft_is_over: bool) -> int:
+        """Send the steps whose call is due: return their number, 0 where no call should go out."""
+        if not self.num_steps or self._num_in_flight:
+            return 0
+        if draft_is_over or self._lookahead.is_due(self._num_tokens):
+            self._num_in_flight = self.num_steps
+            return self.num_steps
+        return 0
+
+    def answered(self, num_scores: int) -> None:
+        """End the call under way. Raises ValueError where it did not score exactly its steps."""
+        if num_scores != self._num_in_flight:
+            raise ValueError(
+                f"{self._num_in_flight} steps were to be scored, {num_scores} scores came"
+            )
+        self._num_in_flight = 0

@@ -8,7 +8,7 @@ trajectory is the same: decisions depend on the step texts and their scores alon
 from typing import Protocol
 
 from proxy.core.imitkd import ImitKdMonitor
-from proxy.core.lookahead import AT_ONCE, Lookahead, Schedule
+from proxy.core.lookahead import AT_ONCE, Schedule, ScoringQueue
 from proxy.core.params import Params
 from proxy.core.prefix import PrefixMonitor
 from proxy.core.segmenter import Segmenter
@@ -77,12 +77,9 @@ class MotabMonitor:
         self._segmenter = Segmenter(
             params.delimiter, params.max_step_tokens, params.max_total_tokens
         )
-        self._lookahead = Lookahead(params.max_lookahead_tokens, schedule)
+        self._queue = ScoringQueue(params.max_lookahead_tokens, schedule)
         self._steps: list[Step] = []
-        self._unjudged_tokens = 0
-        """Of the steps that were not judged yet."""
         self._judged: list[StepTrace] = []
-        self._num_in_flight = 0
         self._next_entropy: float | None = None
         self._draft_end: FinishReason | None = None
         """Why the student's text is over; what still comes of it is ignored."""
@@ -134,8 +131,9 @@ class MotabMonitor:
         return self._advance()
 
     def _add(self, steps: list[Step]) -> None:
-        self._steps += steps
-        self._unjudged_tokens += sum(step.num_tokens for step in steps)
+        for step in steps:
+            self._steps.append(step)
+            self._queue.add(step.num_tokens)
 
     def _halt_draft(self) -> list[Command]:
         if not self._draft_is_open:
@@ -146,27 +144,17 @@ class MotabMonitor:
     def _advance(self) -> list[Command]:
         """What the student's text and the verdicts so far allow."""
         commands = self._emit_draft()
-        num_unjudged = len(self._steps) - len(self._judged)
-        if not num_unjudged and self._draft_end is not None:
-            return commands + self._finish(self._draft_end)
         if self._draft_end is None:
-            ahead = self._unjudged_tokens + self._segmenter.open_tokens
-            commands += self._lookahead.gate(self._DRAFT, ahead, num_unjudged)
-        if num_unjudged and not self._num_in_flight and self._is_due():
-            self._num_in_flight = num_unjudged
+            commands += self._queue.gate(self._DRAFT, self._segmenter.open_tokens)
+        elif not self._queue.num_steps:
+            return commands + self._finish(self._draft_end)
+        if num_new := self._queue.send_due(draft_is_over=self._draft_end is not None):
             texts = tuple(step.text for step in self._steps)
-            commands.append(Score(texts, num_unjudged, self._next_entropy is not None))
+            commands.append(Score(texts, num_new, self._next_entropy is not None))
         return commands
 
-    def _is_due(self) -> bool:
-        return self._draft_end is not None or self._lookahead.is_due(self._unjudged_tokens)
-
     def _scored(self, event: Scored) -> list[Command]:
-        if len(event.scores) != self._num_in_flight:
-            raise ValueError(
-                f"{self._num_in_flight} steps were to be scored, {len(event.scores)} scores came"
-            )
-        self._num_in_flight = 0
+        self._queue.answered(len(event.scores))
         commands: list[Command] = []
         for score in event.scores:
             entropy = score.entropy if score.entropy is not None else self._next_entropy
@@ -179,7 +167,7 @@ class MotabMonitor:
                 self._params,
             )
             self._judged.append(step)
-            self._unjudged_tokens -= step.student_tokens
+            self._queue.judged(step.student_tokens)
             commands.append(Judged(index, step))
             if not step.safe:
                 return commands + self._breach()
@@ -266,7 +254,7 @@ class MotabMonitor:
         trajectory = Trajectory(
             text=output.text,
             spans=output.spans,
-            steps=placed(self._judged, num_kept),
+            steps=placed(self._judged, range(num_kept, len(self._judged))),
             breach=None if cut is None else len(self._judged) - 1,
             bifurcation=cut,
             finish_reason=reason,

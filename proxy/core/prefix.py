@@ -4,8 +4,9 @@ from dataclasses import replace
 from random import Random
 
 from proxy.core.params import Params
-from proxy.core.relay import Relay, unscored
+from proxy.core.relay import Relay
 from proxy.core.types import Command, Emit, Event, Scored, Step, WriteEnded, Wrote
+from proxy.core.verdict import unscored
 
 
 class PrefixMonitor(Relay):

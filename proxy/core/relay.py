@@ -7,7 +7,7 @@ stretch costs a token at least, and the trajectory ends.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from proxy.core.params import Params
 from proxy.core.segmenter import Segmenter
@@ -25,6 +25,7 @@ from proxy.core.types import (
     Write,
     Wrote,
 )
+from proxy.core.verdict import placed, unscored
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +173,15 @@ class Relay:
 
     def _finish(self, reason: FinishReason) -> Finish:
         self._is_finished = True
-        steps = _placed(self._steps)
+        rejected = {index for index, step in enumerate(self._steps) if step.safe is False}
+        steps = placed(self._steps, rejected)
         kept = [step for step in steps if step.start is not None]
         output = cover(*_by_author(kept))
         return Finish(
             Trajectory(
                 text=output.text,
                 spans=output.spans,
-                steps=tuple(steps),
+                steps=steps,
                 breach=None,
                 bifurcation=None,
                 finish_reason=reason,
@@ -187,30 +189,6 @@ class Relay:
                 teacher_tokens=sum(s.teacher_tokens for s in kept if s.author == "teacher"),
             )
         )
-
-
-def unscored(step: Step, author: Author) -> StepTrace:
-    """A step that nobody scored."""
-    by_student = author == "student"
-    return StepTrace(
-        text=step.text,
-        author=author,
-        student_tokens=step.num_tokens if by_student else 0,
-        teacher_tokens=0 if by_student else step.num_tokens,
-    )
-
-
-def _placed(steps: Iterable[StepTrace]) -> list[StepTrace]:
-    """The steps with their offsets; those that were found unsafe are not part of the text."""
-    placed: list[StepTrace] = []
-    end = 0
-    for step in steps:
-        if step.safe is False:
-            placed.append(step)
-            continue
-        start, end = end, end + len(step.text)
-        placed.append(replace(step, start=start, end=end))
-    return placed
 
 
 def _by_author(steps: Iterable[StepTrace]) -> Iterator[tuple[Author, str]]:

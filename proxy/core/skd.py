@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from proxy.core.lookahead import AT_ONCE, Lookahead, Schedule
+from proxy.core.lookahead import AT_ONCE, Schedule, ScoringQueue
 from proxy.core.params import Params
 from proxy.core.relay import Relay
 from proxy.core.scoring import oracle_value
@@ -20,6 +20,7 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
+from proxy.core.verdict import check_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,10 @@ class SkdMonitor(Relay):
     def __init__(self, params: Params, schedule: Schedule = AT_ONCE) -> None:
         super().__init__(params)
         self._schedule = schedule
-        self._lookahead: Lookahead
+        self._queue: ScoringQueue
         self._drafted: list[_Drafted] = []
         self._open_logprobs: list[tuple[float, ...]] = []
         """Of the student's tokens after its last whole step."""
-        self._num_in_flight = 0
         self._draft_end: FinishReason | None = None
 
     def start(self) -> list[Command]:
@@ -76,7 +76,7 @@ class SkdMonitor(Relay):
         self._drafted.clear()
         self._open_logprobs.clear()
         self._draft_end = None
-        self._lookahead = Lookahead(self._params.max_lookahead_tokens, self._schedule)
+        self._queue = ScoringQueue(self._params.max_lookahead_tokens, self._schedule)
         return [self._begin("student", lambda _num: False, logprobs=True)]
 
     def _draft(self, event: Wrote) -> list[Command]:
@@ -100,34 +100,26 @@ class SkdMonitor(Relay):
             own_value = oracle_value([x for logprobs in covering for x in logprobs])
             del self._open_logprobs[: step.num_tokens]
             self._drafted.append(_Drafted(step, own_value))
+            self._queue.add(step.num_tokens)
 
     def _advance(self) -> list[Command]:
-        if not self._drafted and self._draft_end is not None:
-            return [self._finish(self._draft_end)]
-        num_waiting = sum(drafted.step.num_tokens for drafted in self._drafted)
         commands: list[Command] = []
         if self._draft_end is None:
-            ahead = num_waiting + self._stretch.open_tokens
-            commands += self._lookahead.gate(self._stretch.write_id, ahead, len(self._drafted))
-        if self._drafted and not self._num_in_flight and self._is_due(num_waiting):
-            self._num_in_flight = len(self._drafted)
+            commands += self._queue.gate(self._stretch.write_id, self._stretch.open_tokens)
+        elif not self._drafted:
+            return [self._finish(self._draft_end)]
+        if num_new := self._queue.send_due(draft_is_over=self._draft_end is not None):
             texts = (*self._kept, *(drafted.step.text for drafted in self._drafted))
             # No entropy is needed, so none need be asked for.
-            commands.append(Score(texts, self._num_in_flight, entropy_known=True))
+            commands.append(Score(texts, num_new, entropy_known=True))
         return commands
 
-    def _is_due(self, num_waiting: int) -> bool:
-        return self._draft_end is not None or self._lookahead.is_due(num_waiting)
-
     def _scored(self, event: Scored) -> list[Command]:
-        if len(event.scores) != self._num_in_flight:
-            raise ValueError(
-                f"{self._num_in_flight} steps were to be scored, {len(event.scores)} scores came"
-            )
-        self._num_in_flight = 0
+        self._queue.answered(len(event.scores))
         commands: list[Command] = []
         for score in event.scores:
             step = self._judged(self._drafted.pop(0), score)
+            self._queue.judged(step.student_tokens)
             commands.append(Judged(len(self._steps), step))
             if not step.safe:
                 self._steps.append(step)
@@ -139,8 +131,7 @@ class SkdMonitor(Relay):
 
     def _judged(self, drafted: _Drafted, score: StepScore) -> StepTrace:
         """Raises ValueError where the score is impossible."""
-        if not 0.0 <= score.value <= 1.0:
-            raise ValueError(f"a value must be in [0, 1], not {score.value}")
+        check_value(score.value)
         limit = self._params.gamma * drafted.own_value
         return StepTrace(
             text=drafted.step.text,

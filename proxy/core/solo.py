@@ -13,13 +13,12 @@ from proxy.core.types import (
     Halt,
     Scored,
     Step,
-    StepTrace,
     Trajectory,
     Write,
     WriteEnded,
     Wrote,
 )
-from proxy.core.verdict import placed
+from proxy.core.verdict import placed, unscored
 
 
 class SoloMonitor:
@@ -65,22 +64,13 @@ class SoloMonitor:
 
     def _finish(self, reason: FinishReason) -> Finish:
         self._ended = True
-        by_student = self._author == "student"
-        traces = [
-            StepTrace(
-                text=step.text,
-                author=self._author,
-                student_tokens=step.num_tokens if by_student else 0,
-                teacher_tokens=0 if by_student else step.num_tokens,
-            )
-            for step in self._steps
-        ]
+        traces = [unscored(step, self._author) for step in self._steps]
         output = cover((self._author, "".join(step.text for step in self._steps)))
         return Finish(
             Trajectory(
                 text=output.text,
                 spans=output.spans,
-                steps=placed(traces, len(traces)),
+                steps=placed(traces),
                 breach=None,
                 bifurcation=None,
                 finish_reason=reason,

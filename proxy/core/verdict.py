@@ -1,22 +1,21 @@
-"""What is decided about steps, once their scores are known."""
+"""Decides about steps once their scores are known, and traces the steps of the finished text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from proxy.core.boundary import boundary
 from proxy.core.credit import bifurcation
 from proxy.core.params import Params
-from proxy.core.types import Step, StepScore, StepTrace
+from proxy.core.types import Author, Step, StepScore, StepTrace
 
 
 def judge(step: Step, score: StepScore, previous: StepTrace | None, params: Params) -> StepTrace:
     """Decide on one step of the student: safe when V_t >= eps_t.
 
-    Raises ValueError where the score is impossible: an outage must never look like a verdict.
+    Raises ValueError where the score is impossible.
     """
-    if not 0.0 <= score.value <= 1.0:
-        raise ValueError(f"a value must be in [0, 1], not {score.value}")
+    check_value(score.value)
     if score.entropy is not None and not 0.0 <= score.entropy < math.inf:
         raise ValueError(f"an entropy must be a finite number of nats, not {score.entropy}")
     limit = boundary(score.entropy, params)
@@ -34,6 +33,23 @@ def judge(step: Step, score: StepScore, previous: StepTrace | None, params: Para
     )
 
 
+def check_value(value: float) -> None:
+    """Raise ValueError for what is no V_t: an outage must never look like a verdict."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"a value must be in [0, 1], not {value}")
+
+
+def unscored(step: Step, author: Author) -> StepTrace:
+    """Trace a step that nobody scored."""
+    by_student = author == "student"
+    return StepTrace(
+        text=step.text,
+        author=author,
+        student_tokens=step.num_tokens if by_student else 0,
+        teacher_tokens=0 if by_student else step.num_tokens,
+    )
+
+
 def bifurcation_of(steps: Sequence[StepTrace], params: Params) -> int:
     """t* of a trajectory whose last judged step is the breach; the breach itself if `none`."""
     if params.backtrack == "none":
@@ -43,12 +59,14 @@ def bifurcation_of(steps: Sequence[StepTrace], params: Params) -> int:
     return bifurcation(values, boundaries)
 
 
-def placed(steps: Sequence[StepTrace], num_kept: int) -> tuple[StepTrace, ...]:
-    """Give the steps that are part of the text, the first `num_kept`, their character offsets."""
+def placed(steps: Sequence[StepTrace], left_out: Collection[int] = ()) -> tuple[StepTrace, ...]:
+    """Give the steps that are part of the text, all but those of the indices `left_out`, their
+    character offsets.
+    """
     placed: list[StepTrace] = []
     end = 0
     for index, step in enumerate(steps):
-        if index >= num_kept:
+        if index in left_out:
             placed.append(step)
             continue
         start, end = end, end + len(step.text)

@@ -52,7 +52,7 @@ async def score_text(
         raise UpstreamMalformed(teacher.name, str(error)) from error
     breach = next((index for index, step in enumerate(steps) if not step.safe), None)
     return ScoredText(
-        steps=placed(steps, len(steps)),
+        steps=placed(steps),
         breach=breach,
         bifurcation=None if breach is None else bifurcation_of(steps[: breach + 1], params),
         prompt_tokens=context.bounds[0],

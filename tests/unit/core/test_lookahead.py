@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.core.lookahead import Lookahead, is_worth_a_call
+from proxy.core.lookahead import AT_ONCE, Lookahead, ScoringQueue, is_worth_a_call
 from proxy.core.monitor import monitor_for
 from proxy.core.params import ParameterError, Params
 from proxy.core.types import Command, Emit, Pause, Resume, Score, Scored, StepScore, Wrote
@@ -83,6 +83,39 @@ def test_a_step_longer_than_the_limit_can_be_finished() -> None:
     assert lookahead.gate(0, 5000, 0) == [], "no verdict can come before its end"
     assert lookahead.gate(0, 5000, 1) == [Pause(0)]
     assert lookahead.gate(0, 4000, 0) == [Resume(0)]
+
+
+def test_one_call_is_under_way_at_a_time_and_scores_all_steps_that_waited() -> None:
+    queue = ScoringQueue(100, AT_ONCE)
+    assert queue.send_due(draft_is_over=True) == 0, "nothing waits"
+    queue.add(3)
+    queue.add(4)
+    assert queue.send_due(draft_is_over=False) == 2
+    queue.add(5)
+    assert queue.send_due(draft_is_over=True) == 0, "a call is under way"
+    with pytest.raises(ValueError, match="2 steps were to be scored, 3 scores came"):
+        queue.answered(3)
+    queue.answered(2)
+    queue.judged(3)
+    queue.judged(4)
+    assert (queue.num_steps, queue.send_due(draft_is_over=False)) == (1, 1)
+
+
+def test_steps_wait_for_their_schedule_only_while_the_student_writes() -> None:
+    queue = ScoringQueue(100, Never())
+    queue.add(49)
+    assert queue.send_due(draft_is_over=False) == 0
+    assert queue.send_due(draft_is_over=True) == 1
+
+
+def test_the_tokens_of_steps_that_wait_and_of_the_open_one_count_against_the_limit() -> None:
+    queue = ScoringQueue(100, Never())
+    queue.add(60)
+    queue.add(30)
+    assert queue.gate(7, 9) == []
+    assert queue.gate(7, 10) == [Pause(7)]
+    queue.judged(60)
+    assert queue.gate(7, 20) == [Resume(7)]
 
 
 def test_a_limit_below_one_token_is_refused() -> None:
