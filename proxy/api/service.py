@@ -19,6 +19,7 @@ from proxy.engine.admission import Admission, OwnSeats, Seats
 from proxy.engine.given_text import TextLogprobs, score_text, text_logprobs
 from proxy.engine.model_context import ModelContext
 from proxy.engine.runner import TrajectoryRun, first_error
+from proxy.engine.seeds import seed_of_choice
 from proxy.engine.served_model import ServedModel
 from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Outcome, Usage
@@ -65,7 +66,7 @@ class Job:
     def run(self, index: int, observer: "TextObserver") -> TrajectoryRun:
         """The trajectory of choice `index`. Each has a seed of its own."""
         request = self.request
-        seed = None if request.seed is None else _seed(request.seed, index)
+        seed = None if request.seed is None else seed_of_choice(request.seed, index)
         return TrajectoryRun(
             pair=self.model.pair,
             question=self.question,
@@ -324,11 +325,6 @@ class Service:
                 return await work
         except TimeoutError as error:
             raise DeadlineExceeded(f"the request took longer than {limit:g} s") from error
-
-
-def _seed(seed: int, index: int) -> int:
-    """The seed of choice `index`, in 64 bits like the first."""
-    return (seed + index + 2**63) % 2**64 - 2**63
 
 
 def _length_limit(request: GenerationRequest) -> int | None:

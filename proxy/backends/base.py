@@ -106,6 +106,11 @@ class Sampling:
     """Drafts must bring them; only for servers that give them (`Upstream.writes_logprobs`)."""
 
     @property
+    def seed_31_bits(self) -> int | None:
+        """The seed as servers take it that know no negative and no larger ones."""
+        return None if self.seed is None else self.seed & 0x7FFFFFFF
+
+    @property
     def is_seeded(self) -> bool:
         """Whether a seed decides the text: it can only be written again from its start."""
         return self.seed is not None and self.temperature > 0

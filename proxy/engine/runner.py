@@ -5,15 +5,11 @@ decisions are the monitor's: this file only does what it says and tells it what 
 """
 
 import asyncio
-import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from typing import Protocol
-
-import orjson
 
 from proxy.backends.base import (
     Call,
@@ -48,12 +44,10 @@ from proxy.core.types import (
 from proxy.engine.model_context import ModelContext
 from proxy.engine.pair import Pair
 from proxy.engine.schedule import MeasuredSchedule
+from proxy.engine.seeds import seed_of_draws, seed_of_write
 from proxy.engine.upstream import Gate, Upstream
 from proxy.engine.usage import Outcome, Usage
 from proxy.errors import MotabError, UpstreamMalformed
-
-# 2^64 by the golden ratio: its multiples lie far apart, also in the 31 bits that llama.cpp takes.
-_SEED_STEP = 0x9E3779B97F4A7C15
 
 
 class Observer(Protocol):
@@ -99,12 +93,10 @@ class TrajectoryRun:
     _trajectory: Trajectory | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        seed = self.sampling.seed
-        # The one place where chance comes in; the core draws by what it is given.
-        drawn = secrets.randbits(64) if seed is None else seed_of_draws(seed, self.question)
+        seed = seed_of_draws(self.sampling.seed, self.question)
         if self.scorer is not None and self.scorer.recomputes:
             self._schedule = self.pair.schedule(self.params.method)
-        self._monitor = monitor_for(self.params, drawn, self._schedule or AT_ONCE)
+        self._monitor = monitor_for(self.params, seed, self._schedule or AT_ONCE)
 
     async def run(self) -> Outcome:
         """Run to the end. Cancelling this cancels every request upstream.
@@ -261,7 +253,7 @@ class TrajectoryRun:
         num_before = self._num_writes.get(command.author, 0)
         self._num_writes[command.author] = num_before + 1
         if self.sampling.seed is not None:
-            sampling = replace(sampling, seed=_seed_of(self.sampling.seed, num_before))
+            sampling = replace(sampling, seed=seed_of_write(self.sampling.seed, num_before))
         if reads.bridge.own.kind == "harmony":
             sampling = replace(sampling, special_tokens=True)
         return sampling
@@ -286,21 +278,6 @@ def _first(
     if len(logprobs) < num_pieces:
         return None
     return tuple(logprobs.popleft() for _ in range(num_pieces))
-
-
-def seed_of_draws(seed: int, question: Question) -> int:
-    """64 bits for the method's own draws. The question is in them: a dataset is asked with one
-    seed, and the teacher would write the same steps of all its trajectories.
-    """
-    asked = [str(seed), question.prompt, *question.wire_messages()]
-    return int.from_bytes(blake2b(orjson.dumps(asked), digest_size=8).digest())
-
-
-def _seed_of(seed: int, num_before: int) -> int:
-    """The seed of an author's next write, in 64 bits like the first: none repeats another's random
-    numbers, nor those of another choice's trajectory.
-    """
-    return (seed + num_before * _SEED_STEP + 2**63) % 2**64 - 2**63
 
 
 def first_error(errors: BaseExceptionGroup) -> BaseException:

@@ -204,7 +204,7 @@ class LlamaCpp:
             "stop": list(sampling.stop),
         }
         if sampling.seed is not None:
-            body["seed"] = sampling.seed & 0x7FFFFFFF
+            body["seed"] = sampling.seed_31_bits
         if sampling.logprobs:
             body["n_probs"] = 1
         last: Draft | None = None

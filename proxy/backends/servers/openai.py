@@ -38,8 +38,6 @@ _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "eos": "stop", "length"
 _EXTRAS: dict[str, Any] = {"stream_options": {"include_usage": True}}
 # An end token, or the tokens of half a character, have no text.
 _MAX_WITHOUT_TEXT = 4
-# What seeds every server takes.
-_SEED_BITS = 0x7FFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ class OpenAI:
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if sampling.seed is not None:
-            body["seed"] = sampling.seed & _SEED_BITS
+            body["seed"] = sampling.seed_31_bits
         end: FinishReason | None = None
         num_cached: int | None = None
         async with self._client.stream(COMPLETIONS, body, call) as events:

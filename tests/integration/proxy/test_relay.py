@@ -13,7 +13,7 @@ from proxy.backends.base import Message, Question, Sampling
 from proxy.core.thinking import Reasoning
 from proxy.core.types import Judged
 from proxy.engine.pair import Pair
-from proxy.engine.runner import seed_of_draws
+from proxy.engine.seeds import seed_of_draws
 from proxy.errors import UpstreamMalformed
 from tests.support.proxy.runs import (
     PROMPT,

@@ -1,0 +1,41 @@
+"""Derives all seeds of a request from the one that the client gave.
+
+None repeats another's random numbers: not those of another choice, not those of an earlier write.
+"""
+
+import secrets
+from hashlib import blake2b
+
+import orjson
+
+from proxy.backends.base import Question
+
+# 2^64 by the golden ratio: its multiples lie far apart, also in the 31 bits that llama.cpp takes.
+_WRITE_STEP = 0x9E3779B97F4A7C15
+
+
+def seed_of_choice(seed: int, index: int) -> int:
+    """The seed of choice `index` of a request: the first choice has the request's own."""
+    return _in_64_bits(seed + index)
+
+
+def seed_of_write(seed: int, num_before: int) -> int:
+    """The seed of an author's next write in a trajectory of `seed`, after `num_before` writes."""
+    return _in_64_bits(seed + num_before * _WRITE_STEP)
+
+
+def seed_of_draws(seed: int | None, question: Question) -> int:
+    """64 bits for the draws of a trajectory's method, left to chance where it has no seed.
+
+    The question is in them: a dataset is asked with one seed, and the teacher would write the same
+    steps of all its trajectories.
+    """
+    if seed is None:
+        return secrets.randbits(64)
+    asked = [str(seed), question.prompt, *question.wire_messages()]
+    return int.from_bytes(blake2b(orjson.dumps(asked), digest_size=8).digest())
+
+
+def _in_64_bits(number: int) -> int:
+    """The signed 64-bit integer that is `number` modulo 2^64."""
+    return (number + 2**63) % 2**64 - 2**63
