@@ -17,8 +17,9 @@ from pydantic import (
     model_validator,
 )
 
+from proxy.complaints import complaints_of
 from proxy.errors import ConfigError
-from proxy.options import OptionsError, describe, parse_options
+from proxy.options import OptionsError, parse_options
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -299,20 +300,11 @@ def _expanded(value: Any, where: str) -> Any:  # noqa: ANN401
 
 def _sentence(error: ValidationError, *above: str) -> str:
     """The first complaint, with the path of its key, which lies under `above`."""
-    first = error.errors()[0]
+    complaints = complaints_of(error)
+    first, num_others = complaints[0], len(complaints) - 1
     # A discriminated union adds the kind to the path, right after the upstream's name.
-    loc = [*above, *(str(part) for part in first["loc"])]
+    loc = [*above, *(str(part) for part in first.loc)]
     if loc[:1] == ["upstreams"] and len(loc) > 3:
         del loc[2]
-    others = error.error_count() - 1
-    more = f" (and {others} more)" if others else ""
-    if first["type"] == "value_error":
-        message = str(first["msg"]).removeprefix("Value error, ")
-        return f"{'.'.join(loc)}: {message}{more}" if loc else message + more
-    where = ".".join(loc)
-    if first["type"] == "union_tag_invalid":
-        context = first["ctx"]
-        return f"{where}.kind: must be {context['expected_tags']}, not '{context['tag']}'{more}"
-    if first["type"] == "union_tag_not_found":
-        return f"{where}.kind is missing{more}"
-    return describe(where, first["type"], first["msg"]) + more
+    more = f" (and {num_others} more)" if num_others else ""
+    return first.about(".".join(loc)) + more

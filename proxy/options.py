@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import orjson
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from proxy.complaints import complaints_of
 from proxy.core.params import ParameterError, Params
 from proxy.core.types import Scoring
 
@@ -52,12 +53,11 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
         # Strict validation takes a dataclass from JSON, but not from a dict.
         return _parsed(_dumped(merged))
     except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, ParameterError):
-            raise OptionsError(cause.field, str(cause)) from error
-        field = str(first["loc"][0])
-        raise OptionsError(field, describe(field, first["type"], first["msg"])) from error
+        first = complaints_of(error)[0]
+        if isinstance(first.cause, ParameterError):
+            raise OptionsError(first.cause.field, str(first.cause)) from error
+        field = str(first.loc[0])
+        raise OptionsError(field, first.about(field)) from error
 
 
 def _dumped(merged: Mapping[str, Any]) -> bytes:
@@ -82,12 +82,3 @@ def _parsed(merged: bytes) -> Options:
 @lru_cache(maxsize=256)
 def _remembered(merged: bytes) -> Options:
     return _ADAPTER.validate_json(merged)
-
-
-def describe(field: str, kind: str, message: str) -> str:
-    """One sentence on a field that pydantic refused."""
-    if kind in {"unexpected_keyword_argument", "extra_forbidden"}:
-        return f"{field} is not a known field"
-    if kind in {"missing", "missing_argument"}:
-        return f"{field} is missing"
-    return f"{field}: {message[:1].lower()}{message[1:]}"

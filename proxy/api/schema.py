@@ -1,15 +1,15 @@
 """Requests as OpenAI's clients send them. What is not supported is refused by name."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from proxy.backends.base import Message, Question
+from proxy.complaints import complaints_of
 from proxy.errors import RequestError, UnsupportedField
-from proxy.options import describe
 
 # OpenAI fields that motab does not have, with the value that asks for nothing. Some clients always
 # send them; any other value is refused.
@@ -206,7 +206,7 @@ def _parse_slowly(model: type[_Model], body: bytes) -> _Model:
     except json.JSONDecodeError as error:
         raise RequestError(f"the body is not valid JSON: {error.msg}") from error
     except ValidationError as error:
-        raise _request_error(error.errors()) from error
+        raise _request_error(error) from error
     except ValueError as error:  # of json: not UTF-8, or an integer of thousands of digits
         raise RequestError(f"the body cannot be read: {error}") from error
     except RecursionError as error:
@@ -220,21 +220,19 @@ def _is_json(content_type: str) -> bool:
     return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 
-def _request_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
+def _request_error(error: ValidationError) -> RequestError:
     """The first of pydantic's complaints about a body, naming the field."""
     # Of a union's complaints (text, or a list of parts), the deepest is about what was sent.
-    first = max(errors, key=lambda error: len(error["loc"]))
-    kind, loc = first["type"], first["loc"]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, _Untransportable):
-        return RequestError(str(cause), param=_path(cause.loc))
-    if not loc:
+    first = max(complaints_of(error), key=lambda complaint: len(complaint.loc))
+    if isinstance(first.cause, _Untransportable):
+        return RequestError(str(first.cause), param=_path(first.cause.loc))
+    if not first.loc:
         return RequestError(_NO_OBJECT)
-    if kind == "extra_forbidden":
-        param = ".".join([*filter(None, [_path(loc[:-1])]), str(loc[-1])])
+    if first.kind == "extra_forbidden":
+        param = ".".join([*filter(None, [_path(first.loc[:-1])]), str(first.loc[-1])])
         return UnsupportedField(f"{param} is not supported", param=param)
-    param = _path(loc)
-    return RequestError(describe(param, kind, first["msg"]), param=param)
+    param = _path(first.loc)
+    return RequestError(first.about(param), param=param)
 
 
 class _Untransportable(ValueError):

@@ -50,8 +50,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy": frozenset(),
     "proxy.core": frozenset(),
     "proxy.errors": frozenset(),
-    "proxy.options": _CORE,
-    "proxy.config": frozenset({"proxy.errors", "proxy.options"}),
+    "proxy.complaints": frozenset(),
+    "proxy.options": _CORE | {"proxy.complaints"},
+    "proxy.config": frozenset({"proxy.complaints", "proxy.errors", "proxy.options"}),
     "proxy.backends": _WIRE,
     "proxy.backends.base": _CORE,
     "proxy.backends.self_test": _WIRE,
@@ -67,7 +68,8 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.backends.transport",
     },
     "proxy.engine": _WIRE | {"proxy.options"},
-    "proxy.api": _PROXY_GROUND | {"proxy", "proxy.backends.base", "proxy.engine"},
+    "proxy.api": _PROXY_GROUND
+    | {"proxy", "proxy.backends.base", "proxy.complaints", "proxy.engine"},
     "proxy.wiring": _PROXY_GROUND
     | {
         "proxy.api",

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from proxy.complaints import Complaint
 from proxy.core.params import ParameterError, Params
-from proxy.options import Options, OptionsError, describe, parse_options
+from proxy.options import Options, OptionsError, parse_options
 
 PAPER = {
     "method": "motab",
@@ -166,4 +167,5 @@ def test_options_are_checked_when_made_in_code_too() -> None:
     ],
 )
 def test_a_complaint_becomes_one_sentence_that_names_the_field(kind: str, sentence: str) -> None:
-    assert describe("x.y", kind, "Input should be a valid integer") == sentence
+    complaint = Complaint((), kind, "Input should be a valid integer", {})
+    assert complaint.about("x.y") == sentence
