@@ -59,7 +59,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.backends.transport": _WIRE,
     "proxy.backends.tokens": _WIRE,
     "proxy.backends.embedded": frozenset({"proxy.errors"}),
-    "proxy.backends.judges": _WIRE | {"proxy.backends.transport"},
+    "proxy.backends.judges": _WIRE | {"proxy.backends.tokens", "proxy.backends.transport"},
     "proxy.backends.servers": _WIRE
     | {
         "proxy.backends.judges",

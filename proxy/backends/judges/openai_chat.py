@@ -8,6 +8,7 @@ from typing import Any
 
 from proxy.backends.base import Call
 from proxy.backends.judges.judge import Answer, Candidate
+from proxy.backends.tokens.openai_usage import cached_tokens
 from proxy.backends.transport.http import UpstreamClient
 
 _PATH = "/v1/chat/completions"
@@ -42,7 +43,7 @@ class OpenAIChatAsker:
                 text=choice["message"]["content"] or "",
                 is_whole=choice["finish_reason"] == "stop",
                 top=_first_top(choice.get("logprobs")),
-                num_cached_tokens=_cached_tokens(reply),
+                num_cached_tokens=cached_tokens(reply),
             )
 
 
@@ -51,9 +52,3 @@ def _first_top(logprobs: dict[str, Any] | None) -> tuple[Candidate, ...] | None:
     if not rows:
         return None
     return tuple(Candidate(str(x["token"]), float(x["logprob"])) for x in rows[0]["top_logprobs"])
-
-
-def _cached_tokens(reply: dict[str, Any]) -> int | None:
-    details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens")
-    return None if cached is None else int(cached)

@@ -14,6 +14,7 @@ from typing import Any
 from proxy.backends.base import Call, Context, ScoredToken, Scores, Segment
 from proxy.backends.tokens.alignment import Alignment, Reach, align, as_in_running_text
 from proxy.backends.tokens.logprobs import finite
+from proxy.backends.tokens.openai_usage import cached_tokens
 from proxy.backends.transport.http import UpstreamClient
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import Scoring, StepScore
@@ -198,10 +199,3 @@ def aligned(
             continue
     kept = len(tokens) - without_text[-1]
     return align(tokens[:kept], None if offsets is None else offsets[:kept], text)
-
-
-def cached_tokens(reply: dict[str, Any]) -> int | None:
-    """Prompt tokens that came from the cache, where the server tells."""
-    details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens")
-    return None if cached is None else int(cached)

@@ -17,7 +17,7 @@ from proxy.backends.servers.litellm_library import translated
 from proxy.backends.transport.calls import Calls, affinity_headers
 from proxy.backends.transport.http import UpstreamClient
 from proxy.core.types import FinishReason
-from proxy.errors import RequestError, UpstreamError, UpstreamRefused, UpstreamUnreachable
+from proxy.errors import RequestError, UpstreamError, UpstreamRefused
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class LiteLLM:
                     yield Draft(await counted_pieces(piece, self._reader, call))
             # litellm makes an end up where the API said none.
             if stream.received_finish_reason is None or end is None:
-                raise UpstreamUnreachable(self.upstream, "its stream broke off before the end")
+                raise self._calls.broken_off()
         yield Draft((), end, num_cached)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:  # noqa: ARG002

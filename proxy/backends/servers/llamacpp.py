@@ -6,8 +6,7 @@ log-probabilities of a prompt, so given text is scored by forced decoding: one t
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
@@ -27,13 +26,14 @@ from proxy.backends.base import (
     Segment,
     WorkerSlots,
 )
+from proxy.backends.servers.slot_pool import SlotPool
 from proxy.backends.tokens.alignment import as_in_running_text, decoded, without_follower
-from proxy.backends.tokens.chat_template import ChatTemplate
+from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
 from proxy.backends.tokens.logprobs import PieceLogprobs
 from proxy.backends.transport.http import UpstreamClient
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
-from proxy.errors import ConfigError, UpstreamUnreachable
+from proxy.errors import ConfigError
 
 # Added to the logit of the one token that may come; the log-probabilities are taken before it.
 _FORCE = 1000
@@ -43,33 +43,6 @@ _LOWEST = -1e30
 # then every token of any vocabulary.
 _SEARCH_DEPTHS = (1_000, 1_000_000)
 _END_REASONS: dict[str, FinishReason] = {"eos": "stop", "word": "stop", "limit": "length"}
-
-
-class SlotPool:
-    """Hands out the server's slots, one request each, a trajectory's last slot first.
-
-    A slot holds the cache of what it decoded last; forced decoding without that cache would
-    compute the whole context anew for every step. Processes that share the server take turns at
-    the slots' numbers: two requests in one slot would wait for each other.
-    """
-
-    def __init__(self, num_slots: int, share: WorkerSlots = ALL_SLOTS) -> None:
-        own = share.of(range(num_slots))
-        self._free = asyncio.Semaphore(len(own))
-        # Least recently used first.
-        self._idle: dict[int, str | None] = dict.fromkeys(own)
-
-    @asynccontextmanager
-    async def lease(self, session_id: str) -> AsyncIterator[int]:
-        """A slot for the time of one request (or of one run of forced tokens)."""
-        async with self._free:
-            own = (slot for slot, owner in self._idle.items() if owner == session_id)
-            slot = next(own, next(iter(self._idle)))
-            del self._idle[slot]
-            try:
-                yield slot
-            finally:
-                self._idle[slot] = session_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +74,11 @@ class LlamaCpp:
         chat_template: ChatTemplate | None,
         num_slots: int,
         follower: int,
-        share: WorkerSlots = ALL_SLOTS,
+        worker_slots: WorkerSlots = ALL_SLOTS,
     ) -> None:
         self._client = client
         self._template = chat_template
-        self._slots = SlotPool(num_slots, share)
+        self._slots = SlotPool(num_slots, worker_slots)
         self._follower = follower
 
     @classmethod
@@ -113,7 +86,7 @@ class LlamaCpp:
         cls,
         client: UpstreamClient,
         chat_template: ChatTemplate | None,
-        share: WorkerSlots = ALL_SLOTS,
+        worker_slots: WorkerSlots = ALL_SLOTS,
     ) -> "LlamaCpp":
         """Ask the server what it has.
 
@@ -124,23 +97,20 @@ class LlamaCpp:
         reply = await client.post("/tokenize", body, Call("connect"))
         with client.expecting("/props or /tokenize, if this is llama.cpp's own server,"):
             num_slots, follower = int(props["total_slots"]), int(reply["tokens"][-1])
-        if num_slots < share.num_workers:
+        if num_slots < worker_slots.num_workers:
             message = (
-                f"its server has {num_slots} slots and {share.num_workers} workers need one each: "
-                "start it with more (--parallel), or use fewer workers"
+                f"its server has {num_slots} slots and {worker_slots.num_workers} workers need one "
+                "each: start it with more (--parallel), or use fewer workers"
             )
             raise ConfigError(f"upstreams.{client.upstream}: {message}")
-        return cls(client, chat_template, num_slots, follower, share)
+        return cls(client, chat_template, num_slots, follower, worker_slots)
 
     async def check(self) -> None:
         await self._client.get("/health")
 
     async def render(self, question: Question, call: Call) -> Segment:
-        if question.prompt is not None:
-            text = question.prompt
-        elif self._template is not None:
-            text = self._template.render(question.messages)
-        else:
+        text = rendered_here(question, self._template)
+        if text is None:
             reply = await self._client.post(
                 "/apply-template", {"messages": question.wire_messages()}, call
             )
@@ -222,8 +192,7 @@ class LlamaCpp:
                     else:
                         last = draft
                 if last is None:
-                    message = "its stream broke off before the end"
-                    raise UpstreamUnreachable(self._client.upstream, message)
+                    raise self._client.broken_off()
         yield last
 
     def _draft(self, payload: bytes, reading: "_StreamReader") -> Draft | None:

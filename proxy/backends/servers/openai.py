@@ -25,10 +25,11 @@ from proxy.backends.base import (
     Scorer,
 )
 from proxy.backends.self_test import TOLERANCE, self_test
-from proxy.backends.servers.echo import COMPLETIONS, Completions, Echo, aligned, cached_tokens
+from proxy.backends.servers.echo import COMPLETIONS, Completions, Echo, aligned
+from proxy.backends.tokens.openai_usage import cached_tokens
 from proxy.backends.transport.http import UpstreamClient
 from proxy.core.types import FinishReason, Scoring
-from proxy.errors import UpstreamError, UpstreamMalformed, UpstreamRefused, UpstreamUnreachable
+from proxy.errors import UpstreamError, UpstreamMalformed, UpstreamRefused
 
 _log = logging.getLogger(__name__)
 
@@ -127,8 +128,7 @@ class OpenAI:
                 if event.text:
                     yield Draft(await self._pieces(event.text, call))
             if end is None:
-                message = "its stream broke off before the end"
-                raise UpstreamUnreachable(self._client.upstream, message)
+                raise self._client.broken_off()
         yield Draft((), end, num_cached)
 
     def _event(self, payload: bytes) -> _CompletionEvent:

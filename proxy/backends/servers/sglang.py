@@ -3,7 +3,7 @@
 Written from the source of SGLang 0.5.23 (tests/golden/sglang-0.5.23 names the files).
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import pairwise
@@ -16,15 +16,14 @@ from proxy.backends.base import (
     Context,
     Decoded,
     Draft,
-    Question,
     Sampling,
     ScoredToken,
     Scores,
     Segment,
 )
 from proxy.backends.servers.model_list import require_model
+from proxy.backends.servers.server_reader import Cuts, ServerReader
 from proxy.backends.tokens.alignment import (
-    DUMMY_PREFIX,
     FOLLOWED_BY,
     REPLACEMENT,
     as_in_running_text,
@@ -33,14 +32,13 @@ from proxy.backends.tokens.alignment import (
     split_control,
     without_follower,
 )
-from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.tokens.logprobs import PieceLogprobs, all_finite, complete, finite
 from proxy.backends.tokens.spelling import Spelling, Token
 from proxy.backends.tokens.thin_json import RowLayout
 from proxy.backends.transport.http import UpstreamClient
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
-from proxy.errors import MotabError, UpstreamFailed, UpstreamRefused, UpstreamUnreachable
+from proxy.errors import MotabError, UpstreamFailed, UpstreamRefused
 
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 # SGLang lifts -inf to the lowest number of its float type, for JSON has none.
@@ -48,76 +46,36 @@ _LOWEST = -1e30
 _TOPS = RowLayout(b"input_top_logprobs", b"[[", b"]]")
 
 
-class SGLang:
+class SGLang(ServerReader):
     """Student or teacher on SGLang. One scoring call gives V, H and the next state's H."""
 
     scoring: Scoring = "prompt_logprobs"
     recomputes = False
 
-    def __init__(
-        self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int
-    ) -> None:
-        self._client = client
-        self._model = model
-        self._template = chat_template
-        self._follower = follower
-
     @classmethod
-    async def connect(
-        cls,
-        client: UpstreamClient,
-        model: str,
-        chat_template: ChatTemplate | None,
-        *,
-        reads: bool = True,
-    ) -> "SGLang":
-        """Learn how the server's tokenizer cuts.
-
-        With `reads` False another reader is used, so it may cut as it likes.
-        """
+    async def _cuts(cls, client: UpstreamClient, model: str) -> Cuts:
         prompts = [as_in_running_text("\n"), FOLLOWED_BY]
         body = {"model": model, "prompt": prompts, "add_special_tokens": False}
         reply = await client.post("/v1/tokenize", body, Call("connect"))
         with client.expecting("/v1/tokenize"):
             running, alone = reply["tokens"]
             follower, first = int(running[-1]), [int(token) for token in alone]
-        if reads and first != [follower]:
-            raise UpstreamRefused(client.upstream, DUMMY_PREFIX)
-        return cls(client, model, chat_template, follower)
+            return Cuts(follower, adds_space=first != [follower])
 
     async def check(self) -> None:
         # /generate would answer for the base model in an adapter's place.
         await require_model(self._client, self._model, no_adapters=True)
 
-    async def render(self, question: Question, call: Call) -> Segment:
-        body: dict[str, Any]
-        if question.prompt is not None:
-            text = question.prompt
-            body = {"prompt": text, "add_special_tokens": True}
-        elif self._template is not None:
-            text = self._template.render(question.messages)
-            body = {"prompt": text, "add_special_tokens": True}
-        else:
-            text = ""
-            # Without add_generation_prompt they are rendered as a chat completion renders them.
-            body = {"messages": question.wire_messages()}
+    async def _ids(self, body: Mapping[str, Any], call: Call) -> tuple[int, ...]:
         ids = await self._tokenize(body, call)
         with self._client.expecting("/v1/tokenize"):
-            return Segment(text, tuple(map(int, ids)))
+            return tuple(map(int, ids))
 
-    async def prompt_text(self, rendered: Segment, call: Call) -> str:
-        if rendered.text:
-            return rendered.text
-        ids = list(rendered.token_ids)
-        body = {"model": self._model, "tokens": ids, "skip_special_tokens": False}
+    async def _detokenized(self, token_ids: Sequence[int], call: Call) -> str:
+        body = {"model": self._model, "tokens": list(token_ids), "skip_special_tokens": False}
         reply = await self._client.post("/v1/detokenize", body, call)
         with self._client.expecting("/v1/detokenize"):
             return str(reply["text"])
-
-    async def markup(self, text: str, call: Call) -> Segment:
-        ids = await self._tokenize({"prompt": text, "add_special_tokens": False}, call)
-        with self._client.expecting("/v1/tokenize"):
-            return Segment(text, tuple(map(int, ids)))
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         # The server's tokenizer reads control tokens out of any text, and has no switch for it.
@@ -136,7 +94,7 @@ class SGLang:
                 segments.append(Segment(text, without_follower(text, ids, self._follower)))
         return segments
 
-    async def _tokenize(self, body: dict[str, Any], call: Call) -> list[Any]:
+    async def _tokenize(self, body: Mapping[str, Any], call: Call) -> list[Any]:
         reply = await self._client.post("/v1/tokenize", {"model": self._model, **body}, call)
         with self._client.expecting("/v1/tokenize"):
             return list(reply["tokens"])
@@ -179,8 +137,7 @@ class SGLang:
                 elif draft.pieces:
                     yield draft
             if last is None:
-                message = "its stream broke off before the end"
-                raise UpstreamUnreachable(self._client.upstream, message)
+                raise self._client.broken_off()
         yield last
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
@@ -211,13 +168,7 @@ class SGLang:
         del entropy_known
         # The entry at the start is null, and the prefix cache serves what lies before the start.
         start = max(context.bounds[-num_new - 1] - 1, 0)
-        body = {
-            "input_ids": context.token_ids,
-            "sampling_params": {**_neutral(0.0, 1.0), "max_new_tokens": 1},
-            "return_logprob": True,
-            "logprob_start_len": start,
-            "top_logprobs_num": top_k,
-        }
+        body = {**_prompt_logprobs(context, start), "top_logprobs_num": top_k}
         num_rows = len(context.token_ids) - start
         firsts = {first - start for first in context.bounds[-num_new - 1 : -1]}
         reply = await self._client.post(
@@ -241,13 +192,7 @@ class SGLang:
     async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
         first = context.bounds[-2]
         start = max(first - 1, 0)  # as in `score`
-        body = {
-            "input_ids": context.token_ids,
-            "sampling_params": {**_neutral(0.0, 1.0), "max_new_tokens": 1},
-            "return_logprob": True,
-            "return_text_in_logprobs": True,
-            "logprob_start_len": start,
-        }
+        body = {**_prompt_logprobs(context, start), "return_text_in_logprobs": True}
         reply = await self._client.post("/generate", body, call, self._raise_for_failure)
         with self._client.expecting("the scoring answer"):
             rows, ids = reply["meta_info"]["input_token_logprobs"], context.token_ids
@@ -334,6 +279,16 @@ def _end(reason: dict[str, Any] | None, stop: tuple[str, ...]) -> tuple[FinishRe
         # A model that computes NaN "stops" at "NaN happened".
         raise ValueError(f"it stopped at {matched!r}, which is no stop string")
     return _END_REASONS[reason["type"]], isinstance(matched, int | list)
+
+
+def _prompt_logprobs(context: Context, start: int) -> dict[str, Any]:
+    """The fields of a request for the log-probabilities of the tokens after token `start`."""
+    return {
+        "input_ids": context.token_ids,
+        "sampling_params": {**_neutral(0.0, 1.0), "max_new_tokens": 1},
+        "return_logprob": True,
+        "logprob_start_len": start,
+    }
 
 
 def _neutral(temperature: float, top_p: float) -> dict[str, Any]:

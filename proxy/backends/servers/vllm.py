@@ -6,10 +6,11 @@ was asked for is checked in every answer.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -19,15 +20,14 @@ from proxy.backends.base import (
     Context,
     Decoded,
     Draft,
-    Question,
     Sampling,
     ScoredToken,
     Scores,
     Segment,
 )
 from proxy.backends.servers.model_list import require_model
+from proxy.backends.servers.server_reader import Cuts, ServerReader
 from proxy.backends.tokens.alignment import (
-    DUMMY_PREFIX,
     FOLLOWED_BY,
     as_in_running_text,
     decoded,
@@ -35,14 +35,13 @@ from proxy.backends.tokens.alignment import (
     split_control,
     without_follower,
 )
-from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.tokens.logprobs import PieceLogprobs, all_finite, complete, finite
+from proxy.backends.tokens.openai_usage import cached_tokens
 from proxy.backends.tokens.spelling import Spelling, Token
 from proxy.backends.tokens.thin_json import RowLayout
 from proxy.backends.transport.http import UpstreamClient
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
-from proxy.errors import UpstreamRefused, UpstreamUnreachable
 
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 # The server shut down, or could not go on.
@@ -73,33 +72,16 @@ class _VllmEvent:
     num_cached_tokens: int | None
 
 
-class Vllm:
+class Vllm(ServerReader):
     """Student or teacher on a vLLM server. One scoring call gives V, H and the next state's H."""
 
     scoring: Scoring = "prompt_logprobs"
     recomputes = True
 
-    def __init__(
-        self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int
-    ) -> None:
-        self._client = client
-        self._model = model
-        self._template = chat_template
-        self._follower = follower
+    _rendering = MappingProxyType({"add_generation_prompt": True})
 
     @classmethod
-    async def connect(
-        cls,
-        client: UpstreamClient,
-        model: str,
-        chat_template: ChatTemplate | None,
-        *,
-        reads: bool = True,
-    ) -> "Vllm":
-        """Ask the server whether it has the model, and learn how its tokenizer cuts.
-
-        With `reads` False another reader is used, so it may cut as it likes.
-        """
+    async def _cuts(cls, client: UpstreamClient, model: str) -> Cuts:
         call = Call("connect")
         body = {
             "model": model,
@@ -110,38 +92,17 @@ class Vllm:
         reply = await client.post("/tokenize", body, call)
         alone = await client.post("/tokenize", {**body, "prompt": FOLLOWED_BY}, call)
         with client.expecting("/tokenize"):
-            follower, first = int(reply["tokens"][-1]), str(alone["token_strs"][0])
-        if reads and first.startswith(_METASPACE):
-            raise UpstreamRefused(client.upstream, DUMMY_PREFIX)
-        return cls(client, model, chat_template, follower)
+            first = str(alone["token_strs"][0])
+            return Cuts(int(reply["tokens"][-1]), adds_space=first.startswith(_METASPACE))
 
     async def check(self) -> None:
         await require_model(self._client, self._model)
 
-    async def render(self, question: Question, call: Call) -> Segment:
-        if question.prompt is not None:
-            text = question.prompt
-        elif self._template is not None:
-            text = self._template.render(question.messages)
-        else:
-            ids = await self._tokenize(
-                {"messages": question.wire_messages(), "add_generation_prompt": True}, call
-            )
-            return Segment("", tuple(ids))
-        ids = await self._tokenize({"prompt": text, "add_special_tokens": True}, call)
-        return Segment(text, tuple(ids))
-
-    async def prompt_text(self, rendered: Segment, call: Call) -> str:
-        if rendered.text:
-            return rendered.text
-        body = {"model": self._model, "tokens": list(rendered.token_ids)}
+    async def _detokenized(self, token_ids: Sequence[int], call: Call) -> str:
+        body = {"model": self._model, "tokens": list(token_ids)}
         reply = await self._client.post("/detokenize", body, call)
         with self._client.expecting("/detokenize"):
             return str(reply["prompt"])
-
-    async def markup(self, text: str, call: Call) -> Segment:
-        ids = await self._tokenize({"prompt": text, "add_special_tokens": False}, call)
-        return Segment(text, tuple(ids))
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         async with asyncio.TaskGroup() as group:
@@ -152,14 +113,14 @@ class Vllm:
         ids: list[int] = []
         # /tokenize reads control tokens out of any text, and has no switch for it.
         for part in split_control(as_in_running_text(text)):
-            ids += await self._tokenize({"prompt": part, "add_special_tokens": False}, call)
+            ids += await self._ids({"prompt": part, "add_special_tokens": False}, call)
         with self._client.expecting("/tokenize"):
             return Segment(text, without_follower(text, ids, self._follower))
 
-    async def _tokenize(self, body: dict[str, Any], call: Call) -> list[int]:
+    async def _ids(self, body: Mapping[str, Any], call: Call) -> tuple[int, ...]:
         reply = await self._client.post("/tokenize", {"model": self._model, **body}, call)
         with self._client.expecting("/tokenize"):
-            return [int(token) for token in reply["tokens"]]
+            return tuple(map(int, reply["tokens"]))
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -196,8 +157,7 @@ class Vllm:
                     told = logprobs.take(len(spelt.pieces))
                     yield Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=told)
             if end is None or not has_usage:
-                message = "its stream broke off before the end"
-                raise UpstreamUnreachable(self._client.upstream, message)
+                raise self._client.broken_off()
         rest = spelling.rest()
         yield Draft(rest, end, num_cached, logprobs=logprobs.take(len(rest)))
 
@@ -225,7 +185,7 @@ class Vllm:
             if "error" in row:
                 raise self._client.stream_failure(row["error"])
             if not row["choices"]:
-                return _VllmEvent("", (), (), None, bool(row["usage"]), _cached_tokens(row))
+                return _VllmEvent("", (), (), None, bool(row["usage"]), cached_tokens(row))
             choice = row["choices"][0]
             reason = choice["finish_reason"]
             if reason in _FAILURES:
@@ -285,7 +245,7 @@ class Vllm:
                 steps=_step_scores(context, num_new, rows, None if asks_apart else top_k),
                 next_entropy=_next_entropy(choice, top_k),
                 num_tokens=num_rows - bounds[0],
-                num_cached_tokens=_cached_tokens(reply),
+                num_cached_tokens=cached_tokens(reply),
             )
         if not (asks_apart and unknown):
             return scores
@@ -399,10 +359,3 @@ def _top_of(row: dict[str, dict[str, Any]] | None, top_k: int) -> list[float | N
     entries = [] if row is None else row.values()
     ranked = [entry["logprob"] for entry in entries if entry["rank"] <= top_k]
     return complete(all_finite(ranked, _LOWEST), top_k)
-
-
-def _cached_tokens(reply: dict[str, Any]) -> int | None:
-    """Prompt tokens from the cache; vLLM tells with `--enable-prompt-tokens-details` only."""
-    details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens")
-    return None if cached is None else int(cached)

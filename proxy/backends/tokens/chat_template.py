@@ -11,7 +11,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from proxy.backends.base import Message
+from proxy.backends.base import Message, Question
 from proxy.errors import ConfigError, RequestError
 
 
@@ -73,6 +73,13 @@ class ChatTemplate:
             # A template is a program of the user's: whatever it raises is about these messages.
             message = f"the chat template cannot render these messages: {error}"
             raise RequestError(message, param="messages") from error
+
+
+def rendered_here(question: Question, template: ChatTemplate | None) -> str | None:
+    """The prompt of a question; None where its messages are left to the server's own template."""
+    if question.prompt is not None:
+        return question.prompt
+    return None if template is None else template.render(question.messages)
 
 
 def _to_json(

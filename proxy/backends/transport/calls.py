@@ -78,6 +78,10 @@ class Calls:
         """The server was silent for so long."""
         return UpstreamUnreachable(self.upstream, f"it was silent for {patience_s:g} s")
 
+    def broken_off(self) -> UpstreamUnreachable:
+        """The error for a stream that ended without its last event."""
+        return UpstreamUnreachable(self.upstream, "its stream broke off before the end")
+
     @contextmanager
     def observed(self, path: str, call: Call) -> Iterator[None]:
         """One attempt at a request, from its begin to its end."""

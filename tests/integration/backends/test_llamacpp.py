@@ -19,7 +19,8 @@ from proxy.backends.base import (
     Segment,
     WorkerSlots,
 )
-from proxy.backends.servers.llamacpp import LlamaCpp, SlotPool
+from proxy.backends.servers.llamacpp import LlamaCpp
+from proxy.backends.servers.slot_pool import SlotPool
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.config import load_config
 from proxy.errors import (
