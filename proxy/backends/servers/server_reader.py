@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from proxy.backends.base import Call, Question, Segment
-from proxy.backends.tokens.alignment import DUMMY_PREFIX
+from proxy.backends.tokens.alignment import (
+    DUMMY_PREFIX,
+    as_in_running_text,
+    split_control,
+    without_follower,
+)
 from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
 from proxy.backends.transport.http import UpstreamClient
 from proxy.errors import UpstreamRefused
@@ -23,6 +28,8 @@ class Cuts:
 class ServerReader:
     """The part of a server's client that reads: a server that is asked for a model by its name."""
 
+    _route: ClassVar[str]
+    """Where the server tokenises."""
     _rendering: ClassVar[Mapping[str, Any]] = {}
     """Fields that make the server render messages as for a chat completion."""
 
@@ -73,9 +80,31 @@ class ServerReader:
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
         return rendered.text or await self._detokenized(rendered.token_ids, call)
 
+    async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
+        # The server's tokenizer reads control tokens out of any text, and has no switch for it.
+        parts = [split_control(as_in_running_text(text)) for text in texts]
+        rows = iter(await self._ids_of([part for of_text in parts for part in of_text], call))
+        segments: list[Segment] = []
+        with self._client.expecting(self._route):
+            for text, of_text in zip(texts, parts, strict=True):
+                ids = [token_id for _ in of_text for token_id in next(rows)]
+                segments.append(Segment(text, without_follower(text, ids, self._follower)))
+        return segments
+
+    async def _ids_of(self, texts: Sequence[str], call: Call) -> Sequence[Sequence[int]]:
+        """The tokens of each text."""
+        raise NotImplementedError
+
     async def _ids(self, body: Mapping[str, Any], call: Call) -> tuple[int, ...]:
         """The tokens of one text, or of rendered messages."""
-        raise NotImplementedError
+        tokens = await self._tokens(body, call)
+        with self._client.expecting(self._route):
+            return tuple(map(int, tokens))
+
+    async def _tokens(self, body: Mapping[str, Any], call: Call) -> list[Any]:
+        reply = await self._client.post(self._route, {"model": self._model, **body}, call)
+        with self._client.expecting(self._route):
+            return list(reply["tokens"])
 
     async def _detokenized(self, token_ids: Sequence[int], call: Call) -> str:
         raise NotImplementedError

@@ -3,7 +3,7 @@
 Written from the source of SGLang 0.5.23 (tests/golden/sglang-0.5.23 names the files).
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import pairwise
@@ -11,16 +11,7 @@ from typing import Any
 
 import orjson
 
-from proxy.backends.base import (
-    Call,
-    Context,
-    Decoded,
-    Draft,
-    Sampling,
-    ScoredToken,
-    Scores,
-    Segment,
-)
+from proxy.backends.base import Call, Context, Decoded, Draft, Sampling, ScoredToken, Scores
 from proxy.backends.servers.model_list import require_model
 from proxy.backends.servers.server_reader import Cuts, ServerReader
 from proxy.backends.tokens.alignment import (
@@ -29,8 +20,6 @@ from proxy.backends.tokens.alignment import (
     as_in_running_text,
     decoded,
     scored_tokens,
-    split_control,
-    without_follower,
 )
 from proxy.backends.tokens.logprobs import PieceLogprobs, all_finite, complete, finite
 from proxy.backends.tokens.spelling import Spelling, Token
@@ -51,13 +40,14 @@ class SGLang(ServerReader):
 
     scoring: Scoring = "prompt_logprobs"
     recomputes = False
+    _route = "/v1/tokenize"
 
     @classmethod
     async def _cuts(cls, client: UpstreamClient, model: str) -> Cuts:
         prompts = [as_in_running_text("\n"), FOLLOWED_BY]
         body = {"model": model, "prompt": prompts, "add_special_tokens": False}
-        reply = await client.post("/v1/tokenize", body, Call("connect"))
-        with client.expecting("/v1/tokenize"):
+        reply = await client.post(cls._route, body, Call("connect"))
+        with client.expecting(cls._route):
             running, alone = reply["tokens"]
             follower, first = int(running[-1]), [int(token) for token in alone]
             return Cuts(follower, adds_space=first != [follower])
@@ -66,38 +56,20 @@ class SGLang(ServerReader):
         # /generate would answer for the base model in an adapter's place.
         await require_model(self._client, self._model, no_adapters=True)
 
-    async def _ids(self, body: Mapping[str, Any], call: Call) -> tuple[int, ...]:
-        ids = await self._tokenize(body, call)
-        with self._client.expecting("/v1/tokenize"):
-            return tuple(map(int, ids))
-
     async def _detokenized(self, token_ids: Sequence[int], call: Call) -> str:
         body = {"model": self._model, "tokens": list(token_ids), "skip_special_tokens": False}
         reply = await self._client.post("/v1/detokenize", body, call)
         with self._client.expecting("/v1/detokenize"):
             return str(reply["text"])
 
-    async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
-        # The server's tokenizer reads control tokens out of any text, and has no switch for it.
-        parts = [split_control(as_in_running_text(text)) for text in texts]
-        prompts = [part for of_text in parts for part in of_text]
-        if not prompts:
-            return [Segment(text, ()) for text in texts]
-        rows = await self._tokenize({"prompt": prompts, "add_special_tokens": False}, call)
-        segments: list[Segment] = []
-        with self._client.expecting("/v1/tokenize"):
-            if len(rows) != len(prompts):
-                raise ValueError(f"{len(prompts)} texts, but the tokens of {len(rows)}")
-            of_parts = iter(rows)
-            for text, of_text in zip(texts, parts, strict=True):
-                ids = [int(token) for _ in of_text for token in next(of_parts)]
-                segments.append(Segment(text, without_follower(text, ids, self._follower)))
-        return segments
-
-    async def _tokenize(self, body: Mapping[str, Any], call: Call) -> list[Any]:
-        reply = await self._client.post("/v1/tokenize", {"model": self._model, **body}, call)
-        with self._client.expecting("/v1/tokenize"):
-            return list(reply["tokens"])
+    async def _ids_of(self, texts: Sequence[str], call: Call) -> list[list[int]]:
+        if not texts:
+            return []
+        rows = await self._tokens({"prompt": texts, "add_special_tokens": False}, call)
+        with self._client.expecting(self._route):
+            if len(rows) != len(texts):
+                raise ValueError(f"{len(texts)} texts, but the tokens of {len(rows)}")
+            return [[int(token) for token in row] for row in rows]
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call

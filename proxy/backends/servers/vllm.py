@@ -6,7 +6,7 @@ was asked for is checked in every answer.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from operator import itemgetter
@@ -15,16 +15,7 @@ from typing import Any
 
 import orjson
 
-from proxy.backends.base import (
-    Call,
-    Context,
-    Decoded,
-    Draft,
-    Sampling,
-    ScoredToken,
-    Scores,
-    Segment,
-)
+from proxy.backends.base import Call, Context, Decoded, Draft, Sampling, ScoredToken, Scores
 from proxy.backends.servers.model_list import require_model
 from proxy.backends.servers.server_reader import Cuts, ServerReader
 from proxy.backends.tokens.alignment import (
@@ -32,8 +23,6 @@ from proxy.backends.tokens.alignment import (
     as_in_running_text,
     decoded,
     scored_tokens,
-    split_control,
-    without_follower,
 )
 from proxy.backends.tokens.logprobs import PieceLogprobs, all_finite, complete, finite
 from proxy.backends.tokens.openai_usage import cached_tokens
@@ -78,6 +67,7 @@ class Vllm(ServerReader):
     scoring: Scoring = "prompt_logprobs"
     recomputes = True
 
+    _route = "/tokenize"
     _rendering = MappingProxyType({"add_generation_prompt": True})
 
     @classmethod
@@ -89,9 +79,9 @@ class Vllm(ServerReader):
             "add_special_tokens": False,
             "return_token_strs": True,
         }
-        reply = await client.post("/tokenize", body, call)
-        alone = await client.post("/tokenize", {**body, "prompt": FOLLOWED_BY}, call)
-        with client.expecting("/tokenize"):
+        reply = await client.post(cls._route, body, call)
+        alone = await client.post(cls._route, {**body, "prompt": FOLLOWED_BY}, call)
+        with client.expecting(cls._route):
             first = str(alone["token_strs"][0])
             return Cuts(int(reply["tokens"][-1]), adds_space=first.startswith(_METASPACE))
 
@@ -104,23 +94,13 @@ class Vllm(ServerReader):
         with self._client.expecting("/detokenize"):
             return str(reply["prompt"])
 
-    async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
+    async def _ids_of(self, texts: Sequence[str], call: Call) -> list[tuple[int, ...]]:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._encode(text, call)) for text in texts]
+            tasks = [
+                group.create_task(self._ids({"prompt": text, "add_special_tokens": False}, call))
+                for text in texts
+            ]
         return [task.result() for task in tasks]
-
-    async def _encode(self, text: str, call: Call) -> Segment:
-        ids: list[int] = []
-        # /tokenize reads control tokens out of any text, and has no switch for it.
-        for part in split_control(as_in_running_text(text)):
-            ids += await self._ids({"prompt": part, "add_special_tokens": False}, call)
-        with self._client.expecting("/tokenize"):
-            return Segment(text, without_follower(text, ids, self._follower))
-
-    async def _ids(self, body: Mapping[str, Any], call: Call) -> tuple[int, ...]:
-        reply = await self._client.post("/tokenize", {"model": self._model, **body}, call)
-        with self._client.expecting("/tokenize"):
-            return tuple(map(int, reply["tokens"]))
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
