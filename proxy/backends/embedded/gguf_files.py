@@ -74,8 +74,8 @@ def _assembled(package: str) -> Path:
         raise ConfigError(no_file)
     target = cache_dir() / "models" / f"{package}.gguf"
     if not target.exists():
-        with _written_aside(target) as aside:
-            module.assemble(aside)
+        with _atomic_path(target) as partial:
+            module.assemble(partial)
     return target
 
 
@@ -89,8 +89,8 @@ def converted(folder: Path) -> Path:
         held.update(_fingerprint(path).encode() if path.is_file() else b"none")
     target = cache_dir() / "models" / f"{folder.name}-{held.hexdigest()[:12]}-f32.gguf"
     if not target.exists():
-        with _written_aside(target) as aside:
-            write_gguf(folder, aside)
+        with _atomic_path(target) as partial:
+            write_gguf(folder, partial)
     return target
 
 
@@ -108,8 +108,8 @@ def dequantized(path: Path) -> Path:
         return path
     target = cache_dir() / "models" / f"{path.stem}-{_fingerprint(path)}-f16.gguf"
     if not target.exists():
-        with _written_aside(target) as aside:
-            _write_f16(source, aside)
+        with _atomic_path(target) as partial:
+            _write_f16(source, partial)
     return target
 
 
@@ -148,12 +148,26 @@ def _fingerprint(path: Path) -> str:
 
 
 @contextmanager
-def _written_aside(target: Path) -> Iterator[Path]:
-    """A path to write to; renamed to `target` at the end, so that no half file is left behind."""
+def _atomic_path(target: Path) -> Iterator[Path]:
+    """A path to write to, whose file takes the place of `target` when the body ends.
+
+    An error leaves no half file behind, and neither does a power cut: the next run would serve it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_suffix(f".{os.getpid()}.tmp")
+    partial = target.with_suffix(f".{os.getpid()}.tmp")
     try:
-        yield aside
-        aside.replace(target)
+        yield partial
+        _sync(partial)
+        partial.replace(target)
+        _sync(target.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's content, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

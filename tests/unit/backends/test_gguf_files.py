@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from proxy.backends.embedded import gguf_files
 from proxy.backends.embedded.gguf_files import dequantized, model_path
 from proxy.errors import ConfigError
+from tests.support.disk import watch_disk
 
 SHAPE = (4, 64)
 
@@ -57,6 +59,17 @@ def test_a_file_is_unpacked_once(tmp_path: Path) -> None:
     made = first.stat().st_mtime_ns
     assert dequantized(source) == first
     assert first.stat().st_mtime_ns == made
+
+
+def test_an_unpacked_file_is_on_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = np.ones(SHAPE, dtype=np.float32)
+    source = model_file(tmp_path / "m.gguf", weights, gguf.GGMLQuantizationType.Q8_0)
+    steps = watch_disk(monkeypatch)
+    unpacked = dequantized(source)
+    partial = unpacked.with_suffix(f".{os.getpid()}.tmp")
+    assert steps == [("sync", partial.name), ("place", unpacked.name), ("sync", "models")]
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -1,34 +1,16 @@
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from synth_client.errors import OutputError
 from synth_client.files.atomic import AtomicFile, atomic_folder, write_whole
+from tests.support.disk import watch_disk
 
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """What was synced, and what took its place, in order."""
-    seen: list[tuple[str, str]] = []
-    fsync, replace, rename = os.fsync, Path.replace, Path.rename
-
-    def sync(descriptor: int) -> None:
-        seen.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
-        fsync(descriptor)
-
-    def put(move: Any) -> Any:
-        def moved(source: Path, target: Path) -> Any:
-            seen.append(("place", target.name))
-            return move(source, target)
-
-        return moved
-
-    monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(Path, "replace", put(replace))
-    monkeypatch.setattr(Path, "rename", put(rename))
-    return seen
+    return watch_disk(monkeypatch)
 
 
 def test_a_file_is_on_disk_before_it_takes_its_place(
