@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 
 from proxy.api.metrics import Metrics
 from proxy.api.schema import GenerationRequest, ScoreRequest
-from proxy.api.shapes import Head, Kind, completion, scored_text, trace, usage
-from proxy.api.shapes import text_logprobs as shaped_logprobs
+from proxy.api.shapes import Head, Kind, completion, scored_text, text_logprobs, trace, usage
 from proxy.api.sse import DONE, ChunkWriter, named_event
 from proxy.backends.base import Call, Question, Sampling, Scorer, UpstreamClock
 from proxy.config import ServerConfig
 from proxy.core.types import Author, Breached, Judged
 from proxy.engine.admission import Admission, OwnSeats, Seats
-from proxy.engine.given_text import TextLogprobs, score_text, text_logprobs
+from proxy.engine.given_text import TextLogprobs, score_steps, score_tokens
 from proxy.engine.model_context import ModelContext
 from proxy.engine.runner import TrajectoryRun, first_error
 from proxy.engine.seeds import seed_of_choice
@@ -220,11 +219,11 @@ class Service:
         ]
 
         def finished(index: int, outcome: Outcome) -> None:
-            told = None
+            final_trace = None
             if options.trace != "none":
-                told = trace(outcome, options, job.model.labels)
+                final_trace = trace(outcome, options, job.model.labels)
             observers[index].begin()
-            put(writer.finish(index, outcome.trajectory.finish_reason, told))
+            put(writer.finish(index, outcome.trajectory.finish_reason, final_trace))
 
         with self.admission.admit(request.n):
             outcomes = await self._within_deadline(self._run_all(job, observers, finished))
@@ -278,9 +277,9 @@ class Service:
         scorer = model.scorer(options, request.motab)
         question = request.question()
         bridge = model.pair.bridge("teacher", question)
-        reads = ModelContext(model.pair.of("teacher"), bridge, question, call)
+        model_context = ModelContext(model.pair.of("teacher"), bridge, question, call)
         with self.admission.admit(1):
-            work = score_text(reads, scorer, request.text, options, call)
+            work = score_steps(model_context, scorer, request.text, options, call)
             scored = await self._within_deadline(work)
         spent = Usage(
             teacher_scored_tokens=scored.scored_tokens,
@@ -299,8 +298,8 @@ class Service:
 
         async def one(author: Author) -> TextLogprobs:
             bridge = model.pair.bridge(author, question)
-            reads = ModelContext(model.pair.of(author), bridge, question, call)
-            return await text_logprobs(reads, scorers[author], request.text, call)
+            model_context = ModelContext(model.pair.of(author), bridge, question, call)
+            return await score_tokens(model_context, scorers[author], request.text, call)
 
         async def both() -> dict[Author, TextLogprobs]:
             try:
@@ -316,7 +315,7 @@ class Service:
         of_teacher = Usage(teacher_scored_tokens=len(found["teacher"].ends), score_calls=1)
         self.metrics.usage(request.model, of_teacher, scoring["teacher"])
         head = Head("text", call.session_id, int(time.time()), request.model)
-        return shaped_logprobs(head, found, scoring)
+        return text_logprobs(head, found, scoring)
 
     async def _within_deadline(self, work: Coroutine[Any, Any, T]) -> T:
         limit = self.config.request_timeout_s

@@ -116,14 +116,15 @@ def text_logprobs(
 ) -> dict[str, Any]:
     """The answer of `/v1/motab/score` with `token_logprobs`."""
     prompt_tokens = found["student"].prompt_tokens
-    scored = {f"{author}_scored_tokens": len(told.ends) for author, told in found.items()}
+    scored = {f"{author}_scored_tokens": len(logprobs.ends) for author, logprobs in found.items()}
     return {
         "object": "motab.token_logprobs",
         "model": head.model,
         "created": head.created,
         "scoring": dict(scoring),
         "token_logprobs": {
-            author: {"ends": told.ends, "logprobs": told.logprobs} for author, told in found.items()
+            author: {"ends": logprobs.ends, "logprobs": logprobs.logprobs}
+            for author, logprobs in found.items()
         },
         "usage": {
             "prompt_tokens": prompt_tokens,

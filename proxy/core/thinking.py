@@ -48,7 +48,7 @@ class Reasoning:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class StepPart:
     """A piece of a step as a model reads it: words, or markup that is read as special tokens."""
 
     text: str
@@ -56,11 +56,11 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class MappedSteps:
     """The visible steps in one model's format; `prefix` is markup between prompt and steps."""
 
     prefix: str
-    steps: tuple[tuple[Part, ...], ...]
+    steps: tuple[tuple[StepPart, ...], ...]
     """From the first one on that was wanted."""
     state: _State
     """Where the model stands after them."""
@@ -68,14 +68,14 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """Between the visible text and one model."""
+    """Maps the visible text to one model's format, and what that model writes back."""
 
     visible: Reasoning
     own: Reasoning
 
-    def read(self, steps: Sequence[str], before: str = "", since: int = 0) -> Reading:
-        """What the model reads for `steps`, from step `since` on. The mapping of a step depends on
-        none after it.
+    def map_steps(self, steps: Sequence[str], before: str = "", since: int = 0) -> MappedSteps:
+        """Return what the model reads for `steps`, from step `since` on. The mapping of a step
+        depends on none after it.
 
         `before` is the beginning of the visible text where `steps` is empty, but text that the
         model does not read stands before what it will write.
@@ -83,7 +83,7 @@ class Bridge:
         first = steps[0] if steps else before
         free = self.visible == Reasoning("think")
         if free and not first:
-            return Reading("", (), "free")
+            return MappedSteps("", (), "free")
         opens = free and _is_opening(first)
         thinks = opens or self.visible.opened
         prefix = self.own.opening if thinks else self.own.no_thought
@@ -95,39 +95,39 @@ class Bridge:
         mapped = self._mapped(
             steps[since:], opens=opens and not since, thinks=thinks and not closed_before
         )
-        return Reading(prefix, tuple(mapped), state)
+        return MappedSteps(prefix, tuple(mapped), state)
 
     def _mapped(
         self, steps: Sequence[str], *, opens: bool, thinks: bool
-    ) -> Iterator[tuple[Part, ...]]:
+    ) -> Iterator[tuple[StepPart, ...]]:
         for step in steps:
             parts, text = [], step
             if opens and self.own != self.visible:
-                parts, text = [Part(self.own.opening, markup=True)], _after_opening(step)
+                parts, text = [StepPart(self.own.opening, markup=True)], _after_opening(step)
             if thinks and _CLOSE in text:
                 thinks = False
                 parts += self._closing(text)
             else:
-                parts.append(Part(text))
+                parts.append(StepPart(text))
             opens = False
-            yield tuple(part for part in parts if part.text) or (Part(step),)
+            yield tuple(part for part in parts if part.text) or (StepPart(step),)
 
-    def _closing(self, text: str) -> list[Part]:
+    def _closing(self, text: str) -> list[StepPart]:
         """A step that ends the thought; only its first closing tag counts."""
         if self.own.kind == "think":
-            return [Part(text)]
+            return [StepPart(text)]
         thought, _, answer = text.partition(_CLOSE)
         # One line end before the tag and two after it belong to it.
         thought = thought.removesuffix("\n")
         answer = answer.removeprefix("\n").removeprefix("\n")
         if self.own.kind == "harmony":
-            close = Part(f"{_END}{_START}assistant{_FINAL}", markup=True)
-            return [Part(thought), close, Part(answer)]
+            close = StepPart(f"{_END}{_START}assistant{_FINAL}", markup=True)
+            return [StepPart(thought), close, StepPart(answer)]
         both = thought.strip() and answer
-        return [Part(f"{thought}\n\n{answer}" if both else thought + answer)]
+        return [StepPart(f"{thought}\n\n{answer}" if both else thought + answer)]
 
-    def writing(self, state: _State) -> "Translator":
-        """Turns what the model writes after a reading with that state into visible text."""
+    def translator(self, state: _State) -> "Translator":
+        """Return what turns the text that the model writes in that state into visible text."""
         if self.own.kind == "harmony":
             return _FromHarmony(state)
         # Its prompt has opened the thought, out of the reader's sight.

@@ -27,19 +27,19 @@ class ScoredText:
     cached_tokens: int | None
 
 
-async def score_text(
-    reads: ModelContext, scorer: Scorer, text: str, params: Params, call: Call
+async def score_steps(
+    model_context: ModelContext, scorer: Scorer, text: str, params: Params, call: Call
 ) -> ScoredText:
-    """Cut `text` into steps and let `scorer`, one of the teacher's that `reads`, score all of them.
+    """Cut `text` into steps and let `scorer`, one of the teacher's, score them all.
 
     Raises `RequestError` for an empty text.
     """
     texts = split_steps(text, params.delimiter)
     if not texts:
         raise RequestError("text is empty: there is no step to score", param="text")
-    teacher = reads.upstream
+    teacher = model_context.upstream
     async with teacher.scoring:
-        context = await reads.at(texts)
+        context = await model_context.at(texts)
         scores = await scorer.score(
             context, len(texts), params.entropy_top_k, call, entropy_known=False
         )
@@ -73,19 +73,19 @@ class TextLogprobs:
     prompt_tokens: int
 
 
-async def text_logprobs(
-    reads: ModelContext, scorer: TokenScorer, text: str, call: Call
+async def score_tokens(
+    model_context: ModelContext, scorer: TokenScorer, text: str, call: Call
 ) -> TextLogprobs:
-    """One scoring call over `text` as a whole, by `scorer`, one of the model's that `reads`.
+    """One scoring call over `text` as a whole, by `scorer`, which is one of the model's.
 
     Raises `RequestError` for an empty text, one that the model would read with other markup, so
     that its tokens do not cover the characters, and one that it gives no probability at all.
     """
     if not text:
         raise RequestError("text is empty: there is no token to score", param="text")
-    upstream = reads.upstream
+    upstream = model_context.upstream
     async with upstream.scoring:
-        context = await reads.at([text])
+        context = await model_context.at([text])
         if context.steps[-1].text != text:
             raise RequestError(
                 f"'{upstream.name}' reads this text's reasoning tags in a format of its own, so its"
@@ -96,24 +96,25 @@ async def text_logprobs(
     return TextLogprobs(
         ends=_in_characters([token.end for token in tokens], text),
         logprobs=tuple(
-            _logprob(token.logprob, index, upstream.name) for index, token in enumerate(tokens)
+            _possible_logprob(token.logprob, index, upstream.name)
+            for index, token in enumerate(tokens)
         ),
         prompt_tokens=context.bounds[0],
     )
 
 
-def _logprob(told: float | None, index: int, upstream: str) -> float:
+def _possible_logprob(logprob: float | None, index: int, upstream: str) -> float:
     try:
-        logprob = checked_logprob(told, f"log-probability {index} of the text")
+        checked = checked_logprob(logprob, f"log-probability {index} of the text")
     except ValueError as error:
         raise UpstreamMalformed(upstream, str(error)) from error
-    if logprob == -math.inf:
+    if checked == -math.inf:
         raise RequestError(
             f"'{upstream}' gives token {index} of the text the probability 0, which has no"
             " logarithm",
             param="text",
         )
-    return logprob
+    return checked
 
 
 def _in_characters(ends: list[int], text: str) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from proxy.backends.base import Call, Context, Question, Segment
-from proxy.core.thinking import Bridge, Part, Reading, Translator
+from proxy.core.thinking import Bridge, MappedSteps, StepPart, Translator
 from proxy.engine.upstream import Upstream
 from proxy.errors import MotabError
 
@@ -29,37 +29,37 @@ class ModelContext:
             if own != wanted:
                 break
             num_common += 1
-        reading = self.bridge.read(steps, before, num_common)
-        if reading.prefix != self._prefix and num_common:  # the context begins anew
+        mapped = self.bridge.map_steps(steps, before, num_common)
+        if mapped.prefix != self._prefix and num_common:  # the context begins anew
             num_common = 0
-            reading = self.bridge.read(steps, before)
-        context = await self._begun(reading)
+            mapped = self.bridge.map_steps(steps, before)
+        context = await self._begun(mapped)
         context.truncate(num_common)
         del self._visible[num_common:]
-        for segment in await self._encoded(reading.steps):
+        for segment in await self._encoded(mapped.steps):
             context.append(segment)
         self._visible += steps[num_common:]
         return context
 
     def translator(self, steps: Sequence[str], before: str = "") -> Translator:
         """For what the model writes after `at(steps, before)`."""
-        return self.bridge.writing(self.bridge.read(steps, before, len(steps)).state)
+        return self.bridge.translator(self.bridge.map_steps(steps, before, len(steps)).state)
 
-    async def _begun(self, reading: Reading) -> Context:
+    async def _begun(self, mapped: MappedSteps) -> Context:
         """A context with the right prompt; the one there is, unless its prefix was another."""
         if self._prompt is None:
             self._prompt = await self.upstream.reader.render(self.question, self.call)
-        if self._context is None or self._prefix != reading.prefix:
+        if self._context is None or self._prefix != mapped.prefix:
             prompt = self._prompt
-            if reading.prefix:
-                prefix = await self._markup(reading.prefix)
+            if mapped.prefix:
+                prefix = await self._markup(mapped.prefix)
                 prompt = Segment(prompt.text + prefix.text, prompt.token_ids + prefix.token_ids)
             self._context = Context(prompt, question=self.question)
-            self._prefix = reading.prefix
+            self._prefix = mapped.prefix
             self._visible.clear()
         return self._context
 
-    async def _encoded(self, steps: Sequence[tuple[Part, ...]]) -> list[Segment]:
+    async def _encoded(self, steps: Sequence[tuple[StepPart, ...]]) -> list[Segment]:
         words = [part.text for parts in steps for part in parts if not part.markup]
         encoded = iter(await self.upstream.reader.encode(words, self.call))
         segments: list[Segment] = []

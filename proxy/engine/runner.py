@@ -164,15 +164,15 @@ class TrajectoryRun:
 
     async def _write(self, command: Write) -> None:
         upstream = self.pair.of(command.author)
-        reads = self._reads(command.author)
-        sampling = self._sampling_of(command, reads)
+        model_context = self._model_context(command.author)
+        sampling = self._sampling_of(command, model_context)
         # With that stitch the flawed steps stand before what it writes.
         corrects = command.author == "teacher" and self.params.method == "motab"
         follows = corrects and self.params.stitch == "flawed"
         before = self._first_step if follows else ""
         async with upstream.writing:
-            context = await reads.at(command.steps, before)
-            translator = reads.translator(command.steps, before)
+            context = await model_context.at(command.steps, before)
+            translator = model_context.translator(command.steps, before)
             self._usage.count_call(command.author, len(context.token_ids))
             with upstream.writing_speed.writing():
                 async with aclosing(self._drafts(command, context, sampling)) as drafts:
@@ -192,8 +192,8 @@ class TrajectoryRun:
             if draft.end is not None:
                 pieces += translator.end()
             if pieces:
-                told = _first(logprobs, len(pieces)) if command.logprobs else None
-                self._tell(Wrote(command.write_id, pieces, told), upstream)
+                piece_logprobs = _first(logprobs, len(pieces)) if command.logprobs else None
+                self._tell(Wrote(command.write_id, pieces, piece_logprobs), upstream)
             if draft.end is not None:
                 if command.author == "teacher":
                     self._usage.count_cached(draft.num_cached_tokens)
@@ -218,7 +218,7 @@ class TrajectoryRun:
         self._first_step = command.steps[0]
         teacher = self.pair.of("teacher")
         async with teacher.scoring:
-            context = await self._reads("teacher").at(command.steps)
+            context = await self._model_context("teacher").at(command.steps)
             with teacher.computing_speed.computing(len(context.token_ids)):
                 scores = await self.scorer.score(
                     context,
@@ -232,7 +232,7 @@ class TrajectoryRun:
         self._usage.count_scoring(scores)
         self._tell(Scored(scores.steps, scores.next_entropy), teacher)
 
-    def _reads(self, author: Author) -> ModelContext:
+    def _model_context(self, author: Author) -> ModelContext:
         """The author's context, which grows with the trajectory."""
         if author not in self._contexts:
             # A teacher that writes all by itself writes as it would.
@@ -243,7 +243,7 @@ class TrajectoryRun:
             self._contexts[author] = context
         return self._contexts[author]
 
-    def _sampling_of(self, command: Write, reads: ModelContext) -> Sampling:
+    def _sampling_of(self, command: Write, model_context: ModelContext) -> Sampling:
         if command.author == "student":
             sampling = self.sampling
             if command.logprobs:
@@ -254,7 +254,7 @@ class TrajectoryRun:
         self._num_writes[command.author] = num_before + 1
         if self.sampling.seed is not None:
             sampling = replace(sampling, seed=seed_of_write(self.sampling.seed, num_before))
-        if reads.bridge.own.kind == "harmony":
+        if model_context.bridge.own.kind == "harmony":
             sampling = replace(sampling, special_tokens=True)
         return sampling
 

@@ -70,8 +70,8 @@ async def _available(subject: Subject, scorer: Scorer) -> Check:
     context = await subject.context(_STEPS)
     scores = await _score(subject, scorer, context, _SMALLEST_K)
     values = [round(step.value, 6) for step in scores.steps]
-    told = ", ".join(f"{value:.3f}" for value in values)
-    return ok(f"gives two steps the values {told}", step_values=values)
+    described = ", ".join(f"{value:.3f}" for value in values)
+    return ok(f"gives two steps the values {described}", step_values=values)
 
 
 async def _score(
@@ -163,7 +163,7 @@ async def _prefix_cache(subject: Subject, scorer: Scorer) -> Check:
         "num_context_tokens": num_before,
         "seconds": round(seconds, 4),
     }
-    told = f"{num_cached} of the {num_before} tokens before a step"
+    described = f"{num_cached} of the {num_before} tokens before a step"
     if num_cached == 0:
-        return no(f"{told}: every call computes its whole context anew", **values)
-    return ok(told, **values)
+        return no(f"{described}: every call computes its whole context anew", **values)
+    return ok(described, **values)

@@ -24,9 +24,9 @@ class SharedSeats:
     microseconds.
     """
 
-    def __init__(self, path: Path, share: WorkerSlots) -> None:
-        self._own = share.worker
-        self._all = struct.Struct(f"{share.num_workers}q")
+    def __init__(self, path: Path, worker_slots: WorkerSlots) -> None:
+        self._own = worker_slots.worker
+        self._all = struct.Struct(f"{worker_slots.num_workers}q")
         self._file = path.open("a+b")
         self._file.truncate(self._all.size)
         self._numbers = mmap.mmap(self._file.fileno(), self._all.size)

@@ -199,8 +199,8 @@ class _Supervisor:
         """A worker's process. At the end it is gone, and what it held of the whole is free."""
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
-        share = WorkerSlots(worker, self._num_workers)
-        order = Order(self._config, self._wait_s, share, self._folder, _log_level())
+        worker_slots = WorkerSlots(worker, self._num_workers)
+        order = Order(self._config, self._wait_s, worker_slots, self._folder, _log_level())
         writer.write(order.line())
         self._channels.add(writer)  # now, so that an order to drain comes second
         try:

@@ -39,27 +39,31 @@ class Order:
 
     config: Config
     wait_s: float
-    share: WorkerSlots
+    worker_slots: WorkerSlots
     folder: Path
     """Holds what the workers share: their metrics and the seats."""
     log_level: int
 
     def line(self) -> bytes:
         # Not as pydantic's JSON, which has no infinity, a legal time limit.
-        config, share = self.config.model_dump(), asdict(self.share)
-        line = json.dumps([config, self.wait_s, share, str(self.folder), self.log_level])
+        config, worker_slots = self.config.model_dump(), asdict(self.worker_slots)
+        line = json.dumps([config, self.wait_s, worker_slots, str(self.folder), self.log_level])
         return line.encode() + b"\n"
 
     @classmethod
     def read(cls, line: bytes) -> Self:
-        config, wait_s, share, folder, log_level = json.loads(line)
+        config, wait_s, worker_slots, folder, log_level = json.loads(line)
         return cls(
-            Config.model_validate(config), wait_s, WorkerSlots(**share), Path(folder), log_level
+            Config.model_validate(config),
+            wait_s,
+            WorkerSlots(**worker_slots),
+            Path(folder),
+            log_level,
         )
 
     def seats(self) -> SharedSeats:
         """The seats of the whole server; whoever opens them closes them."""
-        return SharedSeats(self.folder / "seats", self.share)
+        return SharedSeats(self.folder / "seats", self.worker_slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +105,8 @@ class _Worker:
         order = self._order
         try:
             with order.seats() as seats:
-                part = WorkerResources(order.share, _shared_metrics(order), seats)
-                async with open_service(order.config, order.wait_s, part) as service:
+                resources = WorkerResources(order.worker_slots, _shared_metrics(order), seats)
+                async with open_service(order.config, order.wait_s, resources) as service:
                     self._server = Server(service, on_signals=False)
                     settle_memory()
                     self._listener.listen(BACKLOG)
@@ -137,7 +141,7 @@ def _shared_metrics(order: Order) -> Metrics:
     with its counts, and the folder does not grow.
     """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(order.folder)
-    values.ValueClass = values.MultiProcessValue(lambda: order.share.worker)  # type: ignore[no-untyped-call]
+    values.ValueClass = values.MultiProcessValue(lambda: order.worker_slots.worker)  # type: ignore[no-untyped-call]
     return Metrics(order.folder)
 
 
@@ -148,7 +152,9 @@ async def _work(channel: socket.socket, listener: socket.socket) -> int:
         if not line:  # the supervisor is gone already
             return 0
         order = Order.read(line)
-        show_logs(Console(stderr=True), order.log_level, f"worker {order.share.worker + 1}: ")
+        show_logs(
+            Console(stderr=True), order.log_level, f"worker {order.worker_slots.worker + 1}: "
+        )
         return await _Worker(order, listener, writer).run(reader)
     finally:
         writer.close()

@@ -22,28 +22,28 @@ from proxy.wiring.upstreams import open_upstream
 class WorkerResources:
     """A process's part in a server; by default it is all of it."""
 
-    share: WorkerSlots = ALL_SLOTS
+    worker_slots: WorkerSlots = ALL_SLOTS
     metrics: Metrics = field(default_factory=Metrics)
     seats: Seats = field(default_factory=OwnSeats)
 
 
 @asynccontextmanager
 async def open_service(
-    config: Config, wait_s: float = 0.0, part: WorkerResources | None = None
+    config: Config, wait_s: float = 0.0, resources: WorkerResources | None = None
 ) -> AsyncIterator[Service]:
     """Everything that `config` names, running; stopped and closed at the end.
 
     An upstream that does not answer is an `UpstreamError`, after `wait_s` seconds of trying.
     """
-    part = part or WorkerResources()
+    resources = resources or WorkerResources()
     async with AsyncExitStack() as stack:
         upstreams = {
             name: await stack.enter_async_context(
-                open_upstream(name, config, part.metrics, wait_s, part.share)
+                open_upstream(name, config, resources.metrics, wait_s, resources.worker_slots)
             )
             for name in config.upstreams
         }
-        yield Service(config.server, _models(config, upstreams), part.metrics, part.seats)
+        yield Service(config.server, _models(config, upstreams), resources.metrics, resources.seats)
 
 
 def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedModel]:

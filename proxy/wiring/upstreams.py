@@ -25,7 +25,7 @@ from proxy.backends.servers.vllm import Vllm
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.tokens.detect_thinking import detect_reasoning
 from proxy.backends.tokens.tokenizer import TIKTOKEN, LocalReader, load_tokenizer
-from proxy.backends.transport.calls import Calls, Patience
+from proxy.backends.transport.calls import Calls, Timeouts
 from proxy.backends.transport.http import UpstreamClient
 from proxy.backends.transport.resume import ResumingWriter
 from proxy.backends.transport.retry import RetryPolicy
@@ -52,10 +52,15 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def open_upstream(
-    name: str, config: Config, metrics: Metrics, wait_s: float = 0.0, share: WorkerSlots = ALL_SLOTS
+    name: str,
+    config: Config,
+    metrics: Metrics,
+    wait_s: float = 0.0,
+    worker_slots: WorkerSlots = ALL_SLOTS,
 ) -> AsyncIterator[Upstream]:
-    """One of the upstreams that `config` names, running; stopped and closed at the end. `share` is
-    this process's of what may be under way there.
+    """One of the upstreams that `config` names, running; stopped and closed at the end.
+
+    `worker_slots` says which of the requests that may be under way there are this process's.
 
     Raises the `UpstreamError` with which it still answers, or does not, after `wait_s` seconds.
     """
@@ -64,14 +69,14 @@ async def open_upstream(
     threads = max(1, (os.cpu_count() or 1) // max(1, num_embedded))
     scores = any(model.teacher == name for model in config.models.values())
     upstream = config.upstreams[name]
-    num_places = len(share.of(range(upstream.max_concurrent)))
+    num_places = len(worker_slots.of(range(upstream.max_concurrent)))
     upstream = upstream.model_copy(update={"max_concurrent": num_places})
     async with AsyncExitStack() as stack:
         if isinstance(upstream, LiteLLMConfig):
             yield await _open_hosted(name, upstream, metrics, stack, wait_s, scores=scores)
         else:
             yield await _open_server(
-                name, upstream, threads, metrics, stack, wait_s, share, scores=scores
+                name, upstream, threads, metrics, stack, wait_s, worker_slots, scores=scores
             )
 
 
@@ -82,7 +87,7 @@ async def _open_server(
     metrics: Metrics,
     stack: AsyncExitStack,
     wait_s: float,
-    share: WorkerSlots,
+    worker_slots: WorkerSlots,
     *,
     scores: bool,
 ) -> Upstream:
@@ -112,7 +117,7 @@ async def _open_server(
             max_connections=4 * config.max_concurrent,
             observe=metrics.upstream_request,
             on_retry=metrics.upstream_retry,
-            patience=_patience(config),
+            timeouts=_timeouts(config),
         )
     )
     local = await _local_reader(name, config, template)
@@ -120,7 +125,7 @@ async def _open_server(
     async def connected() -> Upstream:
         if isinstance(config, OpenAIConfig) and local is not None:
             return await _text_server(name, config, client, local, scores=scores)
-        backend = await _connect(client, config, template, share, reads=local is None)
+        backend = await _connect(client, config, template, worker_slots, reads=local is None)
         await backend.check()
         writer, reader = ResumingWriter(backend, client), local or backend
         reasoning = await _reasoning(name, config, reader)
@@ -208,7 +213,7 @@ async def _open_hosted(
         name,
         metrics.upstream_request,
         on_retry=metrics.upstream_retry,
-        patience=_patience(config),
+        timeouts=_timeouts(config),
     )
     models = None
     if config.base_url is not None:
@@ -239,8 +244,8 @@ async def _open_hosted(
     )
 
 
-def _patience(config: UpstreamConfig) -> Patience:
-    return Patience(config.answer_timeout_s, config.stall_timeout_s)
+def _timeouts(config: UpstreamConfig) -> Timeouts:
+    return Timeouts(config.answer_timeout_s, config.stall_timeout_s)
 
 
 async def _once_up(connect: Callable[[], Awaitable[T]], wait_s: float) -> T:
@@ -292,7 +297,7 @@ async def _connect(
     client: UpstreamClient,
     config: _ServerConfig,
     template: ChatTemplate | None,
-    share: WorkerSlots,
+    worker_slots: WorkerSlots,
     *,
     reads: bool,
 ) -> Vllm | SGLang | LlamaCpp:
@@ -300,4 +305,4 @@ async def _connect(
         return await Vllm.connect(client, config.model, template, reads=reads)
     if isinstance(config, SGLangConfig):
         return await SGLang.connect(client, config.model, template, reads=reads)
-    return await LlamaCpp.connect(client, template, share)
+    return await LlamaCpp.connect(client, template, worker_slots)

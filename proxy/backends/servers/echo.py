@@ -140,18 +140,18 @@ class _Echoed:
     def of(cls, reply: Any, sent: str) -> "_Echoed":  # noqa: ANN401
         """Raises ValueError where it is not all of `sent` that came back."""
         choice = reply["choices"][0]
-        told = choice["logprobs"]
-        if told is None or "tokens" not in told or "top_logprobs" not in told:
+        found = choice["logprobs"]
+        if found is None or "tokens" not in found or "top_logprobs" not in found:
             raise ValueError("the server did not echo the prompt with its log-probabilities")
-        tokens = [str(token) for token in told["tokens"]]
-        logprobs, tops = told["token_logprobs"], told["top_logprobs"] or []
+        tokens = [str(token) for token in found["tokens"]]
+        logprobs, tops = found["token_logprobs"], found["top_logprobs"] or []
         if not len(tokens) == len(logprobs) == len(tops):
             raise ValueError(f"{len(tokens)} tokens, {len(logprobs)} and {len(tops)} entries")
         if not tokens or len(tokens) == 1 < len(sent):
             raise ValueError("the server did not echo the prompt")
         if logprobs[0] is not None:
             raise ValueError("its first entry is not null, so the others may be one token off")
-        offsets = told.get("text_offset") or None
+        offsets = found.get("text_offset") or None
         return cls(aligned(tokens, offsets, sent, (1, 0)), tokens, logprobs, tops)
 
     def step_score(self, tokens: range, top_k: int) -> StepScore:

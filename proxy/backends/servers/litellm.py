@@ -137,9 +137,9 @@ class LiteLLM:
             stream = await self._calls.retried(
                 lambda: stack.enter_async_context(self._opened(request, call))
             )
-            patience_s = self._calls.patience.answer_s
-            while (chunk := await self._next(stream, patience_s)) is not None:
-                patience_s = self._calls.patience.stall_s
+            timeout_s = self._calls.timeouts.answer_s
+            while (chunk := await self._next(stream, timeout_s)) is not None:
+                timeout_s = self._calls.timeouts.stall_s
                 with self._calls.expecting("a stream event"):
                     event = _event(chunk)
                 end = event.end or end
@@ -207,8 +207,8 @@ class LiteLLM:
             case "continue_final_message":
                 return {"messages": [*messages, answer], "extra_body": _CONTINUED_FIELDS}
             case "instruct":
-                told = {"role": "user", "content": CONTINUE_PROMPT}
-                return {"messages": [*messages, answer, told]}
+                instruction = {"role": "user", "content": CONTINUE_PROMPT}
+                return {"messages": [*messages, answer, instruction]}
             case None:
                 message = f"upstream '{self.upstream}' cannot continue a text: set `continuation`"
                 raise RequestError(message, param="model")
@@ -246,13 +246,13 @@ class LiteLLM:
     async def _complete(self, request: dict[str, Any]) -> Any:  # noqa: ANN401
         with self._translated():
             coming = self._library.acompletion(**request)
-            reply = await self._calls.awaited(coming, self._calls.patience.answer_s)
+            reply = await self._calls.awaited(coming, self._calls.timeouts.answer_s)
         self._last_failed = False
         return reply
 
-    async def _next(self, stream: Any, patience_s: float) -> Any:  # noqa: ANN401
+    async def _next(self, stream: Any, timeout_s: float) -> Any:  # noqa: ANN401
         with self._translated():
-            return await self._calls.awaited(anext(stream, None), patience_s)
+            return await self._calls.awaited(anext(stream, None), timeout_s)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -47,7 +47,7 @@ _END_REASONS: dict[str, FinishReason] = {"eos": "stop", "word": "stop", "limit":
 
 @dataclass(frozen=True, slots=True)
 class _Forced:
-    """What one forced token told: its log-probability, and the most probable candidates'."""
+    """The answer to one forced token: its log-probability, and the most probable candidates'."""
 
     logprob: float
     top: list[float]
@@ -270,7 +270,7 @@ class LlamaCpp:
                 entry = reply["completion_probabilities"][0]
                 if entry["id"] != target:
                     raise ValueError(f"token {target} was forced, {entry['id']} came")
-                return _told(reply, entry["logprob"], num_top)
+                return _forced(reply, entry["logprob"], num_top)
         # A token that ends inside a character comes without its probability. So another token is
         # forced, and the target looked up among the candidates.
         for depth in _SEARCH_DEPTHS:
@@ -278,7 +278,7 @@ class LlamaCpp:
             with self._client.expecting("a forced token"):
                 for candidate in reply["completion_probabilities"][0]["top_logprobs"]:
                     if candidate["id"] == target:
-                        return _told(reply, candidate["logprob"], num_top)
+                        return _forced(reply, candidate["logprob"], num_top)
         with self._client.expecting("a forced token"):
             raise ValueError(f"token {target} is not in the vocabulary")
 
@@ -302,8 +302,8 @@ class _StreamReader:
     """What has come of a stream."""
 
     logprobs: PieceLogprobs
-    num_told: int = 0
-    """How many tokens log-probabilities were told of, or found missing."""
+    num_logprobs: int = 0
+    """The number of tokens whose log-probabilities have come, or were found missing."""
     num_tokens: int = 0
     """How many tokens the text that has come is made of."""
     token_ids: list[int] = field(default_factory=list)
@@ -331,28 +331,28 @@ class _StreamReader:
         if row["stop_type"] == "eos":
             self.logprobs.drop_last()
         pieces = _pieces(text, num_new)
-        told = self.logprobs.take(len(pieces))
-        return Draft(pieces, end, int(row["timings"]["cache_n"]), logprobs=told)
+        piece_logprobs = self.logprobs.take(len(pieces))
+        return Draft(pieces, end, int(row["timings"]["cache_n"]), logprobs=piece_logprobs)
 
     def _add_logprobs(self, row: dict[str, Any], count: int) -> None:
         """Tokens that end inside a character come without any, and before the one that has some."""
         if self.logprobs.wanted:
-            told = [_finite(entry["logprob"]) for entry in row.get("completion_probabilities", ())]
-            self.logprobs.add([None] * (count - self.num_told - len(told)))
-            self.logprobs.add(told)
-            self.num_told = count
+            found = [_finite(entry["logprob"]) for entry in row.get("completion_probabilities", ())]
+            self.logprobs.add([None] * (count - self.num_logprobs - len(found)))
+            self.logprobs.add(found)
+            self.num_logprobs = count
 
     def _written(self, text: str, count: int) -> Draft:
         pieces = _pieces(text, count - self.num_tokens)
         self.num_tokens = count
-        told = self.logprobs.take(len(pieces))
+        piece_logprobs = self.logprobs.take(len(pieces))
         if len(self.token_ids) != count - self.num_known:
-            return Draft(pieces, logprobs=told)
+            return Draft(pieces, logprobs=piece_logprobs)
         token_ids, self.token_ids, self.num_known = tuple(self.token_ids), [], count
-        return Draft(pieces, token_ids=token_ids, logprobs=told)
+        return Draft(pieces, token_ids=token_ids, logprobs=piece_logprobs)
 
 
-def _told(reply: dict[str, Any], logprob: float | None, num_top: int) -> _Forced:
+def _forced(reply: dict[str, Any], logprob: float | None, num_top: int) -> _Forced:
     top = [row["logprob"] for row in reply["completion_probabilities"][0]["top_logprobs"]]
     if len(top) < num_top:
         raise ValueError(f"{num_top} candidates were asked for, {len(top)} came")

@@ -193,19 +193,19 @@ async def _trusted_echo(writer: OpenAI, route: Completions, reader: Reader, call
 
 def _written(choice: dict[str, Any]) -> list[tuple[str, float | None]] | None:
     """The tokens and their log-probabilities, in this route's own shape or in that of chats."""
-    told = choice.get("logprobs")
-    if not told:
+    found = choice.get("logprobs")
+    if not found:
         return None
-    if "content" in told:
-        return [(str(entry["token"]), entry["logprob"]) for entry in told["content"] or ()]
-    return list(zip(map(str, told["tokens"]), told["token_logprobs"], strict=True))
+    if "content" in found:
+        return [(str(entry["token"]), entry["logprob"]) for entry in found["content"] or ()]
+    return list(zip(map(str, found["tokens"]), found["token_logprobs"], strict=True))
 
 
 def _whole_characters(
-    text: str, written: Sequence[tuple[str, float | None]], told: Mapping[str, Any]
+    text: str, written: Sequence[tuple[str, float | None]], found: Mapping[str, Any]
 ) -> tuple[list[str], list[tuple[float, ...]]]:
     """The text in pieces as short as whole characters allow, and their tokens' logarithms."""
-    offsets = told.get("text_offset") or None
+    offsets = found.get("text_offset") or None
     numbers = range(min(_MAX_WITHOUT_TEXT, len(written) - 1) + 1)
     alignment = aligned([token for token, _ in written], offsets, text, numbers)
     data = text.encode()

@@ -233,11 +233,11 @@ class _EventReader:
         if self.logprobs.wanted:
             self.logprobs.add(all_finite((row[0] for row in rows[: len(tokens)]), _LOWEST))
         if end is None:
-            told = self.logprobs.take(len(spelt.pieces))
-            return Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=told)
+            piece_logprobs = self.logprobs.take(len(spelt.pieces))
+            return Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=piece_logprobs)
         pieces = spelt.pieces + self.spelling.rest()
-        told = self.logprobs.take(len(pieces))
-        return Draft(pieces, end, _cached_tokens(meta), logprobs=told)
+        piece_logprobs = self.logprobs.take(len(pieces))
+        return Draft(pieces, end, _cached_tokens(meta), logprobs=piece_logprobs)
 
 
 def _end(reason: dict[str, Any] | None, stop: tuple[str, ...]) -> tuple[FinishReason | None, bool]:

@@ -134,8 +134,8 @@ class Vllm(ServerReader):
                 spelt = spelling.feed(event.text, event.tokens)
                 logprobs.add(event.logprobs)
                 if spelt.pieces:
-                    told = logprobs.take(len(spelt.pieces))
-                    yield Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=told)
+                    piece_logprobs = logprobs.take(len(spelt.pieces))
+                    yield Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=piece_logprobs)
             if end is None or not has_usage:
                 raise self._client.broken_off()
         rest = spelling.rest()
@@ -174,8 +174,8 @@ class Vllm(ServerReader):
                 raise ValueError(f"unknown finish_reason {reason!r}")
             end = None if reason is None else _END_REASONS[reason]
             text, tokens = str(choice["text"]), _tokens(choice)
-            told = _token_logprobs(choice, len(tokens)) if logprobs else ()
-            return _VllmEvent(text, tokens, told, end, is_usage=False, num_cached_tokens=None)
+            of_tokens = _token_logprobs(choice, len(tokens)) if logprobs else ()
+            return _VllmEvent(text, tokens, of_tokens, end, is_usage=False, num_cached_tokens=None)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         body = {
@@ -298,10 +298,10 @@ def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:
 
 
 def _token_logprobs(choice: dict[str, Any], num_tokens: int) -> tuple[float | None, ...]:
-    told = choice["logprobs"]["token_logprobs"]
-    if len(told) < num_tokens:
-        raise ValueError(f"{num_tokens} tokens, but {len(told)} token_logprobs")
-    return tuple(all_finite(told[:num_tokens], _LOWEST))
+    found = choice["logprobs"]["token_logprobs"]
+    if len(found) < num_tokens:
+        raise ValueError(f"{num_tokens} tokens, but {len(found)} token_logprobs")
+    return tuple(all_finite(found[:num_tokens], _LOWEST))
 
 
 def _step_scores(

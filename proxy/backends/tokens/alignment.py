@@ -207,14 +207,14 @@ def _by_strings(tokens: Sequence[str], data: bytes) -> list[Reach]:
                 if not places[index + 1].isdisjoint(_after(data, start, tokens[index]))
             }
     reaches: list[Reach] = []
-    told = len(data)
+    known_end = len(data)
     for token, ends in zip(reversed(tokens), reversed(places[1:]), strict=True):
         if token or len(ends) > 1:
             reaches.append(Reach(min(ends), max(ends)))
-            told = max(ends)
+            known_end = max(ends)
         else:
             (start,) = ends
-            reaches.append(_held(data, start, told))
+            reaches.append(_held(data, start, known_end))
     return reaches[::-1]
 
 
@@ -245,11 +245,11 @@ def _other_spellings(token: str, *, is_first: bool) -> Iterator[bytes]:
         yield spaced[1:].encode()
 
 
-def _held(data: bytes, start: int, told: int) -> Reach:
+def _held(data: bytes, start: int, known_end: int) -> Reach:
     """The end of a token without a string: inside a character that the next one with a string, up
-    to `told`, brings whole. Without such a character it was an empty token.
+    to `known_end`, brings whole. Without such a character it was an empty token.
     """
-    insides = [i + 1 for i in range(start, told) if data[i] >= 0xC0]
+    insides = [i + 1 for i in range(start, known_end) if data[i] >= 0xC0]
     return Reach(insides[0], insides[-1]) if insides else Reach(start, start)
 
 

@@ -25,7 +25,7 @@ RetryObserver = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """Seconds of silence after which a server is taken for unreachable."""
 
     answer_s: float
@@ -35,7 +35,7 @@ class Patience:
     """Between two reads of a stream that has begun to write."""
 
 
-ENDLESS = Patience(math.inf, math.inf)
+NO_TIMEOUTS = Timeouts(math.inf, math.inf)
 
 
 class Calls:
@@ -49,12 +49,12 @@ class Calls:
         observe: RequestObserver,
         retry: RetryPolicy = NO_RETRIES,
         on_retry: RetryObserver = lambda _upstream, _code: None,
-        patience: Patience = ENDLESS,
+        timeouts: Timeouts = NO_TIMEOUTS,
     ) -> None:
         self._observe = observe
         self._on_retry = on_retry
         self.retry = retry
-        self.patience = patience
+        self.timeouts = timeouts
         self.upstream = upstream
 
     async def retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -63,20 +63,20 @@ class Calls:
             attempt, lambda error: self._on_retry(self.upstream, error.code)
         )
 
-    async def awaited(self, coming: Awaitable[T], patience_s: float) -> T:
-        """What comes, unless the server is silent for so long."""
-        limit = asyncio.timeout(patience_s if patience_s < math.inf else None)
+    async def awaited(self, coming: Awaitable[T], timeout_s: float) -> T:
+        """Return what comes, unless the server is silent for that long."""
+        limit = asyncio.timeout(timeout_s if timeout_s < math.inf else None)
         try:
             async with limit:
                 return await coming
         except TimeoutError as error:
             if not limit.expired():  # a library's own, such as that of a connection
                 raise
-            raise self.silent(patience_s) from error
+            raise self.timed_out(timeout_s) from error
 
-    def silent(self, patience_s: float) -> UpstreamUnreachable:
-        """The server was silent for so long."""
-        return UpstreamUnreachable(self.upstream, f"it was silent for {patience_s:g} s")
+    def timed_out(self, timeout_s: float) -> UpstreamUnreachable:
+        """The error for a server that was silent for that long."""
+        return UpstreamUnreachable(self.upstream, f"it was silent for {timeout_s:g} s")
 
     def broken_off(self) -> UpstreamUnreachable:
         """The error for a stream that ended without its last event."""
@@ -123,10 +123,10 @@ class _Expecting:
             raise UpstreamMalformed(self._upstream, message) from error
 
 
-class Silence:
-    """Watches how long each read of a stream waits, and gives the stream up where that is too long.
+class StallTimer:
+    """Limits how long each read of a stream waits, and gives the stream up when one waits longer.
 
-    Use as a context manager around all reads. They share a timer that is set anew when it rings:
+    Use as a context manager around all reads. They share a timer that is set again when it rings:
     `asyncio.timeout` around each of them costs more than the read.
     """
 
@@ -136,39 +136,39 @@ class Silence:
         self._until = math.inf
         """When the read under way has waited too long; endless where none is."""
         self._timer: asyncio.TimerHandle | None = None
-        self.was_too_long = False
+        self.has_expired = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self._cancel()
 
-    def begins(self, patience_s: float) -> None:
-        """A read waits from now on, for so many seconds at most."""
-        self._until = self._loop.time() + patience_s
+    def start(self, timeout_s: float) -> None:
+        """Begin a read, which may wait for `timeout_s` seconds."""
+        self._until = self._loop.time() + timeout_s
         if self._timer is None or self._timer.when() > self._until:
-            self._start()
+            self._set()
 
-    def ends(self) -> None:
-        """It waits no longer."""
+    def stop(self) -> None:
+        """End the read."""
         self._until = math.inf
 
-    def _start(self) -> None:
-        self._stop()
+    def _set(self) -> None:
+        self._cancel()
         if self._until < math.inf:
             self._timer = self._loop.call_at(self._until, self._ring)
 
-    def _stop(self) -> None:
+    def _cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _ring(self) -> None:
         if self._loop.time() < self._until:
-            self._start()
+            self._set()
         else:
-            self.was_too_long = True
+            self.has_expired = True
             self._give_up()
 
 

@@ -11,12 +11,12 @@ import orjson
 
 from proxy.backends.base import Call
 from proxy.backends.transport.calls import (
-    ENDLESS,
+    NO_TIMEOUTS,
     Calls,
-    Patience,
     RequestObserver,
     RetryObserver,
-    Silence,
+    StallTimer,
+    Timeouts,
     affinity_headers,
 )
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy, parse_retry_after
@@ -53,9 +53,9 @@ class UpstreamClient(Calls):
         observe: RequestObserver,
         retry: RetryPolicy = NO_RETRIES,
         on_retry: RetryObserver = lambda _upstream, _code: None,
-        patience: Patience = ENDLESS,
+        timeouts: Timeouts = NO_TIMEOUTS,
     ) -> None:
-        super().__init__(upstream, observe, retry, on_retry, patience)
+        super().__init__(upstream, observe, retry, on_retry, timeouts)
         self.base_url = base_url
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_KEEPALIVE_S),
@@ -112,7 +112,7 @@ class UpstreamClient(Calls):
         loads: Callable[[bytes], Any] = orjson.loads,
     ) -> Any:  # noqa: ANN401
         coming = self._answer(method, path, content, headers)
-        answer = await self.awaited(coming, self.patience.answer_s)
+        answer = await self.awaited(coming, self.timeouts.answer_s)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise self._refusal(answer)
         try:
@@ -155,43 +155,43 @@ class UpstreamClient(Calls):
         Leaving the context closes the connection, which cancels the request at the server.
         """
         content = orjson.dumps(body)
-        patience_s = self.patience.answer_s
+        timeout_s = self.timeouts.answer_s
         with self.observed(path, call):
             coming = self._sent("POST", path, content, _headers(call))
-            response = await self.awaited(coming, patience_s)
+            response = await self.awaited(coming, timeout_s)
             async with response:
                 if response.status >= HTTPStatus.BAD_REQUEST:
-                    raise self._refusal(await self.awaited(self._whole(response), patience_s))
-                with Silence(response.close) as silence:
-                    yield self._events(response, silence)
+                    raise self._refusal(await self.awaited(self._whole(response), timeout_s))
+                with StallTimer(response.close) as timer:
+                    yield self._events(response, timer)
 
     async def _events(
-        self, response: aiohttp.ClientResponse, silence: Silence
+        self, response: aiohttp.ClientResponse, timer: StallTimer
     ) -> AsyncIterator[bytes]:
         rest = b""
-        patience_s = self.patience.answer_s
-        while chunk := await self._chunk(response, silence, patience_s):
+        timeout_s = self.timeouts.answer_s
+        while chunk := await self._chunk(response, timer, timeout_s):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 # Comments (": ping"), event names and the blank line after each event carry
                 # nothing for us; no server that we speak splits one event over data lines.
                 if line.startswith(b"data:"):
-                    patience_s = self.patience.stall_s
+                    timeout_s = self.timeouts.stall_s
                     yield line[5:].strip()
 
     async def _chunk(
-        self, response: aiohttp.ClientResponse, silence: Silence, patience_s: float
+        self, response: aiohttp.ClientResponse, timer: StallTimer, timeout_s: float
     ) -> bytes:
         """What has come of a stream; nothing at its end."""
-        silence.begins(patience_s)
+        timer.start(timeout_s)
         try:
             return await response.content.readany()
         except (aiohttp.ClientError, OSError) as error:
-            if silence.was_too_long:
-                raise self.silent(patience_s) from error
+            if timer.has_expired:
+                raise self.timed_out(timeout_s) from error
             raise self._unreachable(error) from error
         finally:
-            silence.ends()
+            timer.stop()
 
     def _unreachable(self, error: Exception) -> UpstreamUnreachable:
         reason = str(error) or type(error).__name__

@@ -210,8 +210,8 @@ class _Text:
         cached = draft.num_cached_tokens
         if cached is not None:  # of the prompt, of which our own text is no part
             cached = min(cached, len(self.context.token_ids))
-        told = None if logprobs is None else logprobs[num_old:num_ready]
-        return Draft(new, draft.end, cached, logprobs=told)
+        piece_logprobs = None if logprobs is None else logprobs[num_old:num_ready]
+        return Draft(new, draft.end, cached, logprobs=piece_logprobs)
 
     def _check_seam(self, text: str) -> None:
         """A server looks for stop strings in what it writes itself, not across the seam."""

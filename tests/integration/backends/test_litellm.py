@@ -14,7 +14,7 @@ from proxy.backends.judges.judge import JudgeLogprob, JudgeSample
 from proxy.backends.judges.openai_chat import OpenAIChatAsker
 from proxy.backends.servers.litellm import CONTINUE_PROMPT, HostedModel, LiteLLM
 from proxy.backends.servers.litellm_library import load_library
-from proxy.backends.transport.calls import ENDLESS, Calls, Patience
+from proxy.backends.transport.calls import NO_TIMEOUTS, Calls, Timeouts
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy
 from proxy.errors import (
     ConfigError,
@@ -62,7 +62,7 @@ class Hosted:
         *,
         base_url: str | None = None,
         lists_models: bool = True,
-        patience: Patience = ENDLESS,
+        timeouts: Timeouts = NO_TIMEOUTS,
         **how: Any,
     ) -> LiteLLM:
         up = self._up
@@ -71,7 +71,7 @@ class Hosted:
             lambda *event: up.observed.append(event),
             retry,
             lambda *event: up.retried.append(event),
-            patience,
+            timeouts,
         )
         hosted = HostedModel(model, "secret", base_url or f"{up.client.base_url}/v1", **how)
         models = up.client if lists_models else None
@@ -268,20 +268,20 @@ async def test_a_withheld_answer_is_no_answer(up: Replay, hosted: Hosted) -> Non
 
 
 @pytest.mark.parametrize(
-    ("reply", "patience"),
+    ("reply", "timeouts"),
     [
-        (stream_reply(chunk('{"content":"12 "}'), hold=True), Patience(answer_s=60, stall_s=0.1)),
-        (stream_reply(hold=True), Patience(answer_s=0.1, stall_s=60)),
-        (Reply(after=asyncio.Event()), Patience(answer_s=0.1, stall_s=60)),
+        (stream_reply(chunk('{"content":"12 "}'), hold=True), Timeouts(answer_s=60, stall_s=0.1)),
+        (stream_reply(hold=True), Timeouts(answer_s=0.1, stall_s=60)),
+        (Reply(after=asyncio.Event()), Timeouts(answer_s=0.1, stall_s=60)),
     ],
 )
 async def test_a_silent_server_counts_as_unreachable(
-    up: Replay, hosted: Hosted, reply: Reply, patience: Patience
+    up: Replay, hosted: Hosted, reply: Reply, timeouts: Timeouts
 ) -> None:
     up.on("POST", CHAT, reply)
     async with asyncio.timeout(5):
         with pytest.raises(UpstreamUnreachable, match=r"it was silent for 0\.1 s"):
-            await drafts_of(hosted(patience=patience), context())
+            await drafts_of(hosted(timeouts=timeouts), context())
         await up.left.wait()
 
 

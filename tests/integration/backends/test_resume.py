@@ -16,7 +16,7 @@ from proxy.backends.base import Call, Context, Draft, Sampling, Segment, Writer
 from proxy.backends.servers.llamacpp import LlamaCpp
 from proxy.backends.servers.sglang import SGLang
 from proxy.backends.servers.vllm import Vllm
-from proxy.backends.transport.calls import Calls, Patience
+from proxy.backends.transport.calls import Calls, Timeouts
 from proxy.backends.transport.http import UpstreamClient
 from proxy.backends.transport.resume import ResumingWriter
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy
@@ -517,9 +517,9 @@ async def payloads_into(payloads: list[bytes], client: UpstreamClient) -> None:
 
 
 @asynccontextmanager
-async def impatient(up: Replay, patience: Patience) -> AsyncIterator[UpstreamClient]:
+async def impatient(up: Replay, timeouts: Timeouts) -> AsyncIterator[UpstreamClient]:
     async with UpstreamClient(
-        "up", up.client.base_url, None, 4, lambda *_: None, QUICK, patience=patience
+        "up", up.client.base_url, None, 4, lambda *_: None, QUICK, timeouts=timeouts
     ) as client:
         yield client
 
@@ -528,17 +528,17 @@ EVENT = b'data: {"n":1}\n\n'
 
 
 @pytest.mark.parametrize(
-    ("reply", "patience"),
+    ("reply", "timeouts"),
     [
-        (stream_reply(EVENT, hold=True), Patience(answer_s=60, stall_s=0.1)),
-        (stream_reply(EVENT, b'data: {"n', hold=True), Patience(answer_s=60, stall_s=0.1)),
-        (stream_reply(b": ping\n\n", hold=True), Patience(answer_s=0.1, stall_s=60)),
-        (stream_reply(hold=True), Patience(answer_s=0.1, stall_s=60)),
+        (stream_reply(EVENT, hold=True), Timeouts(answer_s=60, stall_s=0.1)),
+        (stream_reply(EVENT, b'data: {"n', hold=True), Timeouts(answer_s=60, stall_s=0.1)),
+        (stream_reply(b": ping\n\n", hold=True), Timeouts(answer_s=0.1, stall_s=60)),
+        (stream_reply(hold=True), Timeouts(answer_s=0.1, stall_s=60)),
     ],
     ids=["a stream", "half an event", "only comments", "nothing"],
 )
-async def test_a_silent_stream_is_unreachable_and_left(reply: Reply, patience: Patience) -> None:
-    async with replay() as up, impatient(up, patience) as client:
+async def test_a_silent_stream_is_unreachable_and_left(reply: Reply, timeouts: Timeouts) -> None:
+    async with replay() as up, impatient(up, timeouts) as client:
         up.on("POST", "/call", reply)
         with pytest.raises(UpstreamUnreachable, match=r"was silent for 0\.1 s") as caught:
             await payloads_into([], client)
@@ -549,7 +549,7 @@ async def test_a_silent_stream_is_unreachable_and_left(reply: Reply, patience: P
 
 @pytest.mark.parametrize("chunks", [(), (b'{"half',)])
 async def test_an_answer_that_does_not_come_is_asked_for_again(chunks: tuple[bytes, ...]) -> None:
-    async with replay() as up, impatient(up, Patience(answer_s=0.2, stall_s=60)) as client:
+    async with replay() as up, impatient(up, Timeouts(answer_s=0.2, stall_s=60)) as client:
         up.on("POST", "/call", Reply(chunks, hold=True), json_reply({"ok": True}))
         assert await client.post("/call", {}, Call("s")) == {"ok": True}
         assert len(up.seen) == 2
@@ -557,8 +557,8 @@ async def test_an_answer_that_does_not_come_is_asked_for_again(chunks: tuple[byt
 
 async def test_the_first_token_may_take_longer_than_those_after_it() -> None:
     seen: list[bytes] = []
-    patience = Patience(answer_s=5, stall_s=0.05)
-    async with replay() as up, impatient(up, patience) as client:
+    timeouts = Timeouts(answer_s=5, stall_s=0.05)
+    async with replay() as up, impatient(up, timeouts) as client:
         up.on("POST", "/call", replace(stream_reply(b": ping\n\n", EVENT), delay_s=0.3))
         with pytest.raises(UpstreamUnreachable, match=r"silent for 0\.05 s"):
             await payloads_into(seen, client)
@@ -567,14 +567,14 @@ async def test_the_first_token_may_take_longer_than_those_after_it() -> None:
 
 async def test_a_stream_may_take_longer_than_the_server_may_be_silent() -> None:
     seen: list[bytes] = []
-    async with replay() as up, impatient(up, Patience(answer_s=0.3, stall_s=0.2)) as client:
+    async with replay() as up, impatient(up, Timeouts(answer_s=0.3, stall_s=0.2)) as client:
         up.on("POST", "/call", replace(stream_reply(*[EVENT] * 8), delay_s=0.06))
         await payloads_into(seen, client)
     assert len(seen) == 8
 
 
 async def test_a_pause_of_the_reader_is_no_silence_of_the_server() -> None:
-    async with replay() as up, impatient(up, Patience(answer_s=0.1, stall_s=0.1)) as client:
+    async with replay() as up, impatient(up, Timeouts(answer_s=0.1, stall_s=0.1)) as client:
         up.on("POST", "/call", replace(stream_reply(EVENT, EVENT, EVENT), delay_s=0.05))
         async with client.stream("/call", {}, Call("s")) as events:
             await anext(events)
@@ -605,8 +605,8 @@ async def test_log_probabilities_stay_with_their_pieces_where_some_come_again(
 
 async def test_a_stalled_stream_is_resumed() -> None:
     parts = [event + b"\n\n" for event in LLAMACPP.body("stream_limit").split(b"\n\n") if event]
-    patience = Patience(answer_s=60, stall_s=0.1)
-    async with replay() as up, impatient(up, patience) as client:
+    timeouts = Timeouts(answer_s=60, stall_s=0.1)
+    async with replay() as up, impatient(up, timeouts) as client:
         up.on("POST", "/completion", stream_reply(*parts[:2], hold=True), stream_reply(*parts[2:]))
         writer = ResumingWriter(LlamaCpp(client, None, 2, 81), client)
         async with aclosing(writer.write(CONTEXT, GREEDY, 99, Call("s"))) as drafts:

@@ -13,7 +13,7 @@ from proxy.backends.base import Call, Question, Sampling
 from proxy.backends.servers.llamacpp import LlamaCpp
 from proxy.backends.servers.sglang import SGLang
 from proxy.backends.servers.vllm import Vllm
-from proxy.backends.transport.calls import Patience
+from proxy.backends.transport.calls import Timeouts
 from proxy.backends.transport.http import UpstreamClient
 from proxy.backends.transport.resume import ResumingWriter
 from proxy.backends.transport.retry import RetryPolicy
@@ -36,7 +36,7 @@ PARAMS = Params(
     max_total_tokens=40,
 )
 GREEDY, SEEDED, FREE = Sampling(0.0), Sampling(0.8, seed=11), Sampling(0.8)
-PATIENCE = Patience(answer_s=0.4, stall_s=0.4)
+PATIENCE = Timeouts(answer_s=0.4, stall_s=0.4)
 TROUBLES: tuple[Trouble, ...] = ("drop", "half", "stall", "truncate", "error", "429", "500", "503")
 
 
@@ -95,7 +95,7 @@ async def rig(student: Kind, teacher: Kind) -> AsyncIterator[Rig]:
                     64,
                     lambda *_: None,
                     policy,
-                    patience=PATIENCE,
+                    timeouts=PATIENCE,
                 )
             )
             backend: Vllm | SGLang | LlamaCpp

@@ -9,7 +9,7 @@ from proxy.backends.base import Call, Message, Question, Sampling
 from proxy.core.params import Params
 from proxy.core.thinking import Reasoning
 from proxy.core.types import Breached, Judged
-from proxy.engine.given_text import score_text
+from proxy.engine.given_text import score_steps
 from proxy.engine.model_context import ModelContext
 from proxy.engine.pair import Pair
 from proxy.engine.runner import TrajectoryRun
@@ -183,6 +183,6 @@ async def test_a_given_text_is_scored_as_the_student_s() -> None:
     reads = ModelContext(
         pair.of("teacher"), pair.bridge("teacher", QUESTION), QUESTION, Call("r-0")
     )
-    scored = await score_text(reads, teacher, "a\n</think>\n\nb", Params(), Call("r-0"))
+    scored = await score_steps(reads, teacher, "a\n</think>\n\nb", Params(), Call("r-0"))
     assert teacher.scorings[0].context == f"{PROMPT}{ANALYSIS}a{TO_FINAL}b"
     assert scored.prompt_tokens == len(PROMPT + ANALYSIS)

@@ -14,7 +14,7 @@ from proxy.backends.base import Call, Message, Question, Segment
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.tokens.detect_thinking import detect_reasoning
 from proxy.core.segmenter import split_steps
-from proxy.core.thinking import Bridge, Part, Reading, Reasoning
+from proxy.core.thinking import Bridge, MappedSteps, Reasoning, StepPart
 from proxy.errors import UpstreamRefused
 from tests.support.paths import GOLDEN
 
@@ -110,19 +110,19 @@ class Untemplated(TemplateReader):
         raise UpstreamRefused("up", "the model has no chat template")
 
 
-def text_of(reading: Reading) -> str:
+def text_of(reading: MappedSteps) -> str:
     """What stands after the model's prompt."""
     return reading.prefix + "".join(part.text for parts in reading.steps for part in parts)
 
 
 def read(visible: Reasoning, own: Reasoning, text: str) -> str:
-    return text_of(Bridge(visible, own).read(split_steps(text, ".\n\n")))
+    return text_of(Bridge(visible, own).map_steps(split_steps(text, ".\n\n")))
 
 
 def written(own: Reasoning, visible: Reasoning, *pieces: str, after: str = "") -> str:
     """The visible text of what the model writes after those visible steps."""
     bridge = Bridge(visible, own)
-    translator = bridge.writing(bridge.read(split_steps(after, ".\n\n")).state)
+    translator = bridge.translator(bridge.map_steps(split_steps(after, ".\n\n")).state)
     return "".join((*translator.feed(pieces), *translator.end()))
 
 
@@ -139,7 +139,7 @@ async def test_qwen3_s_own_empty_thought_is_the_one_that_a_plain_student_is_read
     question = Question((Message("user", "1+1?"),))
     switched_off = await TemplateReader(template).render(question, Call("t"))
     rendered = await TemplateReader(real_template("Qwen-Qwen3-0.6B")).render(question, Call("t"))
-    reading = Bridge(NONE, THINK).read(["It is 2."])
+    reading = Bridge(NONE, THINK).map_steps(["It is 2."])
     assert switched_off.text == rendered.text + reading.prefix
 
 
@@ -211,9 +211,9 @@ def test_an_answer_without_a_thought_follows_an_empty_one(
 @given(st.text(), st.sampled_from([NONE, THINK, OPENED]))
 def test_between_equal_formats_nothing_is_mapped(text: str, format_: Reasoning) -> None:
     steps = split_steps(text, ".\n\n")
-    reading = Bridge(format_, format_).read(steps)
+    reading = Bridge(format_, format_).map_steps(steps)
     assert reading.prefix == ""
-    assert reading.steps == tuple((Part(step),) for step in steps)
+    assert reading.steps == tuple((StepPart(step),) for step in steps)
     assert written(format_, format_, text) == text
 
 
@@ -223,30 +223,32 @@ def test_only_the_first_closing_tag_counts() -> None:
 
 
 def test_a_closing_tag_in_a_later_step_is_text() -> None:
-    reading = Bridge(OPENED, HARMONY).read(["a</think>b.\n\n", "c </think> d"])
+    reading = Bridge(OPENED, HARMONY).map_steps(["a</think>b.\n\n", "c </think> d"])
     assert text_of(reading) == f"{ANALYSIS}a{TO_FINAL}b.\n\nc </think> d"
 
 
 def test_a_tag_that_is_split_over_two_steps_is_text() -> None:
-    reading = Bridge(OPENED, HARMONY).read(["thought</thi", "nk>answer"])
+    reading = Bridge(OPENED, HARMONY).map_steps(["thought</thi", "nk>answer"])
     assert text_of(reading) == f"{ANALYSIS}thought</think>answer"
     assert reading.state == "thinking"
 
 
 def test_a_step_that_would_become_empty_keeps_its_text() -> None:
     bridge = Bridge(THINK, NONE)
-    assert bridge.read(["<think>\n", "a\n", "</think>\n", "b"]).steps == (
-        (Part("<think>\n"),),
-        (Part("a\n"),),
-        (Part("</think>\n"),),
-        (Part("b"),),
+    assert bridge.map_steps(["<think>\n", "a\n", "</think>\n", "b"]).steps == (
+        (StepPart("<think>\n"),),
+        (StepPart("a\n"),),
+        (StepPart("</think>\n"),),
+        (StepPart("b"),),
     )
 
 
 def test_markup_is_told_from_the_student_s_words() -> None:
-    reading = Bridge(OPENED, HARMONY).read([f"a {FINAL}\n</think>\n\nb"])
+    reading = Bridge(OPENED, HARMONY).map_steps([f"a {FINAL}\n</think>\n\nb"])
     assert reading.prefix == ANALYSIS
-    assert reading.steps == ((Part(f"a {FINAL}"), Part(TO_FINAL, markup=True), Part("b")),)
+    assert reading.steps == (
+        (StepPart(f"a {FINAL}"), StepPart(TO_FINAL, markup=True), StepPart("b")),
+    )
 
 
 @given(st.lists(st.text(), max_size=3), st.sampled_from([NONE, THINK, OPENED, HARMONY]))
@@ -254,10 +256,10 @@ def test_how_a_step_is_mapped_depends_on_none_after_it(texts: list[str], own: Re
     steps = [step for step in ("<think>\n", *texts, "\n</think>\n\n", "b") if step]
     for visible in (NONE, THINK, OPENED):
         bridge = Bridge(visible, own)
-        whole = bridge.read(steps)
+        whole = bridge.map_steps(steps)
         for count in range(1, len(steps)):
-            assert bridge.read(steps[:count]).steps == whole.steps[:count]
-            assert bridge.read(steps, "", count) == replace(whole, steps=whole.steps[count:])
+            assert bridge.map_steps(steps[:count]).steps == whole.steps[:count]
+            assert bridge.map_steps(steps, "", count) == replace(whole, steps=whole.steps[count:])
 
 
 WORDS = st.text(st.characters(exclude_characters="<>\n"), min_size=1).filter(str.strip)
@@ -323,9 +325,9 @@ def test_a_text_that_only_begins_like_a_header_is_not_lost() -> None:
 def test_what_precedes_unread_says_whether_a_thought_is_open() -> None:
     before = "<think>\nWrong.\n\n"
     for own, prefix in ((THINK, "<think>\n"), (OPENED, ""), (HARMONY, ANALYSIS)):
-        assert Bridge(THINK, own).read((), before) == Reading(prefix, (), "thinking")
-    assert Bridge(THINK, HARMONY).read((), "Wrong.") == Reading(FINAL, (), "answering")
-    assert Bridge(THINK, HARMONY).read(()) == Reading("", (), "free")
+        assert Bridge(THINK, own).map_steps((), before) == MappedSteps(prefix, (), "thinking")
+    assert Bridge(THINK, HARMONY).map_steps((), "Wrong.") == MappedSteps(FINAL, (), "answering")
+    assert Bridge(THINK, HARMONY).map_steps(()) == MappedSteps("", (), "free")
 
 
 TOKENS = ["<|channel|>", "analysis", "final", "<|message|>", "<|end|>", "<|start|>", "assistant"]
@@ -343,7 +345,7 @@ def test_the_translation_does_not_depend_on_how_the_text_comes(
 
 @given(st.lists(st.sampled_from([*TOKENS, "a", "\n"])))
 def test_a_translation_has_a_piece_for_every_token(tokens: list[str]) -> None:
-    translator = Bridge(THINK, HARMONY).writing("free")
+    translator = Bridge(THINK, HARMONY).translator("free")
     num_pieces = 0
     for index, token in enumerate(tokens):
         num_pieces += len(translator.feed((token,)))

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.backends.base import Call, Context, Question, ScoredToken, TokenScorer
 from proxy.core.thinking import Bridge, Reasoning
-from proxy.engine.given_text import TextLogprobs, text_logprobs
+from proxy.engine.given_text import TextLogprobs, score_tokens
 from proxy.engine.model_context import ModelContext
 from proxy.errors import RequestError, UpstreamMalformed
 from tests.support.scripted import ScriptedBackend, upstream
@@ -34,7 +34,7 @@ async def told(
     teller = Teller(tokens=[ScoredToken(end, logprob) for end, logprob in tokens])
     bridge = bridge or Bridge(Reasoning(), Reasoning())
     reads = ModelContext(upstream("teacher", teller), bridge, Question(prompt="Q"), CALL)
-    return await text_logprobs(reads, teller, text, CALL)
+    return await score_tokens(reads, teller, text, CALL)
 
 
 def test_a_judge_tells_no_tokens() -> None:
