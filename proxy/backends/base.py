@@ -19,7 +19,7 @@ class WorkerSlots:
     num_workers: int = 1
 
     def of(self, places: range) -> range:
-        """This process's of the places that all of them divide."""
+        """Return the slots that belong to this process, of those that all processes divide."""
         return places[self.worker :: self.num_workers]
 
 

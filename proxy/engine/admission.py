@@ -1,4 +1,4 @@
-"""How much may be under way at once: at each upstream, and in the whole server."""
+"""Admits trajectories while the whole server has seats for them, and none while it drains."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ from proxy.errors import Draining, OverCapacity, RequestError
 
 
 class Seats(Protocol):
-    """The places for trajectories of a whole server, whichever of its processes runs them."""
+    """The seats for trajectories in a whole server, whichever of its processes runs them."""
 
     @property
     def num_taken(self) -> int: ...
 
     def take(self, num: int, most: int) -> bool:
-        """Take `num`, unless more than `most` were taken then. Whether they are taken."""
+        """Take `num` seats unless more than `most` were taken then; return whether they are."""
         ...
 
     def leave(self, num: int) -> None: ...
@@ -23,7 +23,7 @@ class Seats(Protocol):
 
 @dataclass(slots=True)
 class OwnSeats:
-    """Those of a server that is one process."""
+    """The seats of a server that is one process."""
 
     num_taken: int = 0
 
@@ -37,8 +37,9 @@ class OwnSeats:
 
 
 class Admission:
-    """Counts this process's trajectories, which take seats of the whole server; turns away what
-    is too much, and all while draining. `on_change` is told the new count.
+    """Counts this process's trajectories, and gives each a seat of the whole server.
+
+    `on_change` is called with every new count.
     """
 
     def __init__(self, max_concurrent: int, seats: Seats, on_change: Callable[[int], None]) -> None:
@@ -50,7 +51,10 @@ class Admission:
 
     @contextmanager
     def admit(self, num_trajectories: int) -> Iterator[None]:
-        """Raises `OverCapacity`, `Draining`, or `RequestError` where it could never fit."""
+        """Take seats until the block ends.
+
+        Raises `OverCapacity`, `Draining`, or `RequestError` where there could never be enough.
+        """
         if self.draining:
             raise Draining("the server is shutting down")
         if num_trajectories > self._max_concurrent:

@@ -1,4 +1,4 @@
-"""A given text under the models: its steps judged in one scoring call, or token by token."""
+"""Scores a given text in one call: its steps under the teacher, or its tokens under one model."""
 
 import math
 from bisect import bisect_right

@@ -1,4 +1,4 @@
-"""One trajectory's context as one model reads it, kept from call to call."""
+"""Keeps one trajectory's context as one model reads it, from call to call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class ModelContext:
                 break
             num_common += 1
         mapped = self.bridge.map_steps(steps, before, num_common)
-        if mapped.prefix != self._prefix and num_common:  # the context begins anew
+        if mapped.prefix != self._prefix and num_common:  # another context begins
             num_common = 0
             mapped = self.bridge.map_steps(steps, before)
         context = await self._begun(mapped)

@@ -1,4 +1,4 @@
-"""Student and teacher of a served model, and what was learned about the two together."""
+"""Joins a student and a teacher, and keeps what was learned about the two together."""
 
 from dataclasses import dataclass, field
 

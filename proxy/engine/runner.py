@@ -1,7 +1,7 @@
-"""One trajectory, from the rendered question to the stitched text.
+"""Runs one trajectory, from the rendered question to the stitched text.
 
-The student writes one streaming completion from start to end; scoring runs beside it. All
-decisions are the monitor's: this file only does what it says and tells it what happened.
+The student writes one streaming completion from start to end while its steps are scored. All
+decisions are the monitor's: this module obeys its commands and reports what happened as events.
 """
 
 import asyncio

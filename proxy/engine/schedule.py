@@ -1,6 +1,4 @@
-"""What servers were seen to do in a second, and how often a student strays: what the rule weighs
-by which scoring calls wait (`core.lookahead.is_worth_a_call`).
-"""
+"""Measures speeds and breach rates, from which `is_worth_a_call` decides when to score."""
 
 import time
 from collections.abc import Callable, Iterator

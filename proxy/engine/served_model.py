@@ -8,10 +8,7 @@ from proxy.backends.base import Scorer, TokenScorer
 from proxy.core.types import JUDGES, Author
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
-from proxy.errors import (
-    RequestError,
-    ScoringUnavailable,
-)
+from proxy.errors import RequestError, ScoringUnavailable
 from proxy.options import Options
 
 
@@ -25,7 +22,7 @@ class ServedModel:
     """The models' own names: `student` and `teacher`."""
 
     def check_method(self, options: Options) -> None:
-        """A plain upstream can only write alone."""
+        """Raise `RequestError` where the pair lacks what the method needs."""
         if options.method == "skd" and self.pair.student and self.pair.teacher:
             self._check_logprobs(self.pair.student)
         lacks_student = options.method != "teacher" and self.pair.student is None
@@ -43,7 +40,10 @@ class ServedModel:
             raise RequestError(message, param="motab.method")
 
     def check_temperature(self, options: Options, temperature: float) -> None:
-        """What a server scaled by its temperature is U_t at the temperatures 0 and 1 only."""
+        """Raise `RequestError` where the student's log-probabilities would give no U_t.
+
+        Log-probabilities that a server scales by its temperature give it at 0 and 1 only.
+        """
         student = self.pair.student
         if options.method != "skd" or student is None or student.writes_logprobs != "scaled":
             return
@@ -55,7 +55,7 @@ class ServedModel:
             raise RequestError(message, param="temperature")
 
     def scorer_of_method(self, options: Options, asked: Mapping[str, Any]) -> Scorer | None:
-        """The scorer that the method needs; None where it does not score.
+        """Return the scorer that the method needs; None where the method does not score.
 
         Raises as `scorer` does, and where marks would be compared with probabilities.
         """
@@ -78,7 +78,7 @@ class ServedModel:
         return self.pair.teacher.scorer(options.scoring)
 
     def token_scorer(self, author: Author, options: Options) -> TokenScorer:
-        """What gives every token's log-probability under one of both models.
+        """Return the scorer that gives every token's log-probability under one of the models.
 
         Raises `RequestError` where that model is not there or its server gives none.
         """
@@ -98,7 +98,7 @@ class ServedModel:
         raise ScoringUnavailable(message)
 
     def scorer(self, options: Options, asked: Mapping[str, Any]) -> Scorer:
-        """The teacher's scorer that the options call for.
+        """Return the teacher's scorer that the options call for.
 
         Raises `ScoringUnavailable`, and `RequestError` where a judge would be held against a
         boundary that was made for V_t: its values are another quantity and it knows no entropy.

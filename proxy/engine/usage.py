@@ -1,4 +1,4 @@
-"""What a trajectory cost."""
+"""Counts what a trajectory costs, in tokens and in calls."""
 
 from dataclasses import dataclass
 

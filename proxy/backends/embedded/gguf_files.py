@@ -155,19 +155,13 @@ def _atomic_path(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}.tmp")
+    folder = os.open(target.parent, os.O_RDONLY)
     try:
         yield partial
-        _sync(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(target)
-        _sync(target.parent)
+        os.fsync(folder)  # or the new name could be lost
     finally:
+        os.close(folder)
         partial.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file's content, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

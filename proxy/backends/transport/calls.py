@@ -1,5 +1,5 @@
-"""What every way of talking to a server shares: its time is taken, its end is told, its failures
-are made good by a retry, and what cannot be taken apart is malformed.
+"""Serves all upstream clients: timing, timeouts, retries, and `UpstreamMalformed` for answers of
+the wrong shape.
 """
 
 import asyncio
@@ -38,30 +38,21 @@ class Timeouts:
 NO_TIMEOUTS = Timeouts(math.inf, math.inf)
 
 
+@dataclass(eq=False)
 class Calls:
     """The calls to one upstream. `retry` says how often one is made again; all are safe to
     repeat.
     """
 
-    def __init__(
-        self,
-        upstream: str,
-        observe: RequestObserver,
-        retry: RetryPolicy = NO_RETRIES,
-        on_retry: RetryObserver = lambda _upstream, _code: None,
-        timeouts: Timeouts = NO_TIMEOUTS,
-    ) -> None:
-        self._observe = observe
-        self._on_retry = on_retry
-        self.retry = retry
-        self.timeouts = timeouts
-        self.upstream = upstream
+    upstream: str
+    observe: RequestObserver
+    retry: RetryPolicy = NO_RETRIES
+    on_retry: RetryObserver = lambda _upstream, _code: None
+    timeouts: Timeouts = NO_TIMEOUTS
 
     async def retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """What `attempt` gives, made again as `retry` says."""
-        return await self.retry.run(
-            attempt, lambda error: self._on_retry(self.upstream, error.code)
-        )
+        return await self.retry.run(attempt, lambda error: self.on_retry(self.upstream, error.code))
 
     async def awaited(self, coming: Awaitable[T], timeout_s: float) -> T:
         """Return what comes, unless the server is silent for that long."""
@@ -95,7 +86,7 @@ class Calls:
             code = error.code
             raise
         finally:
-            self._observe(self.upstream, path, time.perf_counter() - started, code)
+            self.observe(self.upstream, path, time.perf_counter() - started, code)
 
     def expecting(self, what: str) -> "_Expecting":
         """Take an answer apart inside of this; where its shape is wrong, it is malformed."""

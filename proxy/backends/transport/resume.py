@@ -1,4 +1,4 @@
-"""A broken stream of text goes on from what has come, where that changes nothing in the text."""
+"""Resumes a broken stream from the tokens received, if the text is sure to stay the same."""
 
 import asyncio
 from collections.abc import AsyncGenerator
