@@ -1,1 +1,1 @@
-"""Speaks the wire formats, one server a file."""
+"""Speaks the servers' wire formats, one server per file."""

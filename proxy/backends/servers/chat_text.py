@@ -1,6 +1,4 @@
-"""The text of a model that can only be spoken to in chat messages: its seams, its thoughts, its
-tokens.
-"""
+"""Assembles the text of a model that takes only chat messages: its seams, thoughts and tokens."""
 
 import re
 from collections.abc import Sequence
@@ -8,23 +6,23 @@ from collections.abc import Sequence
 from proxy.backends.base import Call, Question, Reader, Segment
 from proxy.errors import RequestError
 
-# A word with the space before it, as tokenizers cut; line ends are apart, so that no piece begins
-# before a step's end and ends after it.
+# A word with the space before it, as tokenizers cut. Line ends are pieces of their own, so that no
+# piece spans the end of a step.
 _WORD = re.compile(r"[^\S\n]*\S+|\n+|[^\S\n]+")
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
 def seam_of(so_far: str) -> str:
-    """A begun answer as it is sent: whitespace at its end is cut off or refused elsewhere, too."""
+    """A begun answer as it is sent, without the trailing whitespace that APIs cut off or refuse."""
     return so_far.rstrip()
 
 
 class ChatText:
-    """Joins the parts of an answer into the text that goes on with `so_far`.
+    """Joins the parts of an answer into the text that continues `so_far`.
 
-    Where whitespace was cut off the begun answer, the model writes it again, or leaves it out:
-    what it begins with is dropped, for the text has it. Thoughts that the API sends apart stand
-    between `<think>` and `</think>`, unless the begun answer is inside of them already.
+    If whitespace was cut off the begun answer, the model may write it again: leading whitespace is
+    dropped, because the text already has it. Thoughts that the API sends separately are put between
+    `<think>` and `</think>`, unless the begun answer is inside a thought already.
     """
 
     def __init__(self, so_far: str, *, keep_reasoning: bool) -> None:
@@ -34,7 +32,7 @@ class ChatText:
         self._has_thoughts = False
 
     def feed(self, reasoning: str, content: str) -> str:
-        """The text that these parts of the answer bring."""
+        """Return the text that these parts of the answer add."""
         text = ""
         if reasoning and self._keep_reasoning:
             self._has_thoughts = True
@@ -54,7 +52,7 @@ class ChatText:
 
 
 async def counted_pieces(text: str, reader: Reader, call: Call) -> tuple[str, ...]:
-    """The text in as many pieces as `reader` counts tokens, the words being whole."""
+    """Cut the text into as many pieces as `reader` counts tokens, keeping words whole."""
     words = _WORD.findall(text)
     pieces: list[str] = []
     for word, segment in zip(words, await reader.encode(words, call), strict=True):
@@ -64,7 +62,7 @@ async def counted_pieces(text: str, reader: Reader, call: Call) -> tuple[str, ..
 
 
 class CountingReader:
-    """The reader of a chat-only server. Its ids are for accounting and are sent nowhere."""
+    """Counts tokens for a chat-only server, which never sees their ids."""
 
     def __init__(self, upstream: str, tokens: Reader) -> None:
         self._upstream = upstream
@@ -73,7 +71,7 @@ class CountingReader:
     async def render(self, question: Question, call: Call) -> Segment:
         """Raises `RequestError` for a raw prompt."""
         if question.prompt is not None:
-            message = f"upstream '{self._upstream}' takes messages only, no raw prompt"
+            message = f"upstream '{self._upstream}' takes messages only, not a raw prompt"
             raise RequestError(message, param="prompt")
         return await self._tokens.render(question, call)
 

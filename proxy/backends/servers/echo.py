@@ -1,8 +1,8 @@
-"""Scoring by `echo`: a `/v1/completions` that gives a prompt's own log-probabilities back.
+"""Scores by `echo`: a `/v1/completions` that returns the prompt with its log-probabilities.
 
 API: https://platform.openai.com/docs/api-reference/completions; the payloads were recorded from
 the servers named in tests/golden. The server cuts the text into tokens itself, so a step's tokens
-are found by their strings or offsets, never by tokenising it here.
+are found by their strings or offsets, never by tokenising the step here.
 """
 
 import math
@@ -20,16 +20,16 @@ from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import Scoring, StepScore
 
 COMPLETIONS = "/v1/completions"
-# JSON has no -inf; vLLM writes it so, others lower.
+# JSON has no -inf: vLLM writes this number, other servers a lower one.
 _LOWEST = -9999.0
-# Probability that may be missing where candidates fell together: H is then off by 0.1 nats at most.
+# Probability that merged candidates may leave missing: H is then off by 0.1 nats at most.
 _MAX_LOST = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Completions:
     """The route to one model; `adds` is the text of the special tokens that the server puts before
-    every prompt, where that is known.
+    every prompt, if it is known.
     """
 
     client: UpstreamClient
@@ -39,7 +39,7 @@ class Completions:
     def body(
         self, context: Context, max_tokens: int, temperature: float, top_p: float
     ) -> dict[str, Any]:
-        """The fields of every request: all standard sampling fields, for defaults differ."""
+        """The fields of every request: all standard sampling fields, because defaults differ."""
         return {
             "model": self.model,
             "prompt": self.text(context),
@@ -51,7 +51,7 @@ class Completions:
         }
 
     def text(self, context: Context) -> str:
-        """The whole context. A model's own template may begin with what the server adds."""
+        """The whole context without `adds`, with which a model's own template may begin."""
         prompt = context.prompt.text.removeprefix(self.adds)
         return prompt + "".join(step.text for step in context.steps)
 
@@ -69,8 +69,8 @@ class Echo:
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
     ) -> Scores:
-        # One number asks for the prompt's candidates and for the next token's, and the next
-        # state's entropy is always wanted, so `entropy_known` saves nothing here.
+        # One field asks for the candidates of the prompt and of the next token alike, and the
+        # next state's entropy is always wanted, so `entropy_known` saves nothing here.
         del entropy_known
         text = self.route.text(context)
         reply = await self._echo(context, top_k, call)
@@ -118,7 +118,7 @@ class Echo:
 
     async def _echo(self, context: Context, top_k: int, call: Call) -> Any:  # noqa: ANN401
         body = {
-            # Hosts may take the log-probabilities after the temperature.
+            # Hosts may compute the log-probabilities after applying the temperature.
             **self.route.body(context, max_tokens=1, temperature=1.0, top_p=1.0),
             "prompt": as_in_running_text(self.route.text(context)),
             "echo": True,
@@ -129,7 +129,7 @@ class Echo:
 
 @dataclass(frozen=True, slots=True)
 class _Echoed:
-    """An echoed text, token by token, and maybe the one token written after it."""
+    """An echoed text, token by token, perhaps with the one token written after it."""
 
     alignment: Alignment
     tokens: Sequence[str]
@@ -138,7 +138,7 @@ class _Echoed:
 
     @classmethod
     def of(cls, reply: Any, sent: str) -> "_Echoed":  # noqa: ANN401
-        """Raises ValueError where it is not all of `sent` that came back."""
+        """Parse an echo. Raises ValueError unless all of `sent` came back."""
         choice = reply["choices"][0]
         found = choice["logprobs"]
         if found is None or "tokens" not in found or "top_logprobs" not in found:
@@ -161,8 +161,8 @@ class _Echoed:
     def entropy(self, index: int, top_k: int) -> float | None:
         """H at the position of token `index`.
 
-        None where candidates are lost: in this format those that look the same fall together, and
-        most that end inside a character do. Raises ValueError where the server gave too few.
+        None if candidates are lost: this format merges candidates that look the same, as most do
+        that end inside a character. Raises ValueError if the server gave too few.
         """
         row = self.tops[index]
         if row is None:
@@ -174,7 +174,7 @@ class _Echoed:
             if not may_fall_together or max(counts) < top_k:
                 message = f"{top_k} top log-probabilities were asked for, {min(counts)} came"
                 raise ValueError(f"{message}; entropy_top_k: {min(counts)} would work")
-        # The text's own token comes in addition where it ranks below all others.
+        # The text's own token is listed in addition if it ranks below all others.
         has_own = may_fall_together and self.logprobs[index] == min(
             x for x in found if x is not None
         )
@@ -190,7 +190,7 @@ def _lost(logprobs: Sequence[float | None]) -> float:
 def aligned(
     tokens: Sequence[str], offsets: Sequence[int] | None, text: str, without_text: Sequence[int]
 ) -> Alignment:
-    """The alignment without the last tokens, which may have no text: the first number that fits."""
+    """Align without the last tokens, which may have no text, trying each number in turn."""
     for num in without_text[:-1]:
         kept = len(tokens) - num
         try:

@@ -1,7 +1,7 @@
-"""Hosted chat APIs, through the litellm library (https://docs.litellm.ai).
+"""Speaks to hosted chat APIs, through the litellm library (https://docs.litellm.ai).
 
 Such an API takes messages and gives text: no token ids, no log-probabilities of given text. Tokens
-are therefore counted by a tokenizer of ours, and a teacher scores by judging (`backends.judge`).
+are therefore counted by a tokenizer of ours, and a teacher scores by judging (`backends.judges`).
 """
 
 import logging
@@ -22,8 +22,8 @@ from proxy.errors import RequestError, UpstreamError, UpstreamRefused
 _log = logging.getLogger(__name__)
 
 Continuation = Literal["prefill", "continue_final_message", "instruct"]
-"""How a chat model is brought to continue a text: by an assistant message that Anthropic, DeepSeek
-and Mistral go on with; by vLLM's and SGLang's field for that; or by being told to in words."""
+"""The way to make a chat model continue a text: an assistant message, which Anthropic, DeepSeek and
+Mistral continue; vLLM's and SGLang's field for that; or an instruction in words."""
 
 CONTINUE_PROMPT = (
     "Your answer above stops before its end. Go on from exactly where it stops: write only what "
@@ -36,7 +36,7 @@ _CONTINUED_FIELDS = {"continue_final_message": True, "add_generation_prompt": Fa
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """Which model, and how it is spoken to."""
+    """A hosted model, and the way to call it."""
 
     model: str
     """With litellm's name of the provider in front: `openrouter/openai/gpt-oss-120b`."""
@@ -44,15 +44,13 @@ class HostedModel:
     """None: the provider's own environment variable holds it, if it needs one."""
     base_url: str | None = None
     continuation: Continuation | None = None
-    """None: as litellm's model list says, where it knows."""
+    """None: as litellm's model list says, if it has the model."""
     keep_reasoning: bool = True
-    """Whether what the model thinks, where it is sent apart, is part of the text."""
+    """Whether thoughts that the API sends separately are part of the text."""
 
 
 class LiteLLM:
-    """A hosted model that writes and answers questions; what it can be as a judge is in
-    `scorers`.
-    """
+    """A hosted model that writes and answers questions; `scorers` are the judges that it can be."""
 
     scorers: tuple[JudgeLogprob | JudgeSample, ...] = ()
 
@@ -64,8 +62,8 @@ class LiteLLM:
         hosted: HostedModel,
         reader: Reader,
     ) -> None:
-        """`models` is a client of the API's `base_url`, which `check` asks for its models; `reader`
-        counts tokens.
+        """`models` is a client of the API's `base_url`, from which `check` gets the list of models;
+        `reader` counts tokens.
         """
         self._library = library
         self._calls = calls
@@ -86,29 +84,29 @@ class LiteLLM:
         return self._calls.upstream
 
     async def connect(self, *, scores: bool) -> None:
-        """Ask the model something short, or, if it `scores`, what it can be as a judge."""
+        """Ask the model a short question or, if it `scores`, find out which judge it can be."""
         if scores:
             self.scorers = await find_judges(self, Call("connect"))
         else:
             await self.ask("Hello", 1, None, Call("connect"))
         if self.continuation == "instruct":
             message = (
-                "upstream '%s' continues texts because it is told to, which it may do inexactly"
+                "upstream '%s' continues texts by an instruction in words, which may be inexact"
             )
             _log.warning(message, self.upstream)
         if not self._is_steady:
-            message = "upstream '%s' takes no temperature 0: the same step may get other marks"
+            message = "upstream '%s' refuses temperature 0: the same step may get different marks"
             _log.warning(message, self.upstream)
 
     async def aclose(self) -> None:
         """Close litellm's connections; they are shared by all upstreams of this kind."""
         await self._library.close_litellm_async_clients()
-        # It would go on using what it has closed.
+        # Otherwise it would keep using the closed clients.
         self._library.in_memory_llm_clients_cache.flush_cache()
 
     async def check(self) -> None:
-        """Every call costs money, so this asks for the list of models where there is a `base_url`.
-        Elsewhere the last call tells, and one that failed is followed by a short one.
+        """Ask for the list of models if there is a `base_url`, because every call costs money.
+        Without a `base_url`, make a short call, but only after a call that failed.
         """
         if self._models is not None:
             try:
@@ -146,13 +144,13 @@ class LiteLLM:
                 num_cached = event.num_cached_tokens if event.is_usage else num_cached
                 if piece := text.feed(event.reasoning, event.content):
                     yield Draft(await counted_pieces(piece, self._reader, call))
-            # litellm makes an end up where the API said none.
+            # litellm makes up an end if the API sent none.
             if stream.received_finish_reason is None or end is None:
                 raise self._calls.broken_off()
         yield Draft((), end, num_cached)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:  # noqa: ARG002
-        raise UpstreamRefused(self.upstream, "a hosted chat API tells no token's log-probability")
+        raise UpstreamRefused(self.upstream, "a hosted chat API gives no token's log-probability")
 
     async def ask(
         self, prompt: str, max_tokens: int, top_logprobs: int | None, call: Call
@@ -182,7 +180,7 @@ class LiteLLM:
             )
 
     def _common(self, call: Call) -> dict[str, Any]:
-        """Retries are ours alone."""
+        """The fields of every request. Retries are ours alone."""
         hosted = self._hosted
         return {
             "model": hosted.model,
@@ -195,7 +193,7 @@ class LiteLLM:
         }
 
     def _messages(self, context: Context, so_far: str) -> dict[str, Any]:
-        """The question, and what was written so far as an answer to go on with."""
+        """The question, and the text so far as an answer to continue."""
         messages: list[dict[str, Any]] = [*context.question.wire_messages()]
         begun = seam_of(so_far)
         if not begun:
@@ -221,7 +219,7 @@ class LiteLLM:
         return "prefill" if known.get("supports_assistant_prefill") else None
 
     def _takes(self, **parameters: Any) -> bool:  # noqa: ANN401
-        """Whether the model can be given these, by litellm's own tables."""
+        """Return whether the model accepts these parameters, by litellm's own tables."""
         try:
             self._library.utils.get_optional_params(
                 model=self._hosted.model.partition("/")[2] or self._hosted.model,
@@ -266,7 +264,7 @@ class LiteLLM:
 
 @dataclass(frozen=True, slots=True)
 class _ChatChunk:
-    """One event of a stream; `num_cached_tokens` comes with the usage, which is the last."""
+    """One event of a stream; `num_cached_tokens` comes with the usage, in the last event."""
 
     reasoning: str
     content: str
@@ -283,14 +281,14 @@ def _event(chunk: Any) -> _ChatChunk:  # noqa: ANN401
     choice = chunk.choices[0]
     reason = choice.finish_reason
     if reason is not None and reason not in _END_REASONS:
-        raise ValueError(f"the answer was ended with {reason!r}")
+        raise ValueError(f"the answer ended with {reason!r}")
     reasoning = getattr(choice.delta, "reasoning_content", None) or ""
     end = None if reason is None else _END_REASONS[reason]
     return _ChatChunk(reasoning, choice.delta.content or "", end, usage is not None, cached)
 
 
 def _sampled(sampling: Sampling) -> dict[str, Any]:
-    """Not every API takes every field, so one that would change nothing is left out."""
+    """The sampling fields but those that change nothing: not every API accepts every field."""
     fields: dict[str, Any] = {"temperature": sampling.temperature}
     if sampling.top_p != 1.0:
         fields["top_p"] = sampling.top_p

@@ -1,4 +1,4 @@
-"""The litellm library itself: loaded when it is needed, kept quiet, its errors made ours."""
+"""Loads the litellm library when it is needed, keeps it quiet, and translates its errors."""
 
 import importlib
 import logging
@@ -26,14 +26,14 @@ _ERROR_EXCERPT = 500
 
 
 def load_library() -> Any:  # noqa: ANN401 - a wire library, whose types stay in this file
-    """The litellm module, quiet, and asking nothing of anyone but the model's API.
+    """Return the litellm module, kept quiet and from calling anything but the model's API.
 
-    Raises `ConfigError` where it is not installed.
+    Raises `ConfigError` if it is not installed.
     """
-    # Read when it is imported: its price list is then the packaged one, and no .env file is read.
+    # Read at its import: it then uses its packaged price list and reads no .env file.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
-    if (folder := os.environ.get("TIKTOKEN_CACHE_DIR")) is not None:  # it sets its own
+    if (folder := os.environ.get("TIKTOKEN_CACHE_DIR")) is not None:  # litellm sets its own
         os.environ.setdefault("CUSTOM_TIKTOKEN_CACHE_DIR", folder)
     try:
         library: Any = importlib.import_module("litellm")
@@ -44,19 +44,19 @@ def load_library() -> Any:  # noqa: ANN401 - a wire library, whose types stay in
     library.telemetry = False
     library.suppress_debug_info = True
     library.disable_streaming_logging = True
-    # A student that repeats itself is for its teacher to judge.
+    # If a student repeats itself, its teacher judges that.
     library.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize
-    # A parameter that an API does not take is an error that names it.
+    # A parameter that an API does not accept raises an error that names it.
     library.drop_params = False
-    # It tells of every call, to a handler of its own as well.
+    # It logs every call, also to a handler of its own.
     logging.getLogger("LiteLLM").setLevel(logging.WARNING)
     return library
 
 
 @contextmanager
 def translated(library: Any, upstream: str) -> Iterator[None]:  # noqa: ANN401
-    """Use the library inside of this: what it raises becomes a `MotabError` of `upstream`."""
-    openai: Any = importlib.import_module("openai")  # litellm's errors derive from its
+    """Translate what the library raises in this context into a `MotabError` of `upstream`."""
+    openai: Any = importlib.import_module("openai")  # litellm's errors derive from openai's
     broken = (
         openai.APIConnectionError,
         httpx.TransportError,
@@ -68,7 +68,7 @@ def translated(library: Any, upstream: str) -> Iterator[None]:  # noqa: ANN401
         yield
     except (openai.OpenAIError, *broken) as error:
         message = " ".join(str(error).split())[:_ERROR_EXCERPT]
-        # A refused connection is an internal server error to litellm; its cause tells.
+        # litellm calls a refused connection an internal server error; only its cause is right.
         if any(isinstance(cause, broken) for cause in _causes(error)):
             raise UpstreamUnreachable(upstream, message) from error
         raise _translation(library, upstream, error, message) from error

@@ -1,7 +1,7 @@
-"""llama.cpp's own HTTP server (`/completion`, `/tokenize`, `/apply-template`, `/props`).
+"""Speaks to llama.cpp's own server (`/completion`, `/tokenize`, `/apply-template`, `/props`).
 
 API: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md. The server gives no
-log-probabilities of a prompt, so given text is scored by forced decoding: one token a request.
+log-probabilities of a prompt, so given text is scored by forced decoding: one token per request.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
 from proxy.errors import ConfigError
 
-# Added to the logit of the one token that may come; the log-probabilities are taken before it.
+# Added to the logit of the one allowed token; log-probabilities are computed before the addition.
 _FORCE = 1000
-# llama.cpp writes the logarithm of 0 as the lowest float32, for JSON has no -inf.
+# llama.cpp writes the logarithm of 0 as the lowest float32, because JSON has no -inf.
 _LOWEST = -1e30
-# How many candidates to ask for to find a token that cannot be forced: most of the probability,
-# then every token of any vocabulary.
+# How many candidates to request to find a token that cannot be forced: first those that hold most
+# of the probability, then every token of any vocabulary.
 _SEARCH_DEPTHS = (1_000, 1_000_000)
 _END_REASONS: dict[str, FinishReason] = {"eos": "stop", "word": "stop", "limit": "length"}
 
@@ -88,9 +88,9 @@ class LlamaCpp:
         chat_template: ChatTemplate | None,
         worker_slots: WorkerSlots = ALL_SLOTS,
     ) -> "LlamaCpp":
-        """Ask the server what it has.
+        """Ask the server for its slots, and learn how its tokenizer cuts text.
 
-        Raises `ConfigError` where it has no slot for every process that shares it.
+        Raises `ConfigError` if it has fewer slots than processes that share it.
         """
         props = await client.get("/props")
         body = {"content": as_in_running_text("\n"), "add_special": False}
@@ -182,7 +182,7 @@ class LlamaCpp:
         async with self._slots.lease(call.session_id) as slot:
             body["id_slot"] = slot
             async with self._client.stream("/completion", body, call) as events:
-                # To the very end, also after the last draft, so that the connection is kept.
+                # Read to the very end, past the last draft, so that the connection can be reused.
                 async for payload in events:
                     draft = self._draft(payload, reading)
                     if draft is None:
@@ -209,7 +209,7 @@ class LlamaCpp:
                 "n_predict": max_tokens,
                 "n_probs": 1,
                 "temperature": 0,
-                # No penalties that the server may have been started with.
+                # Leaves out penalties that the server may have been started with.
                 "samplers": ["temperature"],
                 "return_tokens": True,
                 "cache_prompt": True,
@@ -218,7 +218,7 @@ class LlamaCpp:
             reply = await self._client.post("/completion", body, call)
         with self._client.expecting("the written answer"):
             rows: list[tuple[str, int, float | None]] = []
-            # A token that ends inside a character comes without its probability: up to there.
+            # Stop at a token that ends inside a character: it comes without its probability.
             for token, row in zip(reply["tokens"], reply["completion_probabilities"], strict=False):
                 if row["id"] != token:
                     break
@@ -299,24 +299,24 @@ class LlamaCpp:
 
 @dataclass(slots=True)
 class _StreamReader:
-    """What has come of a stream."""
+    """Reads the events of a stream."""
 
     logprobs: PieceLogprobs
     num_logprobs: int = 0
     """The number of tokens whose log-probabilities have come, or were found missing."""
     num_tokens: int = 0
-    """How many tokens the text that has come is made of."""
+    """The number of tokens in the text so far."""
     token_ids: list[int] = field(default_factory=list)
     """Ids since the last draft that had some."""
     num_known: int = 0
-    """How many tokens the drafts that had ids are made of."""
+    """The number of tokens in the text up to the last draft that had ids."""
 
     def draft(self, row: dict[str, Any]) -> Draft | None:
-        """An event's text.
+        """The draft of an event; None for an event without text, such as an end token's.
 
-        Text that waited (half a character, a stop string in the making) comes with the last of its
-        tokens; the count of tokens says how many came before it. An event without text says nothing
-        yet: it may be the end token, which is no text. The ids of half characters never come.
+        Text that the server held back (half a character, the beginning of a stop string) comes with
+        the last of its tokens; the count of tokens says how many came before it. The ids of half
+        characters never come.
         """
         text, count = str(row["content"]), int(row["tokens_predicted"])
         if not row["stop"]:
@@ -325,7 +325,7 @@ class _StreamReader:
             return self._written(text, count) if text else None
         if row["stop_type"] not in _END_REASONS:
             raise ValueError(f"unknown stop_type {row['stop_type']!r}")
-        # The end token is counted, but it is no text.
+        # The end token is counted, but has no text.
         num_new = count - self.num_tokens - (row["stop_type"] == "eos")
         end = _END_REASONS[row["stop_type"]]
         if row["stop_type"] == "eos":
@@ -335,7 +335,7 @@ class _StreamReader:
         return Draft(pieces, end, int(row["timings"]["cache_n"]), logprobs=piece_logprobs)
 
     def _add_logprobs(self, row: dict[str, Any], count: int) -> None:
-        """Tokens that end inside a character come without any, and before the one that has some."""
+        """Add an event's log-probabilities, after NaN for tokens that end inside a character."""
         if self.logprobs.wanted:
             found = [_finite(entry["logprob"]) for entry in row.get("completion_probabilities", ())]
             self.logprobs.add([None] * (count - self.num_logprobs - len(found)))
@@ -367,7 +367,7 @@ def _pieces(text: str, num_tokens: int) -> tuple[str, ...]:
 
 
 def _piece_bytes(piece: str | list[int]) -> bytes:
-    """A token's text; llama.cpp writes one that is no valid UTF-8 as a list of bytes."""
+    """A token's bytes; llama.cpp writes a text that is not valid UTF-8 as a list of bytes."""
     return piece.encode() if isinstance(piece, str) else bytes(piece)
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's list of models, `/v1/models`, which vLLM and SGLang have too."""
+"""Looks for a model in OpenAI's list of models, `/v1/models`, which vLLM and SGLang have too."""
 
 from proxy.backends.transport.http import UpstreamClient
 from proxy.errors import UpstreamRefused

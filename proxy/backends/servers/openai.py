@@ -1,9 +1,9 @@
-"""Any server with an OpenAI-style `/v1/completions` that takes text: hosted ones, llama-cpp-python,
-vLLM's own OpenAI route, and others.
+"""Speaks to any server with an OpenAI-style `/v1/completions` that takes text: hosted servers,
+llama-cpp-python, vLLM's own OpenAI route, and others.
 
 API: https://platform.openai.com/docs/api-reference/completions; the payloads were recorded from
-the servers named in tests/golden. Only fields of that page are sent, for some hosts refuse others.
-Given text is scored by `echo`, where the server has it and it passes the self-test.
+the servers named in tests/golden. Only fields of that page are sent, because some hosts refuse
+others. Given text is scored by `echo`, if the server has it and it passes the self-test.
 """
 
 import logging
@@ -35,9 +35,9 @@ _log = logging.getLogger(__name__)
 
 # Together writes "eos".
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "eos": "stop", "length": "length"}
-# What a stream is asked for beside its text, where the server does not refuse it.
+# Fields that a stream is opened with, unless the server refuses them.
 _EXTRAS: dict[str, Any] = {"stream_options": {"include_usage": True}}
-# An end token, or the tokens of half a character, have no text.
+# An end token and the tokens of half a character have no text.
 _MAX_WITHOUT_TEXT = 4
 
 
@@ -53,8 +53,8 @@ class _CompletionEvent:
 class OpenAI:
     """Student or teacher behind `/v1/completions`.
 
-    The tokens of a stream are counted by the reader, event by event. To ask for log-probabilities
-    would tell them, but then llama-cpp-python 0.3.36 leaves out characters of several tokens.
+    The reader counts the tokens of a stream, event by event. Log-probabilities would name them, but
+    if asked for those, llama-cpp-python 0.3.36 leaves out characters of several tokens.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class OpenAI:
         self.reader = reader
         self._extras = extras
         self.scorers = scorers
-        """`Echo`, where it passed the self-test."""
+        """`Echo`, if it passed the self-test."""
         self.why_not: Mapping[Scoring, str] = why_not or {}
-        """Why there is no `Echo`."""
+        """The reason that there is no `Echo`."""
 
     @classmethod
     async def connect(
         cls, client: UpstreamClient, model: str, reader: Reader, *, scores: bool
     ) -> "OpenAI":
-        """Find out what the server takes, and, if it `scores`, whether its `echo` tells the truth.
+        """Find out what the server accepts and, if it `scores`, whether its `echo` can be trusted.
 
-        Raises `UpstreamRefused` where it does not even write.
+        Raises `UpstreamRefused` if it does not even write.
         """
         call = Call("connect")
         route = Completions(client, model)
@@ -92,13 +92,13 @@ class OpenAI:
         except UpstreamError as error:
             if error.retryable:
                 raise
-            _log.warning("%s; so there is no scoring by echo", error)
+            _log.warning("%s; it will not score by echo", error)
             reason = str(error).removeprefix(f"upstream '{client.upstream}': ")
             return cls(route, reader, extras, why_not={"echo": reason})
         return cls(echo.route, reader, extras, scorers=(echo,))
 
     async def check(self) -> None:
-        # Hosts do not list every model that they serve; `connect` asked for this one.
+        # Hosts do not list every model that they serve; `connect` has tried this model.
         await self._client.get("/v1/models")
 
     async def write(
@@ -117,7 +117,7 @@ class OpenAI:
         end: FinishReason | None = None
         num_cached: int | None = None
         async with self._client.stream(COMPLETIONS, body, call) as events:
-            # To the very end, so that the connection is kept.
+            # Read to the very end, so that the connection can be reused.
             async for payload in events:
                 if payload == b"[DONE]":
                     continue
@@ -163,7 +163,7 @@ class OpenAI:
 
 
 async def _accepted_extras(route: Completions, reader: Reader, call: Call) -> Mapping[str, Any]:
-    """The extras of streams, or none: some servers refuse what they do not know."""
+    """Return the extras if the server accepts them: some servers refuse unknown fields."""
     try:
         await _try(OpenAI(route, reader, _EXTRAS), reader, call)
     except UpstreamRefused:
@@ -180,12 +180,12 @@ async def _try(writer: OpenAI, reader: Reader, call: Call) -> None:
 
 
 async def _trusted_echo(writer: OpenAI, route: Completions, reader: Reader, call: Call) -> Echo:
-    """The scorer, if it passes. Raises an `UpstreamError` that says what is wrong with it."""
+    """Return the scorer if it passes, else raise an `UpstreamError` that says what is wrong."""
     test = await self_test(writer, reader, Echo(route), call)
     if not test.passed:
         message = (
-            f"echo gives a text other log-probabilities than the text was written by, by up to "
-            f"{test.worst:.2g} nats a token ({TOLERANCE:g} are allowed)"
+            f"echo's log-probabilities of a text differ from those that it was written with by up "
+            f"to {test.worst:.2g} nats per token ({TOLERANCE:g} are allowed)"
         )
         raise UpstreamMalformed(route.client.upstream, message)
     return Echo(replace(route, adds=await Echo(route).adds(call)))

@@ -1,4 +1,4 @@
-"""SGLang's own API: `/generate` with token-id prompts, and `/v1/tokenize`.
+"""Speaks SGLang's own API: `/generate` with token-id prompts, and `/v1/tokenize`.
 
 Written from the source of SGLang 0.5.23 (tests/golden/sglang-0.5.23 names the files).
 """
@@ -30,7 +30,7 @@ from proxy.core.types import FinishReason, Scoring, StepScore
 from proxy.errors import MotabError, UpstreamFailed, UpstreamRefused
 
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-# SGLang lifts -inf to the lowest number of its float type, for JSON has none.
+# SGLang raises -inf, which JSON does not have, to the lowest number of its float type.
 _LOWEST = -1e30
 _TOPS = RowLayout(b"input_top_logprobs", b"[[", b"]]")
 
@@ -53,7 +53,7 @@ class SGLang(ServerReader):
             return Cuts(follower, adds_space=first != [follower])
 
     async def check(self) -> None:
-        # /generate would answer for the base model in an adapter's place.
+        # For an adapter, /generate would answer with the base model.
         await require_model(self._client, self._model, no_adapters=True)
 
     async def _detokenized(self, token_ids: Sequence[int], call: Call) -> str:
@@ -87,7 +87,7 @@ class SGLang(ServerReader):
             "input_ids": context.token_ids,
             "sampling_params": sampled,
             "stream": True,
-            # The tokens one by one, even where an event holds several.
+            # Lists the tokens one by one, even if an event holds several.
             "return_logprob": True,
             "return_text_in_logprobs": True,
         }
@@ -96,7 +96,7 @@ class SGLang(ServerReader):
         )
         last: Draft | None = None
         async with self._client.stream("/generate", body, call) as events:
-            # To the very end, so that the connection is kept.
+            # Read to the very end, so that the connection can be reused.
             async for payload in events:
                 if payload == b"[DONE]":
                     continue
@@ -135,10 +135,10 @@ class SGLang(ServerReader):
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
     ) -> Scores:
-        # One number asks for the prompt's candidates and for the next token's, and the next
-        # state's entropy is always wanted, so `entropy_known` saves nothing here.
+        # One field asks for the candidates of the prompt and of the next token alike, and the
+        # next state's entropy is always wanted, so `entropy_known` saves nothing here.
         del entropy_known
-        # The entry at the start is null, and the prefix cache serves what lies before the start.
+        # The entry at the start is null, and the prefix cache serves the tokens before the start.
         start = max(context.bounds[-num_new - 1] - 1, 0)
         body = {**_prompt_logprobs(context, start), "top_logprobs_num": top_k}
         num_rows = len(context.token_ids) - start
@@ -152,7 +152,7 @@ class SGLang(ServerReader):
         )
         with self._client.expecting("the scoring answer"):
             meta = reply["meta_info"]
-            # Not output_token_logprobs: that is the one sampled token.
+            # Not output_token_logprobs, which holds only the sampled token.
             (next_top,) = meta["output_top_logprobs"]
             return Scores(
                 steps=_step_scores(context, num_new, start, meta, top_k),
@@ -180,7 +180,7 @@ class SGLang(ServerReader):
             )
 
     def _raise_for_failure(self, row: dict[str, Any]) -> None:
-        """An error before the first token is an event of its own, a later one a finish reason."""
+        """Raise an error: before the first token it is an event, later it is a finish reason."""
         if "error" in row:
             raise self._failure(row["error"]["message"], row["error"].get("code"))
         reason = row["meta_info"]["finish_reason"]
@@ -196,7 +196,7 @@ class SGLang(ServerReader):
 
 @dataclass(slots=True)
 class _EventReader:
-    """What has come of a stream. An event repeats it, unless --incremental-streaming-output."""
+    """Reads a stream. Events repeat all text, unless --incremental-streaming-output is set."""
 
     num_prompt_tokens: int
     stop: tuple[str, ...]
@@ -206,10 +206,10 @@ class _EventReader:
     spelling: Spelling = field(default_factory=Spelling)
 
     def draft(self, row: dict[str, Any]) -> Draft:
-        """The new tokens of an event. Raises ValueError where one is missing."""
+        """The new tokens of an event. Raises ValueError if one is missing."""
         meta = row["meta_info"]
         if meta["prompt_tokens"] != self.num_prompt_tokens:
-            # A server with --allow-auto-truncate would go on from another context.
+            # A server with --allow-auto-truncate would continue a shortened context.
             raise ValueError(f"{self.num_prompt_tokens} tokens sent, {meta['prompt_tokens']} read")
         text: str = row["text"]
         rows: list[list[Any]] = meta["output_token_logprobs"]
@@ -218,16 +218,16 @@ class _EventReader:
             raise ValueError(f"{count} output_ids, but {len(rows)} log-probabilities")
         if count == total:
             if not text.startswith(self.text):
-                raise ValueError("its text does not go on from the text before")
+                raise ValueError("its text does not continue the text before it")
             rows, text = rows[self.num_tokens :], text[len(self.text) :]
         elif self.num_tokens + count != total:
-            raise ValueError(f"{self.num_tokens} tokens and then {count} make no {total}")
+            raise ValueError(f"{self.num_tokens} tokens and then {count} are not {total}")
         tokens = [Token.of(token_id, string) for _, token_id, string in rows]
         self.num_tokens, self.text = total, self.text + text
         end, is_end_token = _end(meta["finish_reason"], self.stop)
-        if is_end_token:  # it is counted, but it is no text
+        if is_end_token:  # it is counted, but has no text
             tokens = tokens[:-1]
-        if end == "length":  # half a character, for which no more tokens come
+        if end == "length":  # half a character, whose other tokens will not come
             text = text.rstrip(REPLACEMENT)
         spelt = self.spelling.feed(text, tokens)
         if self.logprobs.wanted:
@@ -241,7 +241,7 @@ class _EventReader:
 
 
 def _end(reason: dict[str, Any] | None, stop: tuple[str, ...]) -> tuple[FinishReason | None, bool]:
-    """How it ended, and whether an end token did it: a stop string matches by its text."""
+    """The reason of the end, and whether it was an end token: stop strings match as text."""
     if reason is None:
         return None, False
     if reason["type"] not in _END_REASONS:
@@ -264,7 +264,7 @@ def _prompt_logprobs(context: Context, start: int) -> dict[str, Any]:
 
 
 def _neutral(temperature: float, top_p: float) -> dict[str, Any]:
-    """An omitted field would be filled from the server's `--preferred-sampling-params`."""
+    """All sampling fields: the server fills omitted ones from `--preferred-sampling-params`."""
     return {
         "temperature": temperature,
         "top_p": top_p,
@@ -283,7 +283,7 @@ def _neutral(temperature: float, top_p: float) -> dict[str, Any]:
 def _step_scores(
     context: Context, num_new: int, start: int, meta: dict[str, Any], top_k: int
 ) -> tuple[StepScore, ...]:
-    """V and H of the last `num_new` steps, from entries of which the first is token `start`'s."""
+    """V and H of the last `num_new` steps, from entries that begin with token `start`."""
     ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
     rows, tops = meta["input_token_logprobs"], meta["input_top_logprobs"]
     if not len(rows) == len(tops) == len(ids) - start:
@@ -299,7 +299,7 @@ def _step_scores(
 
 
 def _of_tokens(entries: list[Sequence[Any]], token_ids: list[int]) -> list[float | None]:
-    """The log-probabilities of the prompt's own tokens; None, which core refuses, where missing."""
+    """The log-probabilities of the prompt's own tokens, or None, which core refuses, if missing."""
     for entry, token_id in zip(entries, token_ids, strict=True):
         # SGLang writes the last id of the vocabulary as 0.
         if entry[1] != token_id and entry[1] != 0:

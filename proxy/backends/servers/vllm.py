@@ -1,8 +1,8 @@
-"""vLLM's OpenAI-compatible server: `/v1/completions` with token-id prompts and `prompt_logprobs`.
+"""Speaks to vLLM's OpenAI-style server: `/v1/completions` with token ids and `prompt_logprobs`.
 
 API: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html; the payloads were
-recorded from vLLM 0.32.0 (tests/golden). vLLM ignores body fields that it does not know, so what
-was asked for is checked in every answer.
+recorded from vLLM 0.32.0 (tests/golden). vLLM ignores body fields that it does not know, so every
+answer is checked for what was requested.
 """
 
 import asyncio
@@ -33,25 +33,25 @@ from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
 
 _END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-# The server shut down, or could not go on.
+# The server shut down, or failed while it wrote.
 _FAILURES = {"abort", "error"}
-# What SentencePiece-like tokenizers write for a space.
+# SentencePiece-like tokenizers write this for a space.
 _METASPACE = "\u2581"
-# vLLM writes -inf so, for JSON has none.
+# vLLM writes this number for -inf, which JSON does not have.
 _LOWEST = -9999.0
-# Where a text has more tokens for each entropy, those are asked for apart. A prompt of its own took
-# a CPU, whose blocks are large, as long as the candidates of 300 tokens; a GPU takes far less.
+# With more tokens than this per entropy, each entropy is requested with a prompt of its own. On a
+# CPU, whose blocks are large, that takes as long as the candidates of 300 tokens; a GPU is faster.
 _ROWS_A_PROMPT = 100
-# So many token ids of prompts the server reads in some 10 ms, in the one process that also sends
-# the streams of all other requests.
+# The server reads this many prompt token ids in some 10 ms, in the one process that also sends the
+# streams of all other requests.
 _MAX_IDS = 100_000
-# Every row holds at least the prompt's own token, and its key is a number.
+# Every row holds at least the prompt's own token, whose key is a number.
 _ROWS = RowLayout(b"prompt_logprobs", b'{"', b"}}")
 
 
 @dataclass(frozen=True, slots=True)
 class _VllmEvent:
-    """One event of a stream; `num_cached_tokens` comes with the usage, which is the last."""
+    """One event of a stream; `num_cached_tokens` comes with the usage, in the last event."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -111,7 +111,7 @@ class Vllm(ServerReader):
             "stream": True,
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
-            "logprobs": 0,  # the tokens one by one, even where a chunk holds several
+            "logprobs": 0,  # lists the tokens one by one, even if a chunk holds several
             "stop": list(sampling.stop),
         }
         if sampling.seed is not None:
@@ -123,7 +123,7 @@ class Vllm(ServerReader):
         has_usage = False
         spelling, logprobs = Spelling(), PieceLogprobs(sampling.logprobs)
         async with self._client.stream("/v1/completions", body, call) as events:
-            # To the very end, so that the connection is kept.
+            # Read to the very end, so that the connection can be reused.
             async for payload in events:
                 if payload == b"[DONE]":
                     continue
@@ -144,8 +144,8 @@ class Vllm(ServerReader):
     def _completion(
         self, prompt: list[int] | list[list[int]], temperature: float, top_p: float
     ) -> dict[str, Any]:
-        """The fields of every completion. An omitted sampling field would be filled from the
-        model's generation_config.json, so all of them are said.
+        """The fields of every completion. All sampling fields are set, because vLLM would fill an
+        omitted one from the model's generation_config.json.
         """
         return {
             "model": self._model,
@@ -200,8 +200,8 @@ class Vllm(ServerReader):
     ) -> Scores:
         ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
         unknown = bounds[entropy_known:-1]
-        # A top-k comes for every prompt position or for none. Many are large (20 x 8k tokens are
-        # some 10 MB) and slow (0.12 ms each, in the one process that serves all requests).
+        # vLLM gives a top-k for every prompt position or for none. Many are large (20 x 8k tokens
+        # are some 10 MB) and slow (0.12 ms each, in the one process that serves all requests).
         asks_apart = len(ids) > _ROWS_A_PROMPT * len(unknown)
         body = {
             **self._next_token(ids, top_k),
@@ -209,7 +209,7 @@ class Vllm(ServerReader):
         }
         num_rows = len(ids)
         new = range(bounds[0], num_rows)
-        # vLLM writes the prompt's own token first; candidates count at the steps' beginnings only.
+        # vLLM writes the prompt's own token first; candidates matter only where a step begins.
         starts = set() if asks_apart else set(bounds[:-1])
         own = {i: b'%d":{"logprob":' % ids[i] for i in new if i not in starts}
         reply = await self._client.post(
@@ -229,7 +229,7 @@ class Vllm(ServerReader):
             )
         if not (asks_apart and unknown):
             return scores
-        # Now that the call has left the context in the prefix cache, each costs a block at most.
+        # The call above left the context in the prefix cache: each entropy costs at most a block.
         size = max(1, _MAX_IDS // num_rows)
         parts = [unknown[first : first + size] for first in range(0, len(unknown), size)]
         async with asyncio.TaskGroup() as group:
@@ -242,7 +242,7 @@ class Vllm(ServerReader):
         return replace(scores, steps=steps)
 
     async def _entropies(self, contexts: list[list[int]], top_k: int, call: Call) -> list[float]:
-        """H of the state after each of the contexts, by one call."""
+        """Return H of the state after each of the contexts, with one call."""
         reply = await self._client.post("/v1/completions", self._next_token(contexts, top_k), call)
         with self._client.expecting("the next tokens' candidates"):
             choices = sorted(reply["choices"], key=itemgetter("index"))
@@ -251,12 +251,12 @@ class Vllm(ServerReader):
             return [_next_entropy(choice, top_k) for choice in choices]
 
     def _next_token(self, prompt: list[int] | list[list[int]], top_k: int) -> dict[str, Any]:
-        """One token after the prompt, or after each of several, with its candidates."""
+        """Ask for one token and its candidates after the prompt, or after each of several."""
         return {
             **self._completion(prompt, temperature=0.0, top_p=1.0),
             "logprobs": top_k,
             "max_tokens": 1,
-            # Else candidates that decode to the same text fall together.
+            # Otherwise candidates that decode to the same text are merged.
             "return_tokens_as_token_ids": True,
         }
 
@@ -291,7 +291,7 @@ def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:
     if len(ids) != len(strings):
         raise ValueError(f"{len(ids)} token_ids, but {len(strings)} tokens")
     tokens = tuple(Token.of(i, s) for i, s in zip(ids, strings, strict=True))
-    # Where no stop string ended it, an end token did: it is counted, but it is no text.
+    # If no stop string ended the text, an end token did: it is counted, but has no text.
     if choice["finish_reason"] == "stop" and not isinstance(choice["stop_reason"], str):
         tokens = tokens[:-1]
     return tokens
@@ -323,19 +323,19 @@ def _step_scores(
 
 
 def _next_entropy(choice: dict[str, Any], top_k: int) -> float:
-    """H of the state after a prompt, from the candidates of the one token that was written."""
+    """H of the state after a prompt, from the candidates of the one token written."""
     candidates = choice["logprobs"]["top_logprobs"][0].values()
     return entropy(complete(all_finite(candidates, _LOWEST), top_k), top_k)
 
 
 def _of_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> float | None:
-    """The log-probability of the prompt's own token; None, which core refuses, where missing."""
+    """The log-probability of the prompt's own token, or None, which core refuses, if missing."""
     entry = None if row is None else row.get(str(token_id))
     return None if entry is None else finite(entry["logprob"], _LOWEST)
 
 
 def _top_of(row: dict[str, dict[str, Any]] | None, top_k: int) -> list[float | None]:
-    """The top-k of a prompt position, without the prompt's own token where that ranks below."""
+    """The top-k of a prompt position, without the prompt's own token if it ranks below them."""
     entries = [] if row is None else row.values()
     ranked = [entry["logprob"] for entry in entries if entry["rank"] <= top_k]
     return complete(all_finite(ranked, _LOWEST), top_k)

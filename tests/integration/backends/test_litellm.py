@@ -476,8 +476,8 @@ async def test_connecting_tells_what_will_be_inexact(
 ) -> None:
     up.on("POST", CHAT, json_reply(VLLM.body("chat_digit_logprobs")))
     await hosted("openai/o3", continuation="instruct").connect(scores=True)
-    assert "continues texts because it is told to" in caplog.text
-    assert "takes no temperature 0" in caplog.text
+    assert "continues texts by an instruction in words" in caplog.text
+    assert "refuses temperature 0" in caplog.text
 
 
 # Whether it is there.

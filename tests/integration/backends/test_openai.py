@@ -107,8 +107,8 @@ async def test_the_self_test_catches_log_probabilities_that_are_one_token_off(
     )
     connected = await OpenAI.connect(up.client, MODEL, reader, scores=True)
     assert connected.scorers == ()
-    assert "by up to 17 nats a token" in connected.why_not["echo"]
-    assert "upstream 'up': echo gives a text other log-probabilities" in caplog.text
+    assert "by up to 17 nats per token" in connected.why_not["echo"]
+    assert "upstream 'up': echo's log-probabilities of a text differ" in caplog.text
 
 
 async def test_the_same_server_is_right_for_a_model_whose_prompts_begin_with_a_bos(
@@ -149,7 +149,7 @@ async def test_a_configured_teacher_scores_by_echo_or_says_why_not(up: Replay) -
         with pytest.raises(ScoringUnavailable, match="no 'echo': no pair has it as its teacher"):
             pair.of("student").scorer("echo")
     up.on("POST", PATH, recorded(LLAMA_CPP_PYTHON, *CONNECTING[:3]))
-    with pytest.raises(ConfigError, match="it has: none; no 'echo': echo gives a text"):
+    with pytest.raises(ConfigError, match="it has: none; no 'echo': echo's log-probabilities"):
         async with open_service(config_of(up)):
             pass
 
