@@ -1,4 +1,4 @@
-"""What the engine asks of a server, in the slices that it uses, and the data that travels."""
+"""Defines what the engine needs from a server, as small protocols, and the data they exchange."""
 
 import asyncio
 import time
@@ -36,7 +36,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """q: chat messages for the model's template, or a raw prompt that stands as it is."""
+    """q: chat messages for the model's template, or a raw prompt that is used unchanged."""
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
@@ -48,7 +48,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Text and the one model's token ids that stand for exactly it."""
+    """A text and one model's token ids that stand for exactly that text."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -66,11 +66,11 @@ class Context:
     prompt: Segment
     steps: list[Segment] = field(default_factory=list)
     question: Question = field(default=Question(), kw_only=True)
-    """What `prompt` renders, for servers that take messages only."""
+    """The question that `prompt` renders, for servers that take messages only."""
     token_ids: list[int] = field(init=False)
     """The prompt's ids, then all steps' ids."""
     bounds: list[int] = field(init=False)
-    """`bounds[k]` is the offset in `token_ids` at which step k begins; one more entry ends them."""
+    """`bounds[k]` is the offset in `token_ids` at which step k begins; the last is the end."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt.token_ids)
@@ -86,7 +86,7 @@ class Context:
         self.bounds.append(len(self.token_ids))
 
     def truncate(self, num_steps: int) -> None:
-        """Forget all steps but the first `num_steps`."""
+        """Drop all steps after the first `num_steps`."""
         del self.steps[num_steps:]
         del self.bounds[num_steps + 1 :]
         del self.token_ids[self.bounds[-1] :]
@@ -94,16 +94,16 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a model writes. Everything that is not here is switched off at the server."""
+    """The sampling settings. All other settings are switched off at the server."""
 
     temperature: float
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     special_tokens: bool = False
-    """Special tokens are written out: the text of a harmony model makes no sense without."""
+    """Special tokens are written out: a harmony model's text makes no sense without them."""
     logprobs: bool = False
-    """Drafts must bring them; only for servers that give them (`Upstream.writes_logprobs`)."""
+    """Drafts hold log-probabilities, for servers that give them (`Upstream.writes_logprobs`)."""
 
     @property
     def seed_31_bits(self) -> int | None:
@@ -112,23 +112,23 @@ class Sampling:
 
     @property
     def is_seeded(self) -> bool:
-        """Whether a seed decides the text: it can only be written again from its start."""
+        """Return whether a seed decides the text: it can then be repeated only from its start."""
         return self.seed is not None and self.temperature > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Text as it arrives: one piece per token (see `core.types.Wrote`), the end when it came.
+    """Text as it arrives: one piece per token (see `core.types.Wrote`), and the end once it came.
 
-    `num_cached_tokens` is how much of the prompt the server took from its cache; it comes with the
-    last draft, and None where the server does not tell.
+    `num_cached_tokens` is the number of prompt tokens from the server's cache; it comes with the
+    last draft, and is None if the server does not report it.
 
-    `token_ids` are what a stream that breaks is resumed from: where all text up to here is spelled
-    by exactly the ids of all drafts up to here, those that this one adds, else None (and the next
-    draft that has some adds the missing ones). There is one id for each piece so far.
+    A broken stream is resumed from the `token_ids` of its drafts, which then spell exactly its text
+    so far, with one id per piece. They are None while the ids are not known exactly; the next draft
+    that has ids adds the missing ones.
 
-    `logprobs`, where `Sampling` asked for them, has for each piece the natural logarithms of the
-    tokens that it stands for; NaN where the server gave none.
+    `logprobs`, if `Sampling` asked for them, has for each piece the natural logarithms of its
+    tokens' probabilities, NaN if the server gave none.
     """
 
     pieces: tuple[str, ...]
@@ -140,10 +140,10 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One score per new step; `next_entropy` is H of the state after them, where the call gave it.
+    """One score per new step; `next_entropy` is H of the state after them, if the call gave it.
 
     `num_tokens` teacher tokens were scored, `num_cached_tokens` of the context came from the
-    server's cache (None where the server does not tell).
+    server's cache (None if the server does not report it).
     """
 
     steps: tuple[StepScore, ...]
@@ -153,7 +153,7 @@ class Scores:
 
 
 class UpstreamClock:
-    """How long a client's request waited for servers."""
+    """Measures how long a client's request waited for servers."""
 
     def __init__(self) -> None:
         self._num_open = 0
@@ -181,7 +181,7 @@ class UpstreamClock:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Which trajectory a request to a server belongs to.
+    """The trajectory that a request to a server belongs to.
 
     `session_id` keeps the trajectory on one replica (and one slot), whose cache then serves it.
     """
@@ -192,11 +192,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A greedy continuation with the log-probabilities that the model wrote it by.
+    """A greedy continuation with the log-probabilities with which the model wrote it.
 
     `pieces` are as short as whole characters allow; `logprobs[i]` are natural logarithms, one per
-    token of `pieces[i]`. It ends before the first token that is no text. Raises ValueError where
-    a log-probability is missing or impossible.
+    token of `pieces[i]`. It ends before the first token that is not text. Raises ValueError if a
+    log-probability is missing or impossible.
     """
 
     pieces: tuple[Segment, ...]
@@ -212,14 +212,14 @@ class Decoded:
 
 @runtime_checkable
 class Reader(Protocol):
-    """Turns text into a model's tokens: its server does, or a tokenizer in this process."""
+    """Turns text into a model's tokens, at its server or in this process."""
 
     async def render(self, question: Question, call: Call) -> Segment:
-        """The question in the model's own chat template, up to where its answer begins."""
+        """Render the question in the model's chat template, up to where the answer begins."""
         ...
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
-        """Each text on its own, without special tokens; ids that stand for exactly that text."""
+        """Tokenise each text on its own, without special tokens, into ids for exactly that text."""
         ...
 
 
@@ -227,11 +227,11 @@ class MarkupReader(Reader, Protocol):
     """A reader that also knows a model's special tokens, and its prompt as text."""
 
     async def markup(self, text: str, call: Call) -> Segment:
-        """Text in which special tokens are themselves; none are added."""
+        """Tokenise text, reading the special tokens in it as such; none are added."""
         ...
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
-        """The text of what `render` gave, special tokens included."""
+        """The text of a prompt from `render`, special tokens included."""
         ...
 
 
@@ -252,22 +252,22 @@ class Writer(Protocol):
         ...
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
-        """Continue greedily and tell the log-probabilities, for the self-test.
+        """Continue greedily and return the log-probabilities, for the self-test.
 
-        Raises `UpstreamRefused` where the server gives none while it writes.
+        Raises `UpstreamRefused` if the server gives none while it writes.
         """
         ...
 
 
 @runtime_checkable
 class GatedWriter(Writer, Protocol):
-    """A writer whose text can wait."""
+    """A writer that can be paused."""
 
     def write_gated(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call, gate: asyncio.Event
     ) -> AsyncGenerator[Draft]:
-        """As `write`; while the gate is not set nothing is written, from the next draft on after
-        which the text can go on as if it had never stopped.
+        """As `write`, but pauses while the gate is not set, after the next draft from which the
+        text can be continued as if it had never stopped.
         """
         ...
 
@@ -277,12 +277,12 @@ class Scorer(Protocol):
 
     @property
     def scoring(self) -> Scoring:
-        """Which rung of the fallback ladder this is."""
+        """This scorer's rung of the fallback ladder."""
         ...
 
     @property
     def recomputes(self) -> bool:
-        """Whether every call computes the whole context, so that fewer calls are less work."""
+        """Return whether every call computes the whole context, so that fewer calls save work."""
         ...
 
     async def score(
@@ -290,8 +290,8 @@ class Scorer(Protocol):
     ) -> Scores:
         """V and H of the last `num_new` steps of `context`.
 
-        With `entropy_known` the first of them may come without H. Raises `UpstreamMalformed`
-        where a log-probability is missing or impossible.
+        With `entropy_known`, the first of them may come without H. Raises `UpstreamMalformed` if a
+        log-probability is missing or impossible.
         """
         ...
 
@@ -300,7 +300,7 @@ class Scorer(Protocol):
 class ScoredToken:
     """One token of a given text: `end` is the offset in its UTF-8 bytes at which it ends.
 
-    `logprob` is a natural logarithm, None where the server gave none.
+    `logprob` is a natural logarithm, None if the server gave none.
     """
 
     end: int
@@ -309,11 +309,11 @@ class ScoredToken:
 
 @runtime_checkable
 class TokenScorer(Scorer, Protocol):
-    """A scorer that can tell each token's probability, as every one does but the judges."""
+    """A scorer that can give each token's probability: every scorer but the judges."""
 
     async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
-        """Of the tokens that cover the last step of `context`.
+        """The log-probabilities of the tokens that cover the last step of `context`.
 
-        Raises `UpstreamMalformed` where they do not cover exactly that text.
+        Raises `UpstreamMalformed` if the tokens do not cover exactly that step.
         """
         ...

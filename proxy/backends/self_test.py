@@ -1,7 +1,7 @@
-"""The self-test: given text must get the log-probabilities that it is written by.
+"""Tests a server's scoring: a text must get the log-probabilities with which it was written.
 
 A wrong offset, an off-by-one or a mixed-up tokenizer gives plausible numbers and silently wrong
-training data. What a model writes greedily is therefore scored as if someone else had written it.
+training data. A model's own greedy text is therefore scored as if someone else had written it.
 """
 
 import math
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from proxy.backends.base import Call, Context, Question, Reader, Scorer, Writer
 
 TOLERANCE = 1e-2
-"""Nats per token; servers sum in another order when they read than when they write."""
+"""Nats per token; servers sum in a different order when they read than when they write."""
 _PROMPT = Question(prompt="Question: What is 12 + 30?\n\nAnswer: 12 + 30 =")
 _NUM_TOKENS = 24
-# The smallest K that an entropy can be taken over: the self-test looks at values only.
+# The smallest K of an entropy: the self-test compares values only.
 _TOP_K = 2
 
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """How far apart the two are: `worst` is the largest difference of a piece's mean, in nats.
+    """The outcome: `worst` is the largest difference of a piece's mean, in nats per token.
 
     With nothing to compare, it is infinite.
     """
@@ -29,14 +29,14 @@ class SelfTest:
 
     @property
     def passed(self) -> bool:
-        """Whether the numbers can be trusted."""
+        """Return whether the scores can be trusted."""
         return self.worst <= TOLERANCE
 
 
 async def self_test(writer: Writer, reader: Reader, scorer: Scorer, call: Call) -> SelfTest:
-    """Compare the two for a short greedy continuation, token by token where text allows it.
+    """Compare writing and scoring on a short greedy continuation, token by token if possible.
 
-    Raises the `UpstreamError` of whichever call fails, so also where the server cannot do one.
+    Raises the `UpstreamError` of the call that fails, also if the server does not support it.
     """
     context = Context(await reader.render(_PROMPT, call), question=_PROMPT)
     decoded = await writer.decode(context, _NUM_TOKENS, call)

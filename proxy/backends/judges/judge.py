@@ -1,5 +1,5 @@
-"""The judge rungs of the fallback ladder: where a server gives no probabilities of given text, its
-model is shown the step and asked for a mark.
+"""Scores a step by showing it to a model and asking for a mark: the judge rungs of the fallback
+ladder, for servers that give no probabilities of given text.
 
 A mark is not V_t (Eq. 5): it is what the model says about a step, not how likely the model was to
 write it. It needs a boundary of its own, and no entropy comes with it.
@@ -41,17 +41,17 @@ _DIGIT_LAST = "The last line of your answer must be that one digit and nothing e
 _NOTHING_YET = "(nothing yet: this is the first step)"
 
 MIN_DIGIT_MASS = 0.5
-"""The least probability that the candidates which are one digit must have together: below it the
-model was about to say something else, and what is left says little about the step."""
+"""The least total probability of the candidates that are one digit: below it the model was about to
+say something else, and the digits say little about the step."""
 _TOP_LOGPROBS = (20, 5)
-"""OpenAI's cap, and the lowest one in use."""
+"""OpenAI's cap, and the lowest cap in use."""
 _MAX_ANSWER_TOKENS = 2048
 """Room for a judge that thinks before it marks."""
 _BEST_MARK = 9
 _EXAMPLE_QUESTION = "What is 12 + 30?"
 _EXAMPLE_STEP = "12 + 30 = 42.\n\n"
 _DIGITS = frozenset("0123456789")
-# The last line: one digit, perhaps set in bold type, a full stop behind it.
+# The last line: one digit, perhaps in bold type, perhaps with a full stop.
 _MARK = re.compile(r"(?:^|\n)[ \t]*(?:\*\*)?([0-9])(?:\*\*)?\.?\s*\Z", re.ASCII)
 # A server's rounding may leave a certain token slightly above probability 1.
 _MAX_LOGPROB = 1e-3
@@ -67,10 +67,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A chat model's answer, without what it thought apart from it.
+    """A chat model's answer, without the thoughts that came separately.
 
-    `is_whole` says that the model ended it itself. `top` are the candidates for its first token,
-    None where none came.
+    `is_whole` says that the model ended the answer itself. `top` are the candidates for its first
+    token, None if none came.
     """
 
     text: str
@@ -84,13 +84,13 @@ class Asker(Protocol):
 
     @property
     def upstream(self) -> str:
-        """Its name in the configuration."""
+        """The upstream's name in the configuration."""
         ...
 
     async def ask(
         self, prompt: str, max_tokens: int, top_logprobs: int | None, call: Call
     ) -> Answer:
-        """The answer to `prompt` as a user's only message, as little random as it can be."""
+        """Answer `prompt`, sent as a user's only message, with as little randomness as possible."""
         ...
 
 
@@ -103,10 +103,10 @@ class Mark:
 
 
 class _Judge(ABC):
-    """Scores by one mark a step."""
+    """Scores with one mark per step."""
 
     scoring: Scoring
-    # It reads everything for each step anyway, however many a call covers.
+    # A judge reads everything for each step anyway, however many steps a call covers.
     recomputes = False
 
     def __init__(self, asker: Asker) -> None:
@@ -114,22 +114,22 @@ class _Judge(ABC):
 
     @abstractmethod
     async def mark(self, question: str, solution: str, step: str, call: Call) -> Mark:
-        """The mark for `step`. Raises ValueError where the answer holds none."""
+        """Return the mark for `step`. Raises ValueError if the answer holds none."""
 
     async def score(
         self,
         context: Context,
         num_new: int,
-        top_k: int,  # noqa: ARG002 - of the entropy, which there is none of
+        top_k: int,  # noqa: ARG002 - for an entropy, which marks do not have
         call: Call,
         *,
         entropy_known: bool,  # noqa: ARG002
     ) -> Scores:
-        """One mark for each of the last `num_new` steps.
+        """Return one mark for each of the last `num_new` steps.
 
-        They are asked for one after the other: a scoring call holds one permit of its upstream, and
-        a judge must not take more than that. What is counted as scored are the steps' own tokens,
-        as for the other rungs, although a judge reads the whole question again for each of them.
+        The marks are requested one after the other, because a scoring call holds only one permit of
+        its upstream. Only the steps' own tokens count as scored, as on the other rungs, although a
+        judge reads the whole question again for each step.
         """
         texts = [segment.text for segment in context.steps]
         question = _question_text(context.question)
@@ -181,9 +181,9 @@ class JudgeSample(_Judge):
 
 
 async def find_judges(asker: Asker, call: Call) -> tuple[JudgeLogprob | JudgeSample, ...]:
-    """The judge rungs that this model can be, best first, found out by asking it.
+    """Find the judges that this model can be, best first, by asking it.
 
-    Empty where it cannot mark; what else fails is raised.
+    Empty if it cannot mark; any other failure is raised.
     """
     sample = JudgeSample(asker)
     for top_logprobs in _TOP_LOGPROBS:
@@ -192,7 +192,7 @@ async def find_judges(asker: Asker, call: Call) -> tuple[JudgeLogprob | JudgeSam
             return judge, sample
     if await _marks(sample, asker.upstream, call):
         return (sample,)
-    # Whether it answers at all is another question than whether it marks.
+    # It cannot mark; an error here says that it does not even answer.
     await asker.ask(_EXAMPLE_QUESTION, 1, None, call)
     return ()
 
@@ -210,14 +210,14 @@ async def _marks(judge: JudgeLogprob | JudgeSample, upstream: str, call: Call) -
 def expected_mark(top: tuple[Candidate, ...]) -> float:
     """The expectation over the candidates that are one digit, divided by 9.
 
-    " 7" is a 7, "10" is no digit. Raises `ValueError` where the digits have less than
+    " 7" is a 7, "10" is not a digit. Raises `ValueError` if the digits have less than
     `MIN_DIGIT_MASS` together, or a log-probability is impossible.
     """
     mass = 0.0
     weighted = 0.0
     for candidate in top:
         if math.isnan(candidate.logprob) or candidate.logprob > _MAX_LOGPROB:
-            raise ValueError(f"{candidate.logprob} is no log-probability")
+            raise ValueError(f"{candidate.logprob} is not a log-probability")
         text = candidate.text.strip()
         if text in _DIGITS:
             probability = math.exp(candidate.logprob)
@@ -233,7 +233,7 @@ def sampled_mark(text: str) -> float:
     """The digit that is the last line of `text`, divided by 9. Raises `ValueError`."""
     found = _MARK.search(text)
     if found is None:
-        raise ValueError(f"the answer's last line is no digit: {text[-80:]!r}")
+        raise ValueError(f"the answer's last line is not a digit: {text[-80:]!r}")
     return int(found[1]) / _BEST_MARK
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's chat route, asked one question: what a judge on any OpenAI-compatible server needs.
+"""Asks OpenAI's chat route one question, for judges on any OpenAI-compatible server.
 
 API: https://platform.openai.com/docs/api-reference/chat/create; the payloads were recorded from
 vLLM 0.32.0 (tests/golden).

@@ -1,4 +1,4 @@
-"""Which tokens stand for a step, so that every token counts once and none shifts at a seam."""
+"""Finds the tokens that stand for a step, so that each counts once and none shifts at a seam."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ DUMMY_PREFIX = (
     "name or folder"
 )
 
-# What a decoder writes for bytes that are no whole character.
+# Decoders write this for bytes that are not a whole character.
 REPLACEMENT = "\ufffd"
 # Strings of tokens that a server may put before a text: a beginning-of-sequence token and the like.
 _OUTSIDE = re.compile(r"<[^\s>]*>|\[[^\s\]]*\]|")
 _MAX_OUTSIDE = 2
-# Two ways to write the bytes of a token that is no text: OpenAI's and SentencePiece's.
+# Two ways to write the bytes of a token that is not text: OpenAI's and SentencePiece's.
 _ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)|<0x([0-9a-fA-F]{2})>")
 _METASPACE = "\u2581"
 # The bytes of characters that are more than one byte.
@@ -31,7 +31,7 @@ _CONTROL_BYTES = re.compile(_CONTROL.pattern.encode() + rb"[^>]*>")
 
 
 def as_in_running_text(text: str) -> str:
-    r"""What to tokenise so that a step gets the ids it has when more text follows.
+    r"""Return the text to tokenise so that a step gets the ids it has when more text follows.
 
     Tokenizers of the GPT-2 kind cut trailing newlines differently at the end of a text: alone,
     `".\n\n"` is `[".", "\n\n"]`, but before a word it is `[".", "\n", "\n"]`, which is what
@@ -44,7 +44,7 @@ def as_in_running_text(text: str) -> str:
 def without_follower(text: str, ids: list[int], follower: int) -> tuple[int, ...]:
     """The ids of `text` from those of `as_in_running_text(text)`; `follower` is the letter's id.
 
-    Raises ValueError where the letter did not come out as a token of its own.
+    Raises ValueError if the letter did not become a token of its own.
     """
     if not text.endswith("\n"):
         return tuple(ids)
@@ -54,7 +54,7 @@ def without_follower(text: str, ids: list[int], follower: int) -> tuple[int, ...
 
 
 def split_control(text: str) -> list[str]:
-    """Parts that spell `text`, none of which holds a control token such as `<|im_end|>`.
+    """Split `text` into parts, none of which holds a control token such as `<|im_end|>`.
 
     For servers whose tokenizer reads such text as the token itself: what a student writes is text,
     whatever it looks like.
@@ -68,10 +68,10 @@ def split_control(text: str) -> list[str]:
 
 
 def pieces_of(text: str, tokens: Sequence[str]) -> tuple[str, ...]:
-    """The text of several tokens cut into one piece a token, as far as their own strings spell it.
+    """Cut the text of several tokens into one piece per token, as far as their strings spell it.
 
-    They do not where a server holds text back (half a character, a stop string in the making) and
-    for special tokens, which have a string but no text; the rest of the text is the last token's.
+    They do not if a server holds text back (half a character, the beginning of a stop string), nor
+    for special tokens, which have a string but no text; the last token gets the rest of the text.
     """
     if not tokens:
         return (text,) if text else ()
@@ -86,11 +86,11 @@ def pieces_of(text: str, tokens: Sequence[str]) -> tuple[str, ...]:
 
 
 def decoded(text: str, rows: Sequence[tuple[str, int, float | None]]) -> Decoded:
-    """A written `text` with a piece for each of its tokens: string, id, log-probability.
+    """Cut a written `text` into a piece for each of its tokens: string, id, log-probability.
 
-    It ends before the first token whose string is not the text that it stands for: one that ends
-    inside a character, an end token, or a special one in between. Raises ValueError where a
-    log-probability before that is missing or impossible.
+    The pieces end before the first token whose string is not its text: a token that ends inside a
+    character, an end token, or a special token in between. Raises ValueError if a log-probability
+    before that token is missing or impossible.
     """
     pieces: list[Segment] = []
     logprobs: list[tuple[float, ...]] = []
@@ -108,9 +108,9 @@ def decoded(text: str, rows: Sequence[tuple[str, int, float | None]]) -> Decoded
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where a token ends, as an offset in a text's UTF-8 bytes.
+    """The end of a token, as an offset in a text's UTF-8 bytes.
 
-    `least` and `most` differ where the tokens' strings leave it open, which happens only between
+    `least` and `most` differ if the tokens' strings leave the end open, which happens only between
     characters that each are several tokens.
     """
 
@@ -124,12 +124,12 @@ class Alignment:
 
     num_outside: int
     reaches: tuple[Reach, ...]
-    """One for every token, also for those outside."""
+    """The end of every token, including the tokens outside."""
 
     def ranges(self, bounds: Sequence[int]) -> list[range]:
-        """The tokens of each step: those that end in it. `bounds` are byte offsets, in order.
+        """The tokens that end in each step. `bounds` are byte offsets, in order.
 
-        Raises ValueError where a bound lies between characters whose tokens cannot be told apart.
+        Raises ValueError if a bound lies between characters whose tokens cannot be distinguished.
         """
         firsts: list[int] = []
         index = self.num_outside
@@ -137,7 +137,7 @@ class Alignment:
             while index < len(self.reaches) and self.reaches[index].most <= bound:
                 index += 1
             if index < len(self.reaches) and self.reaches[index].least <= bound:
-                raise ValueError(f"the tokens around byte {bound} cannot be told apart")
+                raise ValueError(f"the tokens around byte {bound} cannot be distinguished")
             firsts.append(index)
         return [range(start, end) for start, end in pairwise(firsts)]
 
@@ -146,10 +146,10 @@ def align(tokens: Sequence[str], offsets: Sequence[int] | None, text: str) -> Al
     r"""Find each token's place in `text` by the tokens' strings, or else by the server's offsets.
 
     A token that ends inside a character may be written with U+FFFD for each half, as its bytes
-    (`bytes:\xe2\x80`, `<0xE2>`), or as nothing. In the latter case either the token that completes
-    the character brings it whole, or nothing does and the offsets tell. These count characters,
-    UTF-16 units or bytes: whichever puts every token where its string stands. Raises ValueError
-    where the tokens do not cover exactly `text`.
+    (`bytes:\xe2\x80`, `<0xE2>`), or as nothing. In the last case either the token that completes
+    the character holds all of it, or no token does and the offsets decide. Offsets count
+    characters, UTF-16 units or bytes: the unit that puts every token at its string. Raises
+    ValueError if the tokens do not cover exactly `text`.
     """
     complaint = ""
     for num in range(_MAX_OUTSIDE + 1):
@@ -170,7 +170,7 @@ def align(tokens: Sequence[str], offsets: Sequence[int] | None, text: str) -> Al
 def scored_tokens(
     tokens: Sequence[str], logprobs: Sequence[float | None], text: str
 ) -> tuple[ScoredToken, ...]:
-    """Each token's end in `text`, which they cover. Raises ValueError where they do not."""
+    """Each token's end in `text`. Raises ValueError if the tokens do not cover `text`."""
     alignment = align(tokens, None, text)
     if alignment.num_outside:
         raise ValueError(f"the tokens do not spell the text that was sent: {tokens[0]!r} is added")
@@ -181,13 +181,13 @@ def scored_tokens(
 
 
 def _by_strings(tokens: Sequence[str], data: bytes) -> list[Reach]:
-    """Follow every way in which the tokens can spell `data`. Raises ValueError for none."""
+    """Follow every way in which the tokens can spell `data`. Raises ValueError if there is none."""
     places = [{0}]
     for index, token in enumerate(tokens):
         (start, *others) = places[-1]
         spelt = token.encode()
         if spelt and not others and REPLACEMENT not in token and data.startswith(spelt, start):
-            places.append({start + len(spelt)})  # as nearly all
+            places.append({start + len(spelt)})  # as for nearly all tokens
             continue
         here = {end for start in places[-1] for end in _after(data, start, token)}
         if not here:
@@ -197,7 +197,7 @@ def _by_strings(tokens: Sequence[str], data: bytes) -> list[Reach]:
         places.append(here)
     if len(data) not in places[-1]:
         missing = data[max(places[-1]) :][:20].decode(errors="replace")
-        raise ValueError(f"{missing!r} and what follows is missing")
+        raise ValueError(f"{missing!r} and the text after it are missing")
     places[-1] = {len(data)}
     for index in range(len(tokens) - 1, 0, -1):
         if len(places[index]) > 1:
@@ -219,11 +219,11 @@ def _by_strings(tokens: Sequence[str], data: bytes) -> list[Reach]:
 
 
 def _after(data: bytes, start: int, token: str) -> Iterator[int]:
-    """Where a token of this string can end that begins at `start`."""
+    """The possible ends of a token that begins at `start` and has this string."""
     if data.startswith(token.encode(), start):
         yield start + len(token.encode())
     if REPLACEMENT in token:
-        # What Python writes for bytes that are no character is what the tokenizers write.
+        # For bytes that are not a character, Python writes the same as the tokenizers.
         for end in range(start + len(token), min(start + 4 * len(token), len(data)) + 1):
             if data[start:end].decode(errors="replace") == token:
                 yield end
@@ -272,7 +272,7 @@ def _by_offsets(tokens: Sequence[str], offsets: Sequence[int], text: str) -> lis
             readings.append(reaches)
     if not readings:
         return None
-    # Where several units fit, they leave open what they do not agree on.
+    # If several units fit, the ends on which they disagree stay open.
     return [
         Reach(min(end.least for end in ends), max(end.most for end in ends))
         for ends in zip(*readings, strict=True)
@@ -282,7 +282,7 @@ def _by_offsets(tokens: Sequence[str], offsets: Sequence[int], text: str) -> lis
 def _between(
     tokens: Sequence[str], starts: Sequence[int | None], data: bytes
 ) -> list[Reach] | None:
-    """The tokens' ends, where all that have a string stand at their place and nothing is left."""
+    """The tokens' ends; None unless every string stands in its place and no text is left over."""
     reaches: list[Reach] = []
     for token, following, (start, end) in zip(
         tokens, [*tokens[1:], " "], pairwise(starts), strict=True
@@ -295,7 +295,7 @@ def _between(
             return None
         if not stands and token.strip(REPLACEMENT):
             return None
-        # It may hide the first bytes of the next character; no tokenizer joins them to a newline.
+        # It may hide the next character's first bytes, which no tokenizer joins to a newline.
         is_open = not following and not token.endswith("\n") and data[end : end + 1] >= b"\x80"
         if stands or end > start:
             reaches.append(Reach(end, end + is_open))

@@ -1,4 +1,4 @@
-"""Chat templates that the configuration gives, rendered here as Hugging Face's libraries do."""
+"""Renders chat templates in this process, as Hugging Face's libraries do."""
 
 import json
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ class _Generation(Extension):
 class ChatTemplate:
     """A Jinja chat template in the conventions of transformers' `apply_chat_template`.
 
-    With the model's own `special_tokens` (`bos_token` and so on) it writes them where they belong,
-    and the result is tokenised as it stands. Without, as for a template from the configuration, the
+    With the model's own `special_tokens` (`bos_token` and so on) the template writes them, and the
+    result is tokenised unchanged. Without them, as for a template from the configuration, the
     tokenizer adds its own, so the template must not write the beginning-of-sequence token itself:
     `bos_token` is the empty string. Raises `ConfigError` for a template that does not parse, or
     cannot render one user message.
@@ -46,7 +46,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         if special_tokens is None:
             environment.globals["bos_token"] = ""
-            # Not known here; a template that writes it must name the token itself.
+            # Unknown here; a template that writes it must spell the token itself.
             environment.globals["eos_token"] = jinja2.StrictUndefined(name="eos_token")
         else:
             environment.globals.update(special_tokens)
@@ -70,7 +70,7 @@ class ChatTemplate:
                 documents=None,
             )
         except Exception as error:
-            # A template is a program of the user's: whatever it raises is about these messages.
+            # A template is the user's program: whatever it raises concerns these messages.
             message = f"the chat template cannot render these messages: {error}"
             raise RequestError(message, param="messages") from error
 

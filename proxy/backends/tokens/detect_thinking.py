@@ -1,4 +1,4 @@
-"""Which way of thinking a model's chat template prepares, found by rendering and looking."""
+"""Detects a model's format of thoughts by rendering its chat template."""
 
 from proxy.backends.base import Call, MarkupReader, Message, Question
 from proxy.core.thinking import Reasoning
@@ -15,9 +15,9 @@ _HISTORY = (
 async def detect_reasoning(reader: MarkupReader, call: Call) -> Reasoning:
     """The format in which the model answers messages.
 
-    A template that ends its prompt with `<think>` has opened the thought; one that ends it with a
-    closed thought wants none; one that forgets the thoughts of earlier answers leaves the opening
-    to the model. A model without a template is asked with raw prompts only, which have no format.
+    A template that ends its prompt with `<think>` has opened the thought; a template that ends it
+    with a closed thought wants none; a template that drops the thoughts of earlier answers leaves
+    the opening to the model. A model without a template gets only raw prompts, without a format.
     """
     prompt = await _prompt(reader, (Message("user", _ASKED),), call)
     if prompt is None:
@@ -35,7 +35,7 @@ async def detect_reasoning(reader: MarkupReader, call: Call) -> Reasoning:
 
 
 async def _prompt(reader: MarkupReader, messages: tuple[Message, ...], call: Call) -> str | None:
-    """The rendered messages as text; None where the template is missing, or takes none of them."""
+    """The rendered messages as text; None if the template is missing or refuses them."""
     try:
         rendered = await reader.render(Question(messages), call)
     except (RequestError, UpstreamRefused):

@@ -1,4 +1,4 @@
-"""Log-probabilities as servers write them."""
+"""Reads log-probabilities as servers write them."""
 
 import math
 from collections import deque
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 def finite(logprob: float | None, lowest: float) -> float | None:
-    """`logprob`, or -inf where it is `lowest` or less: JSON has none, so servers write a number.
+    """`logprob`, or -inf if it is `lowest` or less: servers write a number, as JSON has no -inf.
 
     None stays None, which core refuses.
     """
@@ -15,12 +15,12 @@ def finite(logprob: float | None, lowest: float) -> float | None:
 
 
 def all_finite(logprobs: Iterable[float | None], lowest: float) -> list[float | None]:
-    """Each of them as `finite` gives it."""
+    """Apply `finite` to each log-probability."""
     return [-math.inf if x is not None and x <= lowest else x for x in logprobs]
 
 
 def complete(top: list[float | None], top_k: int) -> list[float | None]:
-    """`top`. Raises ValueError where it is shorter than what was asked for."""
+    """Return `top`. Raises ValueError if it is shorter than requested."""
     if len(top) < top_k:
         raise ValueError(f"{top_k} top log-probabilities were asked for, {len(top)} came")
     return top
@@ -30,26 +30,26 @@ def complete(top: list[float | None], top_k: int) -> list[float | None]:
 class PieceLogprobs:
     """Hands out a stream's log-probabilities with the pieces, which come later than their tokens.
 
-    Pieces come in the order of the tokens, one each; text that comes after all of its tokens, as a
-    held-back character does, is a piece for which none is left.
+    Pieces come in the order of the tokens, one per token; text that comes after all of its tokens,
+    such as a held-back character, is a piece without a log-probability.
     """
 
     wanted: bool
-    """Else nothing is handed out."""
+    """If False, nothing is handed out."""
     _waiting: deque[float] = field(default_factory=deque)
 
     def add(self, logprobs: Iterable[float | None]) -> None:
-        """Those of the next tokens; one that is None is missing, which core refuses as NaN."""
+        """Add those of the next tokens; a missing one (None) becomes NaN, which core refuses."""
         self._waiting.extend(math.nan if x is None else x for x in logprobs)
 
     def take(self, num_pieces: int) -> tuple[tuple[float, ...], ...] | None:
-        """Those of the next pieces."""
+        """Return the log-probabilities of the next pieces."""
         if not self.wanted:
             return None
         pieces = range(num_pieces)
         return tuple((self._waiting.popleft(),) if self._waiting else () for _ in pieces)
 
     def drop_last(self) -> None:
-        """The last token that was added was an end token, which is no text."""
+        """Drop the log-probability of the last token: it was an end token, which has no text."""
         if self._waiting:
             self._waiting.pop()

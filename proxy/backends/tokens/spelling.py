@@ -1,4 +1,4 @@
-"""Which of a stream's tokens spell the text that has come, so that a broken one can be resumed."""
+"""Finds the tokens that spell the text of a stream so far, so that the stream can be resumed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,16 +7,16 @@ from typing import Any, NamedTuple, Self
 
 from proxy.backends.tokens.alignment import pieces_of
 
-# What a decoder writes for bytes that are no whole character.
+# Decoders write this for bytes that are not a whole character.
 _HALF = "\ufffd"
-# After so many tokens that could not be matched with the text, no more attempt is made.
+# After this many tokens that could not be matched with the text, no further attempt is made.
 _GIVE_UP = 1000
 
 
 class Token(NamedTuple):
-    """A written token's id and its own string, as the server tells it.
+    """A written token's id and its own string, as the server gives it.
 
-    No dataclass: one is made for every token, and a tuple takes a third of the time.
+    Not a dataclass: one is made for every token, and a tuple takes a third of the time.
     """
 
     id: int
@@ -24,15 +24,15 @@ class Token(NamedTuple):
 
     @classmethod
     def of(cls, token_id: Any, string: Any) -> Self:  # noqa: ANN401 - as JSON has them
-        """A text repeats its tokens, and their strings are kept: interned, 32k tokens take 2 MB
-        less.
+        """Make a token from JSON. A text repeats its tokens, so their strings are interned, which
+        saves 2 MB for 32k tokens.
         """
         return cls(int(token_id), intern(string))
 
 
 @dataclass(frozen=True, slots=True)
 class Spelt:
-    """New pieces, one a token, and the ids as in `base.Draft`."""
+    """New pieces, one per token, and the ids as in `base.Draft`."""
 
     pieces: tuple[str, ...]
     token_ids: tuple[int, ...] | None
@@ -40,19 +40,19 @@ class Spelt:
 
 @dataclass(slots=True)
 class Spelling:
-    """Cuts a stream's text into one piece a token, and finds the tokens that spell it.
+    """Cuts a stream's text into one piece per token, and finds the tokens that spell it.
 
-    Servers hold text back (half a character, a stop string in the making), so the text that has
-    come may end inside a token, whose beginning then waits for its rest. Text that the strings do
-    not match is handed on as it is, with ids unknown: until a token in ASCII shows where text and
-    tokens are together again (half characters, whose strings say nothing), or for good (a special
-    token, which has a string but no text).
+    Servers hold text back (half a character, the beginning of a stop string), so the text so far
+    may end inside a token, whose beginning then waits for the rest. Text that the strings do not
+    match is passed on unchanged, with unknown ids: after half characters, whose strings say
+    nothing, until an ASCII token shows where text and tokens are together again; after a special
+    token, which has a string but no text, for good.
     """
 
     _tokens: list[Token] = field(default_factory=list)
     _text: str = ""
     _in_step: bool = True
-    """`_tokens` and `_text` wait for more. Else they were handed on, and are not yet matched."""
+    """`_tokens` and `_text` wait for more. If False, they were passed on, not yet matched."""
     _lost: bool = False
 
     def feed(self, text: str, tokens: Sequence[Token]) -> Spelt:
@@ -81,11 +81,11 @@ class Spelling:
         return Spelt(pieces, token_ids)
 
     def rest(self) -> tuple[str, ...]:
-        """The stream has ended: the pieces that waited."""
+        """Return the pieces that still wait at the end of the stream."""
         return pieces_of(self._text, [t.string for t in self._tokens]) if self._in_step else ()
 
     def _matched(self) -> tuple[int, bool]:
-        """How many tokens the text spells in full, and whether the others just wait for theirs."""
+        """The number of tokens spelled in full, and whether the others only wait for their text."""
         num = start = 0
         for index, token in enumerate(self._tokens):
             if _HALF in token.string:
@@ -93,13 +93,13 @@ class Spelling:
             if not self._text.startswith(token.string, start):
                 return num, token.string.startswith(self._text[start:])
             start += len(token.string)
-            if token.string:  # an empty one may be half of the character that comes next
+            if token.string:  # an empty string may be half of the character that comes next
                 num = index + 1
         return num, start == len(self._text)
 
     def _together(self) -> bool:
-        """Whether the text ends where its last token does. It holds the text of all tokens in
-        order, so that is so where it holds all of their ASCII and the last token is nothing else.
+        """Return whether the text ends where its last token does. The text holds all tokens' text
+        in order, so it does if it holds all of their ASCII and the last token is pure ASCII.
         """
         last = self._tokens[-1].string if self._tokens else ""
         if not last or not last.isascii() or not self._text.endswith(last):
@@ -108,7 +108,7 @@ class Spelling:
 
 
 def _spell(tokens: Sequence[Token], text: str) -> bool:
-    """Whether nothing of it waits for more, as nearly always; `_matched` would find the same."""
+    """Return whether the tokens spell all of `text`, as nearly always: a shortcut of `_matched`."""
     if not tokens or not tokens[-1].string or _HALF in text:
         return False
     return "".join([token.string for token in tokens]) == text

@@ -1,10 +1,9 @@
-"""Rows of log-probabilities in a scoring answer, of which only those that count are read.
+"""Cuts unneeded rows of log-probabilities out of a scoring answer before it is parsed.
 
-An answer has a row for every position: 20 candidates each, where the entropy needs those of a
-step's first token only, or the whole context, where only the new steps count, or all candidates,
-where only the token itself counts. As Python objects they would cost more than all else that the
-proxy does for a step, and their number would set off the garbage collector. So what does not count
-is taken out of the answer's bytes before they are parsed.
+An answer has a row for every position of the whole context, with 20 candidates each. Only the rows
+of new steps are needed: of a step's first token all candidates, for the entropy, and of its other
+tokens only their own log-probability. As Python objects the rows would cost more than everything
+else that the proxy does for a step, and their number would trigger the garbage collector.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,10 +18,10 @@ _NONE: Mapping[int, bytes] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """How a server writes an array of rows whose first is null, without blanks.
+    """A server's way to write an array of rows, the first of which is null, without blanks.
 
-    `opening` and `closing` begin and end every row, so deep that what they make with a comma
-    between them stands nowhere else in the array but in a string.
+    `opening` and `closing` begin and end every row. They include enough brackets that `closing`, a
+    comma and `opening` in a row occur nowhere else in the array but in a string.
     """
 
     name: bytes
@@ -36,20 +35,20 @@ class RowLayout:
         wanted: Collection[int],
         cut: Mapping[int, bytes] = _NONE,
     ) -> Any:  # noqa: ANN401
-        """The answer's JSON; of an array of `num_rows` rows all that are not `wanted` may be null.
+        """Parse the answer; in its array of `num_rows` rows, those not `wanted` may become null.
 
-        Of a row in `cut` one number may be all that is left: the one that follows these bytes,
-        where they are what comes first behind `opening` (its braces are closed by `closing`).
+        A row in `cut` may keep only one number: the number after these bytes, if they come first
+        after `opening` (`closing` closes the row's braces).
 
-        An answer written in another way is read whole, and so is one with another number of rows:
-        a row is missing, or a token's string looks like the end of one. Raises as orjson does.
+        An answer in another format is read whole, and so is an answer with another number of rows,
+        because a row is missing or a token's string looks like a row's end. Raises as orjson does.
         """
         thinned = self._thinned(answer, num_rows, wanted, cut)
         if thinned is not None:
             try:
                 return orjson.loads(thinned)
             except orjson.JSONDecodeError:
-                # A string looked like the array's end, or the answer is none: the whole tells.
+                # A string looked like the array's end, or the answer is not JSON: read all of it.
                 return orjson.loads(answer)
         return orjson.loads(answer)
 
@@ -65,7 +64,7 @@ class RowLayout:
         end = answer.find(self.closing + b"]", max(answer.rfind(between, first), first))
         if end < 0:
             return None
-        # The rows before `low`, which may be thousands, are counted and not cut apart.
+        # The rows before `low`, which may be thousands, are counted but not split.
         before, *rows = answer[first:end].rsplit(between, num_rows - low)
         if low == 1:
             rows.insert(0, before)
@@ -83,7 +82,7 @@ class RowLayout:
 
 
 def _cut(row: bytes, begin: bytes | None) -> bytes:
-    """The row up to the end of the number that follows `begin`; all of one that is another."""
+    """The row up to the end of the number after `begin`; all of a row that begins differently."""
     if begin is None or not row.startswith(begin):
         return row
     end = row.find(b",", len(begin))

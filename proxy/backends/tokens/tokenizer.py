@@ -1,4 +1,4 @@
-"""Tokenizers in this process: a Hugging Face name, a local folder, or `tiktoken:NAME`.
+"""Loads tokenizers into this process: a Hugging Face name, a local folder, or `tiktoken:NAME`.
 
 Written against `tokenizers` 0.23 (the format of `tokenizer.json`), `tiktoken` 0.14 and the
 conventions of transformers' `tokenizer_config.json`.
@@ -30,31 +30,31 @@ from proxy.errors import ConfigError, RequestError, TokenizerFailed
 TIKTOKEN = "tiktoken:"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-# What changes a text before it is cut. `Replace` stays: it writes SentencePiece's space.
+# Normalizers that change a text before it is cut. `Replace` stays: it writes SentencePiece's space.
 _REWRITING = {"Prepend", "NFC", "NFD", "NFKC", "NFKD", "Precompiled"}
 _TAG = re.compile(r"(<\|[^|<>\s]+\|>|</?think>)")
-# Encoding so many characters takes some 4 ms (1 us a character was measured, and 0.2 ms for the way
-# to a thread and back); more than that goes to a thread.
+# Encoding this many characters takes some 4 ms (measured: 1 us a character, and 0.2 ms for the way
+# to a thread and back); longer texts go to a thread.
 _LONG = 4096
 
 
 class _Codec(Protocol):
-    """The ways in which text becomes ids, and back."""
+    """Turns text into ids, in four ways, and back."""
 
     def prompt(self, text: str) -> list[int]:
-        """Special tokens are read out of the text, and the tokenizer's own are added."""
+        """Parse special tokens in the text, and add the tokenizer's own."""
         ...
 
     def markup(self, text: str) -> list[int]:
-        """Special tokens are read out of the text, none are added."""
+        """Parse special tokens in the text; add none."""
         ...
 
     def inserted(self, text: str) -> list[int]:
-        """The same for markup in the middle of a text."""
+        """As `markup`, for markup in the middle of a text."""
         ...
 
     def plain(self, text: str) -> list[int]:
-        """What looks like a special token is text."""
+        """Take all of it as text, even if it looks like a special token."""
         ...
 
     def spelt(self, ids: Sequence[int]) -> str:
@@ -66,7 +66,7 @@ class LocalReader:
     """Turns text into a model's tokens, in this process.
 
     The model's own template writes its special tokens itself; a template from the configuration
-    leaves them to the tokenizer, as everywhere (see `ChatTemplate`).
+    leaves them to the tokenizer (see `ChatTemplate`).
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class LocalReader:
 
     @property
     def has_template(self) -> bool:
-        """Whether messages are rendered as the model reads them, and not only counted."""
+        """Return whether messages are rendered as the model reads them, not only counted."""
         return self._own is not None or self._configured is not None
 
     async def render(self, question: Question, call: Call) -> Segment:
@@ -118,7 +118,7 @@ class LocalReader:
         return Segment(text, tuple(self._codec.inserted(text)))
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
-        """See `Reader`. Raises `TokenizerFailed` where the ids would stand for another text."""
+        """See `Reader`. Raises `TokenizerFailed` if the ids would stand for a different text."""
         del call
         if sum(map(len, texts)) < _LONG:
             return [self._encode(text) for text in texts]
@@ -141,9 +141,9 @@ def load_tokenizer(
 ) -> LocalReader:
     """Load a tokenizer; a Hugging Face name is downloaded here, unless it is in the cache.
 
-    With `counts` messages that no template can render are tokenised as a transcript, for servers
-    that take messages and whose tokens are only counted; `tiktoken` encodings have no template,
-    so there it is always so. Raises `ConfigError` with one line that says what to do.
+    With `counts`, messages that no template can render are tokenised as a transcript, for servers
+    that take messages and whose tokens are only counted; `tiktoken` encodings have no template, so
+    they always do that. Raises `ConfigError` with one line that says what to do.
     """
     if source.startswith(TIKTOKEN):
         codec = _Tiktoken(_encoding(source.removeprefix(TIKTOKEN)))
@@ -168,7 +168,7 @@ def load_tokenizer(
 
 
 class _HuggingFace:
-    """A `tokenizer.json`, twice: as it is, and without what adds to a text or changes it."""
+    """A `tokenizer.json`, loaded twice: unchanged, and without the parts that change a text."""
 
     def __init__(self, source: str, config: dict[str, Any]) -> None:
         self._whole = Tokenizer.from_str(source)
@@ -177,7 +177,7 @@ class _HuggingFace:
         for tokenizer in (self._whole, self._plain):
             tokenizer.no_truncation()
             tokenizer.no_padding()
-        if "add_bos_token" in config:  # outranks what the file says, as in transformers
+        if "add_bos_token" in config:  # overrides the file, as in transformers
             bos = _special_tokens(config).get("bos_token")
             known = None if bos is None else self._whole.token_to_id(bos)
             adds = bool(config["add_bos_token"]) and known is not None
@@ -197,7 +197,7 @@ class _HuggingFace:
         words = ""
         for part in _TAG.split(text):
             token = self._whole.token_to_id(part) if _TAG.fullmatch(part) else None
-            if token is None:  # a tag that this model has no token for is words
+            if token is None:  # a tag without a token in this model is plain words
                 words += part
             else:
                 ids += [*self.plain(words), token]
@@ -212,7 +212,7 @@ class _HuggingFace:
 
 
 def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    # `encode` keeps the interpreter's lock, a batch of one does not.
+    # `encode` holds the interpreter's lock; a batch of one releases it.
     (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     return list(encoding.ids)
 
@@ -238,10 +238,10 @@ class _Tiktoken:
 
 
 def _unprefixed(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    r"""The same vocabulary for text that stands in the middle of another.
+    r"""The same vocabulary for text in the middle of another text.
 
-    Llama 2's tokenizer and others of the SentencePiece kind put a space before every text and take
-    it away when they decode; a step's tokens are appended to what comes before and need neither.
+    Llama 2's tokenizer and others of the SentencePiece kind put a space before every text and
+    remove it when they decode; a step's tokens are appended to other tokens and need neither.
     """
     normalizer = _without(tokenizer.get("normalizer"), "normalizers", _REWRITING)
     decoder = _without(tokenizer.get("decoder"), "decoders", {"Strip"})
@@ -295,7 +295,7 @@ def _encoding(name: str) -> tiktoken.Encoding:
         known = ", ".join(tiktoken.list_encoding_names())
         message = f"tokenizer: '{TIKTOKEN}{name}' is unknown; tiktoken knows {known}"
         raise ConfigError(message) from error
-    except OSError as error:  # requests' errors are
+    except OSError as error:  # includes requests' errors
         message = (
             f"tokenizer: '{TIKTOKEN}{name}' could not be downloaded: start once where there is a "
             "network, with TIKTOKEN_CACHE_DIR naming a folder that is kept"
@@ -309,7 +309,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _own_template(source: str, folder: Path, config: dict[str, Any]) -> ChatTemplate | None:
-    """The model's own chat template: a file's, or that of `tokenizer_config.json`."""
+    """The model's own chat template, from its file or from `tokenizer_config.json`."""
     path = folder / "chat_template.jinja"
     found = path.read_text("utf-8") if path.is_file() else config.get("chat_template")
     if isinstance(found, list):

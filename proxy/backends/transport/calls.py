@@ -18,10 +18,10 @@ from proxy.errors import MotabError, UpstreamMalformed, UpstreamUnreachable
 T = TypeVar("T")
 
 RequestObserver = Callable[[str, str, float, str], None]
-"""Told of every request that ended: upstream, path, seconds, and `ok`, `cancelled` or an error's
+"""Called when a request has ended: upstream, path, seconds, and `ok`, `cancelled` or an error's
 code."""
 RetryObserver = Callable[[str, str], None]
-"""Told of every failure after which a request is sent again: upstream and the error's code."""
+"""Called before a failed request is sent again: upstream and the error's code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Timeouts:
 
     answer_s: float
     """For a whole answer, or for the first event of a stream: both may wait in the server's queue,
-    and then for a long prompt to be read."""
+    and then until a long prompt has been read."""
     stall_s: float
     """Between two reads of a stream that has begun to write."""
 
@@ -40,8 +40,8 @@ NO_TIMEOUTS = Timeouts(math.inf, math.inf)
 
 @dataclass(eq=False)
 class Calls:
-    """The calls to one upstream. `retry` says how often one is made again; all are safe to
-    repeat.
+    """Makes the calls to one upstream. `retry` says how often a call is repeated; all calls are
+    safe to repeat.
     """
 
     upstream: str
@@ -61,7 +61,7 @@ class Calls:
             async with limit:
                 return await coming
         except TimeoutError as error:
-            if not limit.expired():  # a library's own, such as that of a connection
+            if not limit.expired():  # a library's own timeout, such as a connection's
                 raise
             raise self.timed_out(timeout_s) from error
 
@@ -75,7 +75,7 @@ class Calls:
 
     @contextmanager
     def observed(self, path: str, call: Call) -> Iterator[None]:
-        """One attempt at a request, from its begin to its end."""
+        """Time and report one attempt at a request."""
         started = time.perf_counter()
         code = "cancelled"
         try:
@@ -89,12 +89,12 @@ class Calls:
             self.observe(self.upstream, path, time.perf_counter() - started, code)
 
     def expecting(self, what: str) -> "_Expecting":
-        """Take an answer apart inside of this; where its shape is wrong, it is malformed."""
+        """Parse an answer in this context: a wrong shape raises `UpstreamMalformed`."""
         return _Expecting(self.upstream, what)
 
 
 class _Expecting:
-    """No generator: it is entered for every event of a stream."""
+    """Not a generator, because it is entered for every event of a stream."""
 
     __slots__ = ("_upstream", "_what")
 
@@ -125,7 +125,7 @@ class StallTimer:
         self._loop = asyncio.get_running_loop()
         self._give_up = give_up
         self._until = math.inf
-        """When the read under way has waited too long; endless where none is."""
+        """The time at which the current read has waited too long; infinite between reads."""
         self._timer: asyncio.TimerHandle | None = None
         self.has_expired = False
 
@@ -164,9 +164,7 @@ class StallTimer:
 
 
 def affinity_headers(call: Call) -> dict[str, str]:
-    """The headers of the known routers, by which a fleet keeps one trajectory on one replica's
-    cache.
-    """
+    """The headers by which the known routers keep a trajectory on one replica and its cache."""
     return {
         "x-session-id": call.session_id,
         "x-session-affinity": call.session_id,

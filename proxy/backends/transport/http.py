@@ -1,4 +1,4 @@
-"""One pooled HTTP client per upstream; foreign errors become ours here."""
+"""Sends an upstream's requests over pooled HTTP connections, and translates foreign errors."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -29,8 +29,8 @@ from proxy.errors import (
     UpstreamUnreachable,
 )
 
-# Shorter than the 5 s after which uvicorn, and so vLLM and SGLang, closes an idle connection: a
-# request never goes out on a connection that the server is just closing.
+# Shorter than the 5 s after which uvicorn, and so vLLM and SGLang, closes an idle connection, so
+# that no request goes out on a connection that the server is just closing.
 _KEEPALIVE_S = 4.0
 _CONNECT_TIMEOUT_S = 10.0
 _ERROR_EXCERPT = 500
@@ -39,8 +39,8 @@ _ERROR_EXCERPT = 500
 class UpstreamClient(Calls):
     """Speaks JSON and server-sent events with one server.
 
-    Made in a running event loop, and used as an async context manager. `retry` says how often a
-    POST is sent again; all that we send are safe to repeat. Streams are opened once:
+    Create it in a running event loop, and use it as an async context manager. `retry` says how
+    often a POST is repeated; all of ours are safe to repeat. Streams are opened once:
     `resume.ResumingWriter` opens them again.
     """
 
@@ -62,7 +62,7 @@ class UpstreamClient(Calls):
             # A router's sticky cookie would bind every trajectory to one replica.
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={
-                # A stream is read as it arrives, so nothing is to be compressed.
+                # A stream is read as it arrives, so nothing may be compressed.
                 "accept-encoding": "identity",
                 **({"authorization": f"Bearer {api_key}"} if api_key else {}),
             },
@@ -77,7 +77,7 @@ class UpstreamClient(Calls):
         await self._session.close()
 
     async def get(self, path: str) -> Any:  # noqa: ANN401
-        """The JSON that GET `path` answers. Never sent again: it asks how the server is now."""
+        """Return the JSON answer to GET `path`. Never repeated: it asks how the server is now."""
         return await self._json("GET", path, None, {})
 
     async def post(
@@ -88,9 +88,9 @@ class UpstreamClient(Calls):
         check: Callable[[Any], None] = lambda _reply: None,
         loads: Callable[[bytes], Any] = orjson.loads,
     ) -> Any:  # noqa: ANN401
-        """The JSON that POST `path` answers; `check` raises for one that tells of a failure.
+        """Return the JSON answer to POST `path`; `check` raises if it reports a failure.
 
-        `loads` reads it, and raises `orjson.JSONDecodeError` where it is none.
+        `loads` parses it, and raises `orjson.JSONDecodeError` if it is not JSON.
         """
         content = orjson.dumps(body)
 
@@ -118,7 +118,7 @@ class UpstreamClient(Calls):
         try:
             return loads(answer.content)
         except orjson.JSONDecodeError as error:
-            message = f"{path} answered no JSON: {answer.excerpt!r}"
+            message = f"{path} did not answer in JSON: {answer.excerpt!r}"
             raise UpstreamGarbled(self.upstream, message) from error
 
     async def _answer(
@@ -174,7 +174,7 @@ class UpstreamClient(Calls):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 # Comments (": ping"), event names and the blank line after each event carry
-                # nothing for us; no server that we speak splits one event over data lines.
+                # nothing for us; no supported server splits an event over several data lines.
                 if line.startswith(b"data:"):
                     timeout_s = self.timeouts.stall_s
                     yield line[5:].strip()
@@ -198,7 +198,7 @@ class UpstreamClient(Calls):
         return UpstreamUnreachable(self.upstream, f"no connection to {self.base_url}: {reason}")
 
     def stream_failure(self, error: object) -> MotabError:
-        """What an error object inside a stream means."""
+        """Translate an error object inside a stream."""
         text = str(error)
         message = f"the stream failed: {text[:_ERROR_EXCERPT]}"
         if _is_context_overflow(text):
@@ -234,8 +234,8 @@ class _Answer:
         return self.text[:_ERROR_EXCERPT]
 
 
-# llama.cpp before and inside a stream; vLLM (as OpenAI); vLLM where the prompt just fills it;
-# SGLang where the prompt alone is too long for the model, or for the memory.
+# llama.cpp before and inside a stream; vLLM (as OpenAI); vLLM if the prompt just fills the context;
+# SGLang if the prompt alone is too long for the model, or for the memory.
 _CONTEXT_OVERFLOWS = (
     "exceed_context_size",
     "Context size has been exceeded",

@@ -11,15 +11,15 @@ from proxy.errors import UpstreamError, UpstreamInterrupted, UpstreamMalformed
 
 
 class ResumingWriter:
-    """A writer whose streams outlive failures of the server, by the retry policy of its calls.
+    """A writer whose streams survive failures of the server, under the retry policy of its calls.
 
-    Attempts and their total time are counted anew after each new piece of text: what is limited is
-    how long the server may write nothing. Each resumption spends some of `max_tokens`, so they end.
+    Each new piece of text resets the count of attempts and their total time: the limit is on how
+    long the server may write nothing. Each resumption uses up some of `max_tokens`, so they end.
     """
 
     def __init__(self, writer: Writer, calls: Calls) -> None:
         self.server = writer
-        """Whose streams they are."""
+        """The writer of the streams."""
         self._calls = calls
 
     async def check(self) -> None:
@@ -31,10 +31,10 @@ class ResumingWriter:
     def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
     ) -> AsyncGenerator[Draft]:
-        """As one stream: no text comes twice or is lost.
+        """Write as one stream: no text comes twice or is lost.
 
-        A piece without text waits for the next one that has some, for a token that ends inside a
-        character is written anew after a break. Raises `UpstreamInterrupted` where the text would
+        A piece without text waits for the next piece with text, because a token that ends inside a
+        character is written again after a break. Raises `UpstreamInterrupted` if the text would
         not be the same.
         """
         always = asyncio.Event()
@@ -44,11 +44,11 @@ class ResumingWriter:
     async def write_gated(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call, gate: asyncio.Event
     ) -> AsyncGenerator[Draft]:
-        """As `write`. While the gate is not set the stream is closed, so its server does not write
-        either, and another one goes on from the exact tokens; where these are not known (yet), or
-        the text would become another one, it goes on writing.
+        """As `write`. While the gate is not set, the stream is closed, so that its server does not
+        write either; a new stream then continues from the exact tokens. The stream stays open while
+        the tokens are not known (yet), or if the text would change.
         """
-        # A copy: the caller's may grow before this one is read again.
+        # A copy, because the caller's context may grow before this one is read again.
         text = _Text(self._calls.upstream, _copy(context), sampling, max_tokens)
         failures: list[UpstreamError] = []
 
@@ -79,7 +79,7 @@ class ResumingWriter:
                     failures.append(error)
 
     async def _attempt(self, text: "_Text", call: Call) -> AsyncGenerator[Draft]:
-        """One stream, as far as it is new."""
+        """One stream, without the text that came before it broke."""
         if text.is_complete:
             yield Draft((), "length")
             return
@@ -102,7 +102,7 @@ class ResumingWriter:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A stream that brought its first new draft."""
+    """A stream that has given its first new draft."""
 
     drafts: AsyncGenerator[Draft]
     first: Draft
@@ -110,10 +110,10 @@ class _Opened:
 
 @dataclass(slots=True)
 class _Text:
-    """What has come of a text, over all attempts at it.
+    """The text received so far, over all attempts at it.
 
-    An attempt starts after the first tokens of `pieces`, those whose ids are known, and repeats the
-    pieces after them, if any; a repetition that differs is an error.
+    An attempt starts after those first `pieces` whose ids are known, and repeats the pieces after
+    them, if any; a repetition that differs is an error.
     """
 
     upstream: str
@@ -121,34 +121,34 @@ class _Text:
     sampling: Sampling
     max_tokens: int
     pieces: list[str] = field(default_factory=list)
-    """Handed on, one a token."""
+    """The pieces passed on, one per token."""
     _token_ids: list[int] = field(default_factory=list)
-    """The ids of the first of `pieces`."""
+    """The ids of the first `pieces`."""
     _waiting: tuple[str, ...] = ()
-    """Pieces without text, not handed on yet."""
+    """Pieces without text, not passed on yet."""
     _waiting_logprobs: tuple[tuple[float, ...], ...] = ()
-    """Theirs, where they were asked for."""
+    """The log-probabilities of the waiting pieces, if requested."""
     _position: int = 0
-    """How many of `pieces` the running attempt has come to."""
+    """The number of `pieces` that the current attempt has reached."""
     _seam: str = ""
-    """The text around the point from which the running attempt started, as far as a stop string
-    could lie across it."""
+    """The text around the point from which the current attempt started, as far as a stop string
+    could span it."""
     _seam_left: int = 0
-    """How many characters of it are still to come."""
+    """The number of characters of `_seam` still to come."""
     _fault: UpstreamError | None = None
-    """The last break."""
+    """The error of the last break."""
 
     @property
     def is_complete(self) -> bool:
-        """All tokens came, and just the end did not. Pieces may be an estimate, ids are none."""
+        """Return whether only the end is missing. Pieces may be an estimate, ids are exact."""
         return len(self._token_ids) == len(self.pieces) >= self.max_tokens
 
     @property
     def can_wait(self) -> bool:
-        """Whether it can go on from here later, with all of its text as it is.
+        """Return whether the text can be continued from here later without a change.
 
-        Drawn with a seed it cannot: its next random numbers are in the open stream. Nor can it
-        where a stop string may have begun, which its server would not see across the seam.
+        Seeded text cannot: its next random numbers are in the open stream. Nor can text that may
+        end in the beginning of a stop string, which its server would not see across the seam.
         """
         if self._waiting or len(self._token_ids) < len(self.pieces):
             return False
@@ -160,10 +160,10 @@ class _Text:
         return not any(end.endswith(start) for start in starts)
 
     def broke(self, error: UpstreamError) -> None:
-        """Raise `UpstreamInterrupted` where no attempt could bring the same text again.
+        """Raise `UpstreamInterrupted` if no attempt could give the same text again.
 
-        At temperature 0 any can, with a seed one from the very start: its random numbers are then
-        those of the first. Without either any continuation will do, if it is of the exact ids.
+        At temperature 0 any attempt can; with a seed, an attempt from the very start can, because
+        it draws the same random numbers. Without either, any continuation of the exact ids will do.
         """
         self._fault = error
         ids_unknown = len(self._token_ids) < len(self.pieces)
@@ -171,7 +171,7 @@ class _Text:
             raise self._interrupted("the ids of its last tokens are not known") from error
 
     def rewind(self) -> tuple[Context, int]:
-        """Where the next attempt starts, and how many tokens it may write."""
+        """Return the context of the next attempt, and the number of tokens that it may write."""
         if self.sampling.is_seeded:
             self._token_ids.clear()
         num_known = len(self._token_ids)
@@ -185,7 +185,7 @@ class _Text:
         return context, self.max_tokens - num_known
 
     def take(self, draft: Draft) -> Draft:
-        """What of a draft is new. Raises `UpstreamInterrupted` where it is not the same text."""
+        """Return the new part of a draft. Raises `UpstreamInterrupted` if the text differs."""
         pieces = (*self._waiting, *draft.pieces)
         logprobs = None
         if draft.logprobs is not None:
@@ -201,20 +201,20 @@ class _Text:
         self._check_seam("".join(ready))
         num_old = min(len(self.pieces) - self._position, num_ready)
         if list(ready[:num_old]) != self.pieces[self._position : self._position + num_old]:
-            raise self._interrupted("written again, its text was another")
+            raise self._interrupted("written again, its text was different")
         self._position += num_ready
         new = ready[num_old:]
         self.pieces += new
         if draft.end is not None and self._position < len(self.pieces):
             raise self._interrupted("written again, its text was shorter")
         cached = draft.num_cached_tokens
-        if cached is not None:  # of the prompt, of which our own text is no part
+        if cached is not None:  # of the prompt only, without our own text
             cached = min(cached, len(self.context.token_ids))
         piece_logprobs = None if logprobs is None else logprobs[num_old:num_ready]
         return Draft(new, draft.end, cached, logprobs=piece_logprobs)
 
     def _check_seam(self, text: str) -> None:
-        """A server looks for stop strings in what it writes itself, not across the seam."""
+        """Look for stop strings across the seam: a server searches only what it writes itself."""
         if not self._seam_left:
             return
         self._seam += text[: self._seam_left]

@@ -1,4 +1,4 @@
-"""When a call to an upstream is made again, and how long that waits. Nothing else retries."""
+"""Decides when a call to an upstream is repeated, and after which wait. Nothing else retries."""
 
 import asyncio
 import re
@@ -32,30 +32,30 @@ class RetryPolicy:
     """
 
     attempts: int
-    """How often a call is made at most; 1 switches retries off."""
+    """The most attempts at a call; 1 switches retries off."""
     total_s: float
-    """Seconds after a call's begin from which on it is not made again. An attempt under way is
-    never cut off: how long an answer may take is the request's deadline."""
+    """Seconds after the beginning of a call in which it may be repeated. A running attempt is never
+    cut off: the request's deadline limits how long an answer may take."""
     first_s: float = 1.0
-    """The longest first wait; each one after it may be twice as long."""
+    """The longest first wait; each wait may be twice as long as the wait before."""
     longest_s: float = 30.0
-    """The longest wait that is not the server's own wish."""
+    """The longest wait, not counting the server's own wish."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def run(
         self, attempt: Callable[[], Awaitable[T]], on_retry: Callable[[UpstreamError], None]
     ) -> T:
-        """What `attempt` gives, which must be safe to repeat.
+        """Return the result of `attempt`, which must be safe to repeat.
 
-        `on_retry` is told of an error right before the wait for the next attempt. The last
-        attempt's error is raised, with `num_attempts` set; an error that a retry cannot help, or
-        whose Retry-After is longer than the time left, is raised at once.
+        `on_retry` gets an error right before the wait for the next attempt. The last attempt's
+        error is raised, with `num_attempts` set; an error that a retry cannot help, or whose
+        Retry-After is longer than the time left, is raised at once.
         """
         begun_at = time.monotonic()
         try:
             return await attempt()
         except UpstreamError as error:
-            # Only now, for what follows costs as much as a third of a call.
+            # Only now, because the code below costs as much as a third of a call.
             first = [error]
 
         async def awaited() -> T:  # tenacity awaits coroutine functions only, not lambdas
@@ -87,7 +87,7 @@ class RetryPolicy:
         jitter_s = wait_random_exponential(multiplier=self.first_s, max=self.longest_s)(state)
         error = _error_of(state)
         wished_s = error.retry_after_s if isinstance(error, UpstreamFailed) else None
-        # Jitter on top of the server's wish, too: it tells all of its callers the same time.
+        # Jitter on top of the server's wish, too, which is the same for all of its callers.
         return jitter_s + (wished_s or 0.0)
 
 
@@ -97,7 +97,7 @@ NO_RETRIES = RetryPolicy(attempts=1, total_s=0.0)
 def parse_retry_after(value: str | None) -> float | None:
     """The seconds that a Retry-After header asks for, given as a number or as an HTTP date.
 
-    None where there is no header or it says neither. RFC 9110, section 10.2.3.
+    None if there is no header, or neither in it. RFC 9110, section 10.2.3.
     """
     if value is None:
         return None

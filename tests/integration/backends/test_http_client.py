@@ -181,7 +181,7 @@ async def test_a_server_may_lie_under_a_path(up: Replay) -> None:
 async def test_no_redirect_is_followed(up: Replay) -> None:
     up.on("POST", "/call", Reply((b"moved",), 307, {"location": "/elsewhere"}))
     up.on("POST", "/elsewhere", json_reply({}))
-    with pytest.raises(UpstreamFailed, match="/call answered no JSON: 'moved'"):
+    with pytest.raises(UpstreamFailed, match="/call did not answer in JSON: 'moved'"):
         await up.client.post("/call", {}, Call("s"))
     assert [seen.path for seen in up.seen] == ["/call"]
 
@@ -332,7 +332,7 @@ async def test_a_stream_that_breaks_off_is_unreachable(up: Replay, drop_after: i
 )
 async def test_an_answer_that_is_no_json_has_failed(up: Replay, content: bytes) -> None:
     up.on("POST", "/echo", json_reply(content))
-    with pytest.raises(UpstreamFailed, match="/echo answered no JSON"):
+    with pytest.raises(UpstreamFailed, match="/echo did not answer in JSON"):
         await up.client.post("/echo", {}, Call("s"))
     assert outcomes(up) == [("up", "/echo", "upstream_failed")]
 

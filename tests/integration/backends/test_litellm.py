@@ -460,7 +460,7 @@ async def test_a_model_too_weak_to_mark_gives_no_score(
     with pytest.raises(UpstreamMalformed, match=r"digits have probability 0\.196 only"):
         await JudgeLogprob(asker, 20).score(context(STEP), 1, 20, CALL, entropy_known=False)
     up.on("POST", CHAT, json_reply(VLLM.body("chat_no_digit")))
-    with pytest.raises(UpstreamMalformed, match="last line is no digit"):
+    with pytest.raises(UpstreamMalformed, match="last line is not a digit"):
         await JudgeSample(asker).score(context(STEP), 1, 20, CALL, entropy_known=False)
 
 

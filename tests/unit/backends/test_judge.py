@@ -103,7 +103,7 @@ def test_without_half_of_the_probability_on_digits_there_is_no_mark(
 
 @pytest.mark.parametrize("logprob", [math.nan, math.inf, 0.5])
 def test_an_impossible_log_probability_is_never_a_mark(logprob: float) -> None:
-    with pytest.raises(ValueError, match="no log-probability"):
+    with pytest.raises(ValueError, match="not a log-probability"):
         expected_mark((Candidate("9", 0.0), Candidate("x", logprob)))
 
 
@@ -138,7 +138,7 @@ def test_the_sampled_mark_is_the_last_lines_digit(text: str, mark: int) -> None:
     ],
 )
 def test_an_answer_without_a_digit_as_its_last_line_is_no_mark(text: str) -> None:
-    with pytest.raises(ValueError, match="no digit"):
+    with pytest.raises(ValueError, match="not a digit"):
         sampled_mark(text)
 
 
