@@ -1,1 +1,1 @@
-"""The HTTP face of the proxy: OpenAI's shapes, server-sent events, errors, keys, metrics."""
+"""Serves the proxy over HTTP: OpenAI's shapes, server-sent events, errors, keys, metrics."""

@@ -1,4 +1,4 @@
-"""The routes."""
+"""Defines the HTTP routes."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -128,8 +128,8 @@ async def _state(upstream: Upstream) -> str:
 
 
 async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`. Raises `ClientDisconnect` when the client left first, which cancels
-    the work.
+    """Return the result of `work`. Raises `ClientDisconnect` if the client leaves first, which
+    cancels the work.
     """
     try:
         async with asyncio.TaskGroup() as group:

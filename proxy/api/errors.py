@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them."""
+"""Turns errors into the answers that OpenAI's clients expect."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ def error_body(error: MotabError) -> dict[str, Any]:
 
 
 def error_response(error: MotabError) -> Response:
-    """The whole answer to a request that failed before anything of it was sent."""
+    """The whole answer to a request that failed before any of its answer was sent."""
     headers = {}
     wished_s = error.retry_after_s if isinstance(error, OverCapacity | UpstreamFailed) else None
     if wished_s is not None and math.isfinite(wished_s):
@@ -41,7 +41,7 @@ def error_response(error: MotabError) -> Response:
 
 
 def as_motab_error(error: Exception) -> MotabError:
-    """Our own errors as they are; anything else is a bug of ours, logged and told as such."""
+    """Return our own errors unchanged; log anything else as a bug, and report an internal error."""
     if isinstance(error, MotabError):
         return error
     _log.error("unexpected error", exc_info=error)
@@ -49,12 +49,12 @@ def as_motab_error(error: Exception) -> MotabError:
 
 
 async def on_motab_error(_: Request, error: Exception) -> Response:
-    """FastAPI's handler for everything that a route of its raises."""
+    """Answer with the error that a FastAPI route raised."""
     return error_response(as_motab_error(error))
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, in the same shape."""
+    """Answer unknown paths and methods, in the same shape."""
     if not isinstance(error, HTTPException):
         raise error
     body = {

@@ -1,4 +1,4 @@
-"""What Prometheus sees. One registry per app, so that apps in one process stay apart."""
+"""Counts and times the proxy's work for Prometheus, in one registry per app."""
 
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from proxy.core.types import Scoring
 from proxy.engine.usage import Outcome, Usage
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
-# What a `Usage` calls them, and what the labels do.
+# The fields of a `Usage`, and their labels.
 _TOKEN_LABELS = {
     "student_tokens": "student",
     "student_tokens_discarded": "student_discarded",
@@ -29,8 +29,8 @@ _CALL_LABELS = {
 class Metrics:
     """Counts requests, trajectories, tokens and calls; times requests and upstream requests.
 
-    `shared` is the folder in which the workers of one server keep their values
-    (`PROMETHEUS_MULTIPROC_DIR`), where there are several: then all of them are summed up.
+    `shared` is the folder in which the workers of one server, if there are several, keep their
+    values (`PROMETHEUS_MULTIPROC_DIR`); the metrics are then the sums over all workers.
     """
 
     def __init__(self, shared: Path | None = None) -> None:
@@ -54,12 +54,12 @@ class Metrics:
         )
         self._tokens = Counter(
             "motab_tokens",
-            "Tokens by what they were for",
+            "Tokens by purpose",
             ["model", "kind"],
             registry=self.registry,
         )
         self._calls = Counter(
-            "motab_calls", "Calls of models by what for", ["model", "kind"], registry=self.registry
+            "motab_calls", "Calls of models by purpose", ["model", "kind"], registry=self.registry
         )
         self._score_calls = Counter(
             "motab_score_calls",
@@ -75,7 +75,7 @@ class Metrics:
         )
         self._upstream_seconds = Histogram(
             "motab_upstream_request_seconds",
-            "Seconds of one request to an upstream, streams to their end",
+            "Seconds of one request to an upstream, to the end of its answer",
             ["upstream", "path", "outcome"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -83,18 +83,18 @@ class Metrics:
 
         self._upstream_retries = Counter(
             "motab_upstream_retries",
-            "Requests to an upstream sent again, by the error before",
+            "Requests to an upstream sent again, by the error that they followed",
             ["upstream", "code"],
             registry=self.registry,
         )
         self._student_waits = Counter(
             "motab_student_waits",
-            "Times that a student was so far ahead that it had to wait for its teacher",
+            "Times that a student got too far ahead and had to wait for its teacher",
             ["upstream"],
             registry=self.registry,
         )
 
-        # `labels` checks and locks anew each time: 1 us, and a request needs 15 of them.
+        # `labels` checks and locks each time: 1 us, and a request needs 15 of them.
         self._requests_of = cache(self._requests.labels)
         self._request_seconds_of = cache(self._request_seconds.labels)
         self._trajectories_of = cache(self._trajectories.labels)
@@ -116,7 +116,7 @@ class Metrics:
         self._upstream_retries.labels(upstream, code).inc()
 
     def student_wait(self, upstream: str) -> None:
-        """A text of that upstream was told to wait for verdicts."""
+        """A text of that upstream was paused to wait for verdicts."""
         self._student_waits.labels(upstream).inc()
 
     def trajectory(self, model: str, method: str, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""What happens to every request: its id, its key, its size, its headers and its metrics."""
+"""Handles the id, the key, the size, the headers and the metrics of every request."""
 
 import hmac
 import os
@@ -79,7 +79,7 @@ class RequestMiddleware:
 
 
 def _limited(receive: Receive, max_bytes: int) -> Receive:
-    """Counts a body as it arrives, for it may come without a content-length."""
+    """Limit a body as it arrives, because it may come without a content-length."""
     num_bytes = 0
 
     async def receiving() -> Message:

@@ -1,4 +1,4 @@
-"""Requests as OpenAI's clients send them. What is not supported is refused by name."""
+"""Parses requests as OpenAI's clients send them, and refuses unsupported fields by name."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ _NO_OBJECT = "the body must be a JSON object, sent as application/json"
 
 
 def _is_same(value: object, no_op: object) -> bool:
-    """Equal, and 0 is not False: `logprobs: 0` asks for something."""
+    """Return whether both are equal; 0 is not False, because `logprobs: 0` asks for something."""
     return value == no_op and isinstance(value, bool) == isinstance(no_op, bool)
 
 
@@ -49,7 +49,7 @@ class TextPart(_Strict):
 class ChatMessage(_Strict):
     """A chat message; its content is text, whole or in parts.
 
-    Clients send answers of ours back as they came, with fields that are null.
+    Clients send our answers back unchanged, with fields that are null.
     """
 
     @model_validator(mode="before")
@@ -71,7 +71,7 @@ class ChatMessage(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What streams carry besides text."""
+    """The additions to a stream's text."""
 
     include_usage: bool = False
 
@@ -79,7 +79,7 @@ class StreamOptions(_Strict):
 class _ModelRequest(_Strict):
     model: str
     user: str | None = None
-    """Whom the request is for; `--verbose` logs it."""
+    """The user that the request is for; `--verbose` logs it."""
     motab: dict[str, Any] = {}
     """See docs/parameters.md."""
 
@@ -100,10 +100,10 @@ class _ModelRequest(_Strict):
 
 
 class GenerationRequest(_ModelRequest):
-    """What chat and text completions have in common."""
+    """The common fields of chat and text completions."""
 
     temperature: float = Field(1.0, ge=0, le=2)
-    """The student's; the teacher has `motab.teacher_temperature`."""
+    """The student's temperature; the teacher has `motab.teacher_temperature`."""
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int = Field(1, ge=1)
@@ -172,7 +172,7 @@ def _question(messages: list[ChatMessage] | None, prompt: str | list[str] | None
         raise RequestError("give either messages or prompt", param="messages")
     if prompt is not None:
         if isinstance(prompt, list) and len(prompt) != 1:
-            raise RequestError("send one prompt a request", param="prompt")
+            raise RequestError("send one prompt per request", param="prompt")
         text = prompt if isinstance(prompt, str) else prompt[0]
         if not text:
             raise RequestError("prompt is empty", param="prompt")
@@ -180,7 +180,7 @@ def _question(messages: list[ChatMessage] | None, prompt: str | list[str] | None
     if not messages:
         raise RequestError("messages is empty", param="messages")
     if messages[-1].role == "assistant":
-        message = "the last message must not be the assistant's: its answer is to be written"
+        message = "the last message must not be the assistant's: motab writes the answer"
         raise RequestError(message, param=f"messages[{len(messages) - 1}].role")
     return Question(messages=tuple(message.to_message() for message in messages))
 
@@ -189,14 +189,14 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parse_body(model: type[_Model], content_type: str, body: bytes) -> _Model:
-    """The request that a body is. Raises `RequestError`, which names the field."""
+    """Parse a body into a request. Raises `RequestError`, which names the field."""
     if not body or not _is_json(content_type):
         raise RequestError(_NO_OBJECT)
     try:
         return model.model_validate_json(body)
     except ValidationError:
-        # Read again to say what is wrong: pydantic's own reader of JSON, the faster, tells less of
-        # it, and refuses other encodings than UTF-8.
+        # Read again to say what is wrong: pydantic's own reader of JSON is faster, but explains
+        # less, and refuses encodings other than UTF-8.
         return _parse_slowly(model, body)
 
 
@@ -236,7 +236,7 @@ def _request_error(error: ValidationError) -> RequestError:
 
 
 class _Untransportable(ValueError):
-    """Half a surrogate pair, or an integer beyond 64 bits: no server could be told of it."""
+    """Half a surrogate pair, or an integer beyond 64 bits, which no server could receive."""
 
     def __init__(self, loc: tuple[int | str, ...], reason: str) -> None:
         super().__init__(f"{_path(loc)} cannot be passed on: {reason}")
@@ -244,7 +244,7 @@ class _Untransportable(ValueError):
 
 
 def _untransportable(value: object) -> tuple[int | str, ...]:
-    """Where in `value` stands what JSON for servers cannot hold."""
+    """The place in `value` of a part that JSON for servers cannot hold."""
     items: Iterable[tuple[int | str, object]] = ()
     if isinstance(value, dict):
         items = value.items()

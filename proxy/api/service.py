@@ -1,4 +1,4 @@
-"""What the routes do: find the model, resolve the options, run the trajectories, tell the story."""
+"""Serves the routes: finds the model, resolves the options, runs and reports the trajectories."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 _AUTHORS: tuple[Author, ...] = ("student", "teacher")
 _DEFAULTS = Options()
-# What decides on a given text.
+# The options that matter for a given text.
 _SCORE_OPTIONS = {
     "backtrack",
     "base_threshold",
@@ -60,10 +60,10 @@ class Job:
     request_id: str
     clock: UpstreamClock
     scorer: Scorer | None
-    """None where the method does not score."""
+    """None if the method does not score."""
 
     def run(self, index: int, observer: "TextObserver") -> TrajectoryRun:
-        """The trajectory of choice `index`. Each has a seed of its own."""
+        """The trajectory of choice `index`. Each choice has a seed of its own."""
         request = self.request
         seed = None if request.seed is None else seed_of_choice(request.seed, index)
         return TrajectoryRun(
@@ -77,12 +77,12 @@ class Job:
         )
 
     def headers(self) -> dict[str, str]:
-        """What the answer's head tells."""
+        """The answer's additional headers."""
         return {} if self.scorer is None else {"x-motab-scoring": self.scorer.scoring}
 
 
 class TextObserver:
-    """For answers that are sent whole: nothing is told on the way."""
+    """Ignores text and notices, for answers that are sent whole."""
 
     def text(self, text: str) -> None:
         """Not sent yet."""
@@ -93,7 +93,7 @@ class TextObserver:
 
 @dataclass(slots=True)
 class StreamObserver(TextObserver):
-    """Writes one choice's text, and its decisions where they were asked for."""
+    """Writes one choice's text, and its decisions if they were requested."""
 
     index: int
     writer: ChunkWriter
@@ -102,8 +102,8 @@ class StreamObserver(TextObserver):
     _begun: bool = False
 
     def begin(self) -> None:
-        """Open the choice. Not before there is something to say, so that a request which fails
-        at once is answered with a status and not with a broken stream.
+        """Open the choice. Called only when there is something to send, so that a request that
+        fails at once is answered with a status and not with a broken stream.
         """
         if not self._begun:
             self._begun = True
@@ -210,7 +210,7 @@ class Service:
         return completion(job.head, outcomes, job.options, job.model.labels)
 
     async def stream(self, job: Job, put: Callable[[bytes], None]) -> None:
-        """The same as chunks, as they become certain."""
+        """The same as chunks, sent as they become certain."""
         request, options = job.request, job.options
         include_usage = request.stream_options is not None and request.stream_options.include_usage
         writer = ChunkWriter(job.head, include_usage=include_usage)
@@ -269,7 +269,7 @@ class Service:
         has_part = {"scoring"} if request.token_logprobs else _SCORE_OPTIONS
         for name in request.motab:
             if name not in has_part:
-                raise UnsupportedField(f"{name} has no part in scoring", param=f"motab.{name}")
+                raise UnsupportedField(f"{name} does not apply to scoring", param=f"motab.{name}")
         options = self._options(model, request.motab, None)
         if request.token_logprobs:
             return await self._token_logprobs(model, request, options, Call(request_id, clock))

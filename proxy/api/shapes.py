@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes, with motab's additions each in one object."""
+"""Builds answers in OpenAI's shapes, with motab's additions each in one object."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ Kind = Literal["chat", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What every answer and chunk of a request repeats. `created` is in seconds since 1970."""
+    """The fields that all answers and chunks of a request repeat; `created`: seconds since 1970."""
 
     kind: Kind
     id: str
@@ -68,8 +68,8 @@ def trace(outcome: Outcome, options: Options, models: dict[str, str | None]) -> 
 
 
 def step_trace(step: StepTrace) -> dict[str, Any]:
-    """One step; its text only where it is not part of the output."""
-    # Not `asdict`, which looks for what to copy inside of each number: 9 us a step, 0.6 so.
+    """One step, with its text only if it is not part of the output."""
+    # Not `asdict`, which looks inside each number for something to copy: 9 us a step, against 0.6.
     fields = {name: getattr(step, name) for name in _STEP_FIELDS}
     return fields if step.start is not None else {**fields, "text": step.text}
 
@@ -78,7 +78,7 @@ _STEP_FIELDS = tuple(name for name in StepTrace.__dataclass_fields__ if name != 
 
 
 def usage(usages: list[Usage], options: Options) -> dict[str, Any]:
-    """OpenAI's counts are of what the client sees; `motab` tells the real cost.
+    """OpenAI's counts of the text that the client sees, and the real cost under `motab`.
 
     The prompt is counted once, as OpenAI does for n > 1.
     """
@@ -95,7 +95,7 @@ def usage(usages: list[Usage], options: Options) -> dict[str, Any]:
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
-    """None where one of them is not known."""
+    """The sum, or None if one of the counts is not known."""
     total = 0
     for count in counts:
         if count is None:

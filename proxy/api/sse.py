@@ -1,4 +1,4 @@
-"""Streams: OpenAI's chunks as raw bytes, and the ASGI answer that sends them."""
+"""Writes OpenAI's chunks as raw bytes, and streams them in an ASGI answer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ PING_INTERVAL_S = 10.0
 
 
 class ChunkWriter:
-    """Writes a request's chunks. What they have in common is encoded once."""
+    """Writes a request's chunks. Their common part is encoded once."""
 
     def __init__(self, head: Head, *, include_usage: bool) -> None:
         kind = "chat.completion.chunk" if head.kind == "chat" else "text_completion"
@@ -67,10 +67,10 @@ def named_event(name: str, data: dict[str, Any]) -> bytes:
 
 
 class EventStream(Response):
-    """Sends what `produce` puts out, until it returns; stops it when the client leaves.
+    """Sends the output of `produce` until it returns; cancels it when the client leaves.
 
-    `produce` is given a function that takes bytes and never blocks. An error that it raises before
-    it put anything out becomes an ordinary error response; a later one becomes the last event.
+    `produce` gets a function that takes bytes and never blocks. An error that it raises before any
+    output becomes an ordinary error response; a later error becomes the last event.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class EventStream(Response):
     async def _run(self, outbox: "asyncio.Queue[bytes | Exception | None]") -> None:
         try:
             await self._produce(outbox.put_nowait)
-        except Exception as error:  # noqa: BLE001 - the client is told, whatever it was
+        except Exception as error:  # noqa: BLE001 - the client gets any error
             outbox.put_nowait(error)
         else:
             outbox.put_nowait(None)
@@ -144,7 +144,7 @@ class EventStream(Response):
         while not outbox.empty():
             following = outbox.get_nowait()
             if not isinstance(following, bytes):
-                # What ends the stream goes back: the queue is empty but for it.
+                # The end of the stream is put back into the queue, which is empty.
                 outbox.put_nowait(following)
                 break
             parts.append(following)

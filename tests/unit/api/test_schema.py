@@ -270,7 +270,7 @@ def test_a_prompt_of_tokens_is_refused(prompt: object) -> None:
 @pytest.mark.parametrize("prompt", [["a", "b"], []])
 def test_a_request_has_one_prompt(prompt: list[str]) -> None:
     request = CompletionRequest.model_validate({"model": "m", "prompt": prompt})
-    with pytest.raises(RequestError, match="send one prompt a request") as caught:
+    with pytest.raises(RequestError, match="send one prompt per request") as caught:
         request.question()
     assert caught.value.param == "prompt"
 
@@ -292,7 +292,7 @@ def test_a_request_has_one_prompt(prompt: list[str]) -> None:
             ChatRequest,
             {"messages": [ASKED, {"role": "assistant", "content": "A"}]},
             "messages[1].role",
-            "the last message must not be the assistant's: its answer is to be written",
+            "the last message must not be the assistant's: motab writes the answer",
         ),
     ],
 )
