@@ -1,1 +1,1 @@
-"""`motab probe`: what every upstream can do, and whether each configured pair can do its work."""
+"""Finds out what every upstream and every configured pair can do, for `motab probe`."""

@@ -1,4 +1,4 @@
-"""What an upstream is asked about its text: rendering, tokens, writing, streams, stop strings."""
+"""Checks an upstream's text: rendering, tokens, writing, streams, stop strings."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from proxy.errors import MotabError, RequestError, UpstreamMalformed, UpstreamRe
 from proxy.probe.report import Check, failed, no, not_applicable, ok
 
 LIMIT_S = 120.0
-"""Seconds that a check may take; a slow server scores 200 forced tokens in them."""
+"""Seconds that a check may take; a slow server scores 200 forced tokens in that time."""
 _CHAT = (Message("user", "Count from one to thirty in words, separated by commas."),)
 _OTHER_CHAT = (Message("user", "Count from thirty to one in words, separated by commas."),)
 _SYSTEM = Message("system", "Answer briefly.")
@@ -31,14 +31,14 @@ _WORD = "word"
 _NUM_TOKENS = 48
 _NUM_DECODED = 24
 _STOP_LENGTH = 3
-# A stream of which everything comes in the last twentieth of a time that can be measured.
+# A buffered stream takes a measurable time, and all of it comes in the last twentieth of that time.
 _BUFFERED_FROM_S = 0.5
 _BUFFERED_SHARE = 0.05
 
 
 @dataclass(slots=True)
 class Subject:
-    """The upstream that is asked. `question` is a chat once its template is known to render."""
+    """The upstream that is checked. `question` is a chat once its template is known to render."""
 
     upstream: Upstream
     call: Call
@@ -53,7 +53,7 @@ class Subject:
         return Context(prompt, steps, question=self.question)
 
     async def attempt(self, work: Awaitable[Check]) -> Check:
-        """The check's result; whatever fails on the way is one, too."""
+        """Return the check's result; a failure on the way is a result, too."""
         try:
             async with asyncio.timeout(self.limit_s):
                 return await work
@@ -66,17 +66,17 @@ class Subject:
 
 
 def failure(error: BaseException, upstream: str) -> Check:
-    """What an error says about the question asked. Raises it again where it is a defect of ours."""
+    """Turn an error into a check's result. Raises it again if it is a defect of ours."""
     if not isinstance(error, MotabError):
         raise error
     reason = str(error).removeprefix(f"upstream '{upstream}': ")
-    # What is refused is refused again; anything else may be a fault.
+    # The server would refuse again; any other error may be a passing fault.
     refused = isinstance(error, UpstreamRefused | RequestError)
     return no(reason) if refused else failed(reason)
 
 
 async def chat_template(subject: Subject) -> Check:
-    """Whether messages become a prompt. If so, the questions after this one are chats."""
+    """Check whether messages become a prompt. If so, the next checks ask chat questions."""
     reader, call = subject.upstream.reader, subject.call
     chat = await reader.render(Question(_CHAT), call)
     other = await reader.render(Question(_OTHER_CHAT), call)
@@ -94,7 +94,7 @@ async def chat_template(subject: Subject) -> Check:
 
 
 async def tokenizer(subject: Subject) -> Check:
-    """Whether the configured tokenizer gives the server's own ids, for prompts and for steps."""
+    """Check whether the configured tokenizer gives the server's ids, for prompts and steps."""
     reader, call = subject.upstream.reader, subject.call
     writer = subject.upstream.writer
     server: object = writer.server if isinstance(writer, ResumingWriter) else writer
@@ -102,7 +102,7 @@ async def tokenizer(subject: Subject) -> Check:
     if reader is server:
         return ok("the server's own", source="server")
     if not isinstance(server, Reader):
-        return not_applicable("a local one, and the server tokenises nothing to compare it with")
+        return not_applicable("local, and the server has no tokenizer to compare it with")
     for text in _SAMPLES:
         question = Question(prompt=text)
         ours, theirs = await reader.render(question, call), await server.render(question, call)
@@ -110,7 +110,7 @@ async def tokenizer(subject: Subject) -> Check:
             return _other_ids("the prompt", text, ours, theirs)
     count = f"{len(_SAMPLES)} texts"
     if not await _reads_words_alike(reader, server, call):
-        reason = "its own for steps cannot be had, as it puts a space before every text"
+        reason = "its ids for steps cannot be compared: it puts a space before every text"
         return ok(f"local, with the server's ids for {count}; {reason}", source="local")
     for ours, theirs in zip(steps, await server.encode(_SAMPLES, call), strict=True):
         if ours.token_ids != theirs.token_ids:
@@ -119,10 +119,10 @@ async def tokenizer(subject: Subject) -> Check:
 
 
 async def _reads_words_alike(reader: Reader, server: Reader, call: Call) -> bool:
-    """Whether a word is the same for both when it stands alone.
+    """Return whether both give the same ids for a single word.
 
-    It is not where the server's tokenizer, as Llama 2's, puts a space before every text, which a
-    backend may call malformed.
+    They do not if the server's tokenizer, like Llama 2's, puts a space before every text, which a
+    backend may report as malformed.
     """
     (ours,) = await reader.encode([_WORD], call)
     try:
@@ -140,7 +140,7 @@ def _other_ids(what: str, text: str, ours: Segment, theirs: Segment) -> Check:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A greedy answer: its text, and when it came, in seconds after it was asked for."""
+    """A greedy answer: its text, and the times when it came, in seconds after the request."""
 
     text: str
     num_tokens: int
@@ -170,7 +170,7 @@ async def write(subject: Subject, num_tokens: int, stop: tuple[str, ...] = ()) -
 
 
 async def writes(subject: Subject) -> Check:
-    """Whether it continues a context at all. Also warms it up."""
+    """Check whether the upstream continues a context at all. Also warms it up."""
     written = await write(subject, 4)
     if not written.text:
         return no(f"it wrote no text (its end: {written.end})")
@@ -178,7 +178,7 @@ async def writes(subject: Subject) -> Check:
 
 
 def streams(written: Written) -> Check:
-    """Whether text comes while it is written, and how fast."""
+    """Check whether text comes while it is written, and how fast."""
     num_tokens, num_chunks = written.num_tokens, written.num_chunks
     if num_tokens < 2:
         return failed(f"it ended after {num_tokens} token(s), which shows nothing")
@@ -203,9 +203,9 @@ def streams(written: Written) -> Check:
 
 
 async def stop_strings(subject: Subject, before: Written) -> Check:
-    """Whether a stop string ends the text and is left out of it, as OpenAI's does.
+    """Check whether a stop string ends the text and is left out of it, as OpenAI's does.
 
-    `before` is the same greedy text without one.
+    `before` is the same greedy text without a stop string.
     """
     position = _stop_position(before.text)
     if position is None:
@@ -215,14 +215,14 @@ async def stop_strings(subject: Subject, before: Written) -> Check:
     if written.text.endswith(stop) and written.end == "stop":
         return no(f"it stops at {stop!r}, but leaves it in the text", stops=True, trims=False)
     if stop in written.text:
-        return no(f"it wrote on after the stop string {stop!r}", stops=False, trims=False)
+        return no(f"it kept writing after the stop string {stop!r}", stops=False, trims=False)
     if written.text == before.text[:position] and written.end == "stop":
         return ok("stops, and leaves the stop string out", stops=True, trims=True)
     return failed("its second greedy text is not like the first, which shows nothing")
 
 
 def _stop_position(text: str) -> int | None:
-    """Where a few letters come for the first time, as near to the middle as can be."""
+    """The place nearest to the middle at which a few letters come for the first time."""
 
     def is_first(position: int) -> bool:
         letters = text[position : position + _STOP_LENGTH]
@@ -233,17 +233,17 @@ def _stop_position(text: str) -> int | None:
 
 
 async def decode_logprobs(subject: Subject) -> Check:
-    """Whether it tells the log-probabilities of what it writes."""
+    """Check whether the upstream gives the log-probabilities of the text that it writes."""
     context = await subject.context()
     decoded = await subject.upstream.writer.decode(context, _NUM_DECODED, subject.call)
     if not decoded.pieces:
-        return failed("no token of its text is whole characters")
+        return failed("no token of its text consists of whole characters")
     num_tokens = sum(map(len, decoded.logprobs))
     return ok(f"of {num_tokens} tokens", num_tokens=num_tokens)
 
 
 async def texts(subject: Subject) -> dict[str, Check]:
-    """All of the checks above, in sequence, by their names in the report."""
+    """Run all of the checks above in sequence; the keys are their names in the report."""
     attempt = subject.attempt
     found = {
         "chat_template": await attempt(chat_template(subject)),

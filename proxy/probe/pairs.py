@@ -1,4 +1,4 @@
-"""Whether a configured pair can do what its method needs, from what its upstreams can do."""
+"""Decides whether a configured pair can do what its method needs, from its upstreams' checks."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ def judge_pair(
     reports: Mapping[str, UpstreamReport],
     upstreams: Mapping[str, Upstream],
 ) -> PairReport:
-    """The verdict on one model. `upstreams` are those that could be opened."""
+    """Return the verdict on one model. `upstreams` holds the upstreams that could be opened."""
     options = parse_options(model.params)
     roles = {"student": model.student, "teacher": model.teacher}
     if options.method in roles:
@@ -35,7 +35,7 @@ def judge_pair(
         except RequestError as error:
             reasons.append(str(error))
     scoring: Scoring | None = None
-    # A teacher that does not even answer has been told of.
+    # A teacher that does not even answer is among the reasons already.
     if options.scores and model.teacher in upstreams:
         teacher = f"teacher '{model.teacher}': "
         try:
@@ -59,7 +59,7 @@ def judge_pair(
 
 
 def _scoring(model: ModelConfig, options: Options, upstreams: Mapping[str, Upstream]) -> Scoring:
-    """The rung that a request would be scored by. Raises the `RequestError` that it would get."""
+    """The rung that would score a request. Raises the `RequestError` that the request would get."""
     pair = Pair(upstreams.get(model.student), upstreams[model.teacher])
     served = ServedModel(pair, model.params, {})
     scorer = served.scorer_of_method(options, {})
@@ -103,7 +103,7 @@ def _top_k_faults(top_k: Check, wanted: int) -> list[str]:
 
 
 def _notes(checks: UpstreamChecks) -> list[str]:
-    """What its users meet, though the method works."""
+    """The limits that users of a working upstream will meet."""
     if checks.writes.result != "ok":
         return []
     about = {

@@ -1,4 +1,4 @@
-"""What the probe found, and its JSON (docs/probe.md describes it)."""
+"""Defines the probe's report and its JSON, which docs/probe.md describes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -8,7 +8,7 @@ from proxy import __version__
 from proxy.core.types import Scoring
 
 SCHEMA = 1
-"""Raised when a key of the JSON changes its name or meaning; new keys leave it as it is."""
+"""Increased when a key of the JSON changes its name or meaning, but not for new keys."""
 Result = Literal["ok", "no", "failed", "not_applicable"]
 
 
@@ -16,7 +16,7 @@ Result = Literal["ok", "no", "failed", "not_applicable"]
 class Check:
     """The answer to one question about an upstream.
 
-    `no` is the server's clear answer, `failed` means that none could be had. `values` are the
+    `no` is the server's clear answer, `failed` means that there was no answer. `values` are the
     numbers behind `detail`.
     """
 
@@ -26,22 +26,22 @@ class Check:
 
 
 def ok(detail: str, **values: object) -> Check:
-    """It can."""
+    """The upstream can do it."""
     return Check("ok", detail, values)
 
 
 def no(detail: str, **values: object) -> Check:
-    """It cannot."""
+    """The upstream cannot do it."""
     return Check("no", detail, values)
 
 
 def failed(detail: str) -> Check:
-    """Nobody knows, and this is why."""
+    """The check gave no answer, for the reason in `detail`."""
     return Check("failed", detail)
 
 
 def not_applicable(detail: str) -> Check:
-    """There is nothing to ask, and this is why."""
+    """There is nothing to check, for the reason in `detail`."""
     return Check("not_applicable", detail)
 
 
@@ -58,7 +58,7 @@ class WayChecks:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamChecks:
-    """Everything about one upstream, in the order in which it was asked."""
+    """All checks of one upstream, in the order in which they ran."""
 
     reachable: Check
     model: Check
@@ -74,7 +74,7 @@ class UpstreamChecks:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamReport:
-    """An upstream as it is configured, and what came out. `base_url` is None for embedded ones."""
+    """An upstream's configuration and its checks. `base_url` is None for an embedded upstream."""
 
     kind: str
     base_url: str | None
@@ -84,10 +84,10 @@ class UpstreamReport:
 
 @dataclass(frozen=True, slots=True)
 class PairReport:
-    """Whether a configured model can do its work.
+    """The verdict on a configured model.
 
-    `reasons` say why it cannot; `notes` what its users should know anyway. `scoring` is the rung
-    that its teacher would score by, None where it does not score or cannot.
+    `reasons` say why it cannot do its work; `notes` say what its users should know anyway.
+    `scoring` is the rung by which its teacher would score, None if it does not or cannot score.
     """
 
     student: str
@@ -99,7 +99,7 @@ class PairReport:
 
     @property
     def can(self) -> bool:
-        """Whether nothing stands against it."""
+        """Return whether the model can do its work."""
         return not self.reasons
 
 
@@ -112,11 +112,11 @@ class Report:
 
     @property
     def can(self) -> bool:
-        """Whether every configured model can do its work."""
+        """Return whether every configured model can do its work."""
         return all(model.can for model in self.models.values())
 
     def to_json(self) -> dict[str, Any]:
-        """One object for scripts."""
+        """Return the report as one JSON object, for scripts."""
         return {
             "schema": SCHEMA,
             "motab_version": __version__,

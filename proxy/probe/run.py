@@ -1,4 +1,4 @@
-"""Opens every upstream on its own, asks them all at once, and judges the pairs."""
+"""Opens every upstream on its own, checks all of them at once, and judges the pairs."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -29,14 +29,14 @@ from proxy.wiring.upstreams import open_upstream
 
 @dataclass(frozen=True, slots=True)
 class _Probed:
-    """An upstream's checks, and itself if it could be opened (it is closed by now)."""
+    """An upstream's checks, and the upstream if it could be opened (it is closed by now)."""
 
     checks: UpstreamChecks
     upstream: Upstream | None
 
 
 async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -> Report:
-    """Ask every upstream of `config` what it can do; what one of them fails is part of the report.
+    """Check every upstream of `config`, and judge the pairs; failures are part of the report.
 
     An upstream that does not answer is tried for `wait_s` seconds. No check takes longer than
     `limit_s`.
@@ -66,7 +66,7 @@ async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -
 
 
 def _by_server(config: Config) -> list[list[str]]:
-    """The upstreams' names, those of one server together: its slots and caches are the same."""
+    """The upstreams' names by server, because its upstreams share its slots and caches."""
     names: dict[str, list[str]] = {}
     for name, upstream in config.upstreams.items():
         base_url = None if isinstance(upstream, EmbeddedConfig) else upstream.base_url
@@ -75,7 +75,7 @@ def _by_server(config: Config) -> list[list[str]]:
 
 
 def _with_one_retry(config: Config) -> Config:
-    """A connection that a server just closed tells nothing about it; what fails twice does."""
+    """Retry once: a connection that a server just closed says nothing about it, two failures do."""
     changes = {"retries": RetriesConfig(attempts=2)}
     upstreams = {
         name: upstream.model_copy(update=changes) for name, upstream in config.upstreams.items()
@@ -84,7 +84,7 @@ def _with_one_retry(config: Config) -> Config:
 
 
 async def _probe_upstream(name: str, config: Config, wait_s: float, limit_s: float) -> _Probed:
-    # An embedded server's start has a limit of its own, and unpacking weights takes its time.
+    # An embedded server's start has a limit of its own, and unpacking weights takes time.
     is_embedded = isinstance(config.upstreams[name], EmbeddedConfig)
     open_limit_s = None if is_embedded else wait_s + limit_s
     async with AsyncExitStack() as stack:
@@ -111,7 +111,7 @@ async def _probe_upstream(name: str, config: Config, wait_s: float, limit_s: flo
 
 
 def _unopened(reachable: Check, model: Check | None) -> _Probed:
-    """Nothing more can be asked of it."""
+    """The checks of an upstream that could not be opened."""
     silent = not_applicable("the upstream cannot be used")
     scoring = {rung: unavailable(silent) for rung in LADDER}
     rest = (silent,) * 6
@@ -119,7 +119,7 @@ def _unopened(reachable: Check, model: Check | None) -> _Probed:
 
 
 def _wanted_top_k(name: str, config: Config) -> int:
-    """The most candidates that a pair wants of it as a teacher; the paper's K where none does."""
+    """The most candidates that a pair wants of this teacher; the paper's K if it teaches none."""
     teaching = [model for model in config.models.values() if model.teacher == name]
     default = Params().entropy_top_k
     return max((m.params.get("entropy_top_k", default) for m in teaching), default=default)

@@ -1,4 +1,4 @@
-"""What an upstream is asked about each of its ways to score a given text."""
+"""Checks each of an upstream's ways to score a given text."""
 
 import time
 from typing import get_args
@@ -25,7 +25,7 @@ _LONG_STEPS = tuple(
 
 
 async def ways(subject: Subject, wanted_k: int, decode: Check) -> dict[Scoring, WayChecks]:
-    """Every rung of the ladder; `decode` is what was found about log-probabilities in writing."""
+    """Check every rung of the ladder; `decode` is the check of log-probabilities in writing."""
     offered = {scorer.scoring: scorer for scorer in subject.upstream.scorers}
     return {
         rung: await _way(subject, offered[rung], wanted_k, decode)
@@ -36,7 +36,7 @@ async def ways(subject: Subject, wanted_k: int, decode: Check) -> dict[Scoring, 
 
 
 def unavailable(available: Check) -> WayChecks:
-    """A rung that cannot be used has nothing more to tell."""
+    """The checks of a rung that cannot be used."""
     rest = not_applicable("it cannot be used")
     return WayChecks(available, rest, rest, rest, rest)
 
@@ -47,7 +47,7 @@ async def _way(subject: Subject, scorer: Scorer, wanted_k: int, decode: Check) -
     if available.result != "ok":
         return unavailable(available)
     speed = await attempt(_speed(subject, scorer))
-    # Right after it, as it asks for the same text once more.
+    # Right after `_speed`, because it scores the same text once more.
     prefix_cache = await attempt(_prefix_cache(subject, scorer))
     verdicts = not_applicable("its values are a judge's verdicts, not probabilities")
     is_judge = scorer.scoring in JUDGES
@@ -77,7 +77,7 @@ async def _available(subject: Subject, scorer: Scorer) -> Check:
 async def _score(
     subject: Subject, scorer: Scorer, context: Context, top_k: int, num_new: int | None = None
 ) -> Scores:
-    """Score the last `num_new` steps, or all."""
+    """Score the last `num_new` steps, or all of them."""
     num_new = len(context.steps) if num_new is None else num_new
     scores = await scorer.score(context, num_new, top_k, subject.call, entropy_known=False)
     if len(scores.steps) != num_new:
@@ -94,12 +94,12 @@ async def _self_test(subject: Subject, scorer: Scorer) -> Check:
     values = {"num_tokens": test.num_tokens, "worst_nats": test.worst}
     if test.passed:
         return ok(f"{test.num_tokens} tokens, {test.worst:.1g} nats apart at most", **values)
-    apart = f"its log-probabilities are up to {test.worst:.3g} nats from those that it wrote by"
-    return no(f"{apart} ({TOLERANCE:g} may be): its scores are wrong", **values)
+    apart = f"its log-probabilities are up to {test.worst:.3g} nats from those of its writing"
+    return no(f"{apart} ({TOLERANCE:g} are allowed): its scores are wrong", **values)
 
 
 async def _top_k(subject: Subject, scorer: Scorer, wanted: int) -> Check:
-    """Whether `wanted` candidates come, and how many at most, looked for by halving."""
+    """Check whether `wanted` candidates come, and find by halving how many come at most."""
     context = await subject.context(_STEPS[1:])
     refusals: dict[int, str] = {}
 
@@ -150,14 +150,14 @@ async def _speed(subject: Subject, scorer: Scorer) -> Check:
 
 
 async def _prefix_cache(subject: Subject, scorer: Scorer) -> Check:
-    """What scoring the last step of `_speed`'s text, once more, takes from the cache."""
+    """Check how much comes from the cache when the last step of `_speed`'s text is scored again."""
     context = await subject.context(_LONG_STEPS)
     started = time.perf_counter()
     scores = await _score(subject, scorer, context, _SMALLEST_K, num_new=1)
     seconds = time.perf_counter() - started
     num_cached, num_before = scores.num_cached_tokens, context.bounds[-2]
     if num_cached is None:
-        return not_applicable(f"the server does not tell; the last step again: {seconds:.2f} s")
+        return not_applicable(f"the server reports nothing; the last step again: {seconds:.2f} s")
     values = {
         "num_cached_tokens": num_cached,
         "num_context_tokens": num_before,

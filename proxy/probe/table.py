@@ -1,4 +1,4 @@
-"""The report for people."""
+"""Prints the report for people."""
 
 from collections.abc import Iterator
 
@@ -91,6 +91,6 @@ def _why(model: PairReport) -> Text:
 
 
 def _line(detail: str) -> Text:
-    """One paragraph; what a server answered may be a whole page."""
+    """Shorten to one paragraph, because a server's answer may be a whole page."""
     line = " ".join(detail.split())
     return Text(line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "\u2026")
