@@ -1,4 +1,4 @@
-"""The configuration file: YAML, checked, with `${ENV}` expanded. Unknown keys are errors."""
+"""Reads and checks the configuration file: YAML with `${ENV}` expanded. Unknown keys are errors."""
 
 import os
 import re
@@ -62,12 +62,12 @@ class ServerConfig(_Section):
 
 
 class RetriesConfig(_Section):
-    """How often a call that an upstream failed is made again."""
+    """The retries of a call that an upstream failed."""
 
     attempts: int = Field(4, ge=1)
     """Attempts in all; 1 switches retries off."""
     total_s: float = Field(60, gt=0)
-    """No new attempt begins later than this after the first."""
+    """No new attempt begins more than this many seconds after the first."""
 
 
 _Reasoning = Literal["auto", "none", "think", "harmony"]
@@ -79,19 +79,19 @@ class _Upstream(_Section):
     max_concurrent: int = Field(64, ge=1)
     """Requests under way at once, for writing and for scoring each; short calls come on top."""
     gpus: float = Field(1, gt=0)
-    """How many GPUs serve it, or what they cost: a second of the teacher's time is weighed against
-    the student's by it."""
+    """The number of GPUs that serve it, or their cost: the weight of a second of this server's time
+    when the student's and the teacher's are compared."""
     retries: RetriesConfig = RetriesConfig()
     stall_timeout_s: float = Field(120, gt=0)
-    """Seconds without a byte after which a stream that has begun to write is broken off."""
+    """Seconds without a byte after which a stream that has begun to write is given up."""
     answer_timeout_s: float = Field(600, gt=0)
-    """Seconds that a whole answer, or a stream's first event, may take: the wait in the server's
-    queue and the reading of the prompt included."""
+    """Seconds that a whole answer, or a stream's first event, may take, including the wait in the
+    server's queue and the reading of the prompt."""
 
 
 def _fits_into_a_header(key: str) -> str:
     if not (key.isascii() and key.isprintable() and key):
-        raise ValueError("must be printable ASCII, as it is sent in a header")
+        raise ValueError("must be printable ASCII, because it is sent in a header")
     return key
 
 
@@ -160,13 +160,13 @@ class LiteLLMConfig(_Upstream):
     api_key: _ApiKey | None = None
     """None: the provider's own environment variable holds it."""
     base_url: Annotated[str, AfterValidator(_checked_url)] | None = None
-    """Where the API is not at its provider's own address; with `/v1` where it has that."""
+    """The API's address, if it is not the provider's own; with `/v1` if the API has it."""
     tokenizer: str = Field("tiktoken:o200k_base", min_length=1)
-    """What tokens are counted with; they are sent nowhere."""
+    """The tokenizer that counts tokens; they are sent nowhere."""
     continuation: Literal["prefill", "continue_final_message", "instruct"] | None = None
-    """How the model is brought to continue a text; None where litellm's model list knows."""
+    """The way to make the model continue a text; None if litellm's model list knows it."""
     reasoning: Literal["keep", "drop"] = "keep"
-    """Whether thoughts that the API sends apart are part of the text, in `<think>` tags."""
+    """Whether thoughts that the API sends separately are part of the text, in `<think>` tags."""
     chat_template: None = None
     """The API renders messages itself."""
 
@@ -184,7 +184,7 @@ class OpenAIConfig(_RemoteUpstream):
     @classmethod
     def _is_in_the_proxy(cls, tokenizer: str) -> str:
         if tokenizer == "server":
-            raise ValueError("such a server tells no tokens: name the model's tokenizer")
+            raise ValueError("such a server gives no tokens: name the model's tokenizer")
         return tokenizer
 
 
@@ -194,7 +194,7 @@ class EmbeddedConfig(_Upstream):
     kind: Literal["embedded"]
     model: str
     """A GGUF file, or a Hugging Face folder with a Llama: a path, `package:NAME` for the file of an
-    installed package, or `package:NAME/PATH` for what lies inside one."""
+    installed package, or `package:NAME/PATH` for a path inside a package."""
     reasoning: _Reasoning = "auto"
     """How its model thinks; `auto` finds out from its chat template."""
     slots: int = Field(4, ge=1)
@@ -204,7 +204,7 @@ class EmbeddedConfig(_Upstream):
     dequantize: bool = False
     """Serve the weights as 16-bit floats, for exact scoring."""
     threads: int | None = Field(None, ge=1)
-    """Processor threads; None shares the machine's out over the embedded servers."""
+    """Processor threads; None divides the machine's threads among the embedded servers."""
 
 
 UpstreamConfig = Annotated[
@@ -251,7 +251,7 @@ class Config(_Section):
         return self
 
     def with_server(self, changes: dict[str, Any]) -> Self:
-        """A copy with other values under `server`, checked as in a file."""
+        """Return a copy with other values under `server`, checked as in a file."""
         try:
             server = ServerConfig.model_validate({**self.server.model_dump(), **changes})
         except ValidationError as error:

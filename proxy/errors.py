@@ -1,4 +1,4 @@
-"""Every way in which motab fails, each class saying whose fault it is and whether a retry can help.
+"""Defines motab's errors; each class says whose fault it is and whether a retry can help.
 
 Foreign errors (HTTP, JSON, operating system) are translated into these at the boundary where they
 arise, with `raise ... from`.
@@ -8,13 +8,13 @@ from typing import ClassVar
 
 
 class MotabError(Exception):
-    """Root of the tree. `status`, `type` and `code` are what an HTTP client is told."""
+    """Root of the tree. HTTP clients receive `status`, `type` and `code`."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
-    """Whether the same call may succeed if it is made again."""
+    """Whether the same call may succeed if it is repeated."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -22,7 +22,7 @@ class MotabError(Exception):
 
 
 class ConfigError(MotabError):
-    """The configuration cannot be used; the message names the key and what would be right."""
+    """The configuration cannot be used; the message names the key and the cure."""
 
 
 class StartError(MotabError):
@@ -30,7 +30,7 @@ class StartError(MotabError):
 
 
 class TokenizerFailed(MotabError):
-    """A tokenizer in this process cannot turn a text into ids that stand for exactly it."""
+    """A tokenizer in this process cannot turn a text into ids that stand for exactly that text."""
 
     code = "tokenizer_failed"
 
@@ -116,10 +116,10 @@ class DeadlineExceeded(MotabError):
 
 
 class UpstreamError(MotabError):
-    """An upstream server failed us. `upstream` is its name in the configuration.
+    """An upstream server failed. `upstream` is its name in the configuration.
 
-    `num_attempts` is how often the call was made in vain; the message tells it where that is more
-    than once.
+    `num_attempts` is the number of failed attempts at the call; the message includes it if it is
+    more than one.
     """
 
     status = 502
@@ -144,15 +144,15 @@ class UpstreamUnreachable(UpstreamError):
 
 
 class UpstreamInterrupted(UpstreamError):
-    """A stream of text broke, and cannot be resumed so that the text is as if it had not."""
+    """A stream of text broke, and cannot be resumed without a change in the text."""
 
     code = "upstream_interrupted"
 
 
 class UpstreamFailed(UpstreamError):
-    """The server answered with a 5xx, or with 429 although it was asked within its limit.
+    """The server answered with a 5xx, or with 429 although our requests kept to its limit.
 
-    `retry_after_s` is how many seconds it wants to be left alone, where it said so.
+    `retry_after_s` is the number of seconds for which it asks us to wait, if it does.
     """
 
     retryable = True
@@ -163,18 +163,18 @@ class UpstreamFailed(UpstreamError):
 
 
 class UpstreamGarbled(UpstreamFailed):
-    """The answer is no JSON at all: something else answers there, and would again."""
+    """The answer is not JSON: some other service answers there, and would again."""
 
     retryable = False
 
 
 class UpstreamRefused(UpstreamError):
-    """The server answered with another 4xx: it will not do what the configuration supposes."""
+    """The server answered with another 4xx: it refuses what the configuration expects of it."""
 
     code = "upstream_refused"
 
 
 class UpstreamMalformed(UpstreamError):
-    """The answer lacks what was asked for: missing, NaN or too few log-probabilities included."""
+    """The answer lacks a requested part: log-probabilities are missing, NaN or too few, say."""
 
     code = "upstream_malformed"

@@ -1,5 +1,5 @@
-"""The `motab` object of requests and of the configuration: the algorithm's parameters and how much
-of the trace is wanted. A request's beat the model's, which beat the defaults.
+"""Parses the `motab` object of requests and of the configuration: the algorithm's parameters, and
+the wanted part of the trace. A request's values override the model's, which override the defaults.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from proxy.core.types import Scoring
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(Params):
-    """`Params`, how the teacher scores, and what is told about the trajectory."""
+    """`Params`, the way of scoring, and the wanted part of the trace."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     scoring: Scoring | Literal["auto"] = "auto"
-    """How the teacher scores; `auto` takes the best way that its server offers."""
+    """The teacher's way of scoring; `auto` takes the best way that its server offers."""
     trace: Literal["none", "summary", "full"] = "summary"
-    """What answers carry of it: nothing, the decisions and spans, or every step as well."""
+    """The part in answers: nothing, the decisions and spans, or every step as well."""
     events: bool = False
-    """Whether streams carry named events (`motab.step`, `motab.breach`) as things are decided."""
+    """Whether streams carry named events (`motab.step`, `motab.breach`) as decisions are made."""
 
 
 _ADAPTER = TypeAdapter(Options)
@@ -42,7 +42,7 @@ class OptionsError(ValueError):
 
 
 def parse_options(*layers: Mapping[str, Any]) -> Options:
-    """The options that the layers give, later ones beating earlier ones.
+    """Merge the layers into options; later layers override earlier layers.
 
     Raises `OptionsError` for the first value that cannot be used.
     """
@@ -73,8 +73,8 @@ def _dumped(merged: Mapping[str, Any]) -> bytes:
 
 
 def _parsed(merged: bytes) -> Options:
-    """Clients send the same options with thousands of requests, so those are kept; long ones, by
-    a delimiter of megabytes, are not.
+    """Parse short options only once, because clients send the same options with thousands of
+    requests; long options, such as a delimiter of megabytes, are not kept.
     """
     return _remembered(merged) if len(merged) < _LONG else _ADAPTER.validate_json(merged)
 

@@ -1,4 +1,4 @@
-"""Where the log goes: to standard error, for a terminal or for a file."""
+"""Sends the log to standard error, in a format for a terminal or for a file."""
 
 import logging
 
@@ -9,8 +9,8 @@ _PACKAGES = ("motab", "proxy", "synth_client", "trainer")
 
 
 def show_logs(console: Console, level: int, speaker: str = "") -> None:
-    """Show what our packages log from `level` on, and the libraries' warnings; each line begins
-    with `speaker`.
+    """Show our packages' logs from `level` on, and the libraries' warnings; each line begins with
+    `speaker`.
     """
     if console.is_terminal:
         handler: logging.Handler = RichHandler(console=console, show_path=False)

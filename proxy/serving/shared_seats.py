@@ -1,7 +1,7 @@
-"""Seats that several processes share: one number a process, in a file that all of them map.
+"""Shares seats among processes: one number per process, in a file that all of them map.
 
-The kernel spreads connections unevenly, so equal shares of the limit would turn requests away while
-others have room. A count that all see is exact.
+The kernel spreads connections unevenly, so with equal shares of the limit some processes would turn
+requests away while others have room. A shared count is exact.
 """
 
 import fcntl
@@ -18,10 +18,9 @@ _NUMBER = struct.Struct("q")
 
 
 class SharedSeats:
-    """One process's view of them. Its own number stands at its index in the file.
+    """One process's view of the seats. Its own number is at its index in the file.
 
-    The lock is the kernel's, so that of a process that was killed is free again; it is held for
-    microseconds.
+    The lock is the kernel's, so a process that is killed frees it; it is held for microseconds.
     """
 
     def __init__(self, path: Path, worker_slots: WorkerSlots) -> None:

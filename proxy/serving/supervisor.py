@@ -1,4 +1,4 @@
-"""Several processes behind one address: starts the workers, replaces them, ends them together."""
+"""Runs several processes behind one address: starts, replaces and ends the workers."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from proxy.serving.worker import DRAIN, Order, Started
 
 _log = logging.getLogger(__name__)
 
-# For requests to be cancelled and upstreams closed; then the worker is killed.
+# The time to cancel requests and close upstreams; then the worker is killed.
 _STOP_TIMEOUT_S = 10.0
 _LONGEST_PAUSE_S = 60.0
 
@@ -31,7 +31,7 @@ _LONGEST_PAUSE_S = 60.0
 def supervise(config: Config, wait_s: float, num_workers: int) -> None:
     """Serve with `num_workers` processes until a signal, as `serve` does with one.
 
-    Raises `ConfigError` where the configuration cannot be divided among them, `StartError` where
+    Raises `ConfigError` if the configuration cannot be divided among the processes, `StartError` if
     they cannot be started.
     """
     if sys.platform != "linux":
@@ -76,7 +76,7 @@ class _Process:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How a worker's process ended, and whether it served before."""
+    """The end of a worker's process, and whether it served before."""
 
     served: bool
     why: str
@@ -101,8 +101,8 @@ class _Supervisor:
         self._family = listener.family
         self._address = listener.getsockname()
         self._url = base_url(listener)
-        # It was bound while nobody else had the address. Those that come may share it, and nobody
-        # else can have it as long as one of them listens. It goes to the first worker.
+        # This socket was bound while nobody else had the address. Later sockets of ours may share
+        # it, and nobody else can get it while one of them listens. The first worker gets this one.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._first_listener: socket.socket | None = listener
         self._keepers: list[asyncio.Task[None]] = []
@@ -113,7 +113,7 @@ class _Supervisor:
         self._problem: StartError | None = None
 
     async def run(self) -> None:
-        """Keep the workers until they have drained. Raises `StartError` where it gave up."""
+        """Keep the workers running until they have drained. Raises `StartError` after giving up."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
@@ -140,8 +140,9 @@ class _Supervisor:
     async def _keep(self, worker: int) -> None:
         """Run one worker, and another in its place when it ends, until all drain.
 
-        One that cannot start is tried again ever more rarely while others serve: its upstream may
-        be down for a while. Where none does, or not all ever did, that is the end.
+        A worker that cannot start is tried again ever more rarely while others serve, because its
+        upstream may be down for a while. If none serves, or not all ever did, the supervisor gives
+        up.
         """
         num_failed = 0
         while not self._draining.is_set():
@@ -196,7 +197,7 @@ class _Supervisor:
 
     @asynccontextmanager
     async def _process(self, worker: int) -> AsyncIterator[_Process]:
-        """A worker's process. At the end it is gone, and what it held of the whole is free."""
+        """Run a worker's process. At the end it is gone, and its seats are free."""
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
         worker_slots = WorkerSlots(worker, self._num_workers)
@@ -211,7 +212,7 @@ class _Supervisor:
                     *map(str, handed),
                     pass_fds=handed,
                     stdin=asyncio.subprocess.DEVNULL,
-                    # Else Ctrl-C would reach it, too.
+                    # Otherwise Ctrl-C would reach it, too.
                     process_group=0,
                 )
             try:
@@ -228,8 +229,8 @@ class _Supervisor:
     def _listener(self) -> socket.socket:
         """A socket at the address of all workers, which does not listen before its worker can.
 
-        Each worker has its own, for one that they share would give whoever wakes first a whole
-        burst of connections.
+        Each worker has its own, because a shared socket would give a whole burst of connections to
+        the worker that wakes first.
         """
         if self._first_listener is not None:
             listener, self._first_listener = self._first_listener, None
@@ -254,10 +255,10 @@ def _command() -> tuple[str, ...]:
 
 
 async def _started(running: _Process) -> str | None:
-    """None once it serves; else why it does not, empty where it ended without a word."""
+    """Return None once it serves, else the reason; empty if it ended without a message."""
     try:
         line = await running.reader.readline()
-    except ConnectionError:  # it ended with its order unread
+    except ConnectionError:  # it ended without reading its order
         line = b""
     return Started.read(line).problem if line else ""
 

@@ -1,8 +1,8 @@
 """Runs one of the processes of `motab serve --workers N`.
 
-`proxy.serving.supervisor` starts it; it is not for use by hand. It obeys over a socket: first comes
-its order, then perhaps `DRAIN`. When the socket closes it stops at once, so it cannot outlive its
-supervisor, however that ended. It sends one line back: that it serves, or why it does not.
+`proxy.serving.supervisor` starts it; it is not for use by hand. It gets commands over a socket:
+first its order, then perhaps `DRAIN`. When the socket closes it stops at once, so it cannot outlive
+its supervisor, however that ends. It sends one line back: that it serves, or why it does not.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ from proxy.serving.shared_seats import SharedSeats
 from proxy.wiring.models import WorkerResources, open_service
 
 DRAIN = b"drain\n"
-# An order has chat templates in it.
+# An order contains chat templates.
 _MAX_LINE_BYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a worker is to serve."""
+    """The configuration and the share that a worker must serve."""
 
     config: Config
     wait_s: float
@@ -68,7 +68,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What a worker says once: it serves, or `problem`."""
+    """A worker's only message: it serves, or it has a `problem`."""
 
     problem: str | None = None
 
@@ -88,13 +88,13 @@ class _Worker:
         self._server: Server | None = None
 
     async def run(self, orders: asyncio.StreamReader) -> int:
-        """Serve until told otherwise. The exit code."""
+        """Serve until ordered to stop; return the exit code."""
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(self._serve())
             obeying = group.create_task(self._obey(orders, serving))
-            # A service manager may send its signal to every process, and the supervisor's order to
-            # drain comes besides: it is no second signal.
+            # A service manager may signal every process, and the supervisor then orders to drain
+            # as well: that order is not a second signal.
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._drain, serving)
             await asyncio.wait({serving})
@@ -137,8 +137,8 @@ class _Worker:
 def _shared_metrics(order: Order) -> Metrics:
     """Metrics whose values lie in files that every worker reads.
 
-    Files are named by the worker, not by its process: one that takes a dead one's place goes on
-    with its counts, and the folder does not grow.
+    Files are named after the worker, not its process: the replacement of a dead process continues
+    its counts, and the folder does not grow.
     """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(order.folder)
     values.ValueClass = values.MultiProcessValue(lambda: order.worker_slots.worker)  # type: ignore[no-untyped-call]
@@ -162,7 +162,7 @@ async def _work(channel: socket.socket, listener: socket.socket) -> int:
 
 
 def main() -> None:
-    """Arguments: the descriptors of the socket to the supervisor and of the one to serve on."""
+    """Arguments: the descriptors of the socket to the supervisor and of the socket to serve on."""
     channel, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     sys.exit(run(_work(channel, listener)))
 

@@ -1,4 +1,4 @@
-"""The composition root: from a configuration to models and the service."""
+"""Builds the models and the service from a configuration."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +20,7 @@ from proxy.wiring.upstreams import open_upstream
 
 @dataclass(frozen=True, slots=True)
 class WorkerResources:
-    """A process's part in a server; by default it is all of it."""
+    """One process's part of a server; by default the whole server."""
 
     worker_slots: WorkerSlots = ALL_SLOTS
     metrics: Metrics = field(default_factory=Metrics)
@@ -31,9 +31,9 @@ class WorkerResources:
 async def open_service(
     config: Config, wait_s: float = 0.0, resources: WorkerResources | None = None
 ) -> AsyncIterator[Service]:
-    """Everything that `config` names, running; stopped and closed at the end.
+    """Start everything that `config` names; stop and close it at the end.
 
-    An upstream that does not answer is an `UpstreamError`, after `wait_s` seconds of trying.
+    Raises the `UpstreamError` of an upstream that does not answer within `wait_s` seconds.
     """
     resources = resources or WorkerResources()
     async with AsyncExitStack() as stack:
@@ -47,7 +47,7 @@ async def open_service(
 
 
 def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedModel]:
-    """The configured pairs, then each upstream alone under the roles that it has."""
+    """The configured pairs, then each upstream alone under each of its roles."""
     models: dict[str, ServedModel] = {}
     for name, model in config.models.items():
         pair = Pair(upstreams[model.student], upstreams[model.teacher])
@@ -81,8 +81,8 @@ def _check_pair(name: str, model: ServedModel) -> None:
     teacher = model.pair.of("teacher")
     if isinstance(teacher.writer, LiteLLM) and teacher.writer.continuation is None:
         message = (
-            "must be prefill, continue_final_message or instruct, for litellm's model list does "
-            f"not tell how '{teacher.name}' continues a text"
+            "must be prefill, continue_final_message or instruct, because litellm's model list "
+            f"does not say how '{teacher.name}' continues a text"
         )
         raise ConfigError(f"upstreams.{teacher.name}.continuation: {message}")
     try:

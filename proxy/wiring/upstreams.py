@@ -1,4 +1,4 @@
-"""From one upstream's configuration to a running upstream: its server, tokens and ways to score."""
+"""Opens an upstream from its configuration: its server, its tokens and its ways to score."""
 
 import asyncio
 import logging
@@ -62,7 +62,7 @@ async def open_upstream(
 
     `worker_slots` says which of the requests that may be under way there are this process's.
 
-    Raises the `UpstreamError` with which it still answers, or does not, after `wait_s` seconds.
+    Raises the upstream's last `UpstreamError` if it does not answer within `wait_s` seconds.
     """
     num_embedded = sum(isinstance(u, EmbeddedConfig) for u in config.upstreams.values())
     # Servers that decode at once on the same cores slow each other down many times over.
@@ -113,7 +113,7 @@ async def _open_server(
             name,
             base_url,
             api_key,
-            # Writing, scoring, and the short calls (tokens, entropies, health) beside them.
+            # For writing, for scoring, and for short calls (tokens, entropies, health).
             max_connections=4 * config.max_concurrent,
             observe=metrics.upstream_request,
             on_retry=metrics.upstream_retry,
@@ -173,12 +173,12 @@ async def _judges(client: UpstreamClient, model: str) -> tuple[Scorer, ...]:
     try:
         return await find_judges(OpenAIChatAsker(client, model), Call("connect"))
     except UpstreamRefused as error:
-        _log.warning("%s; so it can be no judge", error)
+        _log.warning("%s; it will not be a judge", error)
         return ()
 
 
 async def _reasoning(name: str, config: _ServerConfig, reader: MarkupReader) -> Reasoning:
-    """How the upstream's model thinks: as configured, or as its template shows."""
+    """The model's format of thoughts: as configured, or as its template shows."""
     found = Reasoning()
     if config.reasoning in {"auto", "think"}:
         found = await detect_reasoning(reader, Call("connect"))
@@ -203,7 +203,7 @@ async def _open_hosted(
     *,
     scores: bool,
 ) -> Upstream:
-    library = load_library()  # first: it brings the usual encodings of tiktoken
+    library = load_library()  # first, because it brings tiktoken's usual encodings
     try:
         tokens = await asyncio.to_thread(load_tokenizer, config.tokenizer, None, counts=True)
     except ConfigError as error:
@@ -231,7 +231,7 @@ async def _open_hosted(
     stack.push_async_callback(backend.aclose)
     await _once_up(lambda: backend.connect(scores=scores), wait_s)
     calls.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
-    # Its thoughts stand in tags; what it reads is the text as it is, for it has no prompt to tag.
+    # Its thoughts are written in tags; it reads the text unchanged, as it has no prompt to tag.
     reasoning = Reasoning("think" if config.reasoning == "keep" else "none")
     return Upstream(
         name,
@@ -249,8 +249,8 @@ def _timeouts(config: UpstreamConfig) -> Timeouts:
 
 
 async def _once_up(connect: Callable[[], Awaitable[T]], wait_s: float) -> T:
-    """What `connect` gives, tried for `wait_s` seconds. Until a server has answered once, that
-    and no retry policy says how long to try.
+    """Return the result of `connect`, tried for `wait_s` seconds. Until a server has answered once,
+    this limit and not the retry policy decides how long to try.
     """
     deadline = asyncio.get_running_loop().time() + wait_s
     while True:
@@ -265,7 +265,7 @@ async def _once_up(connect: Callable[[], Awaitable[T]], wait_s: float) -> T:
 async def _local_reader(
     name: str, config: _ServerConfig, template: ChatTemplate | None
 ) -> LocalReader | None:
-    """The tokenizer that the configuration names, where the server's own is not used."""
+    """The tokenizer that the configuration names; None if the server's own is used."""
     source = _tokenizer_of(config)
     if source == "server":
         return None
@@ -274,7 +274,7 @@ async def _local_reader(
     except ConfigError as error:
         raise ConfigError(f"upstreams.{name}.{error}") from error
     if source.startswith(TIKTOKEN) and not reader.has_template:
-        message = f"{source} has no chat template: set chat_template beside it"
+        message = f"{source} has no chat template: set chat_template as well"
         raise ConfigError(f"upstreams.{name}.tokenizer: {message}")
     return reader
 

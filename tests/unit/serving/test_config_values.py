@@ -98,7 +98,7 @@ from tests.support.proxy.configs import changed, complaint, loaded
         (
             "upstreams large",
             {"kind": "openai", "base_url": "http://h", "model": "m", "tokenizer": "server"},
-            "upstreams.large.tokenizer: such a server tells no tokens: name the model's tokenizer",
+            "upstreams.large.tokenizer: such a server gives no tokens: name the model's tokenizer",
         ),
         (
             "upstreams small max_concurrent",
