@@ -1,4 +1,4 @@
-"""Where a step stops being safe (Eq. 6)."""
+"""Computes the boundary below which a step is not safe (Eq. 6)."""
 
 import math
 
@@ -6,9 +6,9 @@ from proxy.core.params import Params
 
 
 def boundary(entropy: float | None, params: Params) -> float:
-    """eps_t = eps_0 * exp(-theta * H_t) for H_t in nats; eps_0 where the boundary is static.
+    """eps_t = eps_0 * exp(-theta * H_t) for H_t in nats; eps_0 if the boundary is static.
 
-    Raises ValueError where an adaptive boundary has no entropy to go by.
+    Raises ValueError if an adaptive boundary has no entropy.
     """
     if params.boundary == "static":
         return params.base_threshold

@@ -1,4 +1,4 @@
-"""The state machine of method `imitkd`: a coin decides who writes the next step."""
+"""Runs method `imitkd` as a state machine: a coin decides who writes the next step."""
 
 from random import Random
 
@@ -8,7 +8,7 @@ from proxy.core.types import Author, Command, Event, Scored, WriteEnded, Wrote
 
 
 class ImitKdMonitor(Relay):
-    """Step t, counted from 0, is the teacher's where draw t is below beta, else the student's.
+    """The teacher writes step t, counted from 0, if draw t is below beta, else the student does.
 
     Draw t is the t-th `random()` of Python's Mersenne Twister, started with the seed modulo 2^64.
     Steps in a row by one author are one stretch.
@@ -16,7 +16,7 @@ class ImitKdMonitor(Relay):
 
     def __init__(self, params: Params, seed: int) -> None:
         super().__init__(params)
-        self._random = Random(seed % 2**64)  # noqa: S311 - it is to be repeatable
+        self._random = Random(seed % 2**64)  # noqa: S311 - it must be repeatable
         self._authors: list[Author] = []
 
     def start(self) -> list[Command]:
@@ -31,7 +31,7 @@ class ImitKdMonitor(Relay):
                 return self._ended(reason) if self._is_current(write_id) else []
             case Scored():
                 raise ValueError("method imitkd asks for no scores")
-            case Wrote(write_id):  # more than it was asked for, or what a halted write brings
+            case Wrote(write_id):  # more than was requested, or the rest of a halted write
                 return self._halt(write_id)
 
     def _pass_on(self) -> list[Command]:

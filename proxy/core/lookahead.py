@@ -9,21 +9,21 @@ from proxy.core.types import Command, Pause, Resume
 
 
 class Schedule(Protocol):
-    """Says when steps that wait are scored."""
+    """Decides when waiting steps are scored."""
 
     def is_due(self, num_waiting: int) -> bool:
-        """Whether a call for steps of so many student tokens should go out now.
+        """Return whether to call now for waiting steps of `num_waiting` student tokens.
 
-        Asked again as more of them come; never while a call is under way.
+        Asked again as more tokens come; never while a call is under way.
         """
         ...
 
 
 class AtOnce:
-    """As soon as a step has ended: right where a call computes no more than its new steps."""
+    """Scores a step as soon as it has ended: right if a call computes only its new steps."""
 
     def is_due(self, num_waiting: int) -> bool:
-        """Always."""
+        """Return True."""
         del num_waiting
         return True
 
@@ -32,26 +32,26 @@ AT_ONCE = AtOnce()
 
 
 def is_worth_a_call(num_context: int, num_waiting: int, hazard: float, price: float) -> bool:
-    r"""Whether to score now, where every call computes its whole context again.
+    r"""Return whether to score now, if every call computes its whole context again.
 
-    A call covers n waiting tokens (`num_waiting`) and computes the P tokens before them
-    (`num_context`) for the sake of no step, at `price` c: what a teacher token costs, in student
-    tokens. A breach, of which there are h (`hazard`) a student token, lies at any place of the n
-    alike and wastes what was written after it until the call: n - x tokens, so
+    A call covers n waiting tokens (`num_waiting`) and recomputes the P context tokens before them
+    (`num_context`), which no new step needs, at `price` c: the cost of a teacher token, in student
+    tokens. A breach, of which there are h (`hazard`) per student token, is equally likely anywhere
+    in the n tokens; at x it wastes the n - x tokens written after it until the call, so
 
         int_0^n h (n - x) dx = h n^2 / 2
 
-    student tokens are wasted for each call. Calls every n tokens cost c P / n + h n / 2 a token,
-    which is least where both are equal: n^2 = 2 c P / h. So a call goes out as soon as what the
-    waiting tokens risk outweighs what it would compute again. n grows with the root of P, and the
-    teacher's tokens with L^1.5 where a call a step makes it L^2.
+    student tokens are wasted per call. Calls every n tokens cost c P / n + h n / 2 per token, which
+    is least if both terms are equal: n^2 = 2 c P / h. So a call goes out as soon as the risk of the
+    waiting tokens outweighs the recomputation. n grows with the square root of P, and the teacher's
+    tokens with L^1.5, where one call per step makes it L^2.
     """
     return hazard * num_waiting**2 / 2 >= price * num_context
 
 
 class Lookahead:
-    """Keeps one author's stream within `limit` tokens of the verdicts, as far as that is possible:
-    the step that is being written has to end before it can be judged.
+    """Keeps one author's stream within `limit` tokens of the verdicts, if possible: the step that
+    is being written must end before it can be judged.
     """
 
     def __init__(self, limit: int, schedule: Schedule) -> None:
@@ -60,7 +60,7 @@ class Lookahead:
         self._is_paused = False
 
     def is_due(self, num_waiting: int) -> bool:
-        """Whether to score the steps that wait, which have so many tokens."""
+        """Return whether to score the waiting steps, which have `num_waiting` tokens."""
         # At half of the limit, so that the author can write the other half while the call runs.
         at_half = 2 * num_waiting >= self._limit
         return self._is_paused or at_half or self._schedule.is_due(num_waiting)
@@ -79,7 +79,7 @@ class Lookahead:
 
 
 class ScoringQueue:
-    """Counts a draft's steps that wait for their verdicts, and says which call scores them when.
+    """Counts a draft's steps that wait for their verdicts, and decides when a call scores them.
 
     One call is under way at a time. It scores all steps that waited when it went out.
     """
@@ -87,7 +87,7 @@ class ScoringQueue:
     def __init__(self, limit: int, schedule: Schedule) -> None:
         self._lookahead = Lookahead(limit, schedule)
         self.num_steps = 0
-        """Whole steps without a verdict, those in flight included."""
+        """Whole steps without a verdict, including steps in flight."""
         self._num_tokens = 0
         self._num_in_flight = 0
 
@@ -106,7 +106,7 @@ class ScoringQueue:
         return self._lookahead.gate(write_id, self._num_tokens + open_tokens, self.num_steps)
 
     def send_due(self, *, draft_is_over: bool) -> int:
-        """Send the steps whose call is due: return their number, 0 where no call should go out."""
+        """Send the waiting steps if a call is due: return their number, or 0 for no call."""
         if not self.num_steps or self._num_in_flight:
             return 0
         if draft_is_over or self._lookahead.is_due(self._num_tokens):
@@ -115,7 +115,7 @@ class ScoringQueue:
         return 0
 
     def answered(self, num_scores: int) -> None:
-        """End the call under way. Raises ValueError where it did not score exactly its steps."""
+        """End the call under way. Raises ValueError if it did not score exactly its steps."""
         if num_scores != self._num_in_flight:
             raise ValueError(
                 f"{self._num_in_flight} steps were to be scored, {num_scores} scores came"

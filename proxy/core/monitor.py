@@ -1,8 +1,8 @@
-"""The state machine of a trajectory: events in, commands out, no I/O.
+"""Decides the course of a trajectory as a state machine: events in, commands out, no I/O.
 
-Whoever drives it obeys each command and reports what happened as events. However the student's
-text is chunked, however late a score arrives and however many steps one scoring call covers, the
-trajectory is the same: decisions depend on the step texts and their scores alone, in step order.
+The engine obeys each command and reports what happened as events. However the student's text is
+chunked, however late a score arrives and however many steps one scoring call covers, the trajectory
+is the same: decisions depend only on the step texts and their scores, in step order.
 """
 
 from typing import Protocol
@@ -38,7 +38,7 @@ from proxy.core.verdict import bifurcation_of, judge, placed
 
 
 class Monitor(Protocol):
-    """What every method of making a trajectory is."""
+    """The state machine of a method of making a trajectory."""
 
     def start(self) -> list[Command]:
         """The commands that begin the trajectory."""
@@ -50,8 +50,8 @@ class Monitor(Protocol):
 
 
 def monitor_for(params: Params, seed: int = 0, schedule: Schedule = AT_ONCE) -> Monitor:
-    """The state machine of `params.method`; `seed` decides what `imitkd` and `prefix` draw,
-    `schedule` when `motab` and `skd` score.
+    """The state machine of `params.method`; `seed` decides what `imitkd` and `prefix` draw, and
+    `schedule` decides when `motab` and `skd` score.
     """
     match params.method:
         case "motab":
@@ -67,7 +67,7 @@ def monitor_for(params: Params, seed: int = 0, schedule: Schedule = AT_ONCE) -> 
 
 
 class MotabMonitor:
-    """The student writes, the teacher scores beside it; at the breach the teacher corrects."""
+    """The student writes while the teacher scores; at the breach the teacher corrects."""
 
     _DRAFT = 0
     _CORRECTION = 1
@@ -82,14 +82,14 @@ class MotabMonitor:
         self._judged: list[StepTrace] = []
         self._next_entropy: float | None = None
         self._draft_end: FinishReason | None = None
-        """Why the student's text is over; what still comes of it is ignored."""
+        """The reason that the student's text is over; any text that still comes is ignored."""
         self._draft_is_open = True
-        """Its server has not said the end and was not told to stop."""
+        """Whether its server has neither sent the end nor been stopped."""
         self._bifurcation: int | None = None
         self._correction: list[str] = []
         self._correction_tokens = 0
         self._correction_started = False
-        # What was emitted: all steps before this one, and so many characters of it.
+        # All steps before this index were emitted, and this many characters of the step there.
         self._emitted_steps = 0
         self._emitted_chars = 0
 
@@ -115,7 +115,7 @@ class MotabMonitor:
             case WriteEnded():
                 self._draft_is_open = False
                 return []
-            case Wrote():  # more than it was asked for, or what a halted draft still brings
+            case Wrote():  # more than was requested, or the rest of a halted draft
                 return self._halt_draft()
 
     def _drafted(self, pieces: tuple[str, ...]) -> list[Command]:
@@ -125,7 +125,7 @@ class MotabMonitor:
             self._add(self._segmenter.feed(piece))
             if self._segmenter.exhausted:
                 self._draft_end = "length"
-                # At the total cap the server stops by itself: it was asked for no more.
+                # At the total cap the server stops by itself, because no more was requested.
                 halt = self._halt_draft() if self._segmenter.step_was_cut else []
                 return halt + self._advance()
         return self._advance()
@@ -142,7 +142,7 @@ class MotabMonitor:
         return [Halt(self._DRAFT)]
 
     def _advance(self) -> list[Command]:
-        """What the student's text and the verdicts so far allow."""
+        """The commands that the student's text and the verdicts so far allow."""
         commands = self._emit_draft()
         if self._draft_end is None:
             commands += self._queue.gate(self._DRAFT, self._segmenter.open_tokens)
@@ -197,8 +197,8 @@ class MotabMonitor:
         return self._emit_correction()
 
     def _emit_correction(self, *, ended: bool = False) -> list[Command]:
-        """Release correction text; its leading newlines wait, for they are part of the blank line
-        between it and the revise token.
+        """Release correction text; its leading newlines wait, because they are part of the blank
+        line between it and the revise token.
         """
         if self._correction_started:
             return [Emit(self._correction[-1])] if self._correction[-1] and not ended else []
@@ -226,10 +226,10 @@ class MotabMonitor:
         return [Emit(text)] if text else []
 
     def _final_steps(self) -> tuple[int, bool]:
-        """How many steps are sure to be in the output, and whether the open text is, too."""
+        """The number of steps sure to be in the output, and whether the open text is sure, too."""
         num_judged = len(self._judged)
         if self._params.stitch == "flawed":
-            # A step is in the output when all before it are safe, even if it is the breach.
+            # A step is in the output if all steps before it are safe, even if it is the breach.
             if self._bifurcation is not None:
                 return num_judged, False
             return min(num_judged + 1, len(self._steps)), num_judged == len(self._steps)

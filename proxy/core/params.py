@@ -1,4 +1,4 @@
-"""The parameters of a trajectory, with the paper's symbols and the bounds each must keep."""
+"""Defines the parameters of a trajectory, with the paper's symbols, and checks their bounds."""
 
 import math
 from dataclasses import dataclass, fields
@@ -17,29 +17,29 @@ class ParameterError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Params:
-    """How trajectories are made. The defaults are the paper's.
+    """The parameters of the methods. The defaults are the paper's.
 
-    Raises `ParameterError` where a value is out of bounds.
+    Raises `ParameterError` if a value is out of bounds.
     """
 
     method: Method = "motab"
-    """Who writes: `motab` as in the paper, the `teacher` or the `student` alone, or one of the
-    methods that the paper compares with: `imitkd`, `skd`, `prefix`."""
+    """`motab` as in the paper, the `teacher` or the `student` alone, or one of the methods that the
+    paper compares with: `imitkd`, `skd`, `prefix`."""
     base_threshold: float = 0.2
-    """eps_0 of Eq. 6, in [0, 1]: the boundary where the teacher is certain."""
+    """eps_0 of Eq. 6, in [0, 1]: the boundary if the teacher is certain."""
     entropy_scale: float = 1.0
-    """theta of Eq. 6, at least 0: how fast the boundary loosens with the teacher's entropy."""
+    """theta of Eq. 6, at least 0: the rate at which the teacher's entropy loosens the boundary."""
     entropy_top_k: int = 20
-    """K: over how many of the teacher's most probable next tokens the entropy is taken."""
+    """K: the number of the teacher's most probable next tokens that the entropy covers."""
     delimiter: str = ".\n\n"
-    """What ends a step; it belongs to the step it ends."""
+    """The text that ends a step, and belongs to the step that it ends."""
     max_step_tokens: int = 8192
     """Student tokens after which a step, and with it the trajectory, is cut."""
     max_total_tokens: int = 32768
     """Tokens of the trajectory: the student's, or the safe prefix plus the correction."""
     max_lookahead_tokens: int = 4096
-    """Student tokens that no verdict covers yet at which the student has to wait for the teacher.
-    No result depends on it."""
+    """The number of unjudged student tokens at which the student must wait for the teacher. No
+    result depends on it."""
     revise: str = "However,"
     """The revise token of Eq. 10, set as a paragraph of its own."""
     boundary: Literal["adaptive", "static"] = "adaptive"
@@ -49,15 +49,15 @@ class Params:
     stitch: Literal["flawed", "clean"] = "flawed"
     """`clean`: safe prefix and correction only (ablation "w/o stitch")."""
     gamma: float = 1.0
-    """Method `skd`, above 0: a step is kept where V_t > gamma U_t."""
+    """Method `skd`, above 0: a step is kept if V_t > gamma U_t."""
     beta: float = 0.5
     """Method `imitkd`, in [0, 1]: the probability that the teacher writes a step."""
     teacher_temperature: float = 0.6
-    """Sampling temperature of whatever the teacher writes."""
+    """Sampling temperature of all text that the teacher writes."""
 
     @property
     def scores(self) -> bool:
-        """Whether the teacher scores steps under this method."""
+        """Return whether the teacher scores steps under this method."""
         return self.method in {"motab", "skd"}
 
     def __post_init__(self) -> None:
@@ -73,8 +73,8 @@ class Params:
         self._require("at least 1", self.max_step_tokens >= 1, "max_step_tokens")
         self._require("at least 1", self.max_total_tokens >= 1, "max_total_tokens")
         self._require("at least 1", self.max_lookahead_tokens >= 1, "max_lookahead_tokens")
-        # The entropy of one renormalised entry is always 0: the boundary would be static
-        # without saying so.
+        # The entropy of one renormalised entry is always 0, so the boundary would silently be
+        # static.
         self._require("at least 2", self.entropy_top_k >= 2, "entropy_top_k")
         self._require("some text", bool(self.delimiter), "delimiter")
         self._require("some text", bool(self.revise), "revise")

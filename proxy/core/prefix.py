@@ -1,4 +1,4 @@
-"""The state machine of method `prefix`: the teacher finishes what the student began."""
+"""Runs method `prefix` as a state machine: the teacher finishes the student's beginning."""
 
 from dataclasses import replace
 from random import Random
@@ -11,19 +11,19 @@ from proxy.core.verdict import unscored
 
 class PrefixMonitor(Relay):
     """The student writes to its end or cap; one of its n steps is drawn, and the teacher continues
-    from the context before it, to its own end or the remaining budget.
+    from the context before that step, to its own end or the remaining budget.
 
     The step's index, from 0, is floor(n r), with r the first `random()` of Python's Mersenne
-    Twister, started with the seed modulo 2^64: each step is equally likely, and the teacher
-    writes at least the drawn one. Where the student wrote nothing, the teacher writes all.
+    Twister, started with the seed modulo 2^64: each step is equally likely, and the teacher writes
+    at least the drawn step. If the student wrote nothing, the teacher writes everything.
     """
 
     _DRAFT = 0
 
     def __init__(self, params: Params, seed: int) -> None:
-        # A step cap bounds what stays unscored; here nothing is scored.
+        # A step cap bounds the text that waits for a score; here nothing is scored.
         super().__init__(replace(params, max_step_tokens=params.max_total_tokens + 1))
-        self._random = Random(seed % 2**64)  # noqa: S311 - it is to be repeatable
+        self._random = Random(seed % 2**64)  # noqa: S311 - it must be repeatable
         self._drafted: list[Step] = []
 
     def start(self) -> list[Command]:
@@ -46,7 +46,7 @@ class PrefixMonitor(Relay):
                 return self._pass_on()
             case Scored():
                 raise ValueError("method prefix asks for no scores")
-            case Wrote(write_id):  # more than it was asked for, or what a halted write brings
+            case Wrote(write_id):  # more than was requested, or the rest of a halted write
                 return self._halt(write_id)
 
     def _pass_on(self) -> list[Command]:

@@ -1,9 +1,9 @@
-"""What the methods share in which student and teacher write one text, stretch by stretch.
+"""Runs the methods in which student and teacher write one text, stretch by stretch.
 
-A stretch is what one author writes in one go: as many steps as the method leaves it, in one stream.
-The step that ends it ends with the delimiter, and whatever its author wrote beyond is thrown away;
-a token that the cut goes through counts for that step, since part of its text is kept. So every
-stretch costs a token at least, and the trajectory ends.
+A stretch is the text that one author writes in one stream: as many steps as the method allows. The
+step that ends a stretch ends with the delimiter, and any text that its author wrote beyond it is
+discarded; a token that the cut goes through counts for that step, because part of its text is kept.
+So every stretch costs at least one token, and the trajectory ends.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +30,7 @@ from proxy.core.verdict import placed, unscored
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The steps that were completed, and the new text of the stretch."""
+    """The completed steps, and the new text of the stretch."""
 
     steps: tuple[Step, ...]
     text: str
@@ -40,11 +40,11 @@ class Stretch:
     """One author's text, cut into steps up to its last one."""
 
     def __init__(self, write: Write, params: Params, ends_after: Callable[[int], bool]) -> None:
-        """`ends_after(k)` says whether its k-th step, counted from 1, is its last."""
+        """`ends_after(k)` says whether the stretch's k-th step, counted from 1, is its last."""
         self.write_id = write.write_id
         self.author: Author = write.author
         self.is_cut = False
-        """Its last step was completed; whatever else its author writes is not part of it."""
+        """Its last step was completed; any further text of its author is not part of it."""
         self.num_steps = 0
         self._delimiter = params.delimiter
         self._segmenter = Segmenter(params.delimiter, params.max_step_tokens, write.max_tokens)
@@ -52,26 +52,26 @@ class Stretch:
 
     @property
     def is_exhausted(self) -> bool:
-        """A token cap cut it, or it was reached right after the last step."""
+        """Return whether a token cap was reached, inside a step or right after the last step."""
         return self._segmenter.exhausted
 
     @property
     def is_over(self) -> bool:
-        """Nothing more is taken."""
+        """Return whether no more text is taken."""
         return self.is_cut or self.is_exhausted
 
     @property
     def open_tokens(self) -> int:
-        """Of the step that is being written."""
+        """The tokens of the step that is being written."""
         return self._segmenter.open_tokens
 
     @property
     def stops_by_itself(self) -> bool:
-        """Its author was asked for no more than has come."""
+        """Return whether its author has written all that was requested."""
         return self.is_exhausted and not self._segmenter.step_was_cut
 
     def take(self, pieces: Iterable[str]) -> Taken:
-        """Take more of the author's text, one piece a token."""
+        """Take more of the author's text, one piece per token."""
         steps: list[Step] = []
         text = ""
         for piece in pieces:
@@ -95,32 +95,32 @@ class Stretch:
             yield step
 
     def close(self) -> list[Step]:
-        """The author has ended: what is left is its last step."""
+        """Return the rest of the text as the last step, because the author has ended."""
         return self._segmenter.close()
 
 
 class Relay:
-    """A text that passes from author to author; methods say who writes next, and what is kept.
+    """A text that passes from author to author; methods decide who writes next, and what is kept.
 
-    What a halted write still brings is ignored, even an end right after the delimiter: how much of
-    it comes depends on timing.
+    Text that still comes of a halted write is ignored, even an end right after the delimiter,
+    because its amount depends on timing.
     """
 
     def __init__(self, params: Params) -> None:
         self._params = params
         self._steps: list[StepTrace] = []
-        """All that were decided on, also those that are not kept."""
+        """All steps with a verdict, including steps that are not kept."""
         self._kept: list[str] = []
         self._budget = params.max_total_tokens
-        """Tokens that are left, counted in those of each step's author."""
+        """Tokens that are left; each step is counted in its author's tokens."""
         self._stretch: Stretch
         self._num_writes = 0
         self._open: set[int] = set()
-        """Writes whose servers have not said the end and were not told to stop."""
+        """Writes whose servers have neither sent the end nor been stopped."""
         self._is_finished = False
 
     def _pass_on(self) -> list[Command]:
-        """The stretch was cut and there is budget left: let somebody go on."""
+        """Begin the next stretch: the last one was cut, and there is budget left."""
         raise NotImplementedError
 
     def _begin(
@@ -137,7 +137,7 @@ class Relay:
         return write_id == self._stretch.write_id and not over
 
     def _halt(self, write_id: int) -> list[Command]:
-        """Once; not where the server has ended, either."""
+        """Halt a write, once, and only if its server has not ended it."""
         if write_id not in self._open:
             return []
         self._open.remove(write_id)
@@ -150,7 +150,7 @@ class Relay:
         self._budget -= step.student_tokens if by_student else step.teacher_tokens
 
     def _wrote(self, event: Wrote) -> list[Command]:
-        """More of a stretch that is kept as it is written."""
+        """Take more of a stretch that is kept as it is written."""
         stretch = self._stretch
         taken = stretch.take(event.pieces)
         for step in taken.steps:
@@ -166,7 +166,7 @@ class Relay:
         return commands
 
     def _ended(self, reason: FinishReason) -> list[Command]:
-        """The author of such a stretch has ended, and with it the trajectory."""
+        """End the trajectory, because the author of such a stretch has ended."""
         for step in self._stretch.close():
             self._keep(unscored(step, self._stretch.author))
         return [self._finish(reason)]

@@ -1,4 +1,4 @@
-"""From the teacher's log-probabilities to a value and an entropy. Missing is never zero."""
+"""Computes a value and an entropy from the teacher's log-probabilities. Missing is never zero."""
 
 import math
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ _LOGPROB_SLACK = 1e-3
 
 
 def checked_logprob(logprob: float | None, what: str) -> float:
-    """`logprob`, at most 0. Raises ValueError where it is missing, NaN or positive."""
+    """Return `logprob`, at most 0. Raises ValueError if it is missing, NaN or positive."""
     if logprob is None:
         raise ValueError(f"{what} is missing")
     if math.isnan(logprob) or logprob > _LOGPROB_SLACK:
-        raise ValueError(f"{what} is {logprob}, which is no log-probability")
+        raise ValueError(f"{what} is {logprob}, which is not a log-probability")
     return min(logprob, 0.0)
 
 
 def _checked(logprobs: Sequence[float | None], what: str) -> Sequence[float]:
-    """All of them by `checked_logprob`; `what` names one of them with its index."""
-    # Nearly always none is missing or above 0, and a sum of them that is a number had no NaN in it:
-    # four passes in C for a loop over every token that is scored.
+    """Apply `checked_logprob` to each entry; `what` names an entry by its index."""
+    # Nearly always no entry is missing or above 0, and a sum that is not NaN had no NaN in it: four
+    # passes in C instead of a loop over every scored token.
     known = [x for x in logprobs if x is not None]
     if len(known) == len(logprobs) and known and max(known) <= 0.0 and not math.isnan(sum(known)):
         return known
@@ -42,8 +42,8 @@ def entropy(top_logprobs: Sequence[float | None], top_k: int) -> float:
     """H_t of Eq. 6 in nats: the entropy of the `top_k` largest entries, renormalised.
 
     `top_logprobs` are natural logarithms in any order; a server may add the prompt's own token
-    as entry K+1. Raises ValueError where fewer than 2 entries are given, where one is missing or
-    NaN, and where none has any probability.
+    as entry K+1. Raises ValueError if there are fewer than 2 entries, if an entry is missing or
+    NaN, and if no entry has any probability.
     """
     largest = sorted(_checked(top_logprobs, "top log-probability {}"), reverse=True)[:top_k]
     if len(largest) < 2:

@@ -6,7 +6,7 @@ from proxy.core.types import Step
 
 
 class Segmenter:
-    """Steps end right after `delimiter`, at the end of the text, or at a token cap.
+    """Ends steps right after `delimiter`, at the end of the text, or at a token cap.
 
     The text of all steps, joined, is the text that was fed, up to the cap. A token that straddles
     two steps counts once, for the step in which it ends.
@@ -24,7 +24,7 @@ class Segmenter:
         self.exhausted = False
         """A token cap was reached: nothing more may be fed."""
         self.step_was_cut = False
-        """The cap was a step's; the author does not know it and is still writing."""
+        """The cap was a step's, which the author does not know, so it is still writing."""
 
     def feed(self, piece: str) -> list[Step]:
         """Take the text of one token; return the steps that it ended, oldest first."""
@@ -53,7 +53,7 @@ class Segmenter:
     def extend(self, pieces: Sequence[str]) -> bool:
         """Take all pieces at once, if they end no step and reach no cap; else take none of them.
 
-        As `feed`, piece by piece, but in one go: nearly all that a stream brings is of this kind.
+        A fast version of `feed`, for nearly all text of a stream.
         """
         num = len(pieces)
         if self.open_tokens + num >= self._max_step_tokens:
@@ -70,7 +70,7 @@ class Segmenter:
         return True
 
     def close(self) -> list[Step]:
-        """The text has ended: what is left is the last step, unless it is empty."""
+        """Return the rest of the text as the last step, unless it is empty: the text has ended."""
         steps = [Step(self.open_text, self.open_tokens)] if self.open_text else []
         self.open_text = ""
         self.open_tokens = 0

@@ -1,4 +1,4 @@
-"""The state machine of method `skd`: the teacher keeps the student's steps or rewrites them."""
+"""Runs method `skd` as a state machine: the teacher keeps the student's steps or rewrites them."""
 
 from dataclasses import dataclass
 
@@ -25,20 +25,20 @@ from proxy.core.verdict import check_value
 
 @dataclass(frozen=True, slots=True)
 class _Drafted:
-    """A step of the student that was not judged yet, and U_t."""
+    """A step of the student that is not judged yet, and U_t."""
 
     step: Step
     own_value: float
 
 
 class SkdMonitor(Relay):
-    """A step of the student is kept where V_t > gamma U_t; else the teacher writes that step anew
-    from s_{t-1}, and the student goes on after it.
+    """A step of the student is kept if V_t > gamma U_t; otherwise the teacher rewrites that step
+    from s_{t-1}, and the student continues after it.
 
-    U_t is the geometric mean of the probabilities that the student gave to the tokens it wrote:
-    those that end in the step, or, where none does, the one token that the step lies in. The
-    student does not wait for verdicts: its stream goes on beside the scoring and is halted when a
-    step is rejected, with what it wrote since.
+    U_t is the geometric mean of the probabilities that the student gave to its own tokens: the
+    tokens that end in the step or, if there are none, the one token that contains the step. The
+    student does not wait for verdicts: its stream continues during the scoring. When a step is
+    rejected, the stream is halted, and the text after that step is discarded.
     """
 
     def __init__(self, params: Params, schedule: Schedule = AT_ONCE) -> None:
@@ -47,7 +47,7 @@ class SkdMonitor(Relay):
         self._queue: ScoringQueue
         self._drafted: list[_Drafted] = []
         self._open_logprobs: list[tuple[float, ...]] = []
-        """Of the student's tokens after its last whole step."""
+        """The log-probabilities of the student's tokens after its last whole step."""
         self._draft_end: FinishReason | None = None
 
     def start(self) -> list[Command]:
@@ -69,7 +69,7 @@ class SkdMonitor(Relay):
                 return self._advance()
             case Scored():
                 return self._scored(event)
-            case Wrote(write_id):  # more than it was asked for, or what a halted write brings
+            case Wrote(write_id):  # more than was requested, or the rest of a halted write
                 return self._halt(write_id)
 
     def _pass_on(self) -> list[Command]:
@@ -110,7 +110,7 @@ class SkdMonitor(Relay):
             return [self._finish(self._draft_end)]
         if num_new := self._queue.send_due(draft_is_over=self._draft_end is not None):
             texts = (*self._kept, *(drafted.step.text for drafted in self._drafted))
-            # No entropy is needed, so none need be asked for.
+            # No entropy is needed, so none is requested.
             commands.append(Score(texts, num_new, entropy_known=True))
         return commands
 
@@ -130,7 +130,7 @@ class SkdMonitor(Relay):
         return commands + self._advance()
 
     def _judged(self, drafted: _Drafted, score: StepScore) -> StepTrace:
-        """Raises ValueError where the score is impossible."""
+        """Judge a step. Raises ValueError if the score is impossible."""
         check_value(score.value)
         limit = self._params.gamma * drafted.own_value
         return StepTrace(

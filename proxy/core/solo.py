@@ -1,4 +1,4 @@
-"""The state machine of the methods in which one author writes everything."""
+"""Runs the methods in which one author writes everything, as a state machine."""
 
 from proxy.core.params import Params
 from proxy.core.segmenter import Segmenter
@@ -22,14 +22,14 @@ from proxy.core.verdict import placed, unscored
 
 
 class SoloMonitor:
-    """The author's text as it is: SFT data by the teacher, RFT data by the student."""
+    """Keeps the author's text unchanged: SFT data by the teacher, RFT data by the student."""
 
     _WRITE = 0
 
     def __init__(self, params: Params, author: Author) -> None:
         self._params = params
         self._author: Author = author
-        # A step cap bounds what stays unscored; here nothing is scored.
+        # A step cap bounds the text that waits for a score; here nothing is scored.
         self._segmenter = Segmenter(
             params.delimiter, params.max_total_tokens, params.max_total_tokens
         )
@@ -48,7 +48,7 @@ class SoloMonitor:
                 return [self._finish(reason)]
             case Scored():
                 raise ValueError(f"method {self._params.method} asks for no scores")
-            case Wrote():  # more than it was asked for
+            case Wrote():  # more than was requested
                 return [Halt(event.write_id)]
             case _:
                 return []

@@ -15,12 +15,12 @@ class Stitched:
 
 
 def blank_line_after(text: str) -> str:
-    """What `text` lacks to be followed by a blank line; its own newlines are never touched."""
+    """The newlines that `text` needs to end in a blank line; its own are never touched."""
     return "\n" * max(0, 2 - (len(text) - len(text.rstrip("\n"))))
 
 
 def blank_line_before(text: str) -> str:
-    """What `text` lacks to be preceded by a blank line."""
+    """The newlines that `text` needs to begin with a blank line."""
     return "\n" * max(0, 2 - (len(text) - len(text.lstrip("\n"))))
 
 
@@ -38,7 +38,7 @@ def stitch(prefix: str, flawed: str, correction: str, params: Params) -> Stitche
 
 
 def cover(*parts: tuple[Role, str]) -> Stitched:
-    """Join the parts; an empty one has no span."""
+    """Join the parts; an empty part has no span."""
     spans: list[Span] = []
     end = 0
     for role, text in parts:

@@ -1,9 +1,9 @@
-r"""How models open and close their thoughts, and how one model's text reads in another's way.
+r"""Maps text between the formats in which models open and close their thoughts.
 
-The visible text is what clients see, what is cut into steps and stitched: the student's own, byte
-for byte. Only a harmony model's (gpt-oss) is written in `<think>` tags there. Each model's context
-is made from it by mapping the tags, and each model's text is mapped back; the words are never
-touched, but for the blank lines that belong to a tag.
+The visible text is the text that clients see and that is cut into steps and stitched: the student's
+own, byte for byte, except that a harmony model's (gpt-oss) is written in `<think>` tags. Each
+model's context is made from the visible text by mapping the tags, and each model's text is mapped
+back; the words are never touched, only the blank lines that belong to a tag.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,14 +34,14 @@ class Reasoning:
 
     @property
     def opening(self) -> str:
-        """What begins a thought after the prompt."""
+        """The text that begins a thought after the prompt."""
         if self.kind == "harmony":
             return f"{_CHANNEL}analysis{_MESSAGE}"
         return f"{_OPEN}\n" if self.kind == "think" and not self.opened else ""
 
     @property
     def no_thought(self) -> str:
-        """What begins an answer after the prompt, where no thought comes before it."""
+        """The text that begins an answer after the prompt, if no thought comes before it."""
         if self.kind == "harmony":
             return _FINAL
         return f"{self.opening}\n{_CLOSE}\n\n" if self.kind == "think" else ""
@@ -61,24 +61,24 @@ class MappedSteps:
 
     prefix: str
     steps: tuple[tuple[StepPart, ...], ...]
-    """From the first one on that was wanted."""
+    """The steps from the first that was wanted."""
     state: _State
-    """Where the model stands after them."""
+    """The model's state after the steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """Maps the visible text to one model's format, and what that model writes back."""
+    """Maps the visible text to one model's format, and that model's text back."""
 
     visible: Reasoning
     own: Reasoning
 
     def map_steps(self, steps: Sequence[str], before: str = "", since: int = 0) -> MappedSteps:
-        """Return what the model reads for `steps`, from step `since` on. The mapping of a step
-        depends on none after it.
+        """Return the model's version of `steps`, from step `since` on. The mapping of a step does
+        not depend on later steps.
 
-        `before` is the beginning of the visible text where `steps` is empty, but text that the
-        model does not read stands before what it will write.
+        `before` is the beginning of the visible text if `steps` is empty, but text that the model
+        does not read comes before the text that it will write.
         """
         first = steps[0] if steps else before
         free = self.visible == Reasoning("think")
@@ -88,7 +88,7 @@ class Bridge:
         thinks = opens or self.visible.opened
         prefix = self.own.opening if thinks else self.own.no_thought
         if (opens and steps) or (self.own == self.visible and not opens):
-            prefix = ""  # the first step has the tag, or nothing is mapped
+            prefix = ""  # the first step has the tag, or no mapping is needed
         closed_before = any(_CLOSE in step for step in steps[:since])
         closes = closed_before or any(_CLOSE in step for step in steps[since:])
         state: _State = "thinking" if thinks and not closes else "answering"
@@ -113,7 +113,7 @@ class Bridge:
             yield tuple(part for part in parts if part.text) or (StepPart(step),)
 
     def _closing(self, text: str) -> list[StepPart]:
-        """A step that ends the thought; only its first closing tag counts."""
+        """Map a step that ends the thought; only its first closing tag counts."""
         if self.own.kind == "think":
             return [StepPart(text)]
         thought, _, answer = text.partition(_CLOSE)
@@ -127,37 +127,37 @@ class Bridge:
         return [StepPart(f"{thought}\n\n{answer}" if both else thought + answer)]
 
     def translator(self, state: _State) -> "Translator":
-        """Return what turns the text that the model writes in that state into visible text."""
+        """Return the translator of text that the model writes in that state to visible text."""
         if self.own.kind == "harmony":
             return _FromHarmony(state)
-        # Its prompt has opened the thought, out of the reader's sight.
+        # Its prompt has opened the thought, which the visible text does not show.
         opens = state == "free" and self.own.opened and not self.visible.opened
         return Translator(f"{_OPEN}\n" if opens else "")
 
 
 class Translator:
-    """Maps a stream of pieces, one a token, to as many pieces of visible text.
+    """Maps a stream of pieces, one per token, to the same number of pieces of visible text.
 
-    It may keep its last piece back until the next one, or the end, tells what it stands for.
+    It may keep its last piece back until the next piece, or the end, decides its meaning.
     """
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
 
     def feed(self, pieces: tuple[str, ...]) -> tuple[str, ...]:
-        """The pieces that are now certain."""
+        """Return the pieces that are now certain."""
         if self._prefix and pieces:
             pieces = (self._prefix + pieces[0], *pieces[1:])
             self._prefix = ""
         return pieces
 
     def end(self) -> tuple[str, ...]:
-        """The piece that was kept back, if there is one."""
+        """Return the piece that was kept back, if there is one."""
         return ()
 
 
 class _FromHarmony(Translator):
-    """Messages on the channels analysis and commentary are thoughts, those on final the answer."""
+    """Messages on the channels analysis and commentary are thoughts; final is the answer."""
 
     def __init__(self, state: _State) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class _FromHarmony(Translator):
     def end(self) -> tuple[str, ...]:
         if self._kept is None:
             return ()
-        # Half a tag is text, half a header is none.
+        # Half a tag is text, half a header is not.
         rest = "" if self._in_header else self._buffer
         return (self._kept + rest,)
 
@@ -208,7 +208,7 @@ class _FromHarmony(Translator):
                 self._in_header = True
 
     def _begin(self, channel: str) -> str:
-        """The visible text between the message before and one on that channel."""
+        """The visible text between the last message and a message on that channel."""
         self._in_header = False
         before, is_thought = self._state, channel not in {"final", ""}
         if before == "free":
@@ -239,7 +239,7 @@ def _channel(header: str) -> str:
 
 
 def _first_tag(text: str) -> int:
-    """Where the first tag begins, or what may become one; the length where there is none."""
+    """The start of the first tag, or of text that may become a tag; the length if there is none."""
     start = text.find("<")
     while start >= 0:
         rest = text[start:]

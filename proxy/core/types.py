@@ -1,4 +1,4 @@
-"""What goes into the state machine (events), what comes out (commands), and the finished result."""
+"""Defines the state machine's input (events), its output (commands), and the finished result."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,8 +7,8 @@ Author = Literal["student", "teacher"]
 Role = Literal["student", "flawed", "revise", "teacher"]
 FinishReason = Literal["stop", "length"]
 Scoring = Literal["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "judge_sample"]
-"""The ways to a teacher's values, best first: the rungs of the fallback ladder. The first three
-give V_t of Eq. 5; the judges ask the teacher for a verdict, which is another quantity."""
+"""The ways to get a teacher's values, best first: the rungs of the fallback ladder. The first three
+give V_t of Eq. 5; the judges ask the teacher for a verdict, which is a different quantity."""
 JUDGES: frozenset[Scoring] = frozenset({"judge_logprob", "judge_sample"})
 
 
@@ -24,9 +24,9 @@ class Step:
 class StepScore:
     """The teacher's evidence on one step.
 
-    `value` is V_t (Eq. 5), in [0, 1]. `entropy` is H_t in nats, or None where the caller already
-    holds it or the way of scoring knows none. `num_tokens` is L_t, the teacher tokens that cover
-    the step.
+    `value` is V_t (Eq. 5), in [0, 1]. `entropy` is H_t in nats, or None if the caller already has
+    it or the way of scoring gives none. `num_tokens` is L_t, the number of teacher tokens that
+    cover the step.
     """
 
     value: float
@@ -39,9 +39,9 @@ class StepTrace:
     """One step of a finished trajectory, with everything that decided about it.
 
     `start` and `end` are character offsets into the trajectory's text, None for a step that is not
-    part of it: a flawed one that `stitch: clean` left out, one that `skd` rejected. The teacher's
-    numbers are None where no teacher scored the step, and `td_error` (delta_t, Eq. 7) is None for
-    the first step and where no fall of the value is asked for.
+    part of it: a flawed step that `stitch: clean` left out, or a step that `skd` rejected. The
+    teacher's numbers are None if no teacher scored the step; `td_error` (delta_t, Eq. 7) is None
+    for the first step and for methods that look for no fall of the value.
     """
 
     text: str
@@ -59,7 +59,7 @@ class StepTrace:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters `start` to `end` (exclusive) of the output, and who they belong to."""
+    """Characters `start` to `end` (exclusive) of the output, and their role in it."""
 
     role: Role
     start: int
@@ -71,7 +71,7 @@ class Trajectory:
     """The finished output: `spans` are contiguous and cover `text`.
 
     `breach` (t) and `bifurcation` (t*) are step indices, None without a breach. `student_tokens`
-    and `teacher_tokens` were written by each and are part of `text`; the revise token is neither's.
+    and `teacher_tokens` count each author's tokens in `text`; the revise token is neither's.
     """
 
     text: str
@@ -84,17 +84,17 @@ class Trajectory:
     teacher_tokens: int
 
 
-# Events: what the outside tells the monitor.
+# Events: the monitor's input.
 
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
     """Text of the running write, one piece per token.
 
-    A token that ends inside a multi-byte character brings an empty piece; the token that completes
-    the character brings it whole. Where `Write` asked for them, `logprobs` has, for each piece, the
-    log-probabilities of the tokens that it stands for: of one, or of none for text that comes after
-    its tokens, as half characters do.
+    A token that ends inside a multi-byte character has an empty piece; the token that completes the
+    character has all of it. If `Write` asked for them, `logprobs` has the log-probabilities of each
+    piece's tokens: of one token, or of none for text that comes after its tokens, as half
+    characters do.
     """
 
     write_id: int
@@ -104,7 +104,7 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class WriteEnded:
-    """The model ended its text ("stop") or ran into its token limit ("length")."""
+    """The model ended its text ("stop") or reached its token limit ("length")."""
 
     write_id: int
     reason: FinishReason
@@ -114,7 +114,7 @@ class WriteEnded:
 class Scored:
     """The answer to `Score`: one score per new step, in order.
 
-    `next_entropy` is H of the state after the last of them, where the server gave it.
+    `next_entropy` is H of the state after the last new step, if the server gave it.
     """
 
     scores: tuple[StepScore, ...]
@@ -124,15 +124,15 @@ class Scored:
 Event = Wrote | WriteEnded | Scored
 
 
-# Commands: what the monitor wants done. Each describes its whole context, so that whoever obeys
-# needs no memory of earlier ones.
+# Commands: the monitor's output. Each describes its whole context, so that the engine, which obeys
+# it, needs no memory of earlier commands.
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
     """Let `author` continue the question plus `steps`, for at most `max_tokens` of its tokens.
 
-    `logprobs`: they must come with its text.
+    With `logprobs`, its text must come with log-probabilities.
     """
 
     write_id: int
@@ -144,7 +144,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """Cancel that write at once; whatever it still brings is ignored."""
+    """Cancel that write at once; any text that still comes of it is ignored."""
 
     write_id: int
 
@@ -153,7 +153,7 @@ class Halt:
 class Pause:
     """The author of a write is far ahead: let it write no more until `Resume` or `Halt`.
 
-    What it has written stays, and what still comes is taken.
+    Its text so far stays, and any text that still comes is kept.
     """
 
     write_id: int
@@ -161,16 +161,16 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The author of a paused write goes on where it stopped."""
+    """Let the author of a paused write continue where it stopped."""
 
     write_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Let the teacher score the last `num_new` of `steps`, the others being their context.
+    """Let the teacher score the last `num_new` of `steps`; the other steps are their context.
 
-    `entropy_known`: H of the first new step is known already, so its top-k need not be asked for.
+    With `entropy_known`, H of the first new step is known already, so its top-k is not needed.
     """
 
     steps: tuple[str, ...]
@@ -187,7 +187,7 @@ class Emit:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Step `index` was decided on. Information only."""
+    """The verdict on step `index`. Information only."""
 
     index: int
     step: StepTrace

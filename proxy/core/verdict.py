@@ -11,9 +11,9 @@ from proxy.core.types import Author, Step, StepScore, StepTrace
 
 
 def judge(step: Step, score: StepScore, previous: StepTrace | None, params: Params) -> StepTrace:
-    """Decide on one step of the student: safe when V_t >= eps_t.
+    """Decide on one step of the student: safe if V_t >= eps_t.
 
-    Raises ValueError where the score is impossible.
+    Raises ValueError if the score is impossible.
     """
     check_value(score.value)
     if score.entropy is not None and not 0.0 <= score.entropy < math.inf:
@@ -34,13 +34,13 @@ def judge(step: Step, score: StepScore, previous: StepTrace | None, params: Para
 
 
 def check_value(value: float) -> None:
-    """Raise ValueError for what is no V_t: an outage must never look like a verdict."""
+    """Raise ValueError for an impossible V_t: an outage must never look like a verdict."""
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"a value must be in [0, 1], not {value}")
 
 
 def unscored(step: Step, author: Author) -> StepTrace:
-    """Trace a step that nobody scored."""
+    """Trace a step without a score."""
     by_student = author == "student"
     return StepTrace(
         text=step.text,
@@ -60,8 +60,8 @@ def bifurcation_of(steps: Sequence[StepTrace], params: Params) -> int:
 
 
 def placed(steps: Sequence[StepTrace], left_out: Collection[int] = ()) -> tuple[StepTrace, ...]:
-    """Give the steps that are part of the text, all but those of the indices `left_out`, their
-    character offsets.
+    """Set the character offsets of the steps that are part of the text: all but the steps at the
+    indices `left_out`.
     """
     placed: list[StepTrace] = []
     end = 0
