@@ -1,1 +1,1 @@
-"""Drives trajectories: obeys the core's commands by way of the backends."""
+"""Drives trajectories: obeys the core's commands through the backends."""

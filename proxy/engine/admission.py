@@ -15,7 +15,7 @@ class Seats(Protocol):
     def num_taken(self) -> int: ...
 
     def take(self, num: int, most: int) -> bool:
-        """Take `num` seats unless more than `most` were taken then; return whether they are."""
+        """Take `num` seats unless more than `most` would be taken; return whether it did."""
         ...
 
     def leave(self, num: int) -> None: ...
@@ -53,7 +53,7 @@ class Admission:
     def admit(self, num_trajectories: int) -> Iterator[None]:
         """Take seats until the block ends.
 
-        Raises `OverCapacity`, `Draining`, or `RequestError` where there could never be enough.
+        Raises `OverCapacity`, `Draining`, or `RequestError` if there could never be enough.
         """
         if self.draining:
             raise Draining("the server is shutting down")

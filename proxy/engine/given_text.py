@@ -17,7 +17,7 @@ from proxy.errors import RequestError, UpstreamMalformed
 
 @dataclass(frozen=True, slots=True)
 class ScoredText:
-    """Every step judged; `breach` and `bifurcation` as if the student had written the text."""
+    """A text with every step judged; `breach` and `bifurcation` are as if the student wrote it."""
 
     steps: tuple[StepTrace, ...]
     breach: int | None
@@ -30,7 +30,7 @@ class ScoredText:
 async def score_steps(
     model_context: ModelContext, scorer: Scorer, text: str, params: Params, call: Call
 ) -> ScoredText:
-    """Cut `text` into steps and let `scorer`, one of the teacher's, score them all.
+    """Cut `text` into steps and score all of them with `scorer`, one of the teacher's.
 
     Raises `RequestError` for an empty text.
     """
@@ -76,10 +76,10 @@ class TextLogprobs:
 async def score_tokens(
     model_context: ModelContext, scorer: TokenScorer, text: str, call: Call
 ) -> TextLogprobs:
-    """One scoring call over `text` as a whole, by `scorer`, which is one of the model's.
+    """Score `text` as a whole with one call of `scorer`, one of the model's.
 
-    Raises `RequestError` for an empty text, one that the model would read with other markup, so
-    that its tokens do not cover the characters, and one that it gives no probability at all.
+    Raises `RequestError` for an empty text, for a text that the model would read with other markup,
+    so that its tokens do not cover the characters, and for a text of probability 0.
     """
     if not text:
         raise RequestError("text is empty: there is no token to score", param="text")
@@ -118,6 +118,6 @@ def _possible_logprob(logprob: float | None, index: int, upstream: str) -> float
 
 
 def _in_characters(ends: list[int], text: str) -> tuple[int, ...]:
-    """Offsets in bytes as numbers of whole characters."""
+    """Convert offsets in bytes to numbers of whole characters."""
     characters = list(accumulate(len(character.encode()) for character in text))
     return tuple(bisect_right(characters, end) for end in ends)

@@ -1,4 +1,4 @@
-"""Keeps one trajectory's context as one model reads it, from call to call."""
+"""Keeps one trajectory's context, in one model's format, from call to call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from proxy.errors import MotabError
 
 @dataclass(slots=True)
 class ModelContext:
-    """Brings the context to the steps that are wanted; only what is new is tokenised."""
+    """Brings the context to the wanted steps; only new steps are tokenised."""
 
     upstream: Upstream
     bridge: Bridge
@@ -23,7 +23,7 @@ class ModelContext:
     _visible: list[str] = field(init=False, default_factory=list)
 
     async def at(self, steps: Sequence[str], before: str = "") -> Context:
-        """The prompt and exactly `steps`; see `Bridge.read` for `before`."""
+        """Return the prompt and exactly `steps`; see `Bridge.map_steps` for `before`."""
         num_common = 0
         for own, wanted in zip(self._visible, steps, strict=False):
             if own != wanted:
@@ -42,11 +42,11 @@ class ModelContext:
         return context
 
     def translator(self, steps: Sequence[str], before: str = "") -> Translator:
-        """For what the model writes after `at(steps, before)`."""
+        """Return the translator of the text that the model writes after `at(steps, before)`."""
         return self.bridge.translator(self.bridge.map_steps(steps, before, len(steps)).state)
 
     async def _begun(self, mapped: MappedSteps) -> Context:
-        """A context with the right prompt; the one there is, unless its prefix was another."""
+        """Return a context with the right prompt: the current one, unless its prefix differs."""
         if self._prompt is None:
             self._prompt = await self.upstream.reader.render(self.question, self.call)
         if self._context is None or self._prefix != mapped.prefix:

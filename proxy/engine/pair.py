@@ -1,4 +1,4 @@
-"""Joins a student and a teacher, and keeps what was learned about the two together."""
+"""Joins a student and a teacher, and keeps the breach rates of the pair."""
 
 from dataclasses import dataclass, field
 
@@ -13,25 +13,25 @@ from proxy.errors import MotabError
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Who writes and who scores; a plain model has only one of them."""
+    """The upstreams that write and score; a plain model has only one of them."""
 
     student: Upstream | None
     teacher: Upstream | None
     hazards: dict[Method, BreachRate] = field(default_factory=dict, compare=False, kw_only=True)
-    """How often the student was seen to stray, by what counts as that."""
+    """The observed rates of breaches, by method, because each has its own kind of breach."""
 
     def of(self, author: Author) -> Upstream:
-        """The upstream of `author`; the method never asks for one that is not there."""
+        """The upstream of `author`; the method never asks for a missing upstream."""
         upstream = self.student if author == "student" else self.teacher
         if upstream is None:
             raise MotabError(f"this model has no {author}")
         return upstream
 
     def bridge(self, author: Author, question: Question) -> Bridge:
-        """What lies between the visible text, which is the student's, and that model.
+        """The bridge between the visible text, which is the student's, and that model.
 
-        Nothing does for a raw prompt, which says itself how its answer begins, for a model that
-        reads no markup, and where one of the formats is not known.
+        It maps nothing for a raw prompt, which itself decides how its answer begins, for a model
+        that reads no markup, and if one of the formats is not known.
         """
         model = self.of(author)
         student = self.of("teacher" if self.student is None else "student").reasoning
@@ -41,7 +41,7 @@ class Pair:
         return Bridge(student.visible, model.reasoning)
 
     def schedule(self, method: Method) -> MeasuredSchedule:
-        """A trajectory's, where every scoring call computes its whole context."""
+        """A trajectory's schedule if every scoring call computes its whole context."""
         student, teacher = self.of("student"), self.of("teacher")
         return MeasuredSchedule(
             student.writing_speed,

@@ -51,14 +51,14 @@ from proxy.errors import MotabError, UpstreamMalformed
 
 
 class Observer(Protocol):
-    """Told what happens while it happens; must not block."""
+    """Gets text and decisions as they happen; must not block."""
 
     def text(self, text: str) -> None:
-        """More of the output; it will not be taken back."""
+        """Take more of the output, which will not change."""
         ...
 
     def notice(self, notice: Judged | Breached) -> None:
-        """A decision."""
+        """Take a decision."""
         ...
 
 
@@ -70,12 +70,12 @@ class TrajectoryRun:
     question: Question
     params: Params
     sampling: Sampling
-    """The student's; the teacher writes with `params.teacher_temperature` and the same seed. A
-    later write of the same author has another seed, which follows from it."""
+    """The student's sampling; the teacher writes with `params.teacher_temperature` and the same
+    seed. The seed of an author's later write is derived from it."""
     call: Call
     observer: Observer
     scorer: Scorer | None = None
-    """One of the teacher's, where the method scores."""
+    """One of the teacher's scorers, if the method scores."""
     _monitor: Monitor = field(init=False)
     _group: asyncio.TaskGroup = field(init=False)
     _usage: Usage = field(init=False, default_factory=Usage)
@@ -99,9 +99,9 @@ class TrajectoryRun:
         self._monitor = monitor_for(self.params, seed, self._schedule or AT_ONCE)
 
     async def run(self) -> Outcome:
-        """Run to the end. Cancelling this cancels every request upstream.
+        """Run to the end. Cancelling this cancels every request to an upstream.
 
-        Raises the first error of any of them as it is, never in a group.
+        Raises the first error of such a request unchanged, never in a group.
         """
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -156,7 +156,7 @@ class TrajectoryRun:
     def _halt(self, write_id: int) -> None:
         self._halted.add(write_id)
         task = self._writes[write_id]
-        if self._authors[write_id] == "teacher":  # the end, which tells, will not come
+        if self._authors[write_id] == "teacher":  # its end, which has the count, will not come
             self._usage.count_cached(None)
         # A write that halts itself, at a token cap, ends by returning.
         if task is not asyncio.current_task():
@@ -166,7 +166,7 @@ class TrajectoryRun:
         upstream = self.pair.of(command.author)
         model_context = self._model_context(command.author)
         sampling = self._sampling_of(command, model_context)
-        # With that stitch the flawed steps stand before what it writes.
+        # With `stitch: flawed`, the flawed steps come before its text.
         corrects = command.author == "teacher" and self.params.method == "motab"
         follows = corrects and self.params.stitch == "flawed"
         before = self._first_step if follows else ""
@@ -181,7 +181,7 @@ class TrajectoryRun:
     async def _take(
         self, command: Write, drafts: AsyncGenerator[Draft], translator: Translator
     ) -> None:
-        """Tell the monitor what is written, to the end or until the write is halted."""
+        """Report the written text to the monitor, to the end or until the write is halted."""
         upstream = self.pair.of(command.author)
         logprobs: deque[tuple[float, ...]] = deque()
         async for draft in drafts:
@@ -205,7 +205,7 @@ class TrajectoryRun:
     def _drafts(
         self, command: Write, context: Context, sampling: Sampling
     ) -> AsyncGenerator[Draft]:
-        """The stream of a write; one that cannot wait does not stop for a shut gate."""
+        """The stream of a write; a writer that cannot wait ignores the gate."""
         upstream, gate = self.pair.of(command.author), self._gates[command.write_id]
         if upstream.gated_writer is not None:
             writing = upstream.gated_writer.write_gated
@@ -235,7 +235,7 @@ class TrajectoryRun:
     def _model_context(self, author: Author) -> ModelContext:
         """The author's context, which grows with the trajectory."""
         if author not in self._contexts:
-            # A teacher that writes all by itself writes as it would.
+            # A teacher that writes everything writes in its own format.
             alone = self.params.method == "teacher"
             pair = Pair(None, self.pair.teacher) if alone else self.pair
             bridge = pair.bridge(author, self.question)
@@ -272,8 +272,8 @@ class TrajectoryRun:
 def _first(
     logprobs: deque[tuple[float, ...]], num_pieces: int
 ) -> tuple[tuple[float, ...], ...] | None:
-    """Take those of the oldest pieces, for a translator may have kept some back. None where fewer
-    came, which core refuses.
+    """Take those of the oldest pieces, because a translator may have kept some back. None, which
+    core refuses, if fewer came.
     """
     if len(logprobs) < num_pieces:
         return None

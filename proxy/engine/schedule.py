@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 
 from proxy.core.lookahead import is_worth_a_call
 
-# Of older times only half counts at each of these: a server's speed depends on its load.
+# After this much time of writing the sums are halved, because a server's speed depends on its load.
 _MEMORY_S = 60.0
-# What a call counts for after the next one: the last hundred matter.
+# The weight that a call keeps with each later call, so that about the last hundred matter.
 _KEPT_A_CALL = 0.98
 _LEAST_SPREAD = 0.01
-# Of a pair's breaches likewise; they are rare, so it is longer.
+# After this number of tokens a pair's counts are halved; it is large, because breaches are rare.
 _MEMORY_TOKENS = 1e6
-# As if so many tokens with one breach had been seen before the first. Too many breaches expected
-# means calls that were not needed, for a while; too few, text that is thrown away.
+# The rate begins as if one breach had been seen in this many tokens. Expecting too many breaches
+# makes unneeded calls for a while; expecting too few makes text that is thrown away.
 _PRIOR_TOKENS = 1000.0
 
 
 @dataclass(slots=True)
 class WritingSpeed:
-    """How long a server takes to write a token, over all of its streams that are open together."""
+    """Measures how long a server takes to write a token, over all of its open streams together."""
 
     clock: Callable[[], float] = time.monotonic
     _num_open: int = field(init=False, default=0)
@@ -31,7 +31,7 @@ class WritingSpeed:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """While a stream is open. Time in which several are counts once."""
+        """Measure while a stream is open. Time in which several streams are open counts once."""
         self._begin()
         try:
             yield
@@ -40,7 +40,7 @@ class WritingSpeed:
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """While one of the open streams waits."""
+        """Leave out the time in which one of the open streams waits."""
         self._end()
         try:
             yield
@@ -58,7 +58,7 @@ class WritingSpeed:
             self._busy_s += self.clock() - self._since
 
     def count(self, num_tokens: int) -> None:
-        """So many tokens were written."""
+        """Count written tokens."""
         self._num_tokens += num_tokens
 
     def seconds_a_token(self) -> float | None:
@@ -74,11 +74,11 @@ class WritingSpeed:
 
 @dataclass(slots=True)
 class ComputingSpeed:
-    """How long a server takes to compute a token of a context.
+    """Measures how long a server takes to compute a token of a context.
 
-    A call also takes a trip, which costs the server nothing. So it is the slope of the line through
-    the calls' seconds over the tokens that lay before the server when they began (their own and
-    those of the calls under way), by least squares.
+    A call also spends time on the network, which costs the server nothing. The speed is therefore
+    the slope of a line, fitted by least squares, through the calls' seconds over the tokens before
+    the server when a call began: the call's own tokens and the tokens of the calls under way.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -88,7 +88,7 @@ class ComputingSpeed:
 
     @contextmanager
     def computing(self, num_tokens: int) -> Iterator[None]:
-        """A call for a context of so many tokens; one that fails tells nothing."""
+        """Measure a call for a context of `num_tokens` tokens, unless it fails."""
         self._under_way += num_tokens
         load, began = float(self._under_way), self.clock()
         try:
@@ -105,20 +105,20 @@ class ComputingSpeed:
         if not n:
             return None
         spread = n * xx - x * x
-        # Contexts of one length tell nothing of the trip; then all of the time is theirs.
+        # Contexts of the same length do not show the network's time, so all time is the server's.
         slope = (n * xy - x * y) / spread if spread > _LEAST_SPREAD * x * x else 0.0
         return slope if slope > 0 else y / x
 
 
 @dataclass(slots=True)
 class BreachRate:
-    """How many of a pair's tokens are followed by a breach."""
+    """Measures the share of a pair's student tokens that are followed by a breach."""
 
     _num_tokens: float = _PRIOR_TOKENS
     _num_breaches: float = 1.0
 
     def judged(self, num_tokens: int, *, safe: bool) -> None:
-        """A step of so many student tokens was decided on."""
+        """Count the verdict on a step of `num_tokens` student tokens."""
         self._num_tokens += num_tokens
         self._num_breaches += not safe
         if self._num_tokens > _MEMORY_TOKENS:
@@ -132,9 +132,9 @@ class BreachRate:
 
 @dataclass(slots=True)
 class MeasuredSchedule:
-    """One trajectory's schedule where every scoring call computes its whole context.
+    """One trajectory's schedule if every scoring call computes its whole context.
 
-    `price_ratio` is what a second of the teacher's server costs, in seconds of the student's.
+    `price_ratio` is the cost of a second of the teacher's server, in seconds of the student's.
     """
 
     writing: WritingSpeed
@@ -145,7 +145,7 @@ class MeasuredSchedule:
     """Tokens of the context that was scored last."""
 
     def is_due(self, num_waiting: int) -> bool:
-        """Whether steps of so many tokens are worth a call by now."""
+        """Return whether waiting steps of `num_waiting` tokens are worth a call by now."""
         written, computed = self.writing.seconds_a_token(), self.computing.seconds_a_token()
         if not written or computed is None:  # nothing is known before the first call
             return True

@@ -1,6 +1,6 @@
-"""Derives all seeds of a request from the one that the client gave.
+"""Derives all seeds of a request from the client's seed.
 
-None repeats another's random numbers: not those of another choice, not those of an earlier write.
+No seed repeats the random numbers of another choice or of an earlier write.
 """
 
 import secrets
@@ -10,7 +10,7 @@ import orjson
 
 from proxy.backends.base import Question
 
-# 2^64 by the golden ratio: its multiples lie far apart, also in the 31 bits that llama.cpp takes.
+# 2^64 by the golden ratio: its multiples are far apart, also in the 31 bits that llama.cpp accepts.
 _WRITE_STEP = 0x9E3779B97F4A7C15
 
 
@@ -25,10 +25,10 @@ def seed_of_write(seed: int, num_before: int) -> int:
 
 
 def seed_of_draws(seed: int | None, question: Question) -> int:
-    """64 bits for the draws of a trajectory's method, left to chance where it has no seed.
+    """64 bits for the draws of a trajectory's method, random if it has no seed.
 
-    The question is in them: a dataset is asked with one seed, and the teacher would write the same
-    steps of all its trajectories.
+    They depend on the question, because a whole dataset is asked with one seed, and the teacher
+    would otherwise write the same steps of all trajectories.
     """
     if seed is None:
         return secrets.randbits(64)

@@ -14,7 +14,7 @@ from proxy.options import Options
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A name that clients may use, and what stands behind it."""
+    """A name that clients may use, and the pair behind it."""
 
     pair: Pair
     defaults: Mapping[str, Any]
@@ -22,7 +22,7 @@ class ServedModel:
     """The models' own names: `student` and `teacher`."""
 
     def check_method(self, options: Options) -> None:
-        """Raise `RequestError` where the pair lacks what the method needs."""
+        """Raise `RequestError` if the pair lacks something that the method needs."""
         if options.method == "skd" and self.pair.student and self.pair.teacher:
             self._check_logprobs(self.pair.student)
         lacks_student = options.method != "teacher" and self.pair.student is None
@@ -40,9 +40,9 @@ class ServedModel:
             raise RequestError(message, param="motab.method")
 
     def check_temperature(self, options: Options, temperature: float) -> None:
-        """Raise `RequestError` where the student's log-probabilities would give no U_t.
+        """Raise `RequestError` if the student's log-probabilities would give no U_t.
 
-        Log-probabilities that a server scales by its temperature give it at 0 and 1 only.
+        Log-probabilities that a server scales by the temperature give U_t at 0 and 1 only.
         """
         student = self.pair.student
         if options.method != "skd" or student is None or student.writes_logprobs != "scaled":
@@ -55,9 +55,9 @@ class ServedModel:
             raise RequestError(message, param="temperature")
 
     def scorer_of_method(self, options: Options, asked: Mapping[str, Any]) -> Scorer | None:
-        """Return the scorer that the method needs; None where the method does not score.
+        """Return the scorer that the method needs; None if the method does not score.
 
-        Raises as `scorer` does, and where marks would be compared with probabilities.
+        Raises as `scorer` does, and if marks would be compared with probabilities.
         """
         if not options.scores:
             return None
@@ -66,8 +66,8 @@ class ServedModel:
         scorer = self._scorer(options)
         if scorer.scoring in JUDGES:
             message = (
-                f"method '{options.method}' compares probabilities, and the teacher's values come"
-                f" from '{scorer.scoring}' and are none"
+                f"method '{options.method}' compares probabilities, but the teacher's values come"
+                f" from '{scorer.scoring}', which gives none"
             )
             raise RequestError(message, param="motab.method")
         return scorer
@@ -80,7 +80,7 @@ class ServedModel:
     def token_scorer(self, author: Author, options: Options) -> TokenScorer:
         """Return the scorer that gives every token's log-probability under one of the models.
 
-        Raises `RequestError` where that model is not there or its server gives none.
+        Raises `RequestError` if that model is not there or its server gives none.
         """
         upstream = self.pair.student if author == "student" else self.pair.teacher
         if upstream is None:
@@ -100,12 +100,12 @@ class ServedModel:
     def scorer(self, options: Options, asked: Mapping[str, Any]) -> Scorer:
         """Return the teacher's scorer that the options call for.
 
-        Raises `ScoringUnavailable`, and `RequestError` where a judge would be held against a
-        boundary that was made for V_t: its values are another quantity and it knows no entropy.
+        Raises `ScoringUnavailable`, and `RequestError` if a judge's values would be compared with a
+        boundary for V_t: they are a different quantity, and no entropy comes with them.
         """
         scorer = self._scorer(options)
         if scorer.scoring in JUDGES:
-            about = f"the teacher's values come from '{scorer.scoring}' and are no probabilities"
+            about = f"the teacher's values come from '{scorer.scoring}' and are not probabilities"
             if options.boundary != "static":
                 message = f"{about}: no entropy comes with them, so boundary must be 'static'"
                 raise RequestError(message, param="motab.boundary")

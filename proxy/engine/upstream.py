@@ -1,4 +1,4 @@
-"""Holds what the engine knows of a server: its limits, its speeds and its ways to score."""
+"""Holds the engine's knowledge of a server: its limits, its speeds and its ways to score."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -14,8 +14,9 @@ from proxy.errors import ScoringUnavailable
 
 @dataclass(slots=True)
 class Upstream:
-    """A server and its limit. Writing and scoring are counted apart, each up to `max_concurrent`,
-    so that long drafts cannot keep the short scoring calls waiting; waiters are served in order.
+    """A server and its limit. Writing and scoring are counted separately, each up to
+    `max_concurrent`, so that long drafts cannot delay short scoring calls; waiters are served in
+    order.
     """
 
     name: str
@@ -25,19 +26,19 @@ class Upstream:
     """The ways to score that its server offers, best first."""
     max_concurrent: int
     reasoning: Reasoning | None = None
-    """How its model's text opens a thought; None where that is not known."""
+    """Its model's format of thoughts; None if that is not known."""
     markup: MarkupReader | None = None
-    """`reader`, where it knows special tokens; None: the model reads the text as it is."""
+    """`reader`, if it knows special tokens; None: the model reads the text unchanged."""
     writes_logprobs: Literal["no", "yes", "scaled"] = "no"
     """Whether its text can come with log-probabilities; `scaled`: by the sampling temperature."""
     why_not: Mapping[Scoring, str] = field(default_factory=dict)
-    """Why the server lacks ways to score that others of its kind have."""
+    """The reasons that the server lacks ways to score that others of its kind have."""
     gpus: float = 1.0
     """The price of a second of its server, in seconds of a server with one GPU."""
     on_wait: Callable[[], None] = lambda: None
     """Called when a text that it writes has to wait for verdicts."""
     gated_writer: GatedWriter | None = field(init=False)
-    """`writer`, if its texts can wait."""
+    """`writer`, if it can be paused."""
     writing: asyncio.Semaphore = field(init=False)
     scoring: asyncio.Semaphore = field(init=False)
     writing_speed: WritingSpeed = field(init=False, default_factory=WritingSpeed)
@@ -61,7 +62,7 @@ class Upstream:
 
 
 class Gate(asyncio.Event):
-    """Set while a text may be written. The time in which it waits is not its server's."""
+    """Set while a text may be written. Waiting time does not count as the server's."""
 
     def __init__(self, upstream: Upstream) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class Gate(asyncio.Event):
         self._upstream = upstream
 
     async def wait(self) -> Literal[True]:
-        """Wait until it is set. If it is not, the text really stops here."""
+        """Wait until the gate is set. If it is not set already, the text pauses here."""
         if self.is_set():
             return True
         self._upstream.on_wait()

@@ -8,7 +8,7 @@ from proxy.core.types import Author, Scoring, Trajectory
 
 @dataclass(slots=True)
 class Usage:
-    """What a trajectory cost, in tokens of the model named and in calls."""
+    """The cost of a trajectory, in calls and in tokens of the model that a field names."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -16,7 +16,7 @@ class Usage:
     student_tokens_discarded: int = 0
     teacher_scored_tokens: int = 0
     teacher_cached_tokens: int | None = 0
-    """None where the teacher's server does not tell."""
+    """None if the teacher's server does not report it."""
     teacher_tokens: int = 0
     teacher_tokens_discarded: int = 0
     student_calls: int = 0
@@ -24,36 +24,36 @@ class Usage:
     correction_calls: int = 0
 
     def count_call(self, author: Author, num_prompt: int) -> None:
-        """An author writes after so many tokens."""
+        """Count a write of an author, after `num_prompt` tokens."""
         if author == "student":
             self.student_calls += 1
         else:
             self.correction_calls += 1
-        if not self.prompt_tokens:  # the first to write writes after the bare prompt
+        if not self.prompt_tokens:  # the first write follows the bare prompt
             self.prompt_tokens = num_prompt
 
     def count_tokens(self, author: Author, num_tokens: int) -> None:
-        """An author wrote so many tokens."""
+        """Count the tokens that an author wrote."""
         if author == "student":
             self.student_tokens += num_tokens
         else:
             self.teacher_tokens += num_tokens
 
     def count_scoring(self, scores: Scores) -> None:
-        """A scoring call was answered."""
+        """Count a scoring call that was answered."""
         self.score_calls += 1
         self.teacher_scored_tokens += scores.num_tokens
         self.count_cached(scores.num_cached_tokens)
 
     def count_cached(self, num_tokens: int | None) -> None:
-        """The teacher's server took so many tokens from its cache, or does not tell."""
+        """Count the tokens from the teacher's cache; None if its server does not report them."""
         if self.teacher_cached_tokens is not None:
             self.teacher_cached_tokens = (
                 None if num_tokens is None else self.teacher_cached_tokens + num_tokens
             )
 
     def conclude(self, trajectory: Trajectory, num_revise: int) -> None:
-        """What of all that is in the output; `num_revise` are the revise token's own."""
+        """Separate the output's tokens from the rest; `num_revise` are the revise token's own."""
         self.student_tokens_discarded = self.student_tokens - trajectory.student_tokens
         self.teacher_tokens_discarded = self.teacher_tokens - trajectory.teacher_tokens
         self.completion_tokens = trajectory.student_tokens + num_revise + trajectory.teacher_tokens
