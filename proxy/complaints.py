@@ -1,4 +1,4 @@
-"""Turns what pydantic refused into one sentence that names the field."""
+"""Turns pydantic's errors into single sentences that name the field."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class Complaint:
 
     @property
     def cause(self) -> object:
-        """The error that a validator of ours raised; None where pydantic itself refused."""
+        """The error that a validator of ours raised; None if pydantic itself refused."""
         return self.context.get("error")
 
     def about(self, field: str) -> str:
-        """The sentence, for a field that goes by that name; "" stands for the input as a whole."""
+        """Describe the fault of the field with that name; "" stands for the input as a whole."""
         match self.kind:
             case "value_error":
                 return f"{field}: {self.cause}" if field else str(self.cause)

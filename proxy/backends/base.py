@@ -19,7 +19,7 @@ class WorkerSlots:
     num_workers: int = 1
 
     def of(self, places: range) -> range:
-        """Return the slots that belong to this process, of those that all processes divide."""
+        """The slots that belong to this process."""
         return places[self.worker :: self.num_workers]
 
 
@@ -107,7 +107,7 @@ class Sampling:
 
     @property
     def seed_31_bits(self) -> int | None:
-        """The seed as servers take it that know no negative and no larger ones."""
+        """The seed for servers that accept neither negative nor larger seeds."""
         return None if self.seed is None else self.seed & 0x7FFFFFFF
 
     @property

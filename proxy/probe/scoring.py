@@ -165,5 +165,5 @@ async def _prefix_cache(subject: Subject, scorer: Scorer) -> Check:
     }
     described = f"{num_cached} of the {num_before} tokens before a step"
     if num_cached == 0:
-        return no(f"{described}: every call computes its whole context anew", **values)
+        return no(f"{described}: every call computes its whole context again", **values)
     return ok(described, **values)

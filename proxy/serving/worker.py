@@ -45,7 +45,7 @@ class Order:
     log_level: int
 
     def line(self) -> bytes:
-        # Not as pydantic's JSON, which has no infinity, a legal time limit.
+        # Not pydantic's JSON, which has no infinity, although that is a legal time limit.
         config, worker_slots = self.config.model_dump(), asdict(self.worker_slots)
         line = json.dumps([config, self.wait_s, worker_slots, str(self.folder), self.log_level])
         return line.encode() + b"\n"

@@ -58,9 +58,9 @@ async def open_upstream(
     wait_s: float = 0.0,
     worker_slots: WorkerSlots = ALL_SLOTS,
 ) -> AsyncIterator[Upstream]:
-    """One of the upstreams that `config` names, running; stopped and closed at the end.
+    """Start one of the upstreams that `config` names; stop and close it at the end.
 
-    `worker_slots` says which of the requests that may be under way there are this process's.
+    `worker_slots` is this process's part of the requests that may be under way there.
 
     Raises the upstream's last `UpstreamError` if it does not answer within `wait_s` seconds.
     """

@@ -271,8 +271,8 @@ class LlamaCpp:
                 if entry["id"] != target:
                     raise ValueError(f"token {target} was forced, {entry['id']} came")
                 return _forced(reply, entry["logprob"], num_top)
-        # A token that ends inside a character comes without its probability. So another token is
-        # forced, and the target looked up among the candidates.
+        # A token that ends inside a character comes without its probability. Another token is
+        # therefore forced, and the target is looked up among the candidates.
         for depth in _SEARCH_DEPTHS:
             reply = await self._decode_one(ids[:position], self._follower, depth, slot, call)
             with self._client.expecting("a forced token"):

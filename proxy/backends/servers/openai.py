@@ -192,7 +192,7 @@ async def _trusted_echo(writer: OpenAI, route: Completions, reader: Reader, call
 
 
 def _written(choice: dict[str, Any]) -> list[tuple[str, float | None]] | None:
-    """The tokens and their log-probabilities, in this route's own shape or in that of chats."""
+    """The tokens and their log-probabilities, in this route's own shape or in the chat route's."""
     found = choice.get("logprobs")
     if not found:
         return None
@@ -204,7 +204,7 @@ def _written(choice: dict[str, Any]) -> list[tuple[str, float | None]] | None:
 def _whole_characters(
     text: str, written: Sequence[tuple[str, float | None]], found: Mapping[str, Any]
 ) -> tuple[list[str], list[tuple[float, ...]]]:
-    """The text in pieces as short as whole characters allow, and their tokens' logarithms."""
+    """Cut the text into the shortest pieces of whole characters; add their log-probabilities."""
     offsets = found.get("text_offset") or None
     numbers = range(min(_MAX_WITHOUT_TEXT, len(written) - 1) + 1)
     alignment = aligned([token for token, _ in written], offsets, text, numbers)

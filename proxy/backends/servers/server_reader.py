@@ -1,4 +1,4 @@
-"""Turns text into tokens by the server's own routes, which vLLM and SGLang have much alike."""
+"""Turns text into tokens by the server's own routes, which vLLM and SGLang have in common."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from proxy.errors import UpstreamRefused
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """How a server's tokenizer cuts: `follower` is the id of `alignment.FOLLOWED_BY`."""
+    """A server's way to cut text: `follower` is the id of `alignment.FOLLOWED_BY`."""
 
     follower: int
     adds_space: bool
-    """It puts a space before every text."""
+    """Whether its tokenizer puts a space before every text."""
 
 
 class ServerReader:
-    """The part of a server's client that reads: a server that is asked for a model by its name."""
+    """Reads for a server's client, if the server is asked for a model by its name."""
 
     _route: ClassVar[str]
-    """Where the server tokenises."""
+    """The server's route for tokenising."""
     _rendering: ClassVar[Mapping[str, Any]] = {}
     """Fields that make the server render messages as for a chat completion."""
 
@@ -50,9 +50,9 @@ class ServerReader:
         *,
         reads: bool = True,
     ) -> Self:
-        """Ask the server for the model's tokenizer, and learn how it cuts.
+        """Ask the server for the model's tokenizer, and learn how it cuts text.
 
-        With `reads` False another reader is used, so it may cut as it likes.
+        With `reads` False a local tokenizer is used, so the server's may cut as it likes.
         """
         cuts = await cls._cuts(client, model)
         if reads and cuts.adds_space:
@@ -81,7 +81,7 @@ class ServerReader:
         return rendered.text or await self._detokenized(rendered.token_ids, call)
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
-        # The server's tokenizer reads control tokens out of any text, and has no switch for it.
+        # The server parses control tokens in any text, and no option turns that off.
         parts = [split_control(as_in_running_text(text)) for text in texts]
         rows = iter(await self._ids_of([part for of_text in parts for part in of_text], call))
         segments: list[Segment] = []

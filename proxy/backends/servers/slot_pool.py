@@ -8,11 +8,11 @@ from proxy.backends.base import ALL_SLOTS, WorkerSlots
 
 
 class SlotPool:
-    """Hands out the server's slots, one request each, a trajectory's last slot first.
+    """Hands out the server's slots, one per request; a trajectory gets its last slot if it can.
 
-    A slot holds the cache of what it decoded last; forced decoding without that cache would
-    compute the whole context anew for every step. Processes that share the server take turns at
-    the slots' numbers: two requests in one slot would wait for each other.
+    A slot caches what it decoded last; without that cache, forced decoding would compute the whole
+    context again for every step. Processes that share the server divide the slots among them,
+    because two requests in one slot would wait for each other.
     """
 
     def __init__(self, num_slots: int, worker_slots: WorkerSlots = ALL_SLOTS) -> None:
@@ -23,7 +23,7 @@ class SlotPool:
 
     @asynccontextmanager
     async def lease(self, session_id: str) -> AsyncIterator[int]:
-        """A slot for the time of one request (or of one run of forced tokens)."""
+        """Lend a slot for one request (or one run of forced tokens)."""
         async with self._free:
             own = (slot for slot, owner in self._idle.items() if owner == session_id)
             slot = next(own, next(iter(self._idle)))

@@ -4,9 +4,9 @@ from typing import Any
 
 
 def cached_tokens(reply: dict[str, Any]) -> int | None:
-    """The number of prompt tokens that came from the cache; None where the server does not say.
+    """The number of prompt tokens that came from the cache; None if the server does not report it.
 
-    vLLM says it with `--enable-prompt-tokens-details` only.
+    vLLM reports it only with `--enable-prompt-tokens-details`.
     """
     details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens")

@@ -1,5 +1,5 @@
-"""Serves all upstream clients: timing, timeouts, retries, and `UpstreamMalformed` for answers of
-the wrong shape.
+"""Gives all upstream clients timing, timeouts, retries, and `UpstreamMalformed` for answers of the
+wrong shape.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ RetryObserver = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds of silence after which a server is taken for unreachable."""
+    """Seconds of silence after which a server counts as unreachable."""
 
     answer_s: float
     """For a whole answer, or for the first event of a stream: both may wait in the server's queue,
@@ -51,11 +51,11 @@ class Calls:
     timeouts: Timeouts = NO_TIMEOUTS
 
     async def retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What `attempt` gives, made again as `retry` says."""
+        """Return the result of `attempt`, which is repeated as `retry` says."""
         return await self.retry.run(attempt, lambda error: self.on_retry(self.upstream, error.code))
 
     async def awaited(self, coming: Awaitable[T], timeout_s: float) -> T:
-        """Return what comes, unless the server is silent for that long."""
+        """Return the result. Raises `UpstreamUnreachable` after `timeout_s` seconds of silence."""
         limit = asyncio.timeout(timeout_s if timeout_s < math.inf else None)
         try:
             async with limit:
@@ -66,7 +66,7 @@ class Calls:
             raise self.timed_out(timeout_s) from error
 
     def timed_out(self, timeout_s: float) -> UpstreamUnreachable:
-        """The error for a server that was silent for that long."""
+        """The error for a server that was silent for `timeout_s` seconds."""
         return UpstreamUnreachable(self.upstream, f"it was silent for {timeout_s:g} s")
 
     def broken_off(self) -> UpstreamUnreachable:
@@ -115,10 +115,10 @@ class _Expecting:
 
 
 class StallTimer:
-    """Limits how long each read of a stream waits, and gives the stream up when one waits longer.
+    """Limits how long each read of a stream waits, and gives up the stream if a read waits longer.
 
-    Use as a context manager around all reads. They share a timer that is set again when it rings:
-    `asyncio.timeout` around each of them costs more than the read.
+    Use as a context manager around all reads. They share a timer that is set again only when it
+    fires: `asyncio.timeout` around each read costs more than the read.
     """
 
     def __init__(self, give_up: Callable[[], None]) -> None:

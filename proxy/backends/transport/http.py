@@ -182,7 +182,7 @@ class UpstreamClient(Calls):
     async def _chunk(
         self, response: aiohttp.ClientResponse, timer: StallTimer, timeout_s: float
     ) -> bytes:
-        """What has come of a stream; nothing at its end."""
+        """The next bytes of a stream; empty at its end."""
         timer.start(timeout_s)
         try:
             return await response.content.readany()
