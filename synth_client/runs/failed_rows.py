@@ -3,9 +3,9 @@
 import orjson
 from pydantic import ValidationError
 
-from synth_client.questions.dataset import BadRow
-from synth_client.errors import OutputError
 from synth_client.asking.errors import SynthesisError
+from synth_client.errors import OutputError
+from synth_client.questions.dataset import BadRow
 from synth_client.questions.question import Unit
 from synth_client.record import Count, Message, Part, faults_of
 

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from synth_client.files.atomic import AtomicFile, output_errors
-from synth_client.questions.dataset import BadRow, Dataset
 from synth_client.errors import InputError, Interrupted, OutputError
+from synth_client.files.atomic import AtomicFile, output_errors
+from synth_client.files.journal import RECORD, Journal
+from synth_client.files.workspace import Workspace
+from synth_client.judging.verifier import Verifier
+from synth_client.questions.dataset import BadRow, Dataset
+from synth_client.questions.question import Synthesis, Unit, units_of
+from synth_client.questions.repeated_ids import RepeatedIds
+from synth_client.record import Record, RecordError
 from synth_client.runs.failed_rows import failed_row, read_failed
 from synth_client.training_data.filters import Kept
-from synth_client.files.journal import RECORD, Journal
-from synth_client.questions.question import Synthesis, Unit, units_of
-from synth_client.record import Record, RecordError
-from synth_client.questions.repeated_ids import RepeatedIds
-from synth_client.judging.verifier import Verifier
-from synth_client.files.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

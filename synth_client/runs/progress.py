@@ -19,10 +19,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from synth_client.files.atomic import output_errors
 from synth_client.asking.errors import SynthesisError
 from synth_client.asking.limiter import wait_for
 from synth_client.asking.pool import Failed, Load, Outcome
+from synth_client.files.atomic import output_errors
 from synth_client.prices import costs_of
 
 _log = logging.getLogger(__name__)

@@ -14,18 +14,18 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from synth_client.asking.client import SynthClient
-from synth_client.errors import InputError, Interrupted, OutputError
-from synth_client.runs.failed_rows import failed_unit, read_failed
-from synth_client.runs.outputs import Totals, write_lines
-from synth_client.files.journal import FAILURE, RECORD, Entry, Journal, open_journal
 from synth_client.asking.limiter import Limiter
 from synth_client.asking.pool import Failed, Outcome, Pool
-from synth_client.runs.progress import Progress, Tally
+from synth_client.errors import InputError, Interrupted, OutputError
+from synth_client.files.journal import FAILURE, RECORD, Entry, Journal, open_journal
+from synth_client.files.record_file import read_records
+from synth_client.files.workspace import Manifest, Workspace, open_workspace
 from synth_client.questions.question import ScoringUnit, Synthesis, Unit, scoring_unit
 from synth_client.record import Record, TokenLogprobs, faults_of
-from synth_client.files.record_file import read_records
+from synth_client.runs.failed_rows import failed_unit, read_failed
+from synth_client.runs.outputs import Totals, write_lines
+from synth_client.runs.progress import Progress, Tally
 from synth_client.runs.session import beside, signals
-from synth_client.files.workspace import Manifest, Workspace, open_workspace
 
 _log = logging.getLogger(__name__)
 

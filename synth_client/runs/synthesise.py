@@ -13,24 +13,24 @@ import orjson
 from pydantic import JsonValue
 from rich.console import Console
 
-from synth_client.cluster.actors import WorkerSettings
 from synth_client.asking.client import SynthClient
-from synth_client.questions.dataset import BadRow, Dataset
-from synth_client.errors import ClientError, Interrupted, RunAborted
-from synth_client.runs.failed_rows import failed_unit
-from synth_client.training_data.filters import Filters
-from synth_client.runs.outputs import Totals, work_of, write_final
-from synth_client.cluster.executor import Cluster, Fleet
-from synth_client.files.journal import FAILURE, RECORD, Entry, Journal, open_journal
 from synth_client.asking.limiter import Limiter
 from synth_client.asking.pool import Failed, Load, Outcome, Pool
-from synth_client.runs.progress import Progress, Tally
+from synth_client.cluster.actors import WorkerSettings
+from synth_client.cluster.executor import Cluster, Fleet
+from synth_client.errors import ClientError, Interrupted, RunAborted
+from synth_client.files.journal import FAILURE, RECORD, Entry, Journal, open_journal
+from synth_client.files.workspace import Manifest, Workspace, open_workspace
+from synth_client.judging.verifier import Limits, Program, Verifier
+from synth_client.questions.dataset import BadRow, Dataset
 from synth_client.questions.question import Synthesis, Unit
 from synth_client.record import Record
+from synth_client.runs.failed_rows import failed_unit
+from synth_client.runs.outputs import Totals, work_of, write_final
+from synth_client.runs.progress import Progress, Tally
 from synth_client.runs.session import beside, signals
+from synth_client.training_data.filters import Filters
 from synth_client.training_data.rewrite import filter_records
-from synth_client.judging.verifier import Limits, Program, Verifier
-from synth_client.files.workspace import Manifest, Workspace, open_workspace
 
 _log = logging.getLogger(__name__)
 
