@@ -80,7 +80,7 @@ def main() -> None:
     ends = trainer.generation_config.eos_token_id
     known = ends if isinstance(ends, list) else [] if ends is None else [ends]
     trainer.generation_config.eos_token_id = sorted({*known, tokenizer.eos_token_id})
-    trainer.training.train(resume_from_checkpoint=settings.get("resume_from_checkpoint"))
+    trainer.train(resume_from_checkpoint=settings.get("resume_from_checkpoint"))
     trainer.save_model()
 
 
