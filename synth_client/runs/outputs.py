@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from synth_client.errors import InputError, Interrupted, OutputError
+from synth_client.errors import InputError, OutputError
 from synth_client.files.atomic import AtomicFile, output_errors
 from synth_client.files.journal import RECORD, Journal
 from synth_client.files.workspace import Workspace
 from synth_client.judging.verifier import Verifier
-from synth_client.questions.dataset import BadRow, Dataset
-from synth_client.questions.question import Synthesis, Unit, units_of
+from synth_client.questions.dataset import BadRow
+from synth_client.questions.question import Unit
 from synth_client.questions.repeated_ids import RepeatedIds
 from synth_client.record import Record, RecordError
 from synth_client.runs.failed_rows import failed_row, read_failed
@@ -28,34 +28,25 @@ class Totals:
     kept: Kept = field(default_factory=Kept)
 
 
-def work_of(dataset: Dataset, synthesis: Synthesis, num_samples: int) -> Iterator[Unit | BadRow]:
-    """All units of the run in order, and the rows that cannot be asked in their places."""
-    for row in dataset.rows():
-        if isinstance(row, BadRow):
-            yield row
-        else:
-            yield from units_of(row, synthesis, num_samples)
-
-
 def write_final(
     work: Iterator[Unit | BadRow],
     journal: Journal,
     workspace: Workspace,
     verifier: Verifier,
     *,
-    should_stop: Callable[[], bool],
+    stop_if_asked: Callable[[], None],
 ) -> Totals:
-    """Write both files aside and put them in place; without failures there is no second file.
+    """Put both files in place at once; without failures there is no second file.
 
-    One unit is held at a time. Raises `InputError` where the journal lacks a unit, `Interrupted`
-    when `should_stop` says so, `OutputError`; then the files that were there stay.
+    One unit is held at a time. Raises `InputError` where the journal lacks a unit, `OutputError`,
+    and what `stop_if_asked` raises, which is called before each unit; then the files that were
+    there stay.
     """
     with output_errors(workspace.output), RepeatedIds() as ids:
 
         def lines() -> Iterator[tuple[bytes, bool]]:
             for item in work:
-                if should_stop():
-                    raise Interrupted("stopped while the final files were written")
+                stop_if_asked()
                 if isinstance(item, BadRow):
                     yield failed_row(item).to_json_line(), False
                 else:
@@ -86,20 +77,31 @@ def write_lines(workspace: Workspace, lines: Iterable[tuple[bytes, bool]]) -> To
     return Totals(num_records, num_failed)
 
 
-def _line(unit: Unit, journal: Journal, verifier: Verifier) -> tuple[bytes, bool]:
-    """What is written of a unit, and whether it is a record.
+def journalled(unit: Unit, journal: Journal, kind: str) -> tuple[bytes, bool]:
+    """Return a unit's JSON and True, or the line of its failure and False.
 
-    A record that was judged against another answer or by another rule is judged again.
+    Raises `InputError` where the journal lacks the unit, which it names as a `kind`.
     """
     place = journal.get(unit.key)
     if place is None:
         raise InputError(
-            f"question {unit.question.id} came into the input while the run was going on;"
-            " run the same command again"
+            f"{kind} {unit.question.id} was added to the input during the run; run the same"
+            " command again"
         )
     content = journal.read(place)
     if place.kind != RECORD:
         return read_failed(content, unit).to_json_line(), False
+    return content, True
+
+
+def _line(unit: Unit, journal: Journal, verifier: Verifier) -> tuple[bytes, bool]:
+    """The line of a unit, and whether it is a record.
+
+    A record that was judged against another answer or by another rule is judged again.
+    """
+    content, is_record = journalled(unit, journal, "question")
+    if not is_record:
+        return content, False
     fields = orjson.loads(content)
     question = unit.question
     verification = fields.get("verification")

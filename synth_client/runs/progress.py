@@ -93,6 +93,8 @@ class Tally:
     """Counts of one session. `prices` are per million tokens, by what they are for."""
 
     prices: Mapping[str, float] = field(default_factory=dict)
+    counts_trajectories: bool = True
+    """False where records are only scored: others wrote them and paid for their tokens."""
     total: int | None = None
     num_kept: int = 0
     """Units that were done before, or are done under another's key."""
@@ -110,6 +112,8 @@ class Tally:
             self.num_failed += 1
             return
         self.num_done += 1
+        if not self.counts_trajectories:
+            return
         if record.bifurcation is not None:
             self.num_breached += 1
             self.sum_bifurcation += record.bifurcation

@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import orjson
 from pydantic import JsonValue
@@ -15,20 +14,19 @@ from rich.console import Console
 
 from synth_client.asking.client import SynthClient
 from synth_client.asking.limiter import Limiter
-from synth_client.asking.pool import Failed, Load, Outcome, Pool
+from synth_client.asking.pool import Pool
 from synth_client.cluster.actors import WorkerSettings
 from synth_client.cluster.executor import Cluster, Fleet
-from synth_client.errors import ClientError, Interrupted, RunAborted
-from synth_client.files.journal import FAILURE, RECORD, Entry, Journal, open_journal
+from synth_client.errors import RunAborted
+from synth_client.files.journal import Journal
 from synth_client.files.workspace import Manifest, Workspace, open_workspace
 from synth_client.judging.verifier import Limits, Program, Verifier
 from synth_client.questions.dataset import BadRow, Dataset
-from synth_client.questions.question import Synthesis, Unit
+from synth_client.questions.question import Synthesis, Unit, units_of
 from synth_client.record import Record
-from synth_client.runs.failed_rows import failed_unit
-from synth_client.runs.outputs import Totals, work_of, write_final
-from synth_client.runs.progress import Progress, Tally
-from synth_client.runs.session import beside, signals
+from synth_client.runs.outputs import Totals, write_final
+from synth_client.runs.progress import Tally
+from synth_client.runs.session import Executor, Session, run_session
 from synth_client.training_data.filters import Filters
 from synth_client.training_data.rewrite import filter_records
 
@@ -90,7 +88,10 @@ async def synthesise(run: Run, console: Console) -> Totals:
     with open_workspace(run.output, run.manifest(), fresh=run.fresh) as workspace:
         with Verifier(run.verify, limits=run.verify_limits) as verifier:
             await asyncio.to_thread(verifier.start)
-            totals = await _in_session(run, workspace, verifier, console)
+            totals = await run_session(
+                workspace,
+                lambda journal: SynthesisSession(run, journal, workspace, verifier, console),
+            )
         return await asyncio.to_thread(_filtered, workspace, run.filters, totals)
 
 
@@ -103,107 +104,59 @@ def _filtered(workspace: Workspace, filters: Filters, totals: Totals) -> Totals:
     return replace(totals, num_records=kept.num_kept, kept=kept)
 
 
-async def _in_session(
-    run: Run, workspace: Workspace, verifier: Verifier, console: Console
-) -> Totals:
-    session: _Session | None = None
-    try:
-        async with open_journal(workspace.journal) as journal:
-            session = _Session(run, journal, verifier)
-            with signals(session.on_signal):
-                return await session.run(workspace, console)
-    except Interrupted:
-        raise
-    except ClientError:
-        if session is not None:
-            session.tell_what_stays()
-        raise
+class SynthesisSession(Session):
+    """Asks every row of a dataset for its samples and judges the answers."""
 
-
-class Executor(Protocol):
-    """What works units off; see `Pool` and `Fleet`."""
-
-    @property
-    def load(self) -> Load: ...
-
-    def drain(self) -> None: ...
-
-    async def run(
-        self, units: Iterator[Unit], deliver: Callable[[Outcome], Awaitable[None]]
-    ) -> None: ...
-
-
-class _Session:
-    """From the opening of the journal to its end."""
-
-    def __init__(self, run: Run, journal: Journal, verifier: Verifier) -> None:
-        self._run, self._journal, self._verifier = run, journal, verifier
-        self._tally = Tally(prices=run.prices)
-        self._taken: set[bytes] = set()
-        """Keys of units that the pool has and the journal has not."""
+    def __init__(
+        self,
+        run: Run,
+        journal: Journal,
+        workspace: Workspace,
+        verifier: Verifier,
+        console: Console,
+    ) -> None:
+        super().__init__(
+            journal, Tally(prices=run.prices), console, progress_file=run.progress_file
+        )
+        self._run, self._workspace, self._verifier = run, workspace, verifier
         self._setting: dict[str, JsonValue] | None = None
-        self._num_bad_rows = self._num_signals = 0
-        self._task = asyncio.current_task()
-        self._executor: Executor | None = None
+        self._num_bad_rows = 0
 
-    def on_signal(self) -> None:
-        self._num_signals += 1
-        if self._num_signals == 1:
-            executor = self._executor
-            num_active = 0 if executor is None else executor.load.num_active
-            _log.warning("finishing the %d under way; signal again to stop at once", num_active)
-            if executor is not None:
-                executor.drain()
-        elif self._task is not None:
-            self._task.cancel()
+    def _units(self) -> Iterator[Unit]:
+        for item in self._units_and_bad_rows():
+            if isinstance(item, BadRow):
+                self._warn(item)
+                self._tally.num_failed += self._run.num_samples
+            else:
+                yield item
 
-    async def run(self, workspace: Workspace, console: Console) -> Totals:
-        try:
-            # In a thread: a long journal's units are read past before the first that is not done.
-            left = self._left()
-            first = await asyncio.to_thread(next, left, None)
-            if first is not None:
-                await self._ask_all(chain([first], left), workspace, console)
-            return await asyncio.to_thread(
-                write_final,
-                self._work(),
-                self._journal,
-                workspace,
-                self._verifier,
-                should_stop=lambda: self._num_signals > 0,
-            )
-        except asyncio.CancelledError as error:
-            if self._num_signals < 2:
-                raise
-            raise Interrupted(f"stopped at once; {self._how_to_go_on()}") from error
-
-    async def _ask_all(self, units: Iterator[Unit], workspace: Workspace, console: Console) -> None:
+    def _units_and_bad_rows(self) -> Iterator[Unit | BadRow]:
+        """All units in order, and in their places the rows that cannot be asked."""
         run = self._run
-        client = SynthClient(
+        for row in run.dataset.rows():
+            if isinstance(row, BadRow):
+                yield row
+            else:
+                yield from units_of(row, run.synthesis, run.num_samples)
+
+    def _warn(self, row: BadRow) -> None:
+        self._num_bad_rows += 1
+        if self._num_bad_rows <= _MAX_WARNINGS:
+            _log.warning("%s, %s: %s", self._run.dataset.source, row.place, row.fault)
+        if self._num_bad_rows == _MAX_WARNINGS:
+            _log.warning("the file of failed rows lists all further bad rows")
+
+    def _count_units(self) -> int | None:
+        num_rows = self._run.dataset.count()
+        return None if num_rows is None else num_rows * self._run.num_samples
+
+    def _client(self) -> SynthClient:
+        run = self._run
+        return SynthClient(
             run.base_urls, run.synthesis, api_key=run.api_key, max_connections=run.concurrency
         )
-        async with client:
-            await client.check()
-            self._executor = executor = self._executor_of(client, workspace)
-            if self._num_signals:
-                executor.drain()
-            progress = Progress(
-                self._tally, lambda: executor.load, console=console, file=run.progress_file
-            )
-            await beside(
-                [progress.run(), self._count_rows()],
-                executor.run(units, self._deliver),
-                progress.stop,
-            )
-        if self._num_signals:
-            raise Interrupted(f"stopped; {self._how_to_go_on()}")
 
-    def tell_what_stays(self) -> None:
-        """For a run that came to an end with an error of its own."""
-        if self._tally.num_done:
-            _log.info("%s", self._how_to_go_on())
-
-    def _executor_of(self, client: SynthClient, workspace: Workspace) -> "Executor":
+    def _executor_of(self, client: SynthClient) -> Executor:
         run = self._run
         if run.cluster is None:
             limiter = Limiter(run.min_concurrency, run.concurrency)
@@ -213,65 +166,34 @@ class _Session:
                 num_workers=run.concurrency,
                 on_error=self._tally.add_error,
             )
-        asking = WorkerSettings(
+        settings = WorkerSettings(
             base_urls=run.base_urls,
             synthesis=run.synthesis,
             api_key=run.api_key,
             concurrency=run.concurrency,
             min_concurrency=run.min_concurrency,
         )
-        return Fleet(run.cluster, asking, workspace.units, on_error=self._tally.add_error)
+        return Fleet(run.cluster, settings, self._workspace.units, on_error=self._tally.add_error)
 
-    def _how_to_go_on(self) -> str:
-        done = self._tally.num_kept + self._tally.num_done
-        are_done = "1 trajectory is done" if done == 1 else f"{done:,} trajectories are done"
-        return f"{are_done}, and the same command goes on"
+    async def _content_of(self, record: Record) -> bytes:
+        self._check_setting(record)
+        verified = await self._verifier.verified(record)
+        return verified.to_json_line().rstrip(b"\n")
 
-    def _work(self) -> Iterator[Unit | BadRow]:
-        return work_of(self._run.dataset, self._run.synthesis, self._run.num_samples)
+    def _write_final(self) -> Totals:
+        return write_final(
+            self._units_and_bad_rows(),
+            self._journal,
+            self._workspace,
+            self._verifier,
+            stop_if_asked=self._stop_if_asked,
+        )
 
-    def _left(self) -> Iterator[Unit]:
-        """The units that are neither done nor under way."""
-        for item in self._work():
-            if self._num_signals:
-                return
-            if isinstance(item, BadRow):
-                self._warn(item)
-                self._tally.num_failed += self._run.num_samples
-            elif item.key in self._taken or self._journal.get(item.key) is not None:
-                self._tally.num_kept += 1
-            else:
-                self._taken.add(item.key)
-                yield item
-
-    def _warn(self, row: BadRow) -> None:
-        self._num_bad_rows += 1
-        if self._num_bad_rows <= _MAX_WARNINGS:
-            _log.warning("%s, %s: %s", self._run.dataset.source, row.place, row.fault)
-        if self._num_bad_rows == _MAX_WARNINGS:
-            _log.warning("further bad rows are only told in the file of failed rows")
-
-    async def _count_rows(self) -> None:
-        num_rows = await asyncio.to_thread(self._run.dataset.count)
-        self._tally.total = None if num_rows is None else num_rows * self._run.num_samples
-
-    async def _deliver(self, outcome: Outcome) -> None:
-        unit, result = outcome.unit, outcome.result
-        if unit.key not in self._taken:
-            return  # done again after its worker was lost
-        if isinstance(result, Failed):
-            failed = failed_unit(unit, result.error, result.attempts)
-            entry = Entry(unit.key, FAILURE, failed.to_json_line().rstrip(b"\n"))
-        else:
-            self._check_setting(result)
-            record = await self._verifier.verified(result)
-            entry = Entry(unit.key, RECORD, record.to_json_line().rstrip(b"\n"))
-        await self._journal.append(entry)
-        self._taken.discard(unit.key)
-        self._tally.add(outcome)
+    def _describe_done(self, num_done: int) -> str:
+        return "1 trajectory is done" if num_done == 1 else f"{num_done:,} trajectories are done"
 
     def _check_setting(self, record: Record) -> None:
-        """What the proxy adds of its own must stay the same, or the records would not match."""
+        """Raise `RunAborted` if the proxy's own settings differ from those of earlier records."""
         if self._run.synthesis.plain:
             return
         here = _setting(record.model_dump(include={"method", "scoring", "params", "models"}))

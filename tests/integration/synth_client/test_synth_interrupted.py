@@ -69,7 +69,7 @@ async def test_the_first_signal_lets_what_is_under_way_finish(
     server.released.set()
     _, err = await process.communicate()
     assert process.returncode == 1
-    assert b"4 trajectories are done, and the same command goes on" in err
+    assert b"4 trajectories are done; run the same command again to resume" in err
     assert server.num_requests == 4
     assert not output.exists()
     await run(server, source, output)
@@ -106,7 +106,7 @@ async def test_a_full_disk_is_told_and_costs_nothing_that_was_done(
     assert said == f"motab: {tmp_path / 'out.journal' / 'journal'}: File too large"
     journal = (tmp_path / "out.journal" / "journal").read_bytes()
     kept = journal.count(b"\n")
-    assert told.endswith(f"INFO {kept} trajectories are done, and the same command goes on")
+    assert told.endswith(f"INFO {kept} trajectories are done; run the same command again to resume")
     assert kept > 5
     assert journal.endswith(b"\n")
     asked = server.num_requests
