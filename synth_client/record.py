@@ -22,14 +22,11 @@ from pydantic import (
     model_validator,
 )
 
+from proxy.core.types import Author, FinishReason, Role, Scoring
+from synth_client.complaints import complaints_of
 from synth_client.errors import InputError
 
-Author = Literal["student", "teacher"]
-Role = Literal["student", "flawed", "revise", "teacher"]
-FinishReason = Literal["stop", "length"]
 Verdict = Literal["safe", "unsafe", "breach", "unscored"]
-Scoring = Literal["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "judge_sample"]
-"""The ways to obtain the teacher's values: the judges give marks, the others probabilities."""
 
 ROLE_LABELS: Final[Mapping[Role, str]] = {
     "student": "student, safe",
@@ -40,8 +37,6 @@ ROLE_LABELS: Final[Mapping[Role, str]] = {
 
 Count = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
-_NUM_FAULTS_SHOWN = 3
 
 
 class RecordError(InputError):
@@ -329,16 +324,4 @@ class Record(Part):
         try:
             return cls.model_validate_json(line)
         except ValidationError as error:
-            raise RecordError(faults_of(error)) from error
-
-
-def faults_of(error: ValidationError) -> str:
-    """Return the first few faults in one line, each with its field's path, without the input."""
-    faults = []
-    for detail in error.errors(include_url=False, include_context=False, include_input=False):
-        field = ".".join(str(key) for key in detail["loc"])
-        fault = detail["msg"].removeprefix("Value error, ")
-        faults.append(f"{field}: {fault}" if field else fault)
-    num_hidden = len(faults) - _NUM_FAULTS_SHOWN
-    shown = "; ".join(faults[:_NUM_FAULTS_SHOWN])
-    return f"{shown}; and {num_hidden} more" if num_hidden > 0 else shown
+            raise RecordError(complaints_of(error)) from error

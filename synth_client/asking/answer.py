@@ -6,20 +6,19 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from proxy.core.types import FinishReason, Scoring
 from synth_client.asking.errors import REASONING_APART, SynthesisError
+from synth_client.complaints import complaints_of
 from synth_client.questions.question import Question
 from synth_client.record import (
     Count,
-    FinishReason,
     Models,
     MotabUsage,
     Record,
-    Scoring,
     Span,
     StepRecord,
     TokenLogprobs,
     Usage,
-    faults_of,
 )
 
 PLAIN_METHOD: Final = "plain"
@@ -156,7 +155,7 @@ def is_json(content: bytes) -> bool:
 
 
 def _malformed_as(error: ValidationError, content: bytes) -> SynthesisError:
-    fault = faults_of(error)
+    fault = complaints_of(error)
     return _malformed(fault if is_json(content) else f"{fault}: '{excerpt_of(content)}'")
 
 

@@ -15,9 +15,9 @@ import orjson
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError, RunMismatch
 from synth_client.files.atomic import output_errors, sync_folder, write_whole
-from synth_client.record import faults_of
 
 _MANIFEST: Final = "manifest.json"
 _JOURNAL: Final = "journal"
@@ -125,7 +125,7 @@ def _read(path: Path) -> Manifest:
         with output_errors(path):
             return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise OutputError(f"{path}: not a manifest: {faults_of(error)}") from error
+        raise OutputError(f"{path}: not a manifest: {complaints_of(error)}") from error
 
 
 def _differences(there: Mapping[str, JsonValue], here: Mapping[str, JsonValue]) -> str:

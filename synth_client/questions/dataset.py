@@ -12,10 +12,11 @@ from typing import Any, Final
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from synth_client.complaints import complaints_of
 from synth_client.errors import InputError
 from synth_client.questions.parquet_and_hub import read_hub, read_parquet
 from synth_client.questions.question import Question
-from synth_client.record import Message, faults_of
+from synth_client.record import Message
 
 QUESTION_COLUMNS: Final = ("question", "problem", "prompt", "instruction", "input")
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
@@ -154,7 +155,7 @@ def _messages(columns: Mapping[str, Any]) -> tuple[Message, ...]:
         content = value if isinstance(value, str | bytes) else orjson.dumps(value)
         messages = _MESSAGES.validate_json(content)
     except ValidationError as error:
-        raise ValueError(f"messages: {faults_of(error)}") from error
+        raise ValueError(f"messages: {complaints_of(error)}") from error
     except TypeError as error:
         raise ValueError(f"messages: {error}") from error
     if not messages:

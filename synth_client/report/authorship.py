@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from synth_client.record import Author, Record
+from proxy.core.types import Author
+from synth_client.record import Record
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from synth_client.record import ROLE_LABELS, Record, Role
+from proxy.core.types import Role
+from synth_client.record import ROLE_LABELS, Record
 
 ROLE_STYLES: Final[Mapping[Role, str]] = {
     "student": "green",

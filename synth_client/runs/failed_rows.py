@@ -4,10 +4,11 @@ import orjson
 from pydantic import ValidationError
 
 from synth_client.asking.errors import SynthesisError
+from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError
 from synth_client.questions.dataset import BadRow
 from synth_client.questions.question import Unit
-from synth_client.record import Count, Message, Part, faults_of
+from synth_client.record import Count, Message, Part
 
 BAD_ROW = "bad_row"
 
@@ -81,6 +82,6 @@ def read_failed(content: bytes, unit: Unit) -> FailedRow:
     try:
         failed = FailedRow.model_validate_json(content)
     except ValidationError as error:
-        raise OutputError(f"the journal holds no failure: {faults_of(error)}") from error
+        raise OutputError(f"the journal holds no failure: {complaints_of(error)}") from error
     update = {"id": unit.question.id, "answer": unit.question.answer}
     return failed.model_copy(update=update)

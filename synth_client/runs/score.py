@@ -13,12 +13,13 @@ from rich.console import Console
 from synth_client.asking.client import SynthClient
 from synth_client.asking.limiter import Limiter
 from synth_client.asking.pool import Pool
+from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError
 from synth_client.files.journal import Journal
 from synth_client.files.record_file import read_records
 from synth_client.files.workspace import Manifest, Workspace, open_workspace
 from synth_client.questions.question import ScoringUnit, Synthesis, Unit, scoring_unit
-from synth_client.record import Record, TokenLogprobs, faults_of
+from synth_client.record import Record, TokenLogprobs
 from synth_client.runs.outputs import Totals, journalled, write_lines
 from synth_client.runs.progress import Tally
 from synth_client.runs.session import Session, run_session
@@ -109,7 +110,7 @@ class ScoringSession(Session):
         try:
             logprobs = TokenLogprobs.model_validate_json(content)
         except ValidationError as error:
-            raise OutputError(f"the journal holds no scores: {faults_of(error)}") from error
+            raise OutputError(f"the journal holds no scores: {complaints_of(error)}") from error
         return unit.record.model_copy(update={"token_logprobs": logprobs}).to_json_line(), True
 
     def _describe_done(self, num_done: int) -> str:

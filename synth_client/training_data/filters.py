@@ -15,9 +15,10 @@ from typing import Final, Literal, get_args
 
 import orjson
 
+from proxy.core.types import Role
 from synth_client.errors import InputError
 from synth_client.files.spill_table import SpillTable
-from synth_client.record import Record, Role
+from synth_client.record import Record
 
 Keep = Literal["first", "shortest", "best"]
 Records = Callable[[], Iterator[Record]]

@@ -7,7 +7,8 @@ from typing import Final, Literal
 
 from proxy.core.params import Params
 from proxy.core.segmenter import split_steps
-from synth_client.record import Record, Role, Span
+from proxy.core.types import Role
+from synth_client.record import Record, Span
 
 Mask = Literal["all", "correction", "unflawed"]
 _LEARNED: Final[Mapping[Mask, frozenset[Role]]] = {

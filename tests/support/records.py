@@ -6,7 +6,8 @@ from typing import Any
 
 import orjson
 
-from synth_client.record import Record, Role
+from proxy.core.types import Role
+from synth_client.record import Record
 
 SAFE = ("Tom has 12 bags [of apples].\n\n", "Each bag holds 3 apples.\n\n")
 

@@ -25,11 +25,19 @@ from tests.support.paths import ROOT
 _CORE = frozenset({"proxy.core"})
 _PROXY_GROUND = frozenset({"proxy.core", "proxy.errors", "proxy.options", "proxy.config"})
 _WIRE = frozenset({"proxy.core", "proxy.errors", "proxy.backends.base"})
-_CLIENT_GROUND = frozenset({"synth_client.errors", "synth_client.record", "synth_client.files"})
+_CLIENT_GROUND = frozenset(
+    {
+        "synth_client.complaints",
+        "synth_client.errors",
+        "synth_client.record",
+        "synth_client.files",
+    }
+)
 _TRAINER_GROUND = frozenset({"trainer.errors", "trainer.environments"})
 _CLIENT = frozenset(
     {
         "synth_client",
+        "synth_client.complaints",
         "synth_client.errors",
         "synth_client.record",
         "synth_client.prices",
@@ -94,13 +102,14 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.serving": _PROXY_GROUND | {"proxy.api", "proxy.backends.base", "proxy.wiring"},
     # The client speaks HTTP to the proxy; it shares the algorithm's rules, which are pure.
     "synth_client": frozenset(),
+    "synth_client.complaints": frozenset(),
     "synth_client.errors": frozenset(),
     "synth_client.prices": frozenset(),
-    "synth_client.record": _CORE | {"synth_client.errors"},
+    "synth_client.record": _CORE | {"synth_client.complaints", "synth_client.errors"},
     "synth_client.files": _CLIENT_GROUND,
     "synth_client.questions": _CLIENT_GROUND,
     "synth_client.judging": _CLIENT_GROUND,
-    "synth_client.asking": _CLIENT_GROUND | {"synth_client.questions"},
+    "synth_client.asking": _CLIENT_GROUND | _CORE | {"synth_client.questions"},
     "synth_client.cluster": _CLIENT_GROUND | {"synth_client.questions", "synth_client.asking"},
     "synth_client.training_data": _CLIENT_GROUND
     | _CORE

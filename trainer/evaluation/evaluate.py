@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from synth_client.asking.answer import EMPTY_OUTPUT
+from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError
 from synth_client.files.atomic import output_errors, write_whole
 from synth_client.files.record_file import read_records
 from synth_client.files.workspace import Workspace
 from synth_client.judging.verifier import name_of
-from synth_client.record import Record, faults_of
+from synth_client.record import Record
 from synth_client.runs.failed_rows import FailedRow
 from synth_client.runs.synthesise import Run, synthesise
 from trainer.evaluation.benchmark import Benchmark, Problem
@@ -151,4 +152,4 @@ def _failed_rows(path: Path) -> Iterator[FailedRow]:
             try:
                 yield FailedRow.model_validate_json(line)
             except ValidationError as error:
-                raise OutputError(f"{path}, line {number}: {faults_of(error)}") from error
+                raise OutputError(f"{path}, line {number}: {complaints_of(error)}") from error

@@ -1,16 +1,17 @@
 """Reads and checks a recipe in YAML. Unknown keys are errors; defaults are the paper's values."""
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from synth_client.complaints import complaints_of
 from synth_client.training_data.masks import Mask
 from trainer.environments import Trainer
 from trainer.errors import RecipeError
 
-_TAGS: Final = {"data", "loss", "hardware"}
+_UNIONS: Final = {"data", "loss", "hardware"}
 
 
 class _Section(BaseModel):
@@ -279,30 +280,5 @@ def load_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_sentence(error)}") from error
-
-
-def _sentence(error: ValidationError) -> str:
-    """Describe one fault, with its key; a misspelt key comes before a missing one."""
-    complaints: list[Any] = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    first = complaints[0]
-    loc = [str(part) for part in first["loc"]]
-    if len(loc) > 2 and loc[0] in _TAGS:
-        del loc[1]  # a discriminated union puts the kind there
-    where, kind, message = ".".join(loc), first["type"], str(first["msg"])
-    others = error.error_count() - 1
-    more = f" (and {others} more)" if others else ""
-    if kind == "extra_forbidden":
-        return f"{where} is not a known field{more}"
-    if kind == "missing":
-        return f"{where} is missing{more}"
-    if kind == "union_tag_not_found":
-        return f"{where}.kind is missing{more}"
-    if kind == "union_tag_invalid":
-        context = first["ctx"]
-        return f"{where}.kind: must be {context['expected_tags']}, not '{context['tag']}'{more}"
-    if kind == "value_error":
-        message = message.removeprefix("Value error, ")
-    else:
-        message = f"{message[:1].lower()}{message[1:]}"
-    return f"{where}: {message}{more}" if where else f"{message}{more}"
+        complaint = complaints_of(error, most=1, unions=_UNIONS)
+        raise RecipeError(f"{path}: {complaint}") from error

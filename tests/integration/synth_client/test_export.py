@@ -196,7 +196,7 @@ def test_a_line_that_is_no_record_leaves_what_was_there(tmp_path: Path) -> None:
     with (tmp_path / "records.jsonl").open("ab") as file:
         file.write(b"{}\n")
     before = (output / "train.jsonl").read_bytes()
-    with pytest.raises(InputError, match=r"records\.jsonl, line 4: id: Field required"):
+    with pytest.raises(InputError, match=r"records\.jsonl, line 4: id is missing"):
         run(tmp_path, "messages", overwrite=True)
     assert (output / "train.jsonl").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "records.jsonl"]

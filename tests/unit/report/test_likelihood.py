@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from synth_client.record import ModelLogprobs, Role
+from proxy.core.types import Role
+from synth_client.record import ModelLogprobs
 from synth_client.report.authorship import TextKind, handover_of, passages_of
 from synth_client.report.likelihood import (
     BIN_WIDTHS,

@@ -79,7 +79,7 @@ def test_a_broken_line_is_named(command: str, records: Path, tmp_path: Path) -> 
         file.write(b"{}\n")
     error = error_of(command, records, "--output", tmp_path / "page.html")
     assert isinstance(error, InputError)
-    assert str(error).startswith(f"{records}, line 3: id: Field required")
+    assert str(error).startswith(f"{records}, line 3: id is missing")
     assert not (tmp_path / "page.html").exists()
 
 

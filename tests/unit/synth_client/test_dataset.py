@@ -126,8 +126,8 @@ def test_messages_come_before_all(tmp_path: Path) -> None:
         ({"question": " \n"}, "question is not a text, or is empty"),
         ({"question": 3}, "question is not a text, or is empty"),
         ({"messages": []}, "messages is empty"),
-        ({"messages": "hello"}, "messages: Invalid JSON"),
-        ({"messages": [{"role": "user"}]}, "messages: 0.content: Field required"),
+        ({"messages": "hello"}, "messages: invalid JSON"),
+        ({"messages": [{"role": "user"}]}, "messages: 0.content is missing"),
         (
             {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
             "messages ends with an assistant message",
