@@ -6,7 +6,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from synth_client.cli.shared import FILTER_HELP, RULE_HELP, say_dropped
+from synth_client.cli.shared import (
+    RULE_HELP,
+    FilterTexts,
+    JudgingSeconds,
+    RecordsPath,
+    say_dropped,
+)
 from synth_client.judging.rules import MATH
 from synth_client.judging.verifier import Limits, Verifier
 from synth_client.training_data.export import Export, Format, check_mask, export
@@ -14,23 +20,19 @@ from synth_client.training_data.filters import Filters, known_filters
 from synth_client.training_data.masks import Mask
 from synth_client.training_data.rewrite import Verdicts, filter_records, verify_records
 
-_Records = Annotated[
-    Path, typer.Argument(metavar="RECORDS", help="The records, as JSON lines.", show_default=False)
-]
-_Filters = Annotated[list[str] | None, typer.Option("--filter", help=FILTER_HELP)]
-
 
 def verify_command(
     *,
-    records: _Records,
-    output: Annotated[Path, typer.Option(help="The records as they are judged now.")],
+    records: RecordsPath,
+    output: Annotated[Path, typer.Option(help="The same records, judged again.")],
     rule: Annotated[str, typer.Option(help=RULE_HELP)] = MATH,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one answer.")] = 10.0,
+    timeout: JudgingSeconds = 10.0,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes.", show_default="one a processor")
+        int | None,
+        typer.Option(min=1, help="The number of processes.", show_default="one a processor"),
     ] = None,
 ) -> None:
-    """Judge the answers of records again. RECORDS and the output may be the same file."""
+    """Judge the answers of records again. The output may be the file RECORDS itself."""
     with (
         Console(stderr=True).status(f"Verifying {records} ..."),
         Verifier(rule, limits=Limits(seconds=timeout), num_workers=workers) as verifier,
@@ -42,14 +44,16 @@ def verify_command(
 
 def filter_command(
     *,
-    records: _Records,
+    records: RecordsPath,
     output: Annotated[Path, typer.Option(help="The records that pass.")],
-    filters: _Filters = None,
-    dropped: Annotated[Path | None, typer.Option(help="The records that do not.")] = None,
+    filters: FilterTexts = None,
+    dropped: Annotated[
+        Path | None, typer.Option(help="The records that do not pass. Default: discarded.")
+    ] = None,
 ) -> None:
-    """Keep the records that pass all filters. RECORDS and the output may be the same file."""
+    """Keep the records that pass all filters. The output may be the file RECORDS itself."""
     if not filters:
-        raise typer.BadParameter(f"wanted is at least one --filter: {known_filters()}")
+        raise typer.BadParameter(f"give at least one --filter: {known_filters()}")
     if dropped is not None and dropped.resolve() == output.resolve():
         raise typer.BadParameter("--dropped and --output are the same file")
     kept = filter_records(records, output, dropped, Filters(filters))
@@ -59,18 +63,18 @@ def filter_command(
 
 def export_command(
     *,
-    records: _Records,
+    records: RecordsPath,
     to: Annotated[Format, typer.Option("--format", help="The trainer's format.")],
-    output: Annotated[Path, typer.Option(help="A folder, which is made.")],
-    filters: _Filters = None,
+    output: Annotated[Path, typer.Option(help="The new folder for the data.")],
+    filters: FilterTexts = None,
     mask: Annotated[
-        Mask, typer.Option(help="What of an answer is learned from; parquet and hf only.")
+        Mask, typer.Option(help="The part of an answer to learn from; parquet and hf only.")
     ] = "all",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an export that is there.")
+        bool, typer.Option("--overwrite", help="Replace an earlier export.")
     ] = False,
 ) -> None:
-    """Make training data of records."""
+    """Make training data from records."""
     check_mask(to, mask)
     job = Export(
         source=records,

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from synth_client.cli.shared import parse_prices
+from synth_client.cli.shared import Prices, RecordsPath, check_output, parse_prices
 from synth_client.files.record_file import read_records
-from synth_client.prices import PRICED
 from synth_client.report.page import require_plotly, write_page
 from synth_client.report.report import MAX_TRAJECTORIES, write_report
 from synth_client.report.rescore import (
@@ -24,37 +23,28 @@ from synth_client.report.rescore import (
     scored_steps,
 )
 
-RecordsPath = Annotated[
-    Path, typer.Argument(metavar="RECORDS", help="Records as `motab synth` writes them (JSONL).")
-]
-RecordsPaths = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="RECORDS...",
-        help="Records as `motab synth` writes them (JSONL); one page is about all files.",
-    ),
-]
-
 
 def report_command(
     *,
-    records: RecordsPaths,
-    output: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    records: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RECORDS...",
+            help="Records, as motab synth writes them (JSONL). One page covers all files.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("report.html"),
     max_trajectories: Annotated[
         int,
-        typer.Option(min=0, help="The most the viewer holds; the plots are about all records."),
+        typer.Option(min=0, help="Upper bound for the viewer; the plots cover all records."),
     ] = MAX_TRAJECTORIES,
-    price: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND=PRICE", help=f"For a million tokens; {', '.join(PRICED)}. Repeat it."
-        ),
-    ] = None,
+    price: Prices = None,
 ) -> None:
     """Write one HTML page about a run: numbers, plots and every trajectory. It opens offline."""
     prices = parse_prices(price)
     for path in records:
-        _check_apart(path, output)
+        check_output(output, path)
     found = chain.from_iterable(read_records(path) for path in records)
     write_report(found, output, max_trajectories=max_trajectories, prices=prices)
     typer.echo(f"Report in {output}")
@@ -65,13 +55,11 @@ def rescore_command(
     records: RecordsPath,
     base_threshold: Annotated[
         list[float] | None,
-        typer.Option(
-            min=0, max=1, help="eps_0. Repeat it for a grid; the records' own if left out."
-        ),
+        typer.Option(min=0, max=1, help="eps_0. Repeat it for a grid. Default: the records' own."),
     ] = None,
     entropy_scale: Annotated[
         list[float] | None,
-        typer.Option(min=0, help="theta. Repeat it for a grid; the records' own if left out."),
+        typer.Option(min=0, help="theta. Repeat it for a grid. Default: the records' own."),
     ] = None,
     calibrate: Annotated[
         float | None,
@@ -79,17 +67,17 @@ def rescore_command(
             metavar="RATE",
             min=0,
             max=1,
-            help="Find the base threshold of this breach rate, for each entropy scale.",
+            help="Find the base threshold that gives this breach rate, for each entropy scale.",
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Also write a page with plots.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write a page with plots, too.")] = None,
 ) -> None:
-    """Tell what other thresholds would have done, from stored values: no model is asked."""
+    """Compute the breaches of other thresholds from stored values, without asking a model."""
     numbers = [*(base_threshold or []), *(entropy_scale or [])]
     if any(not math.isfinite(number) for number in numbers):
         raise typer.BadParameter("a threshold must be a finite number")
     if output is not None:
-        _check_apart(records, output)
+        check_output(output, records)
     first = next(read_records(records), None)
     if first is None:
         raise RescoreError(f"{records} holds no records")
@@ -136,8 +124,3 @@ def _calibrate(steps: Iterable[Scored], scales: list[float], rate: float) -> lis
         for calibrator in calibrators:
             calibrator.add(scored)
     return [calibrator.threshold(rate) for calibrator in calibrators]
-
-
-def _check_apart(records: Path, output: Path) -> None:
-    if output.resolve() == records.resolve():
-        raise typer.BadParameter("--output would overwrite the records")

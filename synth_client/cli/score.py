@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from synth_client.cli.shared import check_url, log_console
+from synth_client.cli.shared import (
+    ApiKey,
+    BaseUrls,
+    Concurrency,
+    MinConcurrency,
+    Model,
+    RecordsPath,
+    Resume,
+    Timeout,
+    check_concurrency,
+    check_output,
+    check_urls,
+    log_console,
+    say_failed,
+)
 from synth_client.files.workspace import Workspace
 from synth_client.runs.score import Scoring, score_records
 from synth_client.runs.session import run_loop
@@ -13,42 +27,25 @@ from synth_client.runs.session import run_loop
 
 def score_command(
     *,
-    records: Annotated[
-        Path,
-        typer.Argument(metavar="RECORDS", help="The records, as JSON lines.", show_default=False),
-    ],
+    records: RecordsPath,
     output: Annotated[
-        Path, typer.Option(dir_okay=False, help="The records with their token_logprobs.")
+        Path, typer.Option(dir_okay=False, help="The same records with token_logprobs.")
     ],
-    base_url: Annotated[
-        list[str], typer.Option(help="The proxy, with /v1. Repeat it for more than one.")
-    ],
-    model: Annotated[str, typer.Option(help="The pair's name there.")],
-    concurrency: Annotated[int, typer.Option(min=1, help="The most requests at a time.")] = 16,
-    min_concurrency: Annotated[int, typer.Option(min=1, help="The fewest, when it is cut.")] = 1,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar=["MOTAB_API_KEY", "OPENAI_API_KEY"], show_envvar=True, help="The server's key."
-        ),
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one record.")] = 3600.0,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--fresh", help="Go on where the journal ends, or move all aside and start."
-        ),
-    ] = True,
+    base_url: BaseUrls,
+    model: Model,
+    concurrency: Concurrency = 16,
+    min_concurrency: MinConcurrency = 1,
+    api_key: ApiKey = None,
+    timeout: Timeout = 3600.0,
+    resume: Resume = True,
 ) -> None:
-    """Fill the records' token_logprobs: every token's, under the student and under the teacher."""
-    if min_concurrency > concurrency:
-        raise typer.BadParameter("--min-concurrency is larger than --concurrency")
-    if output.exists() and records.exists() and output.samefile(records):
-        raise typer.BadParameter("--output is the input itself")
+    """Add every token's log-probability under both models to records. Run it again to resume."""
+    check_concurrency(concurrency, min_concurrency)
+    check_output(output, records)
     job = Scoring(
         source=records,
         output=output,
-        base_urls=tuple(check_url(url) for url in base_url),
+        base_urls=check_urls(base_url),
         model=model,
         concurrency=concurrency,
         min_concurrency=min_concurrency,
@@ -58,10 +55,6 @@ def score_command(
     )
     totals = run_loop(score_records(job, log_console()))
     typer.echo(f"{totals.num_records:,} scored records in {output}")
-    if totals.num_failed:
-        typer.echo(
-            f"{totals.num_failed:,} failed: {Workspace(output).failed} says why, and the same"
-            " command tries them again"
-        )
+    say_failed(totals.num_failed, Workspace(output).failed)
     if not totals.num_records:
         raise typer.Exit(1)

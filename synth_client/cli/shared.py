@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Iterable
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final
 
 import httpx
 import typer
@@ -12,10 +13,73 @@ from rich.logging import RichHandler
 from synth_client.prices import PRICED
 from synth_client.training_data.filters import Kept, known_filters
 
-RULE_HELP: Final = "How answers are judged: math, exact, choice, number or MODULE:FUNCTION."
+RULE_HELP: Final = "The rule that judges answers: math, exact, choice, number or MODULE:FUNCTION."
+FILTER_HELP: Final = f"One of {known_filters()}. Repeat it; filters apply in the order given."
 
-
-FILTER_HELP: Final = f"One of {known_filters()}. Repeat it; the order counts."
+RecordsPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECORDS",
+        help="The records, as motab synth writes them (JSONL).",
+        show_default=False,
+    ),
+]
+BaseUrls = Annotated[
+    list[str], typer.Option(help="The server's address, with /v1. Repeat it for several servers.")
+]
+Model = Annotated[str, typer.Option(help="The model's name on the server.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar=["MOTAB_API_KEY", "OPENAI_API_KEY"],
+        show_envvar=True,
+        help="The server's key. Default: none is sent.",
+    ),
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="Upper bound of requests at a time.")]
+MinConcurrency = Annotated[int, typer.Option(min=1, help="Lower bound of the adaptive limit.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--fresh",
+        help="Continue where the journal ends, or archive the old files in its folder and restart.",
+    ),
+]
+Split = Annotated[str, typer.Option(help="The split of a dataset.")]
+Subset = Annotated[
+    str | None, typer.Option(help="The configuration of a dataset. Default: the dataset's own.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="Sampling temperature; a pair's is the student's. Default: the server's."
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Nucleus sampling probability. Default: the server's."),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Upper bound of an output's tokens. Default: the server's."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, help="Sample i is asked with this seed plus i. Default: the server's."),
+]
+Prices = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND=PRICE",
+        help=f"The price of a million tokens of a kind: {', '.join(PRICED)}. Repeat it."
+        " Default: no cost is shown.",
+    ),
+]
+JudgingSeconds = Annotated[float, typer.Option(min=0.1, help="Seconds for judging one answer.")]
+FilterTexts = Annotated[
+    list[str] | None, typer.Option("--filter", help=f"{FILTER_HELP} Default: none.")
+]
 
 
 def parse_prices(texts: Iterable[str] | None) -> dict[str, float]:
@@ -30,29 +94,54 @@ def _parse(text: str) -> tuple[str, float]:
     except ValueError:
         price = -1.0
     if kind not in PRICED or not 0 <= price < float("inf"):
-        raise typer.BadParameter(f"--price {text}: wanted is one of {', '.join(PRICED)}=PRICE")
+        raise typer.BadParameter(f"--price {text}: write one of {', '.join(PRICED)}=PRICE")
     return kind, price
 
 
-def check_url(text: str) -> str:
-    """The value of --base-url, where it is one."""
+def check_urls(texts: Iterable[str]) -> tuple[str, ...]:
+    """The values of --base-url; raises `BadParameter` for what is no address."""
+    return tuple(_checked_url(text) for text in texts)
+
+
+def _checked_url(text: str) -> str:
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
         raise typer.BadParameter(f"--base-url {text}: {error}") from error
     if url.scheme not in {"http", "https"} or not url.host:
-        raise typer.BadParameter(f"--base-url {text}: wanted is http://HOST:PORT/v1")
+        raise typer.BadParameter(f"--base-url {text}: write http://HOST:PORT/v1")
     return text
 
 
+def check_concurrency(concurrency: int, min_concurrency: int) -> None:
+    """Raise `BadParameter` where the adaptive limit has no room."""
+    if min_concurrency > concurrency:
+        raise typer.BadParameter("--min-concurrency is larger than --concurrency")
+
+
+def check_output(output: Path, source: Path) -> None:
+    """Raise `BadParameter` where the output would overwrite the input."""
+    if output.exists() and source.exists() and output.samefile(source):
+        raise typer.BadParameter("--output is the input itself")
+
+
 def log_console() -> Console:
-    """The log's own, so that its lines and the live panel do not overwrite each other."""
+    """The log's own console, so that its lines and the live panel do not overwrite each other."""
     handlers = logging.getLogger().handlers
     shared = (handler.console for handler in handlers if isinstance(handler, RichHandler))
     return next(shared, Console(stderr=True))
 
 
 def say_dropped(kept: Kept) -> None:
-    """How many records each filter dropped."""
+    """Print how many records each filter dropped."""
     for name, number in kept.dropped.items():
         typer.echo(f"{number:,} dropped by {name}")
+
+
+def say_failed(num_failed: int, file: Path, *, err: bool = False) -> None:
+    """Print where the failures are, if there are any."""
+    if num_failed:
+        typer.echo(
+            f"{num_failed:,} failed: {file} says why, and the same command tries them again",
+            err=err,
+        )

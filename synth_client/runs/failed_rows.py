@@ -82,6 +82,8 @@ def read_failed(content: bytes, unit: Unit) -> FailedRow:
     try:
         failed = FailedRow.model_validate_json(content)
     except ValidationError as error:
-        raise OutputError(f"the journal holds no failure: {complaints_of(error)}") from error
+        raise OutputError(
+            f"the journal's entry is no failed row: {complaints_of(error)}"
+        ) from error
     update = {"id": unit.question.id, "answer": unit.question.answer}
     return failed.model_copy(update=update)

@@ -111,7 +111,7 @@ def _line(unit: Unit, journal: Journal, verifier: Verifier) -> tuple[bytes, bool
     try:
         record = Record.from_json_line(content)
     except RecordError as error:
-        raise OutputError(f"the journal holds no record: {error}") from error
+        raise OutputError(f"the journal's entry is no record: {error}") from error
     record = record.model_copy(update={"id": question.id, "answer": question.answer})
     if not is_judged or fields["answer"] != question.answer:
         record = verifier.verify(record)

@@ -110,7 +110,9 @@ class ScoringSession(Session):
         try:
             logprobs = TokenLogprobs.model_validate_json(content)
         except ValidationError as error:
-            raise OutputError(f"the journal holds no scores: {complaints_of(error)}") from error
+            raise OutputError(
+                f"the journal's entry holds no scores: {complaints_of(error)}"
+            ) from error
         return unit.record.model_copy(update={"token_logprobs": logprobs}).to_json_line(), True
 
     def _describe_done(self, num_done: int) -> str:

@@ -166,7 +166,7 @@ async def test_what_failed_is_missing_what_is_empty_is_wrong_and_thoughts_are_no
 
     server.script = script
     out, err = await evaluated("ifeval", server, tmp_path, "--seed", "0", code=1)
-    assert "failed: 2" in err
+    assert "2 failed: " in err
     assert "| inst_level_strict | 1 | 50.0 |" in out
     first, second = results(tmp_path, "ifeval")["problems"]
     assert (first["n"], first["c"], first["num_empty"]) == (2, 1, 1)

@@ -8,7 +8,25 @@ from typing import Annotated, Final
 
 import typer
 
-from synth_client.cli.shared import RULE_HELP, check_url, log_console
+from synth_client.cli.shared import (
+    RULE_HELP,
+    ApiKey,
+    BaseUrls,
+    Concurrency,
+    JudgingSeconds,
+    MaxTokens,
+    Model,
+    Resume,
+    Seed,
+    Split,
+    Subset,
+    Temperature,
+    Timeout,
+    TopP,
+    check_urls,
+    log_console,
+    say_failed,
+)
 from synth_client.files.workspace import Workspace
 from synth_client.judging.rules import CHOICE, MATH, check_rule
 from synth_client.judging.verifier import Limits
@@ -26,16 +44,14 @@ _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 def eval_command(
     *,
-    model: Annotated[str, typer.Option(help="The model's name there.")],
-    base_url: Annotated[
-        list[str], typer.Option(help="The server, with /v1. Repeat it for more than one.")
-    ],
+    model: Model,
+    base_url: BaseUrls,
     benchmark: Annotated[
         str,
         typer.Option(
-            help=f"One of {', '.join(NAMES)}, as EvalScope has them; or problems with answers: a"
-            " JSONL, JSON, CSV or Parquet file (./aime24 is a file of that name), a dataset's"
-            " folder, or ORG/NAME on Hugging Face."
+            help=f"One of EvalScope's {', '.join(NAMES)}; or problems with answers: a JSONL, JSON,"
+            " CSV or Parquet file (./aime24 is a file of that name), a dataset's folder, or"
+            " ORG/NAME on Hugging Face."
         ),
     ],
     data: Annotated[
@@ -43,7 +59,7 @@ def eval_command(
         typer.Option(
             exists=True,
             file_okay=False,
-            help="The folder with the problems of a benchmark of EvalScope's.",
+            help="The folder with the problems of one of EvalScope's benchmarks.",
             show_default="from ModelScope",
         ),
     ] = None,
@@ -59,39 +75,25 @@ def eval_command(
     k: Annotated[
         list[int] | None,
         typer.Option(
-            "--k", min=1, help="Estimate pass@k; repeat it.", show_default="1, 4, 8, up to n"
+            "--k", min=1, help="Estimate pass@k. Repeat it.", show_default="1, 4, 8, up to n"
         ),
     ] = None,
     prompt: Annotated[
-        str, typer.Option(help=f"How a problem is asked; {PLACE} is where it stands.")
+        str, typer.Option(help=f"The prompt; the problem takes the place of {PLACE}.")
     ] = PLACE,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many problems.")] = None,
-    split: Annotated[str, typer.Option(help="The split of a dataset.")] = "test",
-    subset: Annotated[str | None, typer.Option(help="The configuration of a dataset.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="The most requests at a time.")] = 64,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="Left out, as the server has it.")
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The number of problems to take. Default: all.")
     ] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Likewise.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="The most tokens of an answer. Likewise.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Sample i is asked with this plus i.")
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar=["MOTAB_API_KEY", "OPENAI_API_KEY"], show_envvar=True, help="The server's key."
-        ),
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one sample.")] = 3600.0,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--fresh", help="Go on where the journal ends, or move all aside and start."
-        ),
-    ] = True,
+    split: Split = "test",
+    subset: Subset = None,
+    concurrency: Concurrency = 64,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    api_key: ApiKey = None,
+    timeout: Timeout = 3600.0,
+    resume: Resume = True,
     verify: Annotated[
         str | None,
         typer.Option(
@@ -99,9 +101,7 @@ def eval_command(
             show_default=f"{MATH}, or {CHOICE} for rows of right and wrong answers",
         ),
     ] = None,
-    verify_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for judging one answer.")
-    ] = 10.0,
+    verify_timeout: JudgingSeconds = 10.0,
     python: Annotated[
         Path | None,
         typer.Option(
@@ -111,11 +111,11 @@ def eval_command(
         ),
     ] = None,
 ) -> None:
-    """Estimate pass@k of any served model on a benchmark. Stopped, it goes on where it was."""
+    """Estimate pass@k of any served model on a benchmark. Run it again to resume."""
     ks = _ks(k, n)
     if PLACE not in prompt:
         raise typer.BadParameter(f"--prompt has no {PLACE}, so it would ask nothing")
-    base_urls = tuple(check_url(url) for url in base_url)
+    base_urls = check_urls(base_url)
     rule = None if verify is None else check_rule(verify)
     is_named = _is_named(benchmark, data)
     if is_named:
@@ -159,7 +159,7 @@ def eval_command(
 
 
 def _is_named(benchmark: str, data: Path | None) -> bool:
-    """Whether EvalScope has it. Ends the command where nothing has."""
+    """Return whether EvalScope has the benchmark. Raises `BadParameter` where nothing has it."""
     known = f"EvalScope's are {', '.join(NAMES)}"
     if benchmark in NAMES:
         return True
@@ -194,9 +194,5 @@ def _say(results: Results, folder: Path) -> None:
     typer.echo(results.to_markdown())
     typer.echo(f"{folder / RESULTS} has every problem, {folder / TABLE} this table")
     if results.num_failed:
-        failed = Workspace(folder / RECORDS).failed
-        typer.echo(
-            f"failed: {results.num_failed:,}; {failed} says why, and the same command tries again",
-            err=True,
-        )
+        say_failed(results.num_failed, Workspace(folder / RECORDS).failed, err=True)
         raise typer.Exit(1)

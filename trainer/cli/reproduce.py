@@ -22,25 +22,28 @@ _SCALES: Final = {_Size.TINY: (TINY, SMOKE)}
 
 def reproduce_command(
     *,
-    scale: Annotated[_Size, typer.Option(help="How large the models are.")],
+    scale: Annotated[_Size, typer.Option(help="The size of the models.")],
     output: Annotated[
-        Path, typer.Option(file_okay=False, help="The folder for everything.")
+        Path, typer.Option(file_okay=False, help="The folder for models, data and results.")
     ] = Path("runs/reproduce"),
     smoke: Annotated[
         bool,
-        typer.Option("--smoke", help="All the stages, with far too little data to learn from."),
+        typer.Option("--smoke", help="Run all stages on far too little data to learn from."),
     ] = False,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Train the pair, too, in place of the one shipped.")
+        bool,
+        typer.Option(
+            "--retrain", help="Train the pair of models, too, instead of using the shipped pair."
+        ),
     ] = False,
 ) -> None:
-    """Compare the paper's methods on small models. Stopped, it goes on where it was."""
+    """Compare the paper's methods on small models. Run it again to resume."""
     console = Console(stderr=True)
     if retrain:
         pair = make_pair(output / "pair", console)
     else:
         pair = Pair(student=SHIPPED / "student", teacher=SHIPPED / "teacher")
     job = Reproduction(_SCALES[scale][smoke], pair, output, console)
-    found = reproduce(job)
-    typer.echo(found.to_markdown())
-    typer.echo(f"{output / TABLE} has this, {output / COMPARISON} every seed")
+    comparison = reproduce(job)
+    typer.echo(comparison.to_markdown())
+    typer.echo(f"{output / TABLE} has this table, {output / COMPARISON} every seed")

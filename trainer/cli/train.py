@@ -18,7 +18,9 @@ def train_command(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE", help="The recipe (YAML).", show_default=False)
     ],
-    output: Annotated[Path | None, typer.Option(help="In place of the recipe's.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The output folder. Default: the recipe's.")
+    ] = None,
     python: Annotated[
         Path | None,
         typer.Option(
@@ -28,10 +30,10 @@ def train_command(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option(help="Go on with the last checkpoint, where there is one.")
+        bool, typer.Option(help="Continue from the last checkpoint, or start over.")
     ] = True,
 ) -> None:
-    """Train a student with LLaMA-Factory, or with TRL on-policy. Ends with its exit code."""
+    """Train a student with LLaMA-Factory, or on-policy with TRL; exits with the trainer's code."""
     loaded = load_recipe(recipe)
     if output is not None:
         loaded = loaded.model_copy(update={"output": output})
@@ -43,10 +45,12 @@ def train_command(
         console.print(f"motab: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
-        console.print("motab: interrupted; the same command goes on with the last checkpoint")
+        console.print(
+            "motab: interrupted; run the same command again to resume from the last checkpoint"
+        )
         raise typer.Exit(_INTERRUPTED) from error
     if done.was_done:
-        console.print("Done before; --no-resume begins anew", highlight=False)
+        console.print("The training is complete already; --no-resume starts over", highlight=False)
     if done.by_step:
         first, last = min(done.by_step), max(done.by_step)
         typer.echo(f"{last} steps, loss {done.by_step[first]:.4f} to {done.by_step[last]:.4f}")

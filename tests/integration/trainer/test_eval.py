@@ -191,7 +191,7 @@ async def test_a_sample_that_failed_is_missing_and_not_wrong_until_it_is_there(
     server.script = said(refusing)
     run = Eval(server, tmp_path, "--verify", "number")
     out, err = await run.ended(1)
-    said_why = f"failed: 1; {run.folder}/records.failed.jsonl says why, and the same command"
+    said_why = f"1 failed: {run.folder}/records.failed.jsonl says why, and the same command"
     assert said_why in err
     assert "Of 16 samples, 1 failed: not counted." in out
     assert run.counts("n", "c", "num_failed")[3] == (3, 3, 1)
@@ -261,7 +261,7 @@ def invoke(folder: Path, *more: str) -> Result:
     [
         (("--n", "4", "--k", "1", "--k", "8"), "--k 8 needs as many samples, and --n is 4"),
         (("--prompt", "Solve it."), "--prompt has no {problem}, so it would ask nothing"),
-        (("--base-url", "localhost:8000"), "--base-url localhost:8000: wanted is http://HOST"),
+        (("--base-url", "localhost:8000"), "--base-url localhost:8000: write http://HOST"),
         (("--k", "0"), "--k"),
     ],
 )
