@@ -6,13 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from synth_client.cli.shared import (
-    RULE_HELP,
-    FilterTexts,
-    JudgingSeconds,
-    RecordsPath,
-    say_dropped,
-)
+from synth_client.cli import options
+from synth_client.cli.shared import say_dropped
 from synth_client.judging.rules import MATH
 from synth_client.judging.verifier import Limits, Verifier
 from synth_client.training_data.export import Export, Format, check_mask, export
@@ -23,10 +18,10 @@ from synth_client.training_data.rewrite import Verdicts, filter_records, verify_
 
 def verify_command(
     *,
-    records: RecordsPath,
+    records: options.RecordsPath,
     output: Annotated[Path, typer.Option(help="The same records, judged again.")],
-    rule: Annotated[str, typer.Option(help=RULE_HELP)] = MATH,
-    timeout: JudgingSeconds = 10.0,
+    rule: Annotated[str, typer.Option(help=options.RULE_HELP)] = MATH,
+    timeout: options.JudgingSeconds = 10.0,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="The number of processes.", show_default="one a processor"),
@@ -44,9 +39,9 @@ def verify_command(
 
 def filter_command(
     *,
-    records: RecordsPath,
+    records: options.RecordsPath,
     output: Annotated[Path, typer.Option(help="The records that pass.")],
-    filters: FilterTexts = None,
+    filters: options.FilterTexts = None,
     dropped: Annotated[
         Path | None, typer.Option(help="The records that do not pass. Default: discarded.")
     ] = None,
@@ -63,10 +58,10 @@ def filter_command(
 
 def export_command(
     *,
-    records: RecordsPath,
+    records: options.RecordsPath,
     to: Annotated[Format, typer.Option("--format", help="The trainer's format.")],
     output: Annotated[Path, typer.Option(help="The new folder for the data.")],
-    filters: FilterTexts = None,
+    filters: options.FilterTexts = None,
     mask: Annotated[
         Mask, typer.Option(help="The part of an answer to learn from; parquet and hf only.")
     ] = "all",

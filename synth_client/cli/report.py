@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from synth_client.cli.shared import Prices, RecordsPath, check_output, parse_prices
+from synth_client.cli import options
+from synth_client.cli.shared import check_output, parse_prices
 from synth_client.files.record_file import read_records
 from synth_client.report.page import require_plotly, write_page
 from synth_client.report.report import MAX_TRAJECTORIES, write_report
@@ -39,7 +40,7 @@ def report_command(
         int,
         typer.Option(min=0, help="Upper bound for the viewer; the plots cover all records."),
     ] = MAX_TRAJECTORIES,
-    price: Prices = None,
+    price: options.Prices = None,
 ) -> None:
     """Write one HTML page about a run: numbers, plots and every trajectory. It opens offline."""
     prices = parse_prices(price)
@@ -52,7 +53,7 @@ def report_command(
 
 def rescore_command(
     *,
-    records: RecordsPath,
+    records: options.RecordsPath,
     base_threshold: Annotated[
         list[float] | None,
         typer.Option(min=0, max=1, help="eps_0. Repeat it for a grid. Default: the records' own."),

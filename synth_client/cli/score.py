@@ -5,15 +5,8 @@ from typing import Annotated
 
 import typer
 
+from synth_client.cli import options
 from synth_client.cli.shared import (
-    ApiKey,
-    BaseUrls,
-    Concurrency,
-    MinConcurrency,
-    Model,
-    RecordsPath,
-    Resume,
-    Timeout,
     check_concurrency,
     check_output,
     check_urls,
@@ -27,17 +20,17 @@ from synth_client.runs.session import run_loop
 
 def score_command(
     *,
-    records: RecordsPath,
+    records: options.RecordsPath,
     output: Annotated[
         Path, typer.Option(dir_okay=False, help="The same records with token_logprobs.")
     ],
-    base_url: BaseUrls,
-    model: Model,
-    concurrency: Concurrency = 16,
-    min_concurrency: MinConcurrency = 1,
-    api_key: ApiKey = None,
-    timeout: Timeout = 3600.0,
-    resume: Resume = True,
+    base_url: options.BaseUrls,
+    model: options.Model,
+    concurrency: options.Concurrency = 16,
+    min_concurrency: options.MinConcurrency = 1,
+    api_key: options.ApiKey = None,
+    timeout: options.Timeout = 3600.0,
+    resume: options.Resume = True,
 ) -> None:
     """Add every token's log-probability under both models to records. Run it again to resume."""
     check_concurrency(concurrency, min_concurrency)

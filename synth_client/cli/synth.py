@@ -8,24 +8,8 @@ import orjson
 import typer
 from pydantic import JsonValue
 
+from synth_client.cli import options
 from synth_client.cli.shared import (
-    FILTER_HELP,
-    RULE_HELP,
-    ApiKey,
-    BaseUrls,
-    Concurrency,
-    JudgingSeconds,
-    MaxTokens,
-    MinConcurrency,
-    Model,
-    Prices,
-    Resume,
-    Seed,
-    Split,
-    Subset,
-    Temperature,
-    Timeout,
-    TopP,
     check_concurrency,
     check_output,
     check_urls,
@@ -61,20 +45,20 @@ def synth_command(
     output: Annotated[
         Path, typer.Option(dir_okay=False, help="The records, as JSON lines (OUT.jsonl).")
     ],
-    base_url: BaseUrls,
-    model: Model,
+    base_url: options.BaseUrls,
+    model: options.Model,
     n: Annotated[int, typer.Option("--n", min=1, help="Samples of every question.")] = 1,
     limit: Annotated[
         int | None, typer.Option(min=1, help="The number of rows to take. Default: all.")
     ] = None,
-    split: Split = "train",
-    subset: Subset = None,
-    concurrency: Concurrency = 64,
-    min_concurrency: MinConcurrency = 1,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
+    split: options.Split = "train",
+    subset: options.Subset = None,
+    concurrency: options.Concurrency = 64,
+    min_concurrency: options.MinConcurrency = 1,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    max_tokens: options.MaxTokens = None,
+    seed: options.Seed = None,
     param: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A field of the motab object. Repeat it."),
@@ -82,8 +66,8 @@ def synth_command(
     plain: Annotated[
         bool, typer.Option("--plain", help="The server is not motab's: no motab object, no trace.")
     ] = False,
-    api_key: ApiKey = None,
-    timeout: Timeout = 3600.0,
+    api_key: options.ApiKey = None,
+    timeout: options.Timeout = 3600.0,
     executor: Annotated[
         Executor, typer.Option(help="Ask from this process, or from actors on a Ray cluster.")
     ] = "local",
@@ -96,15 +80,16 @@ def synth_command(
     ray_workers: Annotated[
         int | None, typer.Option(min=1, help="The number of actors. Default: one on every node.")
     ] = None,
-    resume: Resume = True,
-    price: Prices = None,
-    verify: Annotated[str, typer.Option(help=RULE_HELP)] = MATH,
-    verify_timeout: JudgingSeconds = 10.0,
+    resume: options.Resume = True,
+    price: options.Prices = None,
+    verify: Annotated[str, typer.Option(help=options.RULE_HELP)] = MATH,
+    verify_timeout: options.JudgingSeconds = 10.0,
     filters: Annotated[
         list[str] | None,
         typer.Option(
             "--filter",
-            help=f"Only matching records stay; the others go to OUT.dropped.jsonl. {FILTER_HELP}",
+            help="Only matching records stay; the others go to OUT.dropped.jsonl. "
+            + options.FILTER_HELP,
         ),
     ] = None,
     progress_file: Annotated[

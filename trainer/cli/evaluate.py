@@ -8,25 +8,8 @@ from typing import Annotated, Final
 
 import typer
 
-from synth_client.cli.shared import (
-    RULE_HELP,
-    ApiKey,
-    BaseUrls,
-    Concurrency,
-    JudgingSeconds,
-    MaxTokens,
-    Model,
-    Resume,
-    Seed,
-    Split,
-    Subset,
-    Temperature,
-    Timeout,
-    TopP,
-    check_urls,
-    log_console,
-    say_failed,
-)
+from synth_client.cli import options
+from synth_client.cli.shared import check_urls, log_console, say_failed
 from synth_client.files.workspace import Workspace
 from synth_client.judging.rules import CHOICE, MATH, check_rule
 from synth_client.judging.verifier import Limits
@@ -44,8 +27,8 @@ _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 def eval_command(
     *,
-    model: Model,
-    base_url: BaseUrls,
+    model: options.Model,
+    base_url: options.BaseUrls,
     benchmark: Annotated[
         str,
         typer.Option(
@@ -84,24 +67,24 @@ def eval_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="The number of problems to take. Default: all.")
     ] = None,
-    split: Split = "test",
-    subset: Subset = None,
-    concurrency: Concurrency = 64,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
-    api_key: ApiKey = None,
-    timeout: Timeout = 3600.0,
-    resume: Resume = True,
+    split: options.Split = "test",
+    subset: options.Subset = None,
+    concurrency: options.Concurrency = 64,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    max_tokens: options.MaxTokens = None,
+    seed: options.Seed = None,
+    api_key: options.ApiKey = None,
+    timeout: options.Timeout = 3600.0,
+    resume: options.Resume = True,
     verify: Annotated[
         str | None,
         typer.Option(
-            help=RULE_HELP,
+            help=options.RULE_HELP,
             show_default=f"{MATH}, or {CHOICE} for rows of right and wrong answers",
         ),
     ] = None,
-    verify_timeout: JudgingSeconds = 10.0,
+    verify_timeout: options.JudgingSeconds = 10.0,
     python: Annotated[
         Path | None,
         typer.Option(
