@@ -100,6 +100,15 @@ class Pair(Generic[S]):
 
 
 @asynccontextmanager
+async def simulated_pair(
+    kind: Kind, student: Rates, teacher: Rates, *, errs: bool = False
+) -> AsyncIterator[Pair[Simulator]]:
+    """Two simulated servers; `errs`: the student writes the plans' breaches."""
+    async with simulator(kind, student, errs=errs) as writer, simulator(kind, teacher) as scorer:
+        yield Pair(writer, scorer)
+
+
+@asynccontextmanager
 async def proxy(pairs: dict[str, Pair[S]]) -> AsyncIterator[Process]:
     """Run `motab serve` with each pair under its name, in its own process."""
     with tempfile.TemporaryDirectory() as folder:

@@ -64,9 +64,11 @@ def main(
             model=teacher_model or student.model,
         )
         started = time.perf_counter()
-        found = {"real": uvloop.run(_compare(Pair(student, teacher), _questions(num), max_tokens))}
-    show(found, Console(width=170))
-    write(found, output, quick=False, seconds=time.perf_counter() - started)
+        findings = {
+            "real": uvloop.run(_compare(Pair(student, teacher), _questions(num), max_tokens))
+        }
+    show(findings, Console(width=170))
+    write(findings, output, quick=False, seconds=time.perf_counter() - started)
 
 
 @contextmanager
@@ -76,8 +78,8 @@ def _small_vllm() -> Iterator[Served]:
     folder = smollm2_folder(python)
     cores = os.cpu_count() or 1
     with (
-        tempfile.TemporaryDirectory() as aside,
-        vllm(python, folder, Path(aside) / "log", max_tokens=2048, threads=cores) as url,
+        tempfile.TemporaryDirectory() as scratch,
+        vllm(python, folder, Path(scratch) / "log", max_tokens=2048, threads=cores) as url,
     ):
         yield Served(url, "vllm", str(folder), str(folder))
 

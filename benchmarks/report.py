@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.figures import Chart, Figure, Findings
+from synth_client.files.atomic import write_whole
 
 _OWN_COLOURS: Final = ("#1f77b4", "#2ca02c", "#9467bd")
 _PUBLISHED_COLOUR: Final = "#d62728"
@@ -42,26 +43,26 @@ def _row(figure: Figure) -> tuple[str, ...]:
 def write(findings: Mapping[str, Findings], folder: Path, *, quick: bool, seconds: float) -> None:
     """Write `bench.json` and, if there are curves, `bench.html`."""
     folder.mkdir(parents=True, exist_ok=True)
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "machine": _machine(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "quick": quick,
         "seconds": round(seconds, 1),
-        "scenarios": {name: _told(found) for name, found in findings.items()},
+        "scenarios": {name: _fields_of(found) for name, found in findings.items()},
     }
-    indented = orjson.dumps(told, option=orjson.OPT_INDENT_2)
-    (folder / "bench.json").write_bytes(indented)
+    indented = orjson.dumps(content, option=orjson.OPT_INDENT_2)
+    write_whole(folder / "bench.json", indented)
     charts = [chart for found in findings.values() for chart in found.charts]
     if charts:
         _plot(charts).write_html(folder / "bench.html")
 
 
-def _told(found: Findings) -> dict[str, Any]:
+def _fields_of(found: Findings) -> dict[str, Any]:
     raw = asdict(found)
-    for told, figure in zip(raw["figures"], found.figures, strict=True):
-        told["target"] = None if figure.target is None else str(figure.target)
-        told["reached"] = figure.reached
+    for figure_fields, figure in zip(raw["figures"], found.figures, strict=True):
+        figure_fields["target"] = None if figure.target is None else str(figure.target)
+        figure_fields["reached"] = figure.reached
     return raw
 
 

@@ -270,9 +270,9 @@ class Record(Part):
     def _check_logprobs(self) -> None:
         if self.token_logprobs is None:
             return
-        found = {"student": self.token_logprobs.student, "teacher": self.token_logprobs.teacher}
-        for name, told in found.items():
-            end = told.ends[-1] if told.ends else 0
+        by_model = {"student": self.token_logprobs.student, "teacher": self.token_logprobs.teacher}
+        for name, logprobs in by_model.items():
+            end = logprobs.ends[-1] if logprobs.ends else 0
             if end != len(self.output):
                 raise ValueError(
                     f"the {name}'s tokens end at {end}, the output at {len(self.output)}"

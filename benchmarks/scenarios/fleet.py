@@ -1,16 +1,13 @@
 """Measures how much of a fleet's capacity one proxy process can use, with 500 trajectories."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from benchmarks.figures import Figure, Findings, at_least
 from benchmarks.load import plain_stream, session, together, trajectory
-from benchmarks.processes import Pair, Simulator, proxy, published_loop, simulator
+from benchmarks.processes import Pair, Simulator, proxy, published_loop, simulated_pair
 from benchmarks.published_loop import Order, Report
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
-from benchmarks.simulator.server import Kind
 
 _NUM = 500
 _TOK_S = 50
@@ -49,7 +46,7 @@ async def fleet(*, quick: bool) -> Findings:
     plan = Plan(0, 5 if quick else 37, 54)
     plans = [replace(plan, seed=seed) for seed in range(_NUM)]
     pool_size = 4 if quick else _POOL
-    async with _servers("sglang") as servers:
+    async with simulated_pair("sglang", _STUDENT, _TEACHER, errs=True) as servers:
         plain = await _plain(servers.student, plans)
         sglang = await _ours(servers, plans)
         alone, pool = await together(
@@ -60,7 +57,7 @@ async def fleet(*, quick: bool) -> Findings:
         )
     lengths = range((plan.num_steps + 1) // 2, plan.num_steps + 1)
     uneven = [replace(one, num_steps=lengths[one.seed % len(lengths)]) for one in plans]
-    async with _servers("vllm") as servers:
+    async with simulated_pair("vllm", _STUDENT, _TEACHER, errs=True) as servers:
         vllm = await _ours(servers, uneven)
     # Trajectories one at a time add up, and so do the pool's rounds.
     alone_s = alone.seconds * _NUM
@@ -118,12 +115,6 @@ def _own_figures(name: str, ours: _FleetRun, detail: str) -> tuple[Figure, ...]:
             f"{student_cores:.2f}, teacher {teacher_cores:.2f} cores",
         ),
     )
-
-
-@asynccontextmanager
-async def _servers(kind: Kind) -> AsyncIterator[Pair[Simulator]]:
-    async with simulator(kind, _STUDENT, errs=True) as student, simulator(kind, _TEACHER) as own:
-        yield Pair(student, own)
 
 
 async def _plain(student: Simulator, plans: list[Plan]) -> float:

@@ -39,8 +39,8 @@ async def latency(*, quick: bool) -> Findings:
         }
         has_litellm = shutil.which(_LITELLM) is not None
         if has_litellm:
-            beside = await stack.enter_async_context(_litellm(server))
-            ways["litellm"] = (beside, MODEL)
+            other_proxy = await stack.enter_async_context(_litellm(server))
+            ways["litellm"] = (other_proxy, MODEL)
         figures: list[Figure] = []
         for concurrency, num in ((1, 60), (16, 640), (64, 1920)):
             calls = {

@@ -8,7 +8,7 @@ import aiohttp
 
 from benchmarks.figures import Chart, Figure, Findings, Point, at_most
 from benchmarks.load import by_workers, session, together, trajectory
-from benchmarks.processes import Pair, Process, proxy, simulator
+from benchmarks.processes import Process, proxy, simulated_pair
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 
@@ -25,9 +25,8 @@ async def memory(*, quick: bool) -> Findings:
     num_long, num_short = (8, 1000) if quick else (32, 10_000)
     async with (
         session() as http,
-        simulator("sglang", _STUDENT, errs=True) as student,
-        simulator("sglang", _TEACHER) as teacher,
-        proxy({"pair": Pair(student, teacher)}) as motab,
+        simulated_pair("sglang", _STUDENT, _TEACHER, errs=True) as pair,
+        proxy({"pair": pair}) as motab,
     ):
         fresh = motab.rss_mb()
         short = await _short(http, motab, num_short)
@@ -72,9 +71,8 @@ async def held(*, quick: bool) -> Findings:
     plan = Plan(0, 64, 512)
     async with (
         session() as http,
-        simulator("sglang", rates, errs=True) as student,
-        simulator("sglang", _TEACHER) as teacher,
-        proxy({"pair": Pair(student, teacher)}) as motab,
+        simulated_pair("sglang", rates, _TEACHER, errs=True) as pair,
+        proxy({"pair": pair}) as motab,
     ):
         fresh = motab.rss_mb()
         plans = [replace(plan, seed=n) for n in range(num)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.figures import Figure, Findings, at_most
 from benchmarks.load import session, together, trajectory
-from benchmarks.processes import Pair, proxy, simulator
+from benchmarks.processes import proxy, simulated_pair
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 from benchmarks.simulator.server import Kind
@@ -53,9 +53,8 @@ async def processor(*, quick: bool) -> Findings:
 async def _measured(kind: Kind, plan: Plan, num: int) -> _Cost:
     async with (
         session() as http,
-        simulator(kind, _STUDENT) as student,
-        simulator(kind, _TEACHER) as teacher,
-        proxy({"pair": Pair(student, teacher)}) as motab,
+        simulated_pair(kind, _STUDENT, _TEACHER) as pair,
+        proxy({"pair": pair}) as motab,
     ):
         # Costs of only the first request must not count towards a token.
         await trajectory(http, motab, "pair", replace(plan, seed=num, num_steps=1))

@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 
 from benchmarks.figures import Figure, Findings, at_least, at_most
 from benchmarks.load import Trajectory, plain_stream, session, together, trajectory
-from benchmarks.processes import Pair, Simulator, proxy, published_loop, simulator
+from benchmarks.processes import Simulator, proxy, published_loop, simulated_pair
 from benchmarks.published_loop import Order, Report
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
@@ -21,11 +21,10 @@ async def single(*, quick: bool) -> Findings:
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(session())
 
-        async def pair() -> Pair[Simulator]:
-            student = await stack.enter_async_context(simulator("sglang", _STUDENT, errs=True))
-            return Pair(student, await stack.enter_async_context(simulator("sglang", _TEACHER)))
-
-        ours, theirs, plain = await pair(), await pair(), await pair()
+        ours, theirs, plain = [
+            await stack.enter_async_context(simulated_pair("sglang", _STUDENT, _TEACHER, errs=True))
+            for _ in range(3)
+        ]
         motab = await stack.enter_async_context(proxy({"pair": ours}))
         cpu_before = motab.cpu_s()
         walls: list[float] = []

@@ -112,11 +112,11 @@ def _meta(chunk: Chunk, num_prompt: int, num_cached: int) -> bytes:
 def _input_logprobs(ids: list[int], start: int, *, with_top: bool) -> bytes:
     rows = b"".join([b"," + _SCORED[token] for token in islice(ids, start + 1, None)])
     first = b"[null,%d,null]" % ids[start]
-    told = b',"input_token_logprobs":[%s%s]' % (first, rows)
+    fields = b',"input_token_logprobs":[%s%s]' % (first, rows)
     if with_top:
         num = len(ids) - start - 1
-        told += b',"input_top_logprobs":[null%s]' % ((b"," + _TOP) * num)
-    return told
+        fields += b',"input_top_logprobs":[null%s]' % ((b"," + _TOP) * num)
+    return fields
 
 
 def _tokenized(prompt: str | list[str]) -> bytes:

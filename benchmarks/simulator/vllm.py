@@ -42,7 +42,7 @@ _NEXT_TOP = orjson.dumps(
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _Counts:
     """The usage of one prompt."""
 
     num: int
@@ -81,7 +81,7 @@ class VllmWire:
             # As in vLLM: the tokens of all prompts, the cached tokens of the last prompt.
             usage = _usage(
                 sum(map(len, prompts)),
-                sum(told.num for _, told in answers),
+                sum(counts.num for _, counts in answers),
                 answers[-1][1].num_cached,
             )
             reply.json(b'{%s,"choices":[%s],"usage":%s}' % (_HEAD, choices, usage))
@@ -100,7 +100,7 @@ class VllmWire:
 
     async def _whole(
         self, index: int, ids: list[int], asked: dict[str, Any], *, is_chat: bool
-    ) -> tuple[bytes, _Told]:
+    ) -> tuple[bytes, _Counts]:
         """Return the choice of one prompt."""
         stops = asked.get("stop") or ()
         async with self._engine.admitted(ids, _reuse(asked)) as running:
@@ -108,19 +108,19 @@ class VllmWire:
         ends_at_stop = VOCABULARY[written.ids[-1]] in stops
         text = orjson.dumps(decode(written.ids[:-1] if ends_at_stop else written.ids))
         if is_chat:
-            told = b'"message":{"role":"assistant","content":%s}' % text
+            content = b'"message":{"role":"assistant","content":%s}' % text
         else:
-            told = b'"text":%s' % text
-            told += b',"logprobs":%s' % _logprobs(written.ids, asked)
-            told += b',"prompt_logprobs":%s' % _prompt_logprobs(ids, asked)
+            content = b'"text":%s' % text
+            content += b',"logprobs":%s' % _logprobs(written.ids, asked)
+            content += b',"prompt_logprobs":%s' % _prompt_logprobs(ids, asked)
         stopped_by = orjson.dumps(VOCABULARY[written.ids[-1]] if ends_at_stop else None)
         choice = b'{"index":%d,%s,"finish_reason":"%s","stop_reason":%s}' % (
             index,
-            told,
+            content,
             str(written.end).encode(),
             stopped_by,
         )
-        return choice, _Told(len(written.ids), running.num_cached)
+        return choice, _Counts(len(written.ids), running.num_cached)
 
 
 def _prompts(prompt: Any) -> list[list[int]]:  # noqa: ANN401

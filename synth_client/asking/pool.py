@@ -228,7 +228,7 @@ class Pool:
         self._on_error(error)
         if error.ends_the_run:
             raise RunAborted(f"the server refuses the run: {error}") from error
-        self._tell(permit, error)
+        self._adjust_limit(permit, error)
         if self._limiter.failing_s > self._budgets.patience_s:
             raise RunAborted(
                 f"nothing has succeeded for {self._limiter.failing_s:.0f} s: {error}"
@@ -244,7 +244,7 @@ class Pool:
         heapq.heappush(self._retries, (time.monotonic() + wait_s, self._num_retried, job))
         return None
 
-    def _tell(self, permit: Permit, error: SynthesisError) -> None:
+    def _adjust_limit(self, permit: Permit, error: SynthesisError) -> None:
         """Adapt the limit to the failure."""
         match error.trouble:
             case Trouble.CAPACITY:

@@ -46,8 +46,8 @@ def report_command(
     prices = parse_prices(price)
     for path in records:
         check_output(output, path)
-    found = chain.from_iterable(read_records(path) for path in records)
-    write_report(found, output, max_trajectories=max_trajectories, prices=prices)
+    all_records = chain.from_iterable(read_records(path) for path in records)
+    write_report(all_records, output, max_trajectories=max_trajectories, prices=prices)
     typer.echo(f"Report in {output}")
 
 
@@ -85,13 +85,16 @@ def rescore_command(
     own = own_thresholds(first)
     scales = entropy_scale or [own[1]]
     with_entropy = any(scales)
-    found = []
+    calibrations = []
     if calibrate is not None:
         steps = scored_steps(read_records(records), with_entropy=with_entropy)
-        found = _calibrate(steps, scales, calibrate)
+        calibrations = _calibrate(steps, scales, calibrate)
     bases = base_threshold or ([own[0]] if calibrate is None else [])
     pairs = sorted(
-        {*product(bases, scales), *((one.base_threshold, one.entropy_scale) for one in found)},
+        {
+            *product(bases, scales),
+            *((one.base_threshold, one.entropy_scale) for one in calibrations),
+        },
         key=lambda pair: (pair[1], pair[0]),
     )
     rows = rescore(scored_steps(read_records(records), with_entropy=with_entropy), pairs)
@@ -103,7 +106,7 @@ def rescore_command(
         sentence_of,
     )
 
-    notes = [] if calibrate is None else [sentence_of(one, calibrate) for one in found]
+    notes = [] if calibrate is None else [sentence_of(one, calibrate) for one in calibrations]
     console = Console()
     console.print(render_rows(rows, own))
     for note in notes:

@@ -120,27 +120,30 @@ class Mailbox:
 class Worker:
     """Asks the questions of many blocks at a time, in the one event loop of its actor."""
 
-    def __init__(self, asking: WorkerSettings, mailbox: Handle) -> None:
+    def __init__(self, settings: WorkerSettings, mailbox: Handle) -> None:
         self._mailbox = mailbox
         self._name = uuid4().hex
-        self._limiter = Limiter(asking.min_concurrency, asking.concurrency)
+        self._limiter = Limiter(settings.min_concurrency, settings.concurrency)
         self._client = SynthClient(
-            asking.base_urls,
-            asking.synthesis,
-            api_key=asking.api_key,
-            max_connections=asking.concurrency,
+            settings.base_urls,
+            settings.synthesis,
+            api_key=settings.api_key,
+            max_connections=settings.concurrency,
         )
         self._pools: set[Pool] = set()
         self._errors: list[SynthesisError] = []
         self._draining = asyncio.Event()
-        self._beside: list[asyncio.Task[None]] = []
+        self._helpers: list[asyncio.Task[None]] = []
 
     async def __call__(self, block: Any) -> Any:  # noqa: ANN401 - Arrow tables are not typed
         """Ask the remaining units of a block. Returns a table with the number of its units."""
         import pyarrow as pa  # noqa: PLC0415 - comes only with the extra
 
-        if not self._beside:
-            self._beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._tell())]
+        if not self._helpers:
+            self._helpers = [
+                asyncio.create_task(self._watch()),
+                asyncio.create_task(self._report_regularly()),
+            ]
         rows = block.to_pylist()
         if not rows:
             return pa.table({"num_units": [0]})
@@ -174,7 +177,7 @@ class Worker:
         for pool in self._pools:
             pool.drain()
 
-    async def _tell(self) -> None:
+    async def _report_regularly(self) -> None:
         while not self._draining.is_set():
             await self._report()
             await wait_for(self._draining, _REPORT_EVERY_S)

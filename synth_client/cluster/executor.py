@@ -53,19 +53,19 @@ def require_ray() -> None:
 class Fleet:
     """Runs units on a cluster, as `Pool` does in this process.
 
-    The numbers of requests in `asking` are totals over all workers. The units wait in `folder`,
-    which is removed afterwards.
+    The numbers of requests in `settings` are totals over all workers. The units wait in
+    `folder`, which is removed afterwards.
     """
 
     def __init__(
         self,
         cluster: Cluster,
-        asking: WorkerSettings,
+        settings: WorkerSettings,
         folder: Path,
         *,
         on_error: Callable[[SynthesisError], None],
     ) -> None:
-        self._cluster, self._asking, self._folder = cluster, asking, folder
+        self._cluster, self._settings, self._folder = cluster, settings, folder
         self._on_error = on_error
         self._loads: dict[str, tuple[float, Load]] = {}
         self._num_delivered = 0
@@ -75,7 +75,9 @@ class Fleet:
     def load(self) -> Load:
         """Return the load of all workers by their last reports; a lost worker reports nothing."""
         oldest = time.monotonic() - _FORGOTTEN_AFTER_S
-        return sum((load for told, load in self._loads.values() if told > oldest), Load())
+        return sum(
+            (load for reported_at, load in self._loads.values() if reported_at > oldest), Load()
+        )
 
     def drain(self) -> None:
         """Begin nothing more: `run` ends when everything under way has finished."""
@@ -117,10 +119,10 @@ class Fleet:
             # Ray's C++ part installs a handler in front of ours that prints a stack.
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             wanted = self._cluster.num_workers or ray.num_nodes()
-            num_workers = min(wanted, self._asking.concurrency)
+            num_workers = min(wanted, self._settings.concurrency)
             mailbox = ray.open_mailbox()
-            asking = self._share(num_workers)
-            work = ray.begin_work(path, asking, num_workers, mailbox)
+            settings = self._share(num_workers)
+            work = ray.begin_work(path, settings, num_workers, mailbox)
             tasks = [
                 asyncio.create_task(self._read(ray, mailbox, deliver)),
                 asyncio.create_task(self._drained(ray, mailbox)),
@@ -137,9 +139,9 @@ class Fleet:
 
     def _share(self, num_workers: int) -> WorkerSettings:
         return replace(
-            self._asking,
-            concurrency=max(self._asking.concurrency // num_workers, 1),
-            min_concurrency=max(self._asking.min_concurrency // num_workers, 1),
+            self._settings,
+            concurrency=max(self._settings.concurrency // num_workers, 1),
+            min_concurrency=max(self._settings.min_concurrency // num_workers, 1),
         )
 
     async def _read(

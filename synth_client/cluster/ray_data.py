@@ -103,14 +103,14 @@ def open_mailbox() -> Handle:
 
 
 def begin_work(
-    path: Path, asking: WorkerSettings, num_workers: int, mailbox: Handle
+    path: Path, settings: WorkerSettings, num_workers: int, mailbox: Handle
 ) -> Awaitable[None]:
-    """Have the units in a file asked, each worker with `asking`.
+    """Have the units in a file asked, each worker with `settings`.
 
     Ray Data's own loop also runs in a process of Ray: here it would be a thread that nothing stops.
     """
     task = ray.remote(_work).options(max_retries=0, **_here())
-    working: Awaitable[None] = task.remote(path.absolute(), asking, num_workers, mailbox)
+    working: Awaitable[None] = task.remote(path.absolute(), settings, num_workers, mailbox)
     return working
 
 
@@ -119,12 +119,12 @@ def _here() -> dict[str, Any]:
     return {"num_cpus": 0, "label_selector": {"ray.io/node-id": node}}
 
 
-def _work(path: Path, asking: WorkerSettings, num_workers: int, mailbox: Handle) -> None:
+def _work(path: Path, settings: WorkerSettings, num_workers: int, mailbox: Handle) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # a trajectory may take an hour
-    num_rows = min(max(2 * asking.concurrency // _BLOCKS_PER_WORKER, 1), _MOST_ROWS_PER_BLOCK)
-    num_blocks = -(-2 * asking.concurrency // num_rows)
+    num_rows = min(max(2 * settings.concurrency // _BLOCKS_PER_WORKER, 1), _MOST_ROWS_PER_BLOCK)
+    num_blocks = -(-2 * settings.concurrency // num_rows)
     source = _Units(path)
     blocks = (
         ray.data.read_datasource(
@@ -133,7 +133,7 @@ def _work(path: Path, asking: WorkerSettings, num_workers: int, mailbox: Handle)
         .repartition(target_num_rows_per_block=num_rows)
         .map_batches(
             Worker,
-            fn_constructor_args=(asking, mailbox),
+            fn_constructor_args=(settings, mailbox),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(

@@ -86,7 +86,7 @@ def open_workspace(output: Path, manifest: Manifest, *, fresh: bool) -> Iterator
             raise RunMismatch(f"{output}: another motab synth is writing to it") from error
     try:
         if fresh:
-            _move_aside(workspace)
+            _archive(workspace)
         _check(workspace, manifest)
         yield workspace
     finally:
@@ -140,7 +140,7 @@ def _shown(value: JsonValue) -> str:
     return "not set" if value is None else orjson.dumps(value).decode()
 
 
-def _move_aside(workspace: Workspace) -> None:
+def _archive(workspace: Workspace) -> None:
     folder = workspace.folder
     there = [folder / _JOURNAL, folder / _MANIFEST]
     there += [workspace.output, workspace.failed, workspace.dropped]

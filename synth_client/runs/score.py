@@ -77,9 +77,9 @@ class ScoringSession(Session):
 
     def _client(self) -> SynthClient:
         job = self._job
-        asking = Synthesis(model=job.model, timeout_s=job.timeout_s)
+        synthesis = Synthesis(model=job.model, timeout_s=job.timeout_s)
         return SynthClient(
-            job.base_urls, asking, api_key=job.api_key, max_connections=job.concurrency
+            job.base_urls, synthesis, api_key=job.api_key, max_connections=job.concurrency
         )
 
     def _executor_of(self, client: SynthClient) -> Pool:

@@ -210,9 +210,9 @@ class SynthesisSession(Session):
 
 
 def _setting(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    found: dict[str, JsonValue] = {name: fields[name] for name in ("method", "scoring")}
+    setting: dict[str, JsonValue] = {name: fields[name] for name in ("method", "scoring")}
     for part in ("params", "models"):
         inner = fields[part]
         if isinstance(inner, dict):
-            found |= {f"{part}.{name}": value for name, value in inner.items()}
-    return found
+            setting |= {f"{part}.{name}": value for name, value in inner.items()}
+    return setting

@@ -59,7 +59,7 @@ def export(job: Export) -> Kept:
     kept = Kept()
     with atomic_folder(job.output, MARKER, overwrite=job.overwrite) as folder:
         with output_errors(job.output), _open_writer(folder, job) as writer:
-            for record, passes in job.filters.sift(lambda: read_records(job.source), kept):
+            for record, passes in job.filters.split(lambda: read_records(job.source), kept):
                 if passes:
                     _write(writer, record, job)
         if not kept.num_kept:

@@ -61,7 +61,7 @@ class Filters:
         """The filters' texts as given, without repeats."""
         return tuple(one.name for one in self._filters)
 
-    def sift(self, records: Records, kept: Kept) -> Iterator[tuple[Record, bool]]:
+    def split(self, records: Records, kept: Kept) -> Iterator[tuple[Record, bool]]:
         """Yield every record and whether it passes, and count it in `kept`."""
         kept.dropped.update(dict.fromkeys(self.names, 0))
         chosen = self._chosen(records)

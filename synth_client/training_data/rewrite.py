@@ -46,7 +46,7 @@ def filter_records(source: Path, output: Path, dropped: Path | None, filters: Fi
     with ExitStack() as stack, output_errors(output):
         good = stack.enter_context(AtomicFile(output))
         bad = None if dropped is None else stack.enter_context(AtomicFile(dropped))
-        for record, passes in filters.sift(lambda: read_records(source), kept):
+        for record, passes in filters.split(lambda: read_records(source), kept):
             if passes:
                 good.file.write(record.to_json_line())
             elif bad is not None:
@@ -66,12 +66,12 @@ def verify_records(source: Path, output: Path, verifier: Verifier) -> Verdicts:
     verdicts = Verdicts()
     ahead = _AHEAD_OF_A_WORKER * verifier.num_workers
     pending: deque[Future[Record]] = deque()
-    with output_errors(output), AtomicFile(output) as aside:
+    with output_errors(output), AtomicFile(output) as rewritten:
 
         def write(future: Future[Record]) -> None:
             record = future.result()
             verdicts.add(record)
-            aside.file.write(record.to_json_line())
+            rewritten.file.write(record.to_json_line())
 
         for record in read_records(source):
             pending.append(verifier.submit(record))
@@ -79,5 +79,5 @@ def verify_records(source: Path, output: Path, verifier: Verifier) -> Verdicts:
                 write(pending.popleft())
         while pending:
             write(pending.popleft())
-        aside.publish()
+        rewritten.publish()
     return verdicts

@@ -145,6 +145,7 @@ ALLOWED: dict[str, frozenset[str]] = {
             "benchmarks.scenarios",
             "benchmarks.simulator",
             "proxy.backends.embedded",
+            "synth_client.files",
             "trainer.reproduce",
         }
     ),

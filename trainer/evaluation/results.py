@@ -149,8 +149,8 @@ class Results:
         num_asked = len(self.problems) * self.sampling.n
         counted = [(num_truncated, "cut off at the length limit"), (num_empty, "empty")]
         left_out = [(self.num_failed, "failed"), (self.num_unjudged, "not judged")]
-        for told, what in ((counted, "counted as they are judged"), (left_out, "not counted")):
-            if parts := [f"{number:,} {how}" for number, how in told if number]:
+        for counts, what in ((counted, "counted as they are judged"), (left_out, "not counted")):
+            if parts := [f"{number:,} {how}" for number, how in counts if number]:
                 yield f"\nOf {num_asked:,} samples, {' and '.join(parts)}: {what}."
 
 

@@ -36,13 +36,13 @@ class Log(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if not state.is_world_process_zero or "loss" not in logs:
             return
-        told = {
+        line = {
             "current_steps": state.global_step,
             "total_steps": state.max_steps,
             "loss": logs["loss"],
         }
         with (Path(args.output_dir) / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 class Distiller(IWOPDTrainer):  # type: ignore[misc]

@@ -192,7 +192,7 @@ def loaded(settings: dict[str, Any]) -> Plain:
     return Plain(module["tokenizer"], template, datasets["train_dataset"], data_args.mask_history)
 
 
-def rewritten(plain: Plain, places: list[Place], mean: float | None, aside: Path) -> Any:  # noqa: ANN401
+def rewritten(plain: Plain, places: list[Place], mean: float | None, cache: Path) -> Any:  # noqa: ANN401
     """Return the examples with labels and, if there is a `mean` of g, with `token_weights`."""
     from datasets import Sequence, Value  # noqa: PLC0415
 
@@ -218,7 +218,7 @@ def rewritten(plain: Plain, places: list[Place], mean: float | None, aside: Path
         remove_columns=unused,
         features=features,
         new_fingerprint="motab",
-        cache_file_name=str(aside),
+        cache_file_name=str(cache),
     )
 
 
@@ -242,15 +242,15 @@ def weigh(job: dict[str, Any]) -> dict[str, Any]:
         return {"error": "loss.kind: weighted: no learned token was written by the teacher"}
     mean = None if fit is None else math.fsum(raw) / len(raw)
     output = Path(job["output"])
-    aside = output.with_suffix(".arrow")
+    cache = output.with_suffix(".arrow")
     shutil.rmtree(output, ignore_errors=True)
-    aside.unlink(missing_ok=True)
-    examples = rewritten(plain, places, mean, aside)
+    cache.unlink(missing_ok=True)
+    examples = rewritten(plain, places, mean, cache)
     kept = [i for i, labels in enumerate(examples["labels"]) if any(x != IGNORED for x in labels)]
     if not kept:
         return {"error": "training.max_tokens: the cut removes everything that is learned"}
     DatasetDict({"train": examples.select(kept)}).save_to_disk(str(output))
-    aside.unlink()
+    cache.unlink()
     return {
         "num_examples": len(kept),
         "num_cut": len(places) - len(kept),

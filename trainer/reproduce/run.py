@@ -118,11 +118,11 @@ def reproduce(job: Reproduction) -> Comparison:
     rates = curve(job.curve)
     pair = {name: job.base(name) for name in ("teacher", "student")}
     asked = {one.id: one for one in problems(_TEST, job.scale.num_test, job.scale.num_terms)}
-    found = comparison(list(job.units), pair, rates, asked)
+    results = comparison(list(job.units), pair, rates, asked)
     _draw(job, rates)
-    for name, content in ((COMPARISON, found.to_json()), (TABLE, found.to_markdown().encode())):
+    for name, content in ((COMPARISON, results.to_json()), (TABLE, results.to_markdown().encode())):
         write_whole(job.folder / name, content)
-    return found
+    return results
 
 
 def _draw(job: Reproduction, rates: Curve) -> None:

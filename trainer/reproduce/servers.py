@@ -14,7 +14,7 @@ from typing import Final
 import httpx
 import yaml
 
-from synth_client.files.atomic import output_errors
+from synth_client.files.atomic import output_errors, write_whole
 from trainer.environments import python_in
 from trainer.errors import ServerFailed, TrainerMissing
 
@@ -88,8 +88,7 @@ def proxy(student: str, teacher: str, models: Mapping[str, Path], folder: Path) 
         "models": {SERVED_AS: {"student": "student", "teacher": "teacher"}},
     }
     path = folder / "proxy.yaml"
-    with output_errors(path):
-        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(config, sort_keys=False).encode())
     command = [sys.executable, "-m", "motab", "serve", "--config", str(path)]
     url = f"http://127.0.0.1:{port}"
     with _running(command, {}, folder / "proxy.log", f"{url}/ready"):

@@ -153,8 +153,8 @@ def _overall(results: Mapping[str, Any]) -> dict[int, float]:
 def _data(unit: Unit) -> Data:
     records = list(read_records(unit.records))
     num = len(records)
-    sifted = Filters(unit.arm.filters).sift(lambda: iter(records), Kept())
-    used = [record for record, passes in sifted if passes]
+    split = Filters(unit.arm.filters).split(lambda: iter(records), Kept())
+    used = [record for record, passes in split if passes]
     usages = [record.usage.motab for record in records]
     return Data(
         num_examples=len(used),

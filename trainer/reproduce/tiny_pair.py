@@ -13,7 +13,7 @@ import orjson
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from synth_client.files.atomic import output_errors
+from synth_client.files.atomic import AtomicFile, output_errors, write_whole
 from synth_client.training_data.export import DATASET_INFO, DATASET_NAME
 from trainer.reproduce.task import problems, worked
 from trainer.training.recipe import CpuHardware, ExportData, Recipe, Training
@@ -21,6 +21,7 @@ from trainer.training.train import train
 
 END: Final = "<|end|>"
 _PAD: Final = "<|pad|>"
+_LESSONS: Final = "lessons.jsonl"
 _POSITIONS: Final = 512
 _NUM_FOR_TOKENIZER: Final = 3000
 
@@ -123,24 +124,21 @@ def write_blank(design: Design, folder: Path) -> None:
     }
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(folder / "tokenizer.json"))
-        for name, content in files.items():
-            (folder / name).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    write_whole(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    for name, content in files.items():
+        write_whole(folder / name, orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 
 def write_lessons(design: Design, index: int, folder: Path) -> None:
     """Write worked problems for every step of a round, as LLaMA-Factory reads them."""
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        info = {
-            DATASET_NAME: {
-                "file_name": "lessons.jsonl",
-                "columns": {"prompt": "question", "response": "solution"},
-            }
-        }
-        (folder / DATASET_INFO).write_bytes(orjson.dumps(info, option=orjson.OPT_INDENT_2))
-        with (folder / "lessons.jsonl").open("wb") as file:
-            file.writelines(_lessons(design, index))
+        with AtomicFile(folder / _LESSONS) as lessons:
+            lessons.file.writelines(_lessons(design, index))
+            lessons.publish()
+    columns = {"prompt": "question", "response": "solution"}
+    info = {DATASET_NAME: {"file_name": _LESSONS, "columns": columns}}
+    write_whole(folder / DATASET_INFO, orjson.dumps(info, option=orjson.OPT_INDENT_2))
 
 
 def pretraining(lessons: Round, model: Path, folder: Path, *, from_scratch: bool) -> Recipe:

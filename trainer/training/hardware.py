@@ -59,21 +59,21 @@ def inspect_environment(python: Path, recipe: Recipe) -> Environment:
         _check_model("loss.teacher", recipe.loss.teacher)
         command += ["--teacher", located(recipe.loss.teacher)]
     try:
-        found = ask_script(command, trainer_variables(python, recipe.trainer))
+        answer = ask_script(command, trainer_variables(python, recipe.trainer))
     except OSError as error:
         raise TrainerMissing(f"{python}: {error.strerror}") from error
     except ScriptFailed as error:
         raise TrainerMissing(f"{python}: cannot be used to train: {error.reason}") from error
-    if "error" in found:
-        kind = TrainerMissing if found["error"].startswith("environment:") else RecipeError
-        raise kind(found["error"].replace("environment:", f"{python}:", 1))
+    if "error" in answer:
+        kind = TrainerMissing if answer["error"].startswith("environment:") else RecipeError
+        raise kind(answer["error"].replace("environment:", f"{python}:", 1))
     return Environment(
         python,
-        found["versions"],
-        tuple(Gpu(gpu["name"], gpu["bytes"]) for gpu in found["gpus"]),
-        found["num_parameters"],
-        found["max_positions"],
-        found.get("teacher_parameters", 0),
+        answer["versions"],
+        tuple(Gpu(gpu["name"], gpu["bytes"]) for gpu in answer["gpus"]),
+        answer["num_parameters"],
+        answer["max_positions"],
+        answer.get("teacher_parameters", 0),
     )
 
 

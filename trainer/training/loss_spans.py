@@ -38,7 +38,7 @@ def export_with_spans(source: Path, folder: Path, filters: Filters, loss: DataLo
     path = folder / LINES
     num_empty = 0
     with output_errors(path), path.open("rb") as lines, AtomicFile(path) as chosen:
-        passed = (record for record, passes in _sifted(source, filters) if passes)
+        passed = (record for record, passes in _split_records(source, filters) if passes)
         for line, record in zip(lines, passed, strict=True):
             if not loss_spans(record, loss.mask):
                 num_empty += 1
@@ -57,8 +57,8 @@ def export_with_spans(source: Path, folder: Path, filters: Filters, loss: DataLo
     return kept
 
 
-def _sifted(source: Path, filters: Filters) -> Iterator[tuple[Record, bool]]:
-    return filters.sift(lambda: read_records(source), Kept())
+def _split_records(source: Path, filters: Filters) -> Iterator[tuple[Record, bool]]:
+    return filters.split(lambda: read_records(source), Kept())
 
 
 def learned(record: Record, loss: DataLoss) -> dict[str, Any]:
@@ -81,19 +81,19 @@ def learned(record: Record, loss: DataLoss) -> dict[str, Any]:
     found: dict[str, Any] = {"output": record.output, "units": units}
     if not is_weighted:
         return found | {"student": None, "teacher": None}
-    told = record.token_logprobs
-    if told is None:
+    logprobs = record.token_logprobs
+    if logprobs is None:
         raise RecipeError(
             f"loss.kind: weighted needs token_logprobs in every record, but {record.id}, sample"
             f" {record.sample} has none; motab score adds them"
         )
-    return found | {"student": _sums(told.student), "teacher": _sums(told.teacher)}
+    return found | {"student": _sums(logprobs.student), "teacher": _sums(logprobs.teacher)}
 
 
-def _sums(told: ModelLogprobs) -> dict[str, Any]:
+def _sums(logprobs: ModelLogprobs) -> dict[str, Any]:
     """Sum log-probabilities by end; tokens inside a character are added to the one that ends it."""
     sums: dict[int, float] = {}
-    for end, total in zip(told.ends, accumulate(told.logprobs), strict=True):
+    for end, total in zip(logprobs.ends, accumulate(logprobs.logprobs), strict=True):
         sums.setdefault(end, total)
     # Tokens within the first character have not completed it.
     sums.pop(0, None)

@@ -52,12 +52,12 @@ class Losses:
 
     def _take(self, line: bytes) -> None:
         try:
-            told = orjson.loads(line)
+            entry = orjson.loads(line)
         except orjson.JSONDecodeError:  # torn by a run that was killed while writing
             return
-        self.total = told.get("total_steps", self.total)
-        if "loss" in told:
-            self.by_step[told["current_steps"]] = told["loss"]
+        self.total = entry.get("total_steps", self.total)
+        if "loss" in entry:
+            self.by_step[entry["current_steps"]] = entry["loss"]
 
     def forget_after(self, step: int) -> None:
         """Drop the steps after the checkpoint from which the next run starts."""

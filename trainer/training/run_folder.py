@@ -125,16 +125,14 @@ class RunFolder:
             settings = settings_of(recipe, hardware, dataset, self.model)
         if checkpoint is not None:
             settings["resume_from_checkpoint"] = str(checkpoint.path)
-        with output_errors(self.path):
-            self._yaml(SETTINGS_FILES[recipe.trainer], settings)
-            self._yaml("recipe.yaml", recipe.model_dump(mode="json"))
-            if isinstance(hardware, GpuHardware) and hardware.zero3:
-                content = orjson.dumps(ZERO3, option=orjson.OPT_INDENT_2)
-                (self.path / ZERO3_FILE).write_bytes(content)
+        self._yaml(SETTINGS_FILES[recipe.trainer], settings)
+        self._yaml("recipe.yaml", recipe.model_dump(mode="json"))
+        if isinstance(hardware, GpuHardware) and hardware.zero3:
+            write_whole(self.path / ZERO3_FILE, orjson.dumps(ZERO3, option=orjson.OPT_INDENT_2))
 
     def _yaml(self, name: str, content: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
-        (self.path / name).write_text(text, encoding="utf-8")
+        write_whole(self.path / name, text.encode())
 
 
 def run_of(

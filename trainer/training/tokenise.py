@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import orjson
 
-from synth_client.files.atomic import output_errors
+from synth_client.files.atomic import write_whole
 from trainer.environments import FOREIGN, ScriptFailed, ask_script, trainer_variables
 from trainer.errors import RecipeError, TrainingFailed
 from trainer.training.loss_spans import LINES
@@ -43,21 +43,20 @@ def weigh(folder: Path, python: Path, loss: DataLoss, settings: dict[str, Any]) 
         "fit": _fit(loss),
     }
     path = folder / _JOB
-    with output_errors(path):
-        path.write_bytes(orjson.dumps(job, option=orjson.OPT_INDENT_2))
+    write_whole(path, orjson.dumps(job, option=orjson.OPT_INDENT_2))
     command = [str(python), str(FOREIGN / "weigh_tokens.py"), str(path)]
     variables = {**trainer_variables(python, "llamafactory"), "CUDA_VISIBLE_DEVICES": ""}
     try:
-        found = ask_script(command, variables)
+        answer = ask_script(command, variables)
     except ScriptFailed as error:
         raise TrainingFailed(
             f"the data could not be tokenised (exit code {error.exit_code})",
             exit_code=error.exit_code,
             tail=error.tail,
         ) from error
-    if "error" in found:
-        raise RecipeError(found["error"])
-    return found
+    if "error" in answer:
+        raise RecipeError(answer["error"])
+    return answer
 
 
 def _fit(loss: DataLoss) -> dict[str, Any] | None:

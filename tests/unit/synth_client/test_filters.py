@@ -24,9 +24,9 @@ BREACHED, UNBROKEN = record_of(breached()), record_of(unbroken())
 def sift(records: Sequence[Record], *filters: str) -> tuple[list[int], dict[str, int]]:
     """The indices of the records that pass, and how many each filter dropped."""
     kept = Kept()
-    sifted = list(Filters(filters).sift(lambda: iter(records), kept))
-    assert [record for record, _ in sifted] == list(records)
-    passed = [index for index, (_, passes) in enumerate(sifted) if passes]
+    split = list(Filters(filters).split(lambda: iter(records), kept))
+    assert [record for record, _ in split] == list(records)
+    passed = [index for index, (_, passes) in enumerate(split) if passes]
     assert kept.num_kept == len(passed)
     assert kept.num_dropped == len(records) - len(passed)
     return passed, dict(kept.dropped)
