@@ -10,7 +10,6 @@ PRICED: Final[Mapping[str, str]] = {
     "scored": "scored by the teacher",
     "teacher": "written by the teacher",
 }
-_TOKENS_OF_A_PRICE: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,7 @@ class Cost:
 
     @property
     def cost(self) -> float | None:
-        return None if self.price is None else self.price * self.num_tokens / _TOKENS_OF_A_PRICE
+        return None if self.price is None else self.price * self.num_tokens / 1e6
 
 
 def costs_of(tokens: Mapping[str, int], prices: Mapping[str, float]) -> tuple[Cost, ...]:

@@ -16,12 +16,13 @@ from synth_client.judging.verifier import Limits
 from synth_client.questions.question import Synthesis
 from synth_client.runs.session import run_loop
 from synth_client.runs.synthesise import Run
+from trainer.cli.options import python_option
 from trainer.evaluation.benchmark import PLACE, load_benchmark
 from trainer.evaluation.evalscope import NAMES, Source, named_benchmark
 from trainer.evaluation.evaluate import RECORDS, RESULTS, TABLE, Evaluation, evaluate
+from trainer.evaluation.pass_at_k import default_ks
 from trainer.evaluation.results import Results
 
-_KS: Final = (1, 4, 8)
 _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -87,11 +88,7 @@ def eval_command(
     verify_timeout: options.JudgingSeconds = 10.0,
     python: Annotated[
         Path | None,
-        typer.Option(
-            envvar="MOTAB_EVALSCOPE_PYTHON",
-            help="The Python of an environment with evalscope.",
-            show_default=".venv-evalscope/bin/python",
-        ),
+        python_option("MOTAB_EVALSCOPE_PYTHON", "evalscope", ".venv-evalscope/bin/python"),
     ] = None,
 ) -> None:
     """Estimate pass@k of any served model on a benchmark. Run it again to resume."""
@@ -163,7 +160,7 @@ def _refuse(given: Mapping[str, object], why: str) -> None:
 
 def _ks(asked: list[int] | None, n: int) -> tuple[int, ...]:
     if asked is None:
-        return tuple(k for k in _KS if k <= n)
+        return default_ks(n)
     if max(asked) > n:
         raise typer.BadParameter(f"--k {max(asked)} needs as many samples, and --n is {n}")
     return tuple(sorted(set(asked)))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from trainer.cli.options import python_option
 from trainer.errors import TrainingFailed
 from trainer.training.recipe import load_recipe
 from trainer.training.train import train
@@ -23,10 +24,10 @@ def train_command(
     ] = None,
     python: Annotated[
         Path | None,
-        typer.Option(
-            envvar="MOTAB_TRAINER_PYTHON",
-            help="The Python of an environment with llamafactory, or with trl for on_policy.",
-            show_default=".venv-trainer/bin/python, or .venv-reference/bin/python",
+        python_option(
+            "MOTAB_TRAINER_PYTHON",
+            "llamafactory, or with trl for on_policy",
+            ".venv-trainer/bin/python, or .venv-reference/bin/python",
         ),
     ] = None,
     resume: Annotated[

@@ -122,3 +122,8 @@ def _resampled(chances: Sequence[float], interval: Interval) -> list[float]:
         total = sum(chance * num for chance, num in sorted(drawn.items()))
         means.append(total / len(chances))
     return means
+
+
+def default_ks(num_samples: int) -> tuple[int, ...]:
+    """Return those of 1, 4 and 8 that as many samples of a problem can estimate."""
+    return tuple(k for k in (1, 4, 8) if k <= num_samples)

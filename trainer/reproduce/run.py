@@ -22,6 +22,7 @@ from synth_client.runs.synthesise import Run, synthesise
 from trainer.errors import RunExists, ServerFailed
 from trainer.evaluation.benchmark import load_benchmark
 from trainer.evaluation.evaluate import RECORDS, RESULTS, Evaluation, evaluate
+from trainer.evaluation.pass_at_k import default_ks
 from trainer.reproduce.arms import Arm
 from trainer.reproduce.curve import Curve, curve
 from trainer.reproduce.plan import Scale, Unit, recipe_of
@@ -35,7 +36,6 @@ _PLAN: Final = "plan.json"
 CURVE: Final = "curve.html"
 _TEST: Final = "test"
 _TIMES: Final = "times.jsonl"
-_KS: Final = (1, 4, 8)
 _CONCURRENCY: Final = 32
 
 
@@ -257,7 +257,7 @@ def _evaluate(
             concurrency=_CONCURRENCY,
             verify=MATH,
         )
-        ks = tuple(k for k in _KS if k <= scale.num_samples)
+        ks = default_ks(scale.num_samples)
         evaluation = Evaluation(benchmark=benchmark, run=run, ks=ks)
         results = run_loop(evaluate(evaluation, job.console))
         if results.num_failed:
