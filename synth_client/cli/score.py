@@ -6,13 +6,7 @@ from typing import Annotated
 import typer
 
 from synth_client.cli import options
-from synth_client.cli.shared import (
-    check_concurrency,
-    check_output,
-    check_urls,
-    log_console,
-    say_failed,
-)
+from synth_client.cli.shared import check_output, log_console, say_failed, servers_of
 from synth_client.files.workspace import Workspace
 from synth_client.runs.score import Scoring, score_records
 from synth_client.runs.session import run_loop
@@ -33,16 +27,12 @@ def score_command(
     resume: options.Resume = True,
 ) -> None:
     """Add every token's log-probability under both models to records. Run it again to resume."""
-    check_concurrency(concurrency, min_concurrency)
     check_output(output, records)
     job = Scoring(
         source=records,
         output=output,
-        base_urls=check_urls(base_url),
+        servers=servers_of(base_url, api_key, concurrency, min_concurrency),
         model=model,
-        concurrency=concurrency,
-        min_concurrency=min_concurrency,
-        api_key=api_key,
         timeout_s=timeout,
         fresh=not resume,
     )

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from synth_client.asking.servers import Servers
 from synth_client.prices import PRICED
 from synth_client.training_data.filters import Kept
 
@@ -29,9 +30,18 @@ def _parse(text: str) -> tuple[str, float]:
     return kind, price
 
 
-def check_urls(texts: Iterable[str]) -> tuple[str, ...]:
-    """The values of --base-url; raises `BadParameter` for what is no address."""
-    return tuple(_checked_url(text) for text in texts)
+def servers_of(
+    base_urls: Iterable[str], api_key: str | None, concurrency: int, min_concurrency: int = 1
+) -> Servers:
+    """Return the servers that the options describe; raises `BadParameter` for wrong values."""
+    if min_concurrency > concurrency:
+        raise typer.BadParameter("--min-concurrency is larger than --concurrency")
+    return Servers(
+        base_urls=tuple(_checked_url(text) for text in base_urls),
+        api_key=api_key,
+        concurrency=concurrency,
+        min_concurrency=min_concurrency,
+    )
 
 
 def _checked_url(text: str) -> str:
@@ -42,12 +52,6 @@ def _checked_url(text: str) -> str:
     if url.scheme not in {"http", "https"} or not url.host:
         raise typer.BadParameter(f"--base-url {text}: write http://HOST:PORT/v1")
     return text
-
-
-def check_concurrency(concurrency: int, min_concurrency: int) -> None:
-    """Raise `BadParameter` where the adaptive limit has no room."""
-    if min_concurrency > concurrency:
-        raise typer.BadParameter("--min-concurrency is larger than --concurrency")
 
 
 def check_output(output: Path, source: Path) -> None:

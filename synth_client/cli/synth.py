@@ -10,13 +10,12 @@ from pydantic import JsonValue
 
 from synth_client.cli import options
 from synth_client.cli.shared import (
-    check_concurrency,
     check_output,
-    check_urls,
     log_console,
     parse_prices,
     say_dropped,
     say_failed,
+    servers_of,
 )
 from synth_client.cluster.executor import Cluster, require_ray
 from synth_client.files.workspace import Workspace
@@ -101,7 +100,7 @@ def synth_command(
 ) -> None:
     """Synthesise trajectories for every row of a dataset. Run it again to resume."""
     cluster = _cluster(executor, ray_address, ray_workers)
-    check_concurrency(concurrency, min_concurrency)
+    servers = servers_of(base_url, api_key, concurrency, min_concurrency)
     check_output(output, Path(source))
     params = dict(_param(text) for text in param or [])
     if plain and params:
@@ -109,7 +108,7 @@ def synth_command(
     run = Run(
         dataset=open_dataset(source, limit=limit, split=split, subset=subset),
         output=output,
-        base_urls=check_urls(base_url),
+        servers=servers,
         synthesis=Synthesis(
             model=model,
             params=params,
@@ -121,9 +120,6 @@ def synth_command(
             timeout_s=timeout,
         ),
         num_samples=n,
-        concurrency=concurrency,
-        min_concurrency=min_concurrency,
-        api_key=api_key,
         cluster=cluster,
         fresh=not resume,
         prices=parse_prices(price),

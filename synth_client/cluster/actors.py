@@ -6,16 +6,16 @@ pass through the mailbox to the one process with the journal, and count once the
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
 import orjson
 
-from synth_client.asking.client import SynthClient
 from synth_client.asking.errors import SynthesisError
-from synth_client.asking.limiter import Limiter, wait_for
+from synth_client.asking.limiter import wait_for
 from synth_client.asking.pool import Load, Outcome, Pool
+from synth_client.asking.servers import Servers
 from synth_client.errors import ClientError
 from synth_client.questions.question import Question, Synthesis, Unit
 from synth_client.record import Message
@@ -30,11 +30,8 @@ _REPORT_EVERY_S: Final = 1.0
 class WorkerSettings:
     """The settings of every worker; the numbers of requests are one worker's share."""
 
-    base_urls: tuple[str, ...]
+    servers: Servers
     synthesis: Synthesis
-    api_key: str | None = field(repr=False)
-    concurrency: int
-    min_concurrency: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +120,8 @@ class Worker:
     def __init__(self, settings: WorkerSettings, mailbox: Handle) -> None:
         self._mailbox = mailbox
         self._name = uuid4().hex
-        self._limiter = Limiter(settings.min_concurrency, settings.concurrency)
-        self._client = SynthClient(
-            settings.base_urls,
-            settings.synthesis,
-            api_key=settings.api_key,
-            max_connections=settings.concurrency,
-        )
+        self._limiter = settings.servers.limiter()
+        self._client = settings.servers.client(settings.synthesis)
         self._pools: set[Pool] = set()
         self._errors: list[SynthesisError] = []
         self._draining = asyncio.Event()

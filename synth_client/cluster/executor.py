@@ -119,9 +119,9 @@ class Fleet:
             # Ray's C++ part installs a handler in front of ours that prints a stack.
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             wanted = self._cluster.num_workers or ray.num_nodes()
-            num_workers = min(wanted, self._settings.concurrency)
+            num_workers = min(wanted, self._settings.servers.concurrency)
             mailbox = ray.open_mailbox()
-            settings = self._share(num_workers)
+            settings = replace(self._settings, servers=self._settings.servers.share(num_workers))
             work = ray.begin_work(path, settings, num_workers, mailbox)
             tasks = [
                 asyncio.create_task(self._read(ray, mailbox, deliver)),
@@ -136,13 +136,6 @@ class Fleet:
                 await asyncio.gather(*tasks, return_exceptions=True)
         for task in ended:
             task.result()
-
-    def _share(self, num_workers: int) -> WorkerSettings:
-        return replace(
-            self._settings,
-            concurrency=max(self._settings.concurrency // num_workers, 1),
-            min_concurrency=max(self._settings.min_concurrency // num_workers, 1),
-        )
 
     async def _read(
         self, ray: ModuleType, mailbox: Handle, deliver: Callable[[Outcome], Awaitable[None]]

@@ -123,8 +123,9 @@ def _work(path: Path, settings: WorkerSettings, num_workers: int, mailbox: Handl
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # a trajectory may take an hour
-    num_rows = min(max(2 * settings.concurrency // _BLOCKS_PER_WORKER, 1), _MOST_ROWS_PER_BLOCK)
-    num_blocks = -(-2 * settings.concurrency // num_rows)
+    num_units = 2 * settings.servers.concurrency
+    num_rows = min(max(num_units // _BLOCKS_PER_WORKER, 1), _MOST_ROWS_PER_BLOCK)
+    num_blocks = -(-num_units // num_rows)
     source = _Units(path)
     blocks = (
         ray.data.read_datasource(

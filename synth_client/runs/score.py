@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from synth_client.asking.client import SynthClient
-from synth_client.asking.limiter import Limiter
 from synth_client.asking.pool import Pool
+from synth_client.asking.servers import Servers
 from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError
 from synth_client.files.journal import Journal
@@ -27,18 +27,12 @@ from synth_client.runs.session import Session, run_session
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """Everything that a run is told. `concurrency` is the most that may be under way.
-
-    `timeout_s` bounds the silence between two reads, in seconds.
-    """
+    """All settings of a run. `timeout_s` bounds the silence between two reads, in seconds."""
 
     source: Path
     output: Path
-    base_urls: tuple[str, ...]
+    servers: Servers
     model: str
-    concurrency: int = 16
-    min_concurrency: int = 1
-    api_key: str | None = None
     timeout_s: float = 3600.0
     fresh: bool = False
 
@@ -65,7 +59,9 @@ class ScoringSession(Session):
     def __init__(
         self, job: Scoring, journal: Journal, workspace: Workspace, console: Console
     ) -> None:
-        super().__init__(journal, Tally(counts_trajectories=False), console)
+        synthesis = Synthesis(model=job.model, timeout_s=job.timeout_s)
+        tally = Tally(counts_trajectories=False)
+        super().__init__(journal, job.servers, synthesis, tally, console)
         self._job, self._workspace = job, workspace
 
     def _units(self) -> Iterator[ScoringUnit]:
@@ -75,20 +71,11 @@ class ScoringSession(Session):
     def _count_units(self) -> int:
         return sum(1 for _ in read_records(self._job.source))
 
-    def _client(self) -> SynthClient:
-        job = self._job
-        synthesis = Synthesis(model=job.model, timeout_s=job.timeout_s)
-        return SynthClient(
-            job.base_urls, synthesis, api_key=job.api_key, max_connections=job.concurrency
-        )
-
     def _executor_of(self, client: SynthClient) -> Pool:
         async def ask(unit: Unit, *, attempt: int) -> Record:
             return await client.score(unit, cast("ScoringUnit", unit).record, attempt=attempt)
 
-        job = self._job
-        limiter = Limiter(job.min_concurrency, job.concurrency)
-        return Pool(ask, limiter, num_workers=job.concurrency, on_error=self._tally.add_error)
+        return self._pool_of(ask)
 
     async def _content_of(self, record: Record) -> bytes:
         fields = record.model_dump(include={"token_logprobs"})

@@ -14,11 +14,12 @@ from typing import Any, Protocol, TypeVar
 from rich.console import Console
 
 from synth_client.asking.client import SynthClient
-from synth_client.asking.pool import Failed, Load, Outcome
+from synth_client.asking.pool import Asker, Failed, Load, Outcome, Pool
+from synth_client.asking.servers import Servers
 from synth_client.errors import ClientError, Interrupted, first_of
 from synth_client.files.journal import FAILURE, RECORD, Entry, Journal, open_journal
 from synth_client.files.workspace import Workspace
-from synth_client.questions.question import Unit
+from synth_client.questions.question import Synthesis, Unit
 from synth_client.record import Record
 from synth_client.runs.failed_rows import failed_unit
 from synth_client.runs.outputs import Totals
@@ -48,12 +49,15 @@ class Session(ABC):
     def __init__(
         self,
         journal: Journal,
+        servers: Servers,
+        synthesis: Synthesis,
         tally: Tally,
         console: Console,
         *,
         progress_file: Path | None = None,
     ) -> None:
         self._journal, self._tally = journal, tally
+        self._servers, self._synthesis = servers, synthesis
         self._console, self._progress_file = console, progress_file
         self._under_way: set[bytes] = set()
         """Keys of the units that the executor has and the journal has not."""
@@ -68,10 +72,6 @@ class Session(ABC):
     @abstractmethod
     def _count_units(self) -> int | None:
         """The number of units, None where only reading them would tell. Called in a thread."""
-
-    @abstractmethod
-    def _client(self) -> SynthClient:
-        """The client of this session, not yet opened."""
 
     @abstractmethod
     def _executor_of(self, client: SynthClient) -> Executor:
@@ -122,7 +122,7 @@ class Session(ABC):
             _log.info("%s", self._how_to_resume())
 
     async def _ask_for(self, units: Iterator[Unit]) -> None:
-        async with self._client() as client:
+        async with self._servers.client(self._synthesis) as client:
             await client.check()
             self._executor = executor = self._executor_of(client)
             if self._num_signals:
@@ -138,6 +138,14 @@ class Session(ABC):
                 executor.run(units, self._deliver),
                 progress.stop,
             )
+
+    def _pool_of(self, ask: Asker) -> Pool:
+        return Pool(
+            ask,
+            self._servers.limiter(),
+            num_workers=self._servers.concurrency,
+            on_error=self._tally.add_error,
+        )
 
     def _missing(self) -> Iterator[Unit]:
         """The units that are neither done nor under way."""

@@ -13,8 +13,7 @@ from pydantic import JsonValue
 from rich.console import Console
 
 from synth_client.asking.client import SynthClient
-from synth_client.asking.limiter import Limiter
-from synth_client.asking.pool import Pool
+from synth_client.asking.servers import Servers
 from synth_client.cluster.actors import WorkerSettings
 from synth_client.cluster.executor import Cluster, Fleet
 from synth_client.errors import RunAborted
@@ -37,20 +36,17 @@ _MAX_WARNINGS: Final = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Everything that a run is told. `concurrency` is the most that may be under way.
+    """All settings of a run.
 
-    `verify` is the rule by which answers are judged. It is no part of what a journal belongs to:
-    records that were judged by another are judged again in the end.
+    `verify` is the rule that judges answers. A journal is not bound to it: the final files hold
+    records judged by the present rule.
     """
 
     dataset: Dataset
     output: Path
-    base_urls: tuple[str, ...]
+    servers: Servers
     synthesis: Synthesis
     num_samples: int = 1
-    concurrency: int = 64
-    min_concurrency: int = 1
-    api_key: str | None = None
     cluster: Cluster | None = None
     """None runs everything in this process."""
     fresh: bool = False
@@ -61,7 +57,7 @@ class Run:
     filters: Filters = field(default_factory=lambda: Filters(()))
 
     def manifest(self) -> Manifest:
-        """What of it a journal belongs to, and what may grow."""
+        """Return the settings that a journal is bound to, and those that may grow."""
         synthesis = self.synthesis
         return Manifest(
             identity={
@@ -116,7 +112,12 @@ class SynthesisSession(Session):
         console: Console,
     ) -> None:
         super().__init__(
-            journal, Tally(prices=run.prices), console, progress_file=run.progress_file
+            journal,
+            run.servers,
+            run.synthesis,
+            Tally(prices=run.prices),
+            console,
+            progress_file=run.progress_file,
         )
         self._run, self._workspace, self._verifier = run, workspace, verifier
         self._setting: dict[str, JsonValue] | None = None
@@ -150,29 +151,11 @@ class SynthesisSession(Session):
         num_rows = self._run.dataset.count()
         return None if num_rows is None else num_rows * self._run.num_samples
 
-    def _client(self) -> SynthClient:
-        run = self._run
-        return SynthClient(
-            run.base_urls, run.synthesis, api_key=run.api_key, max_connections=run.concurrency
-        )
-
     def _executor_of(self, client: SynthClient) -> Executor:
         run = self._run
         if run.cluster is None:
-            limiter = Limiter(run.min_concurrency, run.concurrency)
-            return Pool(
-                client.synthesise,
-                limiter,
-                num_workers=run.concurrency,
-                on_error=self._tally.add_error,
-            )
-        settings = WorkerSettings(
-            base_urls=run.base_urls,
-            synthesis=run.synthesis,
-            api_key=run.api_key,
-            concurrency=run.concurrency,
-            min_concurrency=run.min_concurrency,
-        )
+            return self._pool_of(client.synthesise)
+        settings = WorkerSettings(servers=run.servers, synthesis=run.synthesis)
         return Fleet(run.cluster, settings, self._workspace.units, on_error=self._tally.add_error)
 
     async def _content_of(self, record: Record) -> bytes:

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from synth_client.cli import options
-from synth_client.cli.shared import check_urls, log_console, say_failed
+from synth_client.cli.shared import log_console, say_failed, servers_of
 from synth_client.files.workspace import Workspace
 from synth_client.judging.rules import CHOICE, MATH, check_rule
 from synth_client.judging.verifier import Limits
@@ -95,7 +95,7 @@ def eval_command(
     ks = _ks(k, n)
     if PLACE not in prompt:
         raise typer.BadParameter(f"--prompt has no {PLACE}, so it would ask nothing")
-    base_urls = check_urls(base_url)
+    servers = servers_of(base_url, api_key, concurrency)
     rule = None if verify is None else check_rule(verify)
     is_named = _is_named(benchmark, data)
     if is_named:
@@ -117,7 +117,7 @@ def eval_command(
         run = Run(
             dataset=loaded.dataset,
             output=folder / RECORDS,
-            base_urls=base_urls,
+            servers=servers,
             synthesis=Synthesis(
                 model=model,
                 temperature=temperature,
@@ -128,8 +128,6 @@ def eval_command(
                 timeout_s=timeout,
             ),
             num_samples=n,
-            concurrency=concurrency,
-            api_key=api_key,
             fresh=not resume,
             verify=rule or loaded.rule,
             verify_limits=Limits(seconds=verify_timeout),

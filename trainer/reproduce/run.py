@@ -11,6 +11,7 @@ import orjson
 from pydantic import JsonValue
 from rich.console import Console
 
+from synth_client.asking.servers import Servers
 from synth_client.files.atomic import output_errors, write_whole
 from synth_client.files.workspace import Workspace
 from synth_client.judging.rules import MATH
@@ -216,14 +217,13 @@ def _synthesis(job: Reproduction, data: _DataSet, url: str) -> Run:
     return Run(
         dataset=open_dataset(str(job.questions(data.seed))),
         output=data.records,
-        base_urls=(url,),
+        servers=Servers(base_urls=(url,), concurrency=_CONCURRENCY),
         synthesis=Synthesis(
             model=SERVED_AS,
             params={**data.params, "max_total_tokens": job.scale.max_tokens},
             temperature=job.scale.temperature,
             seed=data.seed,
         ),
-        concurrency=_CONCURRENCY,
         verify=MATH,
     )
 
@@ -245,7 +245,7 @@ def _evaluate(
         run = Run(
             dataset=benchmark.dataset,
             output=folder / RECORDS,
-            base_urls=(f"{url}/v1",),
+            servers=Servers(base_urls=(f"{url}/v1",), concurrency=_CONCURRENCY),
             synthesis=Synthesis(
                 model=str(model),
                 temperature=scale.test_temperature,
@@ -254,7 +254,6 @@ def _evaluate(
                 plain=True,
             ),
             num_samples=scale.num_samples,
-            concurrency=_CONCURRENCY,
             verify=MATH,
         )
         ks = default_ks(scale.num_samples)

@@ -13,6 +13,7 @@ import orjson
 import pytest
 from rich.console import Console
 
+from synth_client.asking.servers import Servers
 from synth_client.errors import ClientError
 from synth_client.files.record_file import read_records
 from synth_client.questions.dataset import open_dataset
@@ -47,13 +48,14 @@ async def run(
     *,
     synthesis: Synthesis = SYNTHESIS,
     limit: int | None = None,
+    concurrency: int = 64,
     **how: Any,
 ) -> Totals:
     """A run inside this event loop."""
     asked = Run(
         dataset=open_dataset(str(source), limit=limit),
         output=output,
-        base_urls=(server.base_url,),
+        servers=Servers(base_urls=(server.base_url,), concurrency=concurrency),
         synthesis=synthesis,
         **{"verify": "number", **how},
     )
