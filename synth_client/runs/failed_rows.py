@@ -1,4 +1,4 @@
-"""What did not become a record: one JSON object a line of OUT.failed.jsonl."""
+"""Describes what did not become a record: one JSON object per line of OUT.failed.jsonl."""
 
 import orjson
 from pydantic import ValidationError
@@ -14,7 +14,7 @@ BAD_ROW = "bad_row"
 
 
 class Fault(Part):
-    """Why: `kind` is the class of the error, or "bad_row". The rest is the server's error."""
+    """The cause: `kind` is the class of the error, or "bad_row". The rest is the server's error."""
 
     kind: str
     message: str
@@ -25,9 +25,9 @@ class Fault(Part):
 
 
 class FailedRow(Part):
-    """A unit that failed, or, where `sample` is None, a whole row that could not be asked.
+    """A unit that failed, or, if `sample` is None, a whole row that could not be asked.
 
-    `place` is where such a row stands in the input.
+    `place` is the position of such a row in the input.
     """
 
     id: str
@@ -39,12 +39,12 @@ class FailedRow(Part):
     attempts: Count
 
     def to_json_line(self) -> bytes:
-        """One line of JSON in UTF-8, newline included."""
+        """Return one line of JSON in UTF-8, newline included."""
         return orjson.dumps(self.model_dump(), option=orjson.OPT_APPEND_NEWLINE)
 
 
 def failed_unit(unit: Unit, error: SynthesisError, attempts: int) -> FailedRow:
-    """The unit whose last attempt ended in `error`."""
+    """Return the failed row of a unit whose last attempt ended in `error`."""
     question = unit.question
     return FailedRow(
         id=question.id,
@@ -65,7 +65,7 @@ def failed_unit(unit: Unit, error: SynthesisError, attempts: int) -> FailedRow:
 
 
 def failed_row(row: BadRow) -> FailedRow:
-    """The row that asks nothing."""
+    """Return the failed row of an input row that asks nothing."""
     return FailedRow(
         id=row.id,
         sample=None,
@@ -78,7 +78,7 @@ def failed_row(row: BadRow) -> FailedRow:
 
 
 def read_failed(content: bytes, unit: Unit) -> FailedRow:
-    """A journalled failure as that of `unit`, which asks the same but may be called otherwise."""
+    """Read a journalled failure, with the present id and answer of `unit`."""
     try:
         failed = FailedRow.model_validate_json(content)
     except ValidationError as error:

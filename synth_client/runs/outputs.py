@@ -21,7 +21,7 @@ from synth_client.training_data.filters import Kept
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """How many lines each file has; `kept` says what the filters did."""
+    """The number of lines of each file; `kept` counts what the filters did."""
 
     num_records: int
     num_failed: int
@@ -38,7 +38,7 @@ def write_final(
 ) -> Totals:
     """Put both files in place at once; without failures there is no second file.
 
-    One unit is held at a time. Raises `InputError` where the journal lacks a unit, `OutputError`,
+    One unit is held at a time. Raises `InputError` if the journal lacks a unit, `OutputError`,
     and what `stop_if_asked` raises, which is called before each unit; then the files that were
     there stay.
     """
@@ -59,7 +59,7 @@ def write_final(
 
 
 def write_lines(workspace: Workspace, lines: Iterable[tuple[bytes, bool]]) -> Totals:
-    """Write lines, each a record's or a failure's, as `write_final` does."""
+    """Write lines, each with whether it is a record or a failure, as `write_final` does."""
     num_records = num_failed = 0
     with ExitStack() as stack, output_errors(workspace.output):
         records = stack.enter_context(AtomicFile(workspace.output))
@@ -68,7 +68,7 @@ def write_lines(workspace: Workspace, lines: Iterable[tuple[bytes, bool]]) -> To
             (records if is_record else failures).file.write(line)
             num_records += is_record
             num_failed += not is_record
-        # Failures first: whoever sees the new records finds their failures, too.
+        # Failures first, so that a reader of the new records finds their failures, too.
         if num_failed:
             failures.publish()
         else:
@@ -80,7 +80,7 @@ def write_lines(workspace: Workspace, lines: Iterable[tuple[bytes, bool]]) -> To
 def journalled(unit: Unit, journal: Journal, kind: str) -> tuple[bytes, bool]:
     """Return a unit's JSON and True, or the line of its failure and False.
 
-    Raises `InputError` where the journal lacks the unit, which it names as a `kind`.
+    Raises `InputError` if the journal lacks the unit, which it names as a `kind`.
     """
     place = journal.get(unit.key)
     if place is None:
@@ -95,7 +95,7 @@ def journalled(unit: Unit, journal: Journal, kind: str) -> tuple[bytes, bool]:
 
 
 def _line(unit: Unit, journal: Journal, verifier: Verifier) -> tuple[bytes, bool]:
-    """The line of a unit, and whether it is a record.
+    """Return the line of a unit, and whether it is a record.
 
     A record that was judged against another answer or by another rule is judged again.
     """

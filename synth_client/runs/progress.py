@@ -1,4 +1,4 @@
-"""What a run is doing, in figures: for the terminal, for the log, and as JSON lines."""
+"""Shows the figures of a run: in the terminal, in the log, and as JSON lines."""
 
 import asyncio
 import logging
@@ -37,13 +37,13 @@ _FEW: Final = 10
 class ProgressLine:
     """A line of the progress file.
 
-    Units are trajectories: one sample of one question. `done` counts those of earlier sessions of
-    the run, too; all other figures are of this session, and rates of its last minute. `total` and
-    `eta_s` are None where the input does not tell its length, `breach_rate` and `mean_bifurcation`
-    (the step gone back to, from 0, over trajectories with a breach) where there is nothing to count
-    yet, `cost` without prices. `errors` counts failed attempts by class, `concurrency` is the
-    current limit and `cuts` how often it was cut. Tokens per second are those written by the
-    student, scored by the teacher, and written by the teacher.
+    Units are trajectories: one sample of one question. `done` includes earlier sessions of the run;
+    all other figures cover this session, and rates its last minute. `total` and `eta_s` are None if
+    the length of the input is unknown, `breach_rate` and `mean_bifurcation` (the bifurcation step,
+    from 0, over trajectories with a breach) if there is nothing to count yet, `cost` without
+    prices. `errors` counts failed attempts by class, `concurrency` is the current limit and `cuts`
+    the number of its cuts. Tokens per second are written by the student, scored by the teacher, and
+    written by the teacher.
     """
 
     seconds: float
@@ -63,7 +63,7 @@ class ProgressLine:
     eta_s: float | None
 
     def facts(self) -> list[tuple[str, str]]:
-        """Labels and values, as people read them."""
+        """Return labels and values for people to read."""
         total = "" if self.total is None else f" of {self.total:,}"
         tokens = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.tokens_per_s.items())
         errors = ", ".join(f"{name} {number:,}" for name, number in sorted(self.errors.items()))
@@ -84,20 +84,20 @@ class ProgressLine:
         return facts
 
     def line(self) -> str:
-        """The same in one line."""
+        """Return the same in one line."""
         return "; ".join(f"{label}: {value}" for label, value in self.facts())
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one session. `prices` are per million tokens, by what they are for."""
+    """Counts of one session. `prices` are per million tokens, by what the tokens are for."""
 
     prices: Mapping[str, float] = field(default_factory=dict)
     counts_trajectories: bool = True
     """False where records are only scored: others wrote them and paid for their tokens."""
     total: int | None = None
     num_kept: int = 0
-    """Units that were done before, or are done under another's key."""
+    """Units done in an earlier session, or by another unit with the same key."""
     num_done: int = 0
     num_failed: int = 0
     num_breached: int = 0
@@ -106,7 +106,7 @@ class Tally:
     errors: Counter[str] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome) -> None:
-        """One more unit has come to its end."""
+        """Count a finished unit."""
         record = outcome.result
         if isinstance(record, Failed):
             self.num_failed += 1
@@ -124,11 +124,11 @@ class Tally:
         self.tokens["scored"] += usage.teacher_scored_tokens
 
     def add_error(self, error: SynthesisError) -> None:
-        """One more attempt has failed."""
+        """Count a failed attempt."""
         self.errors[error.trouble.value] += 1
 
     def cost(self) -> float | None:
-        """What the session has cost so far; None without prices."""
+        """Return the cost of the session so far, None without prices."""
         if not self.prices:
             return None
         costs = (one.cost for one in costs_of(self.tokens, self.prices))
@@ -166,7 +166,7 @@ class Progress:
         self._stopped.set()
 
     async def run(self) -> None:
-        """Raises `OutputError` where the progress file cannot be written."""
+        """Show the figures until `stop`. Raises `OutputError` if the file cannot be written."""
         with ExitStack() as stack:
             file = None
             if self._path is not None:
@@ -187,7 +187,7 @@ class Progress:
                 num_ticks += 1
 
     def figures(self) -> ProgressLine:
-        """The figures of now. Rates are of the last minute."""
+        """Return the present figures. Rates cover the last minute."""
         now, tally, load = self._mark(), self._tally, self._load()
         while len(self._marks) > 1 and now.time - self._marks[0].time > _WINDOW_S:
             self._marks.popleft()
@@ -255,7 +255,7 @@ def _clock(seconds: float | None) -> str:
 
 
 def render_progress(figures: ProgressLine) -> RenderableType:
-    """A panel with a bar, where the end is known, and all figures."""
+    """Return a panel with all figures, and a bar if the total is known."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()

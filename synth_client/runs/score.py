@@ -1,4 +1,4 @@
-"""One run of `motab score`: both models' token log-probabilities, put into every record."""
+"""Runs `motab score`: adds both models' token log-probabilities to every record."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ class Scoring:
     fresh: bool = False
 
     def manifest(self) -> Manifest:
-        """The journal knows records by what is asked of them, so the input may change."""
+        """Return the settings that a journal is bound to; the input may change."""
         identity = {"command": "score", "model": self.model}
         return Manifest(identity=dict(identity), extent={}, motab_version=version("motab"))
 
 
 async def score_records(job: Scoring, console: Console) -> Totals:
-    """Score what is not scored yet, then write the final files.
+    """Score the records that have no scores yet, then write the final files.
 
     Signals and errors are as in `synthesise`.
     """
@@ -90,7 +90,7 @@ class ScoringSession(Session):
         return write_lines(self._workspace, lines())
 
     def _line(self, unit: ScoringUnit) -> tuple[bytes, bool]:
-        """The line of a record, and whether it was scored."""
+        """Return the line of a record, and whether it was scored."""
         content, is_scored = journalled(unit, self._journal, "record")
         if not is_scored:
             return content, False

@@ -67,19 +67,19 @@ class Session(ABC):
 
     @abstractmethod
     def _units(self) -> Iterator[Unit]:
-        """All units of the run in order, whether done or not. Called in a thread."""
+        """Yield all units of the run in order, done or not. Called in a thread."""
 
     @abstractmethod
     def _count_units(self) -> int | None:
-        """The number of units, None where only reading them would tell. Called in a thread."""
+        """Return the number of units, None if it is unknown. Called in a thread."""
 
     @abstractmethod
     def _executor_of(self, client: SynthClient) -> Executor:
-        """What works the units off; it reports failed attempts to the tally."""
+        """Return the executor of the units; it reports failed attempts to the tally."""
 
     @abstractmethod
     async def _content_of(self, record: Record) -> bytes:
-        """The JSON that the journal keeps of a result."""
+        """Return the JSON that the journal keeps of a result."""
 
     @abstractmethod
     def _write_final(self) -> Totals:
@@ -87,7 +87,7 @@ class Session(ABC):
 
     @abstractmethod
     def _describe_done(self, num_done: int) -> str:
-        """What is done so far, as the first half of a sentence."""
+        """Describe the finished units, as the first half of a sentence."""
 
     def on_signal(self) -> None:
         """Finish what is under way; at the second call, stop at once."""
@@ -148,7 +148,7 @@ class Session(ABC):
         )
 
     def _missing(self) -> Iterator[Unit]:
-        """The units that are neither done nor under way."""
+        """Yield the units that are neither done nor under way."""
         for unit in self._units():
             if self._num_signals:
                 return

@@ -1,4 +1,4 @@
-"""One run of `motab synth`: from the input to the final files."""
+"""Runs `motab synth`, from the input to the final files."""
 
 import asyncio
 import logging
@@ -76,10 +76,10 @@ class Run:
 
 
 async def synthesise(run: Run, console: Console) -> Totals:
-    """Do what is not done yet, then write the final files.
+    """Ask what has not been asked yet, then write the final files.
 
-    The first SIGINT or SIGTERM lets what is under way finish, the second stops at once; then
-    `Interrupted` is raised. Raises `ClientError` for all else that ends a run.
+    The first SIGINT or SIGTERM lets the requests under way finish, the second stops at once; then
+    `Interrupted` is raised. Raises `ClientError` for everything else that ends a run.
     """
     with open_workspace(run.output, run.manifest(), fresh=run.fresh) as workspace:
         with Verifier(run.verify, limits=run.verify_limits) as verifier:
@@ -92,7 +92,7 @@ async def synthesise(run: Run, console: Console) -> Totals:
 
 
 def _filtered(workspace: Workspace, filters: Filters, totals: Totals) -> Totals:
-    """What the journal has stays there, so that another filter takes no new answers."""
+    """Filter the output; the journal keeps every record, so another filter asks nothing again."""
     if not filters.names:
         workspace.dropped.unlink(missing_ok=True)
         return totals
@@ -132,7 +132,7 @@ class SynthesisSession(Session):
                 yield item
 
     def _units_and_bad_rows(self) -> Iterator[Unit | BadRow]:
-        """All units in order, and in their places the rows that cannot be asked."""
+        """Yield all units in order, and in their places the rows that cannot be asked."""
         run = self._run
         for row in run.dataset.rows():
             if isinstance(row, BadRow):
