@@ -52,7 +52,7 @@ def _version(wanted: bool) -> None:  # noqa: FBT001
 def _options(
     *,
     version: Annotated[  # noqa: ARG001
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Log everything, the embedded servers' output too.")
@@ -64,8 +64,8 @@ def _options(
 @app.command("serve")
 def serve_command(
     config: Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")],
-    host: Annotated[str | None, typer.Option(help="In place of server.host.")] = None,
-    port: Annotated[int | None, typer.Option(help="In place of server.port.")] = None,
+    host: Annotated[str | None, typer.Option(help="The address. Default: server.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port. Default: server.port.")] = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for upstreams that are still starting.")
     ] = 0.0,
@@ -119,7 +119,8 @@ def demo_command(
         "runs/demo"
     ),
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many of the bundled questions.")
+        int | None,
+        typer.Option(min=1, help="The number of bundled questions to take. Default: all."),
     ] = None,
     pair: Annotated[
         DemoPair, typer.Option(help="The models: two made for the questions, or pretrained ones.")

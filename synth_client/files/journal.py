@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from synth_client.errors import OutputError, first_of
 from synth_client.files.atomic import output_errors, sync_folder
@@ -37,8 +37,7 @@ _HEAD_BYTES: Final = 26
 _BODY_HEAD_BYTES: Final = 35
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """The place of an entry's content in the file."""
 
     kind: Kind

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from synth_client.complaints import complaints_of
 from synth_client.errors import InputError
 from synth_client.questions.parquet_and_hub import read_hub, read_parquet
-from synth_client.questions.question import Question
+from synth_client.questions.question import BadRow, Question
 from synth_client.record import Message
 
 QUESTION_COLUMNS: Final = ("question", "problem", "prompt", "instruction", "input")
@@ -26,15 +26,6 @@ _MAX_FIELD_CHARS: Final = 2**31 - 1
 _COUNT_BYTES: Final = 2**20
 # An input that begins with this many bad rows, and no question, is refused.
 _MOST_BAD_FIRST: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row without a usable question. `place` is its position, `id` the id it would have had."""
-
-    id: str
-    place: str
-    fault: str
 
 
 @dataclass(frozen=True, slots=True)

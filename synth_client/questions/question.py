@@ -22,6 +22,15 @@ class Question:
     answer: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row without a usable question. `place` is its position, `id` the id it would have had."""
+
+    id: str
+    place: str
+    fault: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synthesis:
     """The way in which every question of a run is asked.

@@ -6,8 +6,7 @@ from pydantic import ValidationError
 from synth_client.asking.errors import SynthesisError
 from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError
-from synth_client.questions.dataset import BadRow
-from synth_client.questions.question import Unit
+from synth_client.questions.question import BadRow, Unit
 from synth_client.record import Count, Message, Part
 
 BAD_ROW = "bad_row"

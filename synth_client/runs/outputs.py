@@ -11,8 +11,7 @@ from synth_client.files.atomic import AtomicFile, output_errors
 from synth_client.files.journal import RECORD, Journal
 from synth_client.files.workspace import Workspace
 from synth_client.judging.verifier import Verifier
-from synth_client.questions.dataset import BadRow
-from synth_client.questions.question import Unit
+from synth_client.questions.question import BadRow, Unit
 from synth_client.questions.repeated_ids import RepeatedIds
 from synth_client.record import Record, RecordError
 from synth_client.runs.failed_rows import failed_row, read_failed

@@ -20,8 +20,8 @@ from synth_client.errors import RunAborted
 from synth_client.files.journal import Journal
 from synth_client.files.workspace import Manifest, Workspace, open_workspace
 from synth_client.judging.verifier import Limits, Program, Verifier
-from synth_client.questions.dataset import BadRow, Dataset
-from synth_client.questions.question import Synthesis, Unit, units_of
+from synth_client.questions.dataset import Dataset
+from synth_client.questions.question import BadRow, Synthesis, Unit, units_of
 from synth_client.record import Record
 from synth_client.runs.outputs import Totals, write_final
 from synth_client.runs.progress import Tally

@@ -12,8 +12,8 @@ import orjson
 from synth_client.errors import InputError
 from synth_client.judging.rules import CHOICE, MATH
 from synth_client.judging.verifier import Program
-from synth_client.questions.dataset import BadRow, Cells, Dataset, open_dataset
-from synth_client.questions.question import Question
+from synth_client.questions.dataset import Cells, Dataset, open_dataset
+from synth_client.questions.question import BadRow, Question
 from trainer.evaluation.multiple_choice import has_choices, laid_out
 
 PLACE: Final = "{problem}"

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from synth_client.errors import InputError
-from synth_client.questions.dataset import BadRow, Dataset, open_dataset
-from synth_client.questions.question import Question
+from synth_client.questions.dataset import Dataset, open_dataset
+from synth_client.questions.question import BadRow, Question
 from synth_client.record import Message
 
 ROWS: list[dict[str, Any]] = [

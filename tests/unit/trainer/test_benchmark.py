@@ -7,8 +7,7 @@ import orjson
 import pytest
 
 from synth_client.errors import InputError
-from synth_client.questions.dataset import BadRow
-from synth_client.questions.question import Question
+from synth_client.questions.question import BadRow, Question
 from trainer.evaluation.benchmark import Benchmark, Problem, load_benchmark
 
 MATH_500 = {
