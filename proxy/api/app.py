@@ -1,20 +1,24 @@
-"""Defines the HTTP routes."""
+"""Answers each route of the API, and describes the routes in `/openapi.json`."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
 from proxy import __version__
-from proxy.api.direct import BodyRoute, Direct
-from proxy.api.errors import on_http_error, on_motab_error
+from proxy.api.errors import on_client_gone, on_http_error
 from proxy.api.middleware import RequestMiddleware
 from proxy.api.schema import (
     ChatRequest,
@@ -22,35 +26,58 @@ from proxy.api.schema import (
     GenerationRequest,
     MotabRequest,
     ScoreRequest,
+    parse_body,
 )
 from proxy.api.service import Service
 from proxy.api.shapes import Kind
 from proxy.api.sse import EventStream, until_disconnected
 from proxy.engine.runner import first_error
 from proxy.engine.upstream import Upstream
-from proxy.errors import ModelNotFound, MotabError, UpstreamError
+from proxy.errors import ModelNotFound, UpstreamError
 
 T = TypeVar("T")
+_Body = TypeVar("_Body", bound=BaseModel)
 
 _READY_TIMEOUT_S = 5.0
 
 
 def create_app(service: Service) -> ASGIApp:
-    """The ASGI app that serves `service`."""
-    app = FastAPI(title="motab", version=__version__)
-    for error in (MotabError, Exception):
-        app.add_exception_handler(error, on_motab_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    router = APIRouter(route_class=BodyRoute)
-    _add_generation_routes(router, service)
-    app.include_router(router)
-    _add_information_routes(app, service)
-    return RequestMiddleware(Direct(app, router), service.config, service.metrics)
+    """Return the ASGI app that serves `service`."""
+    routes = [*_generation_routes(service), *_information_routes(service)]
+    document = _document(routes)
+
+    async def openapi(_: Request) -> Response:
+        return _json(document)
+
+    return Starlette(
+        routes=[*routes, Route("/openapi.json", openapi)],
+        middleware=[Middleware(RequestMiddleware, service.config, service.metrics)],
+        # `RequestMiddleware` answers for every other error.
+        exception_handlers={HTTPException: on_http_error, ClientDisconnect: on_client_gone},
+    )
 
 
-def _add_generation_routes(router: APIRouter, service: Service) -> None:
+class _BodyRoute(Route):
+    """A POST route whose endpoint takes the request and its body, parsed as `model`."""
+
+    def __init__(
+        self,
+        path: str,
+        model: type[_Body],
+        endpoint: Callable[[Request, _Body], Awaitable[Response]],
+    ) -> None:
+        async def answer(request: Request) -> Response:
+            content_type = request.headers.get("content-type", "")
+            body = parse_body(model, content_type, await request.body())
+            return await endpoint(request, body)
+
+        super().__init__(path, answer, methods=["POST"])
+        self.model = model
+
+
+def _generation_routes(service: Service) -> list[Route]:
     async def generate(
-        request: Request, body: GenerationRequest, kind: Kind, *, always_full: bool = False
+        request: Request, body: GenerationRequest, *, kind: Kind, always_full: bool = False
     ) -> Response:
         state = request.scope["state"]
         job = service.job(body, kind, state["request_id"], state["clock"], always_full=always_full)
@@ -59,51 +86,40 @@ def _add_generation_routes(router: APIRouter, service: Service) -> None:
         done = await _unless_disconnected(request.receive, service.complete(job))
         return _json(done, headers=job.headers())
 
-    @router.post("/v1/chat/completions")
-    async def chat(request: Request, body: ChatRequest) -> Response:
-        return await generate(request, body, "chat")
-
-    @router.post("/v1/completions")
-    async def completions(request: Request, body: CompletionRequest) -> Response:
-        return await generate(request, body, "text")
-
-    @router.post("/v1/motab/chat/completions")
-    async def motab_chat(request: Request, body: ChatRequest) -> Response:
-        return await generate(request, body, "chat", always_full=True)
-
-    @router.post("/v1/motab/completions")
-    async def motab_completions(request: Request, body: MotabRequest) -> Response:
-        return await generate(request, body, "text", always_full=True)
-
-    @router.post("/v1/motab/score")
     async def score(request: Request, body: ScoreRequest) -> Response:
         state = request.scope["state"]
         work = service.score(body, state["request_id"], state["clock"])
         return _json(await _unless_disconnected(request.receive, work))
 
+    chat, text = partial(generate, kind="chat"), partial(generate, kind="text")
+    return [
+        _BodyRoute("/v1/chat/completions", ChatRequest, chat),
+        _BodyRoute("/v1/completions", CompletionRequest, text),
+        _BodyRoute("/v1/motab/chat/completions", ChatRequest, partial(chat, always_full=True)),
+        _BodyRoute("/v1/motab/completions", MotabRequest, partial(text, always_full=True)),
+        _BodyRoute("/v1/motab/score", ScoreRequest, score),
+    ]
 
-def _add_information_routes(app: FastAPI, service: Service) -> None:
+
+def _information_routes(service: Service) -> list[Route]:
     started = int(service.started_at)
 
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "motab"}
 
-    @app.get("/v1/models")
-    async def models() -> Response:
+    async def models(_: Request) -> Response:
         return _json({"object": "list", "data": [described(name) for name in service.models]})
 
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
         if name not in service.models:
             raise ModelNotFound(f"there is no model '{name}'", param="model")
         return _json(described(name))
 
-    @app.get("/health")
-    async def health() -> Response:
+    async def health(_: Request) -> Response:
         return _json({"status": "alive"})
 
-    @app.get("/ready")
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         states = await asyncio.gather(*(_state(upstream) for upstream in service.upstreams()))
         upstreams = dict(zip((u.name for u in service.upstreams()), states, strict=True))
         draining = service.admission.draining
@@ -111,9 +127,44 @@ def _add_information_routes(app: FastAPI, service: Service) -> None:
         status = "draining" if draining else "ready" if is_ready else "unready"
         return _json({"status": status, "upstreams": upstreams}, 200 if is_ready else 503)
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(_: Request) -> Response:
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return [
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/health", health),
+        Route("/ready", ready),
+        Route("/metrics", metrics),
+    ]
+
+
+def _document(routes: list[Route]) -> dict[str, Any]:
+    """Describe the routes, and the bodies that they take, as an OpenAPI document."""
+    posts = [route for route in routes if isinstance(route, _BodyRoute)]
+    refs, schemas = models_json_schema(
+        [(route.model, "validation") for route in posts],
+        ref_template="#/components/schemas/{model}",
+    )
+    paths: dict[str, Any] = {}
+    for route in routes:
+        operation: dict[str, Any] = {"responses": {"200": {"description": "Success"}}}
+        if isinstance(route, _BodyRoute):
+            content = {"application/json": {"schema": refs[route.model, "validation"]}}
+            operation["requestBody"] = {"required": True, "content": content}
+        if route.param_convertors:
+            operation["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in route.param_convertors
+            ]
+        method = "post" if isinstance(route, _BodyRoute) else "get"
+        paths[route.path_format] = {method: operation}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "motab", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": schemas["$defs"]},
+    }
 
 
 async def _state(upstream: Upstream) -> str:

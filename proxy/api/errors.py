@@ -6,13 +6,16 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from fastapi import Request
-from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
 from proxy.errors import MotabError, OverCapacity, UpstreamFailed
 
 _log = logging.getLogger(__name__)
+
+# nginx's code for a client that left; only the metrics see it.
+_CLIENT_GONE = 499
 
 
 def error_body(error: MotabError) -> dict[str, Any]:
@@ -48,9 +51,9 @@ def as_motab_error(error: Exception) -> MotabError:
     return MotabError("an internal error; the proxy's log has the details")
 
 
-async def on_motab_error(_: Request, error: Exception) -> Response:
-    """Answer with the error that a FastAPI route raised."""
-    return error_response(as_motab_error(error))
+async def on_client_gone(_: Request, __: Exception) -> Response:
+    """Return the answer that nobody reads; its status is for the metrics."""
+    return Response(status_code=_CLIENT_GONE)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

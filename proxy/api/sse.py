@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
-from fastapi.responses import Response
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from proxy.api.errors import as_motab_error, error_body, error_response
