@@ -1,6 +1,7 @@
 """Tests headers, keys, and the routes that answer no question."""
 
 import asyncio
+import json
 import re
 
 import pytest
@@ -18,6 +19,7 @@ from tests.support.proxy.api import (
     chat,
     error_in,
     in_process,
+    over_http,
     service_of,
 )
 from tests.support.scripted import ScriptedBackend, says
@@ -170,3 +172,24 @@ async def test_the_api_document_describes_the_bodies_and_wrong_methods_are_refus
         SCORE: "ScoreRequest",
     }
     assert [response.status_code for response in refused] == [405, 405]
+
+
+async def test_the_api_document_refers_only_to_what_it_has_and_names_every_route() -> None:
+    async with in_process(service_of(ScriptedBackend())) as client:
+        text = (await client.get("/openapi.json")).text
+    document = json.loads(text)
+    referred = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert referred == set(document["components"]["schemas"])
+    gets = {path for path, operations in document["paths"].items() if "get" in operations}
+    assert gets == {"/v1/models", "/v1/models/{name}", "/health", "/ready", "/metrics"}
+    (parameter,) = document["paths"]["/v1/models/{name}"]["get"]["parameters"]
+    assert (parameter["name"], parameter["in"], parameter["required"]) == ("name", "path", True)
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+async def test_head_is_answered_as_get_without_a_body(path: str) -> None:
+    async with over_http(service_of(ScriptedBackend())) as client:
+        response = await client.head(path)
+    assert response.status_code == 200
+    assert int(response.headers["content-length"]) > 0
+    assert response.content == b""
