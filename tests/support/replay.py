@@ -1,7 +1,6 @@
 """A scripted upstream: a real HTTP server on a free port that plays back recorded bytes."""
 
 import asyncio
-import math
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from proxy.backends.base import Call, Context, Draft, Message, Question, Sampling, Segment
+from proxy.backends.base import Call, Draft, Message, Question, Sampling
 from proxy.backends.transport.http import UpstreamClient
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy
 from tests.support.paths import GOLDEN
@@ -70,7 +69,7 @@ class Recording:
 class Reply:
     """After `drop_after` chunks the connection is cut; `hold` keeps it open for ever.
 
-    Nothing is sent before `after` is set.
+    Nothing is sent before `after` is set; each chunk takes a permit of `permits`.
     """
 
     chunks: tuple[bytes, ...] = ()
@@ -80,6 +79,7 @@ class Reply:
     drop_after: int | None = None
     hold: bool = False
     after: asyncio.Event | None = None
+    permits: asyncio.Semaphore | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Replay:
         return [seen.body for seen in self.seen if seen.path == path]
 
     async def until_seen(self, num_requests: int) -> None:
-        async with asyncio.timeout(5), self._arrival:
+        async with self._arrival:
             await self._arrival.wait_for(lambda: len(self.seen) >= num_requests)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -155,6 +155,8 @@ async def _play(reply: Reply, request: web.Request) -> web.StreamResponse:
         await reply.after.wait()
     response = web.StreamResponse(status=reply.status, headers=reply.headers)
     for index, chunk in enumerate((*reply.chunks, b"")):
+        if reply.permits is not None:
+            await reply.permits.acquire()
         if reply.drop_after == index and request.transport is not None:
             request.transport.abort()
             return response
@@ -208,20 +210,9 @@ def cut(content: bytes, seed: int) -> list[bytes]:
     return [content[a:b] for a, b in zip([0, *cuts], [*cuts, len(content)], strict=True)]
 
 
-def steps_at_the_end(ids: list[int], *lengths: int) -> Context:
-    """A context of these tokens; its last ones are cut into steps of these lengths."""
-    start = len(ids) - sum(lengths)
-    context = Context(Segment("", tuple(ids[:start])))
-    for index, length in enumerate(lengths):
-        context.append(Segment(f"step {index}", tuple(ids[start : start + length])))
-        start += length
-    return context
-
-
 def pieces_of(drafts: list[Draft]) -> list[str]:
     return [piece for draft in drafts for piece in draft.pieces]
 
 
-def entropy_from(*logprobs: float) -> float:
-    weights = [math.exp(x) for x in logprobs]
-    return -sum(w / sum(weights) * math.log(w / sum(weights)) for w in weights if w)
+def text_of(drafts: list[Draft]) -> str:
+    return "".join(pieces_of(drafts))

@@ -1,21 +1,17 @@
 """Hosted student and teacher from a configuration file's values to the client's answer."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 
-from proxy.api.app import create_app
-from proxy.api.service import Service
 from proxy.config import Config
 from proxy.errors import ConfigError, UpstreamRefused
 from proxy.wiring.models import open_service
+from tests.support.proxy.api import in_process
 from tests.support.replay import Recording, Replay, Reply, Seen, json_reply, stream_reply
+from tests.support.servers import litellm
 
-# litellm's own, with the pydantic of today.
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the 'model_(computed_)?fields'")
+pytestmark = litellm.OWN_WARNINGS
 
 VLLM = Recording("vllm-0.32.0")
 MODEL = "motab/hosted"
@@ -50,17 +46,10 @@ def plays(up: Replay, *, logprobs: str = "chat_digit_logprobs", mark: str = "cha
     up.on("POST", CHAT, answer)
 
 
-@asynccontextmanager
-async def client_of(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://motab") as client:
-        yield client
-
-
 async def answered(config: Config, **motab: Any) -> Any:
     question = [{"role": "user", "content": "What is 12 + 30? Answer in one sentence."}]
     body = {"model": MODEL, "messages": question, "temperature": 0.0, "motab": motab}
-    async with open_service(config) as service, client_of(service) as client:
+    async with open_service(config) as service, in_process(service) as client:
         response = await client.post("/v1/motab/chat/completions", json=body)
     return response.json()
 
@@ -96,7 +85,7 @@ async def test_where_no_log_probabilities_come_the_mark_is_sampled(up: Replay) -
 
 async def test_a_raw_prompt_is_a_400(up: Replay) -> None:
     plays(up)
-    async with open_service(configured(up)) as service, client_of(service) as client:
+    async with open_service(configured(up)) as service, in_process(service) as client:
         response = await client.post("/v1/completions", json={"model": MODEL, "prompt": "Q"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
 

@@ -1,0 +1,1 @@
+"""Tests hosted chat models, spoken to through litellm."""

@@ -1,0 +1,126 @@
+"""Checks hosted models as judges, and what connecting and checking them asks."""
+
+import math
+
+import pytest
+
+from proxy.backends.judges.judge import JudgeLogprob, JudgeSample
+from proxy.backends.judges.openai_chat import OpenAIChatAsker
+from proxy.errors import UpstreamFailed, UpstreamMalformed
+from tests.support.replay import CALL, Replay, json_reply
+from tests.support.servers import litellm
+from tests.support.servers.litellm import failing
+
+pytestmark = litellm.OWN_WARNINGS
+
+STEP = "To find the sum we add the two numbers.\n\n"
+
+
+def digits_value() -> float:
+    """Of the recorded candidates, taken apart here."""
+    top = litellm.RECORDED.json("chat_digit_logprobs")["choices"][0]["logprobs"]["content"][0][
+        "top_logprobs"
+    ]
+    digits = [(int(x["token"]), math.exp(x["logprob"])) for x in top if x["token"].isdigit()]
+    return sum(d * p for d, p in digits) / sum(p for _, p in digits) / 9
+
+
+@pytest.mark.parametrize("model", [litellm.HOSTED_VLLM, litellm.OPENAI])
+async def test_litellm_brings_the_candidates_of_the_first_token(
+    up: Replay, hosted: litellm.Hosted, model: str
+) -> None:
+    up.on("POST", litellm.CHAT, json_reply(litellm.RECORDED.body("chat_digit_logprobs")))
+    judge = JudgeLogprob(hosted(model), 20)
+    scores = await judge.score(litellm.context(STEP), 1, 20, CALL, entropy_known=False)
+    assert scores.steps[0].value == pytest.approx(digits_value())
+    assert scores.steps[0].value == pytest.approx(0.40352, abs=1e-5)
+    assert scores.num_cached_tokens == litellm.RECORDED.json("chat_digit_logprobs")["usage"][
+        "prompt_tokens_details"
+    ].get("cached_tokens")
+    sent = up.bodies(litellm.CHAT)[0]
+    assert (sent["max_tokens"], sent["logprobs"], sent["top_logprobs"]) == (1, True, 20)
+
+
+@pytest.mark.parametrize("model", [litellm.HOSTED_VLLM, litellm.OPENAI])
+async def test_litellm_brings_the_sampled_mark(
+    up: Replay, hosted: litellm.Hosted, model: str
+) -> None:
+    up.on("POST", litellm.CHAT, json_reply(litellm.RECORDED.body("chat_digit")))
+    judge = JudgeSample(hosted(model))
+    scores = await judge.score(litellm.context(STEP), 1, 20, CALL, entropy_known=False)
+    assert scores.steps[0].value == 1 / 9
+    assert "logprobs" not in up.bodies(litellm.CHAT)[0]
+
+
+async def test_the_same_judges_ask_any_openai_compatible_server(up: Replay) -> None:
+    asker = OpenAIChatAsker(up.client, "smollm2")
+    up.on("POST", litellm.CHAT, json_reply(litellm.RECORDED.body("chat_digit_logprobs")))
+    scores = await JudgeLogprob(asker, 20).score(
+        litellm.context(STEP), 1, 20, CALL, entropy_known=False
+    )
+    assert scores.steps[0].value == pytest.approx(digits_value())
+    up.on("POST", litellm.CHAT, json_reply(litellm.RECORDED.body("chat_digit")))
+    scores = await JudgeSample(asker).score(litellm.context(STEP), 1, 20, CALL, entropy_known=False)
+    assert scores.steps[0].value == 1 / 9
+    first, second = up.bodies(litellm.CHAT)
+    assert set(first) - set(second) == {"logprobs", "top_logprobs"}
+
+
+@pytest.mark.parametrize("kind", ["litellm", "openai"])
+async def test_a_model_too_weak_to_mark_gives_no_score(
+    up: Replay, hosted: litellm.Hosted, kind: str
+) -> None:
+    asker = hosted() if kind == "litellm" else OpenAIChatAsker(up.client, "smollm2")
+    up.on("POST", litellm.CHAT, json_reply(litellm.RECORDED.body("chat_no_digit_logprobs")))
+    with pytest.raises(UpstreamMalformed, match=r"digits have probability 0\.196 only"):
+        await JudgeLogprob(asker, 20).score(litellm.context(STEP), 1, 20, CALL, entropy_known=False)
+    up.on("POST", litellm.CHAT, json_reply(litellm.RECORDED.body("chat_no_digit")))
+    with pytest.raises(UpstreamMalformed, match="last line is not a digit"):
+        await JudgeSample(asker).score(litellm.context(STEP), 1, 20, CALL, entropy_known=False)
+
+
+async def test_connecting_finds_out_what_the_model_can_be(
+    up: Replay, hosted: litellm.Hosted
+) -> None:
+    up.on("POST", litellm.CHAT, json_reply(litellm.RECORDED.body("chat_digit_logprobs")))
+    backend = hosted()
+    await backend.connect(scores=True)
+    assert [judge.scoring for judge in backend.scorers] == ["judge_logprob", "judge_sample"]
+
+
+async def test_connecting_tells_what_will_be_inexact(
+    up: Replay, hosted: litellm.Hosted, caplog: pytest.LogCaptureFixture
+) -> None:
+    up.on("POST", litellm.CHAT, json_reply(litellm.RECORDED.body("chat_digit_logprobs")))
+    await hosted("openai/o3", continuation="instruct").connect(scores=True)
+    assert "continues texts by an instruction in words" in caplog.text
+    assert "refuses temperature 0" in caplog.text
+
+
+async def test_an_api_with_a_base_url_is_asked_for_its_models(
+    up: Replay, hosted: litellm.Hosted
+) -> None:
+    up.on("GET", "/models", json_reply({"data": []}))
+    await hosted().check()
+    up.on("GET", "/models", json_reply({}, 404))
+    await hosted().check()
+    up.on("GET", "/models", json_reply({}, 503))
+    with pytest.raises(UpstreamFailed):
+        await hosted().check()
+    assert up.bodies(litellm.CHAT) == []
+
+
+async def test_another_api_is_asked_only_after_a_call_that_failed(
+    up: Replay, hosted: litellm.Hosted
+) -> None:
+    good = json_reply(litellm.RECORDED.body("chat_digit"))
+    backend = hosted(lists_models=False)
+    await backend.check()
+    assert up.seen == []
+    up.on("POST", litellm.CHAT, failing(503), failing(503), good)
+    for attempt in (backend.ask("Q", 1, None, CALL), backend.check()):
+        with pytest.raises(UpstreamFailed):
+            await attempt
+    await backend.check()
+    await backend.check()
+    assert [seen.body["max_tokens"] for seen in up.seen] == [1, 1, 1]

@@ -1,0 +1,1 @@
+"""Tests what only llama.cpp's own server does."""

@@ -1,0 +1,1 @@
+"""Tests what only SGLang does."""

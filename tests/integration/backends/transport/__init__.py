@@ -1,0 +1,1 @@
+"""Tests how requests are sent, repeated and resumed, whatever server answers."""

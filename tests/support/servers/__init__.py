@@ -1,0 +1,1 @@
+"""Describes each kind of server to the contract that every kind must keep."""
