@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from proxy.config import Config, load_config
 from proxy.errors import MotabError
-from proxy.serving.serve import running
+from proxy.serving.serve import run, running
 from synth_client.asking.client import SynthClient
 from synth_client.asking.errors import SynthesisError
 from synth_client.files.atomic import AtomicFile, output_errors
@@ -168,3 +170,20 @@ def _finish(tally: _Tally, output: Path, console: Console) -> None:
     )
     if tally.errors:
         raise MotabError(f"{len(tally.errors)} questions failed: {'; '.join(tally.errors)}")
+
+
+def demo_command(
+    output: Annotated[Path, typer.Option(help="The folder for records and report.")] = Path(
+        "runs/demo"
+    ),
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="The number of bundled questions to take. Default: all."),
+    ] = None,
+    pair: Annotated[
+        DemoPair, typer.Option(help="The models: two made for the questions, or pretrained ones.")
+    ] = DemoPair.TINY,
+) -> None:
+    """Synthesise the bundled questions with two small real models and show the trajectories."""
+    output.mkdir(parents=True, exist_ok=True)
+    run(demo(pair, output, limit, Console()))

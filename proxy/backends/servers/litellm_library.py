@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
-import httpx
 
 from proxy.backends.transport.retry import parse_retry_after
 from proxy.errors import (
@@ -57,6 +57,8 @@ def load_library() -> Any:  # noqa: ANN401 - a wire library, whose types stay in
 def translated(library: Any, upstream: str) -> Iterator[None]:  # noqa: ANN401
     """Translate what the library raises in this context into a `MotabError` of `upstream`."""
     openai: Any = importlib.import_module("openai")  # litellm's errors derive from openai's
+    import httpx  # noqa: PLC0415 - openai has loaded it; without openai nothing here needs it
+
     broken = (
         openai.APIConnectionError,
         httpx.TransportError,
@@ -91,8 +93,8 @@ def _translation(
         return ContextExceeded(f"upstream '{upstream}': {message}")
     if isinstance(error, library.exceptions.UnsupportedParamsError):
         return UnsupportedField(f"upstream '{upstream}': {message}")
-    status = getattr(error, "status_code", httpx.codes.INTERNAL_SERVER_ERROR)
-    if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
+    status = getattr(error, "status_code", HTTPStatus.INTERNAL_SERVER_ERROR)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
         headers = getattr(error, "litellm_response_headers", None) or {}
         wished_s = parse_retry_after(headers.get("retry-after"))
         return UpstreamFailed(upstream, message, retry_after_s=wished_s)

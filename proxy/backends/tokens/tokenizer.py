@@ -12,13 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import tiktoken
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -268,6 +261,15 @@ def _without(component: dict[str, Any] | None, key: str, types: set[str]) -> dic
 
 
 def _downloaded(name: str) -> Path:
+    # Only this needs them, and every worker's start would wait a tenth of a second for them.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     try:
         return Path(snapshot_download(name, allow_patterns=list(_FILES)))
     except GatedRepoError as error:

@@ -239,13 +239,25 @@ def test_several_workers_are_refused_where_connections_are_not_spread(
     assert said == "--workers above 1 needs Linux, whose kernel spreads the connections"
 
 
+def loaded_by(module: str) -> set[str]:
+    """The modules that are loaded with this one."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
 def test_one_worker_loads_nothing_of_several() -> None:
-    loaded = "import sys, motab.cli; print([m for m in sys.modules if m in {%s}])"
-    names = "'proxy.serving.supervisor', 'proxy.serving.worker', 'proxy.serving.shared_seats'"
-    done = subprocess.run(
-        [sys.executable, "-c", loaded % names], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[]\n"
+    several = {"proxy.serving.supervisor", "proxy.serving.worker", "proxy.serving.shared_seats"}
+    assert loaded_by("motab.serve").isdisjoint(several)
+
+
+def test_a_command_does_not_wait_for_the_modules_of_others() -> None:
+    heavy = {"aiohttp", "fastapi", "httpx", "proxy.serving.serve", "synth_client.record"}
+    assert loaded_by("motab.cli").isdisjoint(heavy)
+
+
+def test_a_worker_does_not_load_what_few_configurations_need() -> None:
+    assert loaded_by("proxy.serving.worker").isdisjoint({"httpx", "litellm"})
 
 
 def test_a_chat_template_that_does_not_parse_is_told_in_one_line(

@@ -1,0 +1,37 @@
+"""The command `motab serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from proxy.config import Config, load_config
+from proxy.serving.serve import run, serve
+
+
+def serve_command(
+    config: Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")],
+    host: Annotated[str | None, typer.Option(help="The address. Default: server.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port. Default: server.port.")] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for upstreams that are still starting.")
+    ] = 0.0,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that serve the one address (above 1: on Linux).")
+    ] = 1,
+) -> None:
+    """Serve the configured models behind an OpenAI-compatible API."""
+    loaded = _with_address(load_config(config), host, port)
+    if workers == 1:
+        run(serve(loaded, wait))
+        return
+    from proxy.serving.supervisor import supervise  # noqa: PLC0415 - one process needs nothing of it
+
+    supervise(loaded, wait, workers)
+
+
+def _with_address(config: Config, host: str | None, port: int | None) -> Config:
+    """The configuration with the command line's address, checked like the file's."""
+    asked = {"host": host, "port": port}
+    changes = {key: value for key, value in asked.items() if value is not None}
+    return config.with_server(changes)
