@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from motab.cli import app
+from tests.support.patience import PATIENCE_S
 from tests.support.records import (
     FLAWED,
     REVISE,
@@ -81,6 +82,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
         )
+        context.set_default_timeout(1000 * PATIENCE_S)
         contexts.append(context)
         one = Opened(context.new_page())
         one.page.on("request", lambda request: one.requests.append(request.url))

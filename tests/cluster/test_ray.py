@@ -20,7 +20,6 @@ from tests.support.synth_client.runs import (
     write_questions,
 )
 
-pytestmark = pytest.mark.timeout(400)
 RAY = ("--executor", "ray", "--ray-workers", "2", "--concurrency", "8")
 
 

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.live import API_KEY
 
 MODEL = "motab/demo"
@@ -171,7 +172,7 @@ def test_a_breach_streams_what_the_trace_says(base_url: str) -> None:
         f"{base_url}/chat/completions",
         json=body,
         headers={"authorization": f"Bearer {API_KEY}"},
-        timeout=60,
+        timeout=PATIENCE_S,
     ) as response:
         for line in response.iter_lines():
             if line.startswith("event:"):
@@ -195,7 +196,7 @@ def test_the_score_route_judges_a_given_text(base_url: str) -> None:
         f"{base_url}/motab/score",
         json=body,
         headers={"authorization": f"Bearer {API_KEY}"},
-        timeout=60,
+        timeout=PATIENCE_S,
     ).json()
     assert [(s["start"], s["end"]) for s in answer["steps"]] == [(0, 12), (12, 28)]
     assert all(0 <= step["value"] <= 1 for step in answer["steps"])

@@ -24,6 +24,7 @@ from synth_client.files.record_file import read_records
 from synth_client.judging.rules import last_number
 from tests.support.pages import data_of
 from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.live import line_with
 from trainer.reproduce.task import problems
 
@@ -36,7 +37,7 @@ def test_the_demo_writes_records_and_a_report(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     records = list(read_records(tmp_path / "records.jsonl"))
@@ -54,7 +55,7 @@ def test_the_demo_s_student_errs_and_most_of_its_errors_are_put_right(tmp_path: 
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     records = list(read_records(tmp_path / "records.jsonl"))
@@ -104,8 +105,8 @@ def test_embedded_servers_end_with_a_proxy_that_is_killed() -> None:
         servers = children(process.pid)
         assert len(servers) == 2
         process.send_signal(signal.SIGKILL)
-        process.wait(5)
-    deadline = time.monotonic() + 5
+        process.wait(PATIENCE_S)
+    deadline = time.monotonic() + PATIENCE_S
     while any(is_running(server) for server in servers):
         assert time.monotonic() < deadline, "an embedded server outlived the proxy"
         time.sleep(0.05)
@@ -123,7 +124,7 @@ async def test_an_embedded_server_that_dies_is_started_again_at_its_address() ->
 
 
 async def answering(client: httpx.AsyncClient) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             if (await client.get("/health")).status_code == 200:
@@ -141,7 +142,7 @@ async def test_a_text_goes_on_where_it_was_when_its_embedded_server_is_killed() 
         UpstreamClient("student", server.base_url, None, 4, lambda *_: None) as client,
     ):
         backend = await LlamaCpp.connect(client, None)
-        client.retry = RetryPolicy(attempts=20, total_s=60)
+        client.retry = RetryPolicy(attempts=1000, total_s=PATIENCE_S)
         writer = ResumingWriter(backend, client)
         prompt = await backend.render(Question(prompt="The sky is blue because"), Call("s"))
 

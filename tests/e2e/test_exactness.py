@@ -12,6 +12,7 @@ import httpx
 import pytest
 from aiohttp import web
 
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.live import API_KEY, proxy, write_config
 
 
@@ -108,7 +109,8 @@ def ask_with_metrics(config: Path, body: dict[str, Any]) -> tuple[Any, str]:
     """The answer, and what the proxy tells of itself after it."""
     with proxy(config) as base_url:
         headers = {"authorization": f"Bearer {API_KEY}"}
-        reply = httpx.post(f"{base_url}/motab/completions", json=body, headers=headers, timeout=60)
+        url = f"{base_url}/motab/completions"
+        reply = httpx.post(url, json=body, headers=headers, timeout=PATIENCE_S)
         assert reply.status_code == 200, reply.text
         return reply.json(), httpx.get(f"{base_url.removesuffix('/v1')}/metrics").text
 

@@ -15,12 +15,11 @@ import yaml
 from proxy import __version__
 from tests.support.dockerfile import Build, Stage, stages
 from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.live import line_with
 from tests.support.proxy.llama_cpp import READY, llama_cpp
 
-pytestmark = pytest.mark.timeout(600)  # it installs everything that the image has
 _PORT = "8800"
-_STOP_TIMEOUT_S = 15
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def served(image: Build, port: str) -> Iterator[Stage]:
                 yield stage
             finally:
                 process.terminate()
-                assert process.wait(_STOP_TIMEOUT_S) == 0
+                assert process.wait(PATIENCE_S) == 0
 
 
 def test_the_image_has_the_command_and_the_bundled_configurations(image: Build) -> None:
@@ -97,19 +96,19 @@ def test_the_image_has_neither_installers_nor_embedded_models(image: Build) -> N
 def test_the_health_check_passes_in_front_of_a_running_proxy(
     served: Stage, image: Build, port: str
 ) -> None:
-    image.check_run(command(served, "HEALTHCHECK", image, port), timeout=10)
+    image.check_run(command(served, "HEALTHCHECK", image, port), timeout=PATIENCE_S)
 
 
 def test_the_health_check_fails_where_nothing_serves(image: Build, port: str) -> None:
     with pytest.raises(AssertionError, match="ConnectionRefusedError"):
-        image.check_run(command(stages()[-1], "HEALTHCHECK", image, port), timeout=10)
+        image.check_run(command(stages()[-1], "HEALTHCHECK", image, port), timeout=PATIENCE_S)
 
 
 def test_the_image_answers_only_those_who_have_a_key(served: Stage, port: str) -> None:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models")
     with pytest.raises(urllib.error.HTTPError, match="401") as caught:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=PATIENCE_S)
     caught.value.close()
     request.add_header("authorization", "Bearer secret")
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         assert b'"pair"' in answer.read()

@@ -1,12 +1,9 @@
 """`motab probe` on the demo's pretrained pair: real models that it starts itself."""
 
-import pytest
-
 from tests.support.paths import ROOT
-from tests.support.proxy.probe_command import TIMEOUT_S, probe
+from tests.support.proxy.probe_command import probe
 
 
-@pytest.mark.timeout(TIMEOUT_S)
 def test_the_demo_s_models_can_do_what_the_demo_needs() -> None:
     report = probe(ROOT / "configs" / "demo_pretrained.yaml", 0)
     assert report["ok"]

@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.workers import (
     LIMIT,
     LOADING,
-    PATIENCE_S,
     Served,
     ask,
     ask_all,

@@ -122,7 +122,6 @@ def texts(server: Scripted) -> set[str]:
     return {json.dumps(body["messages"]) for body in server.bodies}
 
 
-@pytest.mark.timeout(600)
 async def test_questions_and_scores_are_those_of_evalscope_itself(
     server: Scripted, tmp_path: Path
 ) -> None:

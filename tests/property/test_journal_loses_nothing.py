@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synth_client.files.journal import RECORD, Entry, open_journal
+from tests.support.cases import num_cases
 
 KEYS = [bytes([i]) * 16 for i in range(256)]
 # JSON holds no newline as such, but anything else.
@@ -48,7 +49,7 @@ async def live_through(path: Path, lives: list[tuple[list[bytes], float]]) -> No
         expected |= {entry.key: entry.content for end, entry in ends if end - 1 <= cut}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=num_cases(150))
 @given(LIVES)
 def test_a_journal_has_exactly_what_was_whole_before_each_crash(
     lives: list[tuple[list[bytes], float]],

@@ -2,8 +2,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.monitor import monitor_for
@@ -26,6 +25,7 @@ from proxy.core.types import (
 from tests.property.pieces import PIECES
 from tests.property.schedules import any_limit, any_schedule
 from tests.property.sequential import Setting, run
+from tests.support.cases import num_cases
 
 
 @dataclass
@@ -191,8 +191,7 @@ class World:
             self.obey(self.monitor.handle(WriteEnded(move, reason)))  # type: ignore[arg-type]
 
 
-@pytest.mark.timeout(600)
-@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=num_cases(10_000))
 @given(case=cases(), timing=st.randoms(use_true_random=False))
 def test_any_timing_and_chunking_gives_the_sequential_result(case: Case, timing: object) -> None:
     choices = timing.randrange  # type: ignore[attr-defined]

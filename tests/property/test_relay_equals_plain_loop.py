@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
-import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.monitor import monitor_for
@@ -29,9 +28,10 @@ from proxy.core.types import (
 from tests.property.pieces import PIECES
 from tests.property.relayed import Caps, Result, Text, imitkd, prefix, skd
 from tests.property.schedules import any_limit, any_schedule
+from tests.support.cases import num_cases
 
 Method = Literal["imitkd", "skd", "prefix"]
-FEW = settings(max_examples=3_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=num_cases(3_000))
 
 
 @dataclass
@@ -217,7 +217,6 @@ timings = st.randoms(use_true_random=False)
 seeds = st.integers(0, 2**64 - 1)
 
 
-@pytest.mark.timeout(600)
 @FEW
 @given(some_models(), some_caps, st.sampled_from([0.0, 0.3, 0.5, 1.0]), seeds, timings)
 def test_any_timing_gives_the_imitkd_of_the_plain_loop(
@@ -227,7 +226,6 @@ def test_any_timing_gives_the_imitkd_of_the_plain_loop(
     check(world, imitkd(models.writes, caps, beta, seed))
 
 
-@pytest.mark.timeout(600)
 @FEW
 @given(some_models(), some_caps, st.sampled_from([0.5, 0.9, 1.0, 1.1, 2.0]), timings)
 def test_any_timing_gives_the_skd_of_the_plain_loop(
@@ -237,7 +235,6 @@ def test_any_timing_gives_the_skd_of_the_plain_loop(
     check(world, skd(models.writes, caps, gamma, models.value))
 
 
-@pytest.mark.timeout(600)
 @FEW
 @given(some_models(), some_caps, seeds, timings)
 def test_any_timing_gives_the_prefix_of_the_plain_loop(

@@ -22,6 +22,7 @@ from proxy.backends.tokens.alignment import (
     as_in_running_text,
     without_follower,
 )
+from tests.support.cases import num_cases
 from tests.support.paths import package_file
 from tests.support.proxy.live import llama_server
 
@@ -127,7 +128,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Iterator[Cutter]:
 
 def fast() -> settings:
     allowed = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=60, deadline=None, suppress_health_check=allowed)
+    return settings(max_examples=num_cases(60), suppress_health_check=allowed)
 
 
 def cut_at(text: str, cuts: list[int]) -> list[str]:

@@ -9,8 +9,6 @@ import yaml
 from tests.servers.conftest import VLLM_MODEL
 from tests.support.proxy.probe_command import probe
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def report(vllm_url: str, llama_url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:

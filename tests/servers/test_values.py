@@ -19,8 +19,6 @@ from synth_client.questions.question import Synthesis, units_of
 from synth_client.record import Record
 from tests.servers.reference import Case, forward_pass
 
-pytestmark = pytest.mark.timeout(600)
-
 NUM_QUESTIONS = 4
 VALUE_TOLERANCE = 0.02  # relative, a step
 ENTROPY_TOLERANCE = 0.05  # nats

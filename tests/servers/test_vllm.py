@@ -16,9 +16,8 @@ from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.transport.http import UpstreamClient
 from tests.servers.conftest import VLLM_MODEL, smollm2_gguf
 from tests.servers.reference import Case, forward_pass
-from tests.support.proxy.live import PATIENCE_S, client_that_is_killed, proxy
-
-pytestmark = pytest.mark.timeout(600)
+from tests.support.patience import PATIENCE_S
+from tests.support.proxy.live import client_that_is_killed, proxy
 
 QUESTION = "A box has 7 pens and 5 pencils. How many things is that? \u270f\ufe0f"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -66,7 +65,7 @@ def base_url(
 
 def post(base_url: str, path: str, body: dict[str, Any]) -> Any:
     # The first request with prompt log-probabilities warms vLLM up, for a quarter of a minute.
-    reply = httpx.post(f"{base_url}/{path}", json=body, timeout=120)
+    reply = httpx.post(f"{base_url}/{path}", json=body, timeout=PATIENCE_S)
     assert reply.status_code == 200, reply.text
     return reply.json()
 
@@ -181,9 +180,7 @@ def test_killing_the_client_stops_vllm(
             assert time.monotonic() < started + PATIENCE_S, "vLLM never wrote"
             time.sleep(0.02)
         assert counted(vllm_url, "num_requests_running")
-    # vLLM cannot be interrupted inside a step, and on a busy machine a step takes long.
-    step_s = (time.monotonic() - started) / 20
-    deadline = time.monotonic() + max(1.0, 5 * step_s)
+    deadline = time.monotonic() + PATIENCE_S
     while counted(vllm_url, "num_requests_running"):
         assert time.monotonic() < deadline, "vLLM is still writing"
         time.sleep(0.02)
@@ -196,7 +193,7 @@ def test_killing_the_client_stops_vllm(
 
 def counted(vllm_url: str, metric: str) -> float:
     """The metric's sum over its labels."""
-    lines = httpx.get(f"{vllm_url}/metrics", timeout=10).text.splitlines()
+    lines = httpx.get(f"{vllm_url}/metrics", timeout=PATIENCE_S).text.splitlines()
     rows = [line for line in lines if line.startswith(f"vllm:{metric}{{")]
     assert rows, f"vLLM has no metric {metric}"
     return sum(float(row.rsplit(" ", 1)[1]) for row in rows)

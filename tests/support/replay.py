@@ -15,6 +15,7 @@ from proxy.backends.base import Call, Draft, Message, Question, Sampling
 from proxy.backends.transport.http import UpstreamClient
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy
 from tests.support.paths import GOLDEN
+from tests.support.patience import PATIENCE_S
 
 MAX_CONNECTIONS = 8
 # What the backends' tests ask for.
@@ -126,7 +127,7 @@ class Replay:
         return [seen.body for seen in self.seen if seen.path == path]
 
     async def until_seen(self, num_requests: int) -> None:
-        async with self._arrival:
+        async with asyncio.timeout(PATIENCE_S), self._arrival:
             await self._arrival.wait_for(lambda: len(self.seen) >= num_requests)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

@@ -14,6 +14,7 @@ from proxy.core.thinking import Reasoning
 from proxy.core.types import FinishReason, Scoring, StepScore
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
+from tests.support.patience import PATIENCE_S
 
 Item = str | tuple[str, ...] | asyncio.Event | Exception
 Judge = Callable[[str, str], StepScore]
@@ -115,7 +116,7 @@ class ScriptedBackend:
 
     async def until_called(self, method: str, times: int = 1) -> None:
         """Wait until the method was called so many times."""
-        async with asyncio.timeout(5), self.asked:
+        async with asyncio.timeout(PATIENCE_S), self.asked:
             await self.asked.wait_for(lambda: self._num_calls.get(method, 0) >= times)
 
     async def check(self) -> None:

@@ -47,7 +47,6 @@ def write_recipe(models: Path, teacher: str, folder: Path) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
-@pytest.mark.timeout(300)
 def test_a_student_nears_its_teacher_and_goes_on_after_a_kill(models: Path, tmp_path: Path) -> None:
     write_recipe(models, "teacher", tmp_path)
     first = Motab(tmp_path, PYTHON)

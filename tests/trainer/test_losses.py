@@ -75,7 +75,6 @@ MASKED = '{"kind": "sft", "mask": "correction"}'
 WEIGHTED = '{"kind": "weighted", "level": "token", "mask": "unflawed"}'
 
 
-@pytest.mark.timeout(600)
 def test_power_0_is_plain_sft(trained: Any) -> None:
     plain, losses = trained("plain", PLAIN)
     zero, of_zero = trained("zero", ZERO)
@@ -88,7 +87,6 @@ def test_power_0_is_plain_sft(trained: Any) -> None:
     assert float(in_trainer("compare_students.py", plain / "model", zero / "model")) < 1e-6
 
 
-@pytest.mark.timeout(600)
 def test_a_mask_leaves_the_context_out_of_the_loss(trained: Any) -> None:
     output, losses = trained("masked", MASKED)
     found = checked(output)
@@ -98,7 +96,6 @@ def test_a_mask_leaves_the_context_out_of_the_loss(trained: Any) -> None:
     assert losses[0] == pytest.approx(found["loss"], abs=1e-4)
 
 
-@pytest.mark.timeout(600)
 def test_weights_are_those_of_the_formula_and_so_is_the_loss(trained: Any) -> None:
     output, losses = trained("weighted", WEIGHTED)
     found = checked(output)

@@ -10,6 +10,7 @@ import pytest
 
 from synth_client.files.record_file import read_records
 from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
 
 
 def start(output: Path, log: Path) -> "subprocess.Popen[bytes]":
@@ -20,7 +21,7 @@ def start(output: Path, log: Path) -> "subprocess.Popen[bytes]":
         )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_the_pair_makes_data_that_students_are_trained_on_served_and_measured(
     tmp_path: Path,
 ) -> None:
@@ -36,7 +37,7 @@ def test_the_pair_makes_data_that_students_are_trained_on_served_and_measured(
     assert len(started) > 3
     first.kill()
     first.wait()
-    _, alive = psutil.wait_procs(started, timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=PATIENCE_S)
     assert not alive
     kept = (output / "seed-1" / "sft" / "records.jsonl").read_bytes()
 

@@ -18,7 +18,6 @@ from trainer.training.recipe import AutoHardware, Recipe, load_recipe
 NUM_STEPS = 24
 
 
-@pytest.mark.timeout(300)
 def test_a_student_learns_and_goes_on_after_a_kill(model: Path, tmp_path: Path) -> None:
     recipe = yaml.safe_dump(recipe_of(model, tmp_path))
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")

@@ -24,6 +24,7 @@ from proxy.engine.runner import TrajectoryRun
 from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Outcome
 from proxy.errors import MotabError
+from tests.support.patience import PATIENCE_S
 from tests.support.toy_servers import Fault, Kind, Model, Toy, Trouble, toy_server
 
 STUDENT = Model(["So", " the", " sum", " is", " √2", "7"], salt=1)
@@ -162,7 +163,7 @@ async def endure(rig_: Rig, sampling: Sampling, num: int, seed: int, check: Chec
     async with asyncio.TaskGroup() as group:
         for _ in range(16):
             group.create_task(work(sessions))
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S):
         await rig_.student.idle.wait()
         await rig_.teacher.idle.wait()
     # The servers have one for each connection that is kept.

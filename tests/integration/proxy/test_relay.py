@@ -15,6 +15,7 @@ from proxy.core.types import Judged
 from proxy.engine.pair import Pair
 from proxy.engine.seeds import seed_of_draws
 from proxy.errors import UpstreamMalformed
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.runs import (
     PROMPT,
     QUESTION,
@@ -87,7 +88,7 @@ async def test_skd_lets_the_student_write_on_while_a_step_is_scored() -> None:
     await teacher.until_called("score")
     assert student.writes[0].pieces == [A, B, C]
     release.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         outcome = await run
     assert student.writes[0].cancelled
     assert [s.num_new for s in teacher.scorings] == [1]
@@ -130,7 +131,7 @@ async def test_imitkd_passes_the_pen_where_the_seed_says_so() -> None:
     teacher = ScriptedBackend(says(T, "more", asyncio.Event()))
     run = run_of(pair(student, teacher), observed := Observed(), method="imitkd")
     run = replace(run, sampling=Sampling(0.7, 0.9, seed=seed_of("sstss")))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         outcome = await run.run()
     assert spans_of(outcome) == [("student", A + B), ("teacher", T), ("student", "end")]
     assert "".join(observed.texts) == A + B + T + "end"
@@ -201,7 +202,7 @@ async def test_a_teacher_that_rewrites_the_first_step_thinks_as_it_would() -> No
     teacher = ScriptedBackend(says("Hm.\n\n"), values({"Plain.\n\n": 0.0}))
     think, opened = Reasoning("think"), Reasoning("think", opened=True)
     both = Pair(upstream("student", student, think), upstream("teacher", teacher, opened))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         outcome = await run_of(both, method="skd").run()
     assert teacher.writes[0].context == PROMPT
     assert outcome.trajectory.text == "<think>\nHm.\n\n"

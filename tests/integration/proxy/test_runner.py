@@ -11,6 +11,7 @@ from proxy.core.types import Breached, Judged
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
 from proxy.errors import MotabError
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.runs import PROMPT, STUDENT, A, B, C, outcome_of, run_of, spans_of
 from tests.support.scripted import Script, ScriptedBackend, pair, says, upstream, values
 
@@ -94,7 +95,7 @@ async def test_the_student_is_cancelled_at_the_breach_before_its_end() -> None:
     task = asyncio.create_task(run_of(pair(student, teacher)).run())
     await teacher.until_called("write")
     # The correction has not brought anything yet, and the student's stream is already gone.
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE_S):
         await student.writes[0].closed.wait()
     assert student.writes[0].cancelled
     assert student.writes[0].pieces == ["A a.\n\n", "more"]
@@ -128,7 +129,7 @@ async def test_waiting_steps_share_the_next_scoring_call_and_only_one_is_in_flig
     task = asyncio.create_task(run_of(pair(student, teacher)).run())
     await teacher.until_called("score")
     go_on.set()
-    await asyncio.wait_for(student.writes[0].closed.wait(), 1)
+    await asyncio.wait_for(student.writes[0].closed.wait(), PATIENCE_S)
     assert len(teacher.scorings) == 1
     first.set()
     await task
@@ -312,7 +313,7 @@ async def test_a_halted_student_makes_room_for_the_correction_on_the_same_server
 
     backend = ScriptedBackend(script, values({A: 0.01}))
     only = Upstream("both", backend, backend, (backend,), max_concurrent=1)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE_S):
         outcome = await run_of(Pair(only, only)).run()
     assert outcome.trajectory.text == A + "However,\n\nright"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from proxy.backends.base import Call, Context, Draft, Sampling
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.runs import A, B, C, run_of
 from tests.support.scripted import ScriptedBackend, pair, says, values
 
@@ -35,7 +36,7 @@ async def test_a_slow_teacher_makes_the_student_wait_and_changes_nothing() -> No
     models = pair(student, teacher)
     waits: list[str] = []
     models.of("student").on_wait = lambda: waits.append("student")
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         running = group.create_task(run_of(models, max_lookahead_tokens=4).run())
         await student.waits.wait()
         assert student.writes[0].pieces == [f"{n}.\n\n" for n in range(4)]
@@ -54,7 +55,7 @@ async def test_a_breach_ends_a_student_that_waits() -> None:
     teacher = ScriptedBackend(says("Right."), values({"0.\n\n": 0.0}))
     teacher.faults = {("score", 0): answered}
     models = pair(student, teacher)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         running = group.create_task(run_of(models, max_lookahead_tokens=4).run())
         await student.waits.wait()
         answered.set()
@@ -75,7 +76,7 @@ async def test_where_calls_compute_the_whole_context_their_number_is_a_matter_of
     teacher = ScriptedBackend(recomputes=recomputes)
     models = pair(student, teacher)
     models.of("teacher").gpus = gpus
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         running = group.create_task(run_of(models).run())
         for number, step in enumerate(steps, start=1):
             if number == 1 or calls == 4:
@@ -92,9 +93,9 @@ async def test_breaches_are_remembered_for_the_next_trajectory_of_the_pair() -> 
     student = ScriptedBackend(says(A))
     teacher = ScriptedBackend(says("x"), values({A: 0.0}), recomputes=True)
     models = pair(student, teacher)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await run_of(models).run()
     before = models.hazards["motab"].a_token
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await run_of(models).run()
     assert models.hazards["motab"].a_token > before > 1 / 1000

@@ -15,6 +15,7 @@ from proxy.engine.pair import Pair
 from proxy.engine.runner import TrajectoryRun
 from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Outcome
+from tests.support.patience import PATIENCE_S
 from tests.support.scripted import ScriptedBackend, says, upstream, values
 
 NONE, THINK, OPENED = Reasoning(), Reasoning("think"), Reasoning("think", opened=True)
@@ -55,7 +56,7 @@ async def outcome_of(
         observer=Silent(),
         scorer=teacher if params.get("method", "motab") == "motab" else None,
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         return await run.run()
 
 

@@ -12,6 +12,7 @@ import yaml
 from synth_client.errors import InputError
 from synth_client.training_data.export import Export, export
 from synth_client.training_data.filters import Filters
+from tests.support.patience import PATIENCE_S
 from tests.support.records import breached, record_of
 from tests.support.trainer.scripted import FOUND, STEP, ScriptedTrainer
 from trainer.environments import trainer_python
@@ -209,7 +210,7 @@ def test_an_interrupt_ends_the_trainer_and_all_that_it_started(
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         scripted.train()
-    thread.join(timeout=20)
+    thread.join(PATIENCE_S)
     assert ended.is_set()
     assert scripted.run["sessions"][0]["exit_code"] == 130
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -17,6 +17,7 @@ from proxy.config import ServerConfig
 from proxy.engine.pair import Pair
 from proxy.engine.served_model import ServedModel
 from proxy.serving.serve import Server, listen
+from tests.support.patience import PATIENCE_S
 from tests.support.scripted import Script, ScriptedBackend, pair, says, values
 
 MODEL = "motab/small+large"
@@ -71,7 +72,7 @@ async def over_http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
         task = asyncio.create_task(server.serve(sockets=[listener]))
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
-            async with asyncio.timeout(10), httpx.AsyncClient(base_url=base_url) as client:
+            async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=base_url) as client:
                 yield client
         finally:
             server.should_exit = True
@@ -87,7 +88,7 @@ def text(**fields: Any) -> dict[str, Any]:
 
 
 async def answer(service: Service, path: str, body: Any, **how: Any) -> httpx.Response:
-    async with asyncio.timeout(5), in_process(service) as client:
+    async with asyncio.timeout(PATIENCE_S), in_process(service) as client:
         return await client.post(path, json=body, **how)
 
 

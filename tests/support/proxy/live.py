@@ -17,17 +17,12 @@ import yaml
 
 from motab.demo import DemoPair, demo_config
 from proxy.backends.embedded.process import LISTENING
+from tests.support.patience import PATIENCE_S
 
 API_KEY = "test-key"
 
 
-PATIENCE_S = 30.0
-
-
 _BIN = Path(sys.executable).parent
-
-
-_STOP_TIMEOUT_S = 15
 
 
 @contextmanager
@@ -47,7 +42,7 @@ def llama_server(path: Path) -> Iterator[str]:
             yield url
         finally:
             process.stdin.close()
-            process.wait(_STOP_TIMEOUT_S)
+            process.wait(PATIENCE_S)
 
 
 @contextmanager
@@ -62,7 +57,7 @@ def proxy(config: Path) -> Iterator[str]:
             yield _base_url(line_with(process.stderr, "serving"))
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(_STOP_TIMEOUT_S) == 0
+            assert process.wait(PATIENCE_S) == 0
 
 
 def line_with(said: Iterable[str], word: str) -> str:

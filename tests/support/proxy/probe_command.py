@@ -9,7 +9,7 @@ from typing import Any
 from tests.support.paths import ROOT
 
 # Each model is loaded, and scores some 250 tokens one by one.
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 
 
 def probe(config: Path, code: int) -> dict[str, Any]:

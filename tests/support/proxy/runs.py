@@ -12,6 +12,7 @@ from proxy.core.types import Breached, Judged
 from proxy.engine.pair import Pair
 from proxy.engine.runner import TrajectoryRun
 from proxy.engine.usage import Outcome
+from tests.support.patience import PATIENCE_S
 from tests.support.scripted import ScriptedBackend, pair
 
 QUESTION = Question(messages=(Message("user", "Q"),))
@@ -49,7 +50,7 @@ async def outcome_of(
     student: ScriptedBackend, teacher: ScriptedBackend, **params: Any
 ) -> tuple[Outcome, Observed]:
     observed = Observed()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         outcome = await run_of(pair(student, teacher), observed, **params).run()
     assert "".join(observed.texts) == outcome.trajectory.text
     return outcome, observed
@@ -60,7 +61,7 @@ async def error_of(
 ) -> tuple[Exception, Observed]:
     observed = Observed()
     with pytest.raises(Exception) as caught:  # noqa: PT011 - the caller looks at it
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await run_of(pair(student, teacher), observed, **params).run()
     return caught.value, observed
 

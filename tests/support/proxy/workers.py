@@ -17,12 +17,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
 from tests.support.replay import Replay, json_reply, stream_reply
 
 MOTAB = (sys.executable, "-m", "motab")
 REQUEST = {"model": "student/only", "prompt": "Q"}
 LIMIT = 16
-PATIENCE_S = 20.0
 END = {
     "content": "x",
     "stop": True,

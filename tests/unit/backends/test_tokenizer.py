@@ -17,6 +17,7 @@ from proxy.backends.base import Call, Message, Question
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.tokens.tokenizer import LocalReader, load_tokenizer
 from proxy.errors import ConfigError, RequestError, TokenizerFailed
+from tests.support.cases import num_cases
 from tests.support.paths import package_file
 
 CALL = Call("t")
@@ -243,7 +244,7 @@ async def test_a_step_that_ends_in_newlines_has_the_tokens_it_has_before_a_word(
     assert tuple(await ids_of(deepseek, "so 4.\n\n", "Then")) == whole
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_cases(60))
 @given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=4))
 def test_any_text_is_spelt_by_its_ids_or_refused(deepseek: LocalReader, steps: list[str]) -> None:
     ids = asyncio.run(ids_of(deepseek, *steps))

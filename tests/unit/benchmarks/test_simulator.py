@@ -31,6 +31,7 @@ from benchmarks.simulator.words import (
 )
 from proxy.backends.base import Call, Message, Question
 from proxy.backends.tokens.tokenizer import load_tokenizer
+from tests.support.patience import PATIENCE_S
 
 PLAN = Plan(7, 5, 8, 3)
 FAST = Rates(decode_tok_s=1e6, prefill_tok_s=1e9)
@@ -258,11 +259,11 @@ async def test_a_client_that_leaves_is_counted_and_frees_its_place(kind: Kind) -
             reply = await http.post(server.base_url + path, json=body)
             await reply.content.readline()
             reply.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while (counters := await server.counters()).running:
                 pass
     assert asdict(counters) | {"cancelled": 1, "waiting": 0} == asdict(counters)
-    assert counters.tokens_decoded <= 2
+    assert counters.tokens_decoded < 30
 
 
 @pytest.mark.parametrize("kind", ["sglang", "vllm"])

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from motab.cli import app, main
 from proxy import __version__
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.llama_cpp import READY, llama_cpp
 
 MOTAB = Path(sys.executable).parent / "motab"
@@ -48,7 +49,12 @@ def only_line(stderr: str) -> str:
 def failure(*arguments: str | Path) -> str:
     """What the installed command says when it fails."""
     done = subprocess.run(
-        [MOTAB, *arguments], env=ENV, capture_output=True, text=True, timeout=20, check=False
+        [MOTAB, *arguments],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
@@ -299,13 +305,13 @@ def test_with_wait_it_serves_once_the_upstream_has_come_up(tmp_path: Path) -> No
 
     with (
         llama_cpp(answer) as base_url,
-        serving("--config", config_file(tmp_path, base_url), "--wait", "20") as (process, url),
+        serving("--config", config_file(tmp_path, base_url), "--wait", "200") as (process, url),
     ):
         assert asked[:3] == ["/props"] * 3
-        with urllib.request.urlopen(f"{url}/models", timeout=5) as response:
+        with urllib.request.urlopen(f"{url}/models", timeout=PATIENCE_S) as response:
             models = json.load(response)["data"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0
     assert [model["id"] for model in models] == ["pair", "student/only", "teacher/only"]
 
 
@@ -325,7 +331,7 @@ def test_a_second_signal_stops_it_at_once(tmp_path: Path) -> None:
         if path != "/completion":
             return 200, READY[path]
         called.set()
-        released.wait(20)
+        released.wait(PATIENCE_S)
         return None
 
     body = json.dumps({"model": "student/only", "prompt": "Q"}).encode()
@@ -337,11 +343,11 @@ def test_a_second_signal_stops_it_at_once(tmp_path: Path) -> None:
         head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         try:
-            assert called.wait(5)
+            assert called.wait(PATIENCE_S)
             process.send_signal(signal.SIGTERM)
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(timeout=0.5)  # the request is still running
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=5) == 0
+            assert process.wait(timeout=PATIENCE_S) == 0
         finally:
             released.set()

@@ -16,6 +16,7 @@ from synth_client.cluster.executor import require_ray
 from synth_client.errors import ClusterError
 from synth_client.questions.question import Question, Unit
 from synth_client.record import Message
+from tests.support.patience import PATIENCE_S
 from tests.support.records import breached, record_of
 
 REPORT = Report("w", Load(), ())
@@ -61,7 +62,7 @@ async def test_draining_waits_for_the_blocks_under_way_and_lets_no_other_begin()
     await asyncio.sleep(0)
     assert not drained.done()
     await mailbox.end([b"1", b"2"])
-    await asyncio.wait_for(drained, 5)
+    await asyncio.wait_for(drained, PATIENCE_S)
 
 
 def test_a_unit_comes_back_from_its_row() -> None:

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from proxy.serving.serve import Server, listen
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.api import (
     CHAT,
     MODEL,
@@ -77,7 +78,7 @@ async def test_when_the_client_leaves_what_runs_upstream_is_cancelled(
             task = asyncio.create_task(client.post(CHAT, json=chat()))
             await author.until_called("write")
             task.cancel()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENCE_S):
             await author.writes[0].closed.wait()
         assert author.writes[0].cancelled
         samples = await samples_of(client)
@@ -92,7 +93,7 @@ async def test_when_the_client_leaves_a_scoring_call_is_cancelled() -> None:
         task = asyncio.create_task(client.post(SCORE, json={**text(), "text": "x"}))
         await teacher.until_called("score")
         task.cancel()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENCE_S):
             await teacher.scorings[0].closed.wait()
 
 
@@ -104,7 +105,7 @@ async def test_a_client_that_leaves_while_it_sends_is_counted_and_asks_for_nothi
         writer.write(f"{head}content-length: 1000\r\n\r\n".encode() + b'{"model":')
         await writer.drain()
         writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await reader.read()
             samples = await samples_of(client)
             while ("motab_requests_total", CHAT, "499") not in samples:
@@ -121,7 +122,7 @@ async def test_a_server_that_ends_lets_running_requests_finish() -> None:
         server = Server(service, on_signals=False)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with asyncio.timeout(10), httpx.AsyncClient(base_url=base_url) as client:
+        async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=base_url) as client:
             request = asyncio.create_task(client.post(CHAT, json=chat()))
             await student.until_called("write")
             server.drain()

@@ -10,6 +10,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from proxy.serving.serve import Connection, Server
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.api import CHAT, chat, service_of
 from tests.support.scripted import ScriptedBackend, says
 
@@ -36,7 +37,7 @@ class Wire(asyncio.Transport):
         return self.closed
 
     async def packet(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.packets.get()
 
 

@@ -12,6 +12,7 @@ from openai.types.chat import ChatCompletionChunk
 from starlette.types import Message, Scope
 
 from proxy.api.sse import EventStream
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.api import (
     CHAT,
     MODEL,
@@ -185,7 +186,7 @@ async def test_a_waiting_stream_is_kept_open_by_comments() -> None:
         raise AssertionError
 
     scope: Scope = {"type": "http"}
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await EventStream(produce, {}, ping_interval_s=0.01)(scope, receive, send)
     assert sent[0]["type"] == "http.response.start"
     bodies = [message["body"] for message in sent[1:]]

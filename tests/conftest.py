@@ -1,0 +1,11 @@
+"""Registers how many cases Hypothesis tries, which no slowness of the machine makes fail."""
+
+from hypothesis import HealthCheck, settings
+
+from tests.support.cases import FAST
+
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("whole", _PATIENT)
+settings.register_profile(FAST, _PATIENT, max_examples=20)
+# `--hypothesis-profile` takes another later.
+settings.load_profile("whole")
