@@ -37,7 +37,7 @@ PARAMS = Params(
     max_total_tokens=40,
 )
 GREEDY, SEEDED, FREE = Sampling(0.0), Sampling(0.8, seed=11), Sampling(0.8)
-PATIENCE = Timeouts(answer_s=0.4, stall_s=0.4)
+LEAST_PATIENCE_S = 0.4
 TROUBLES: tuple[Trouble, ...] = ("drop", "half", "stall", "truncate", "error", "429", "500", "503")
 
 
@@ -65,6 +65,7 @@ class Rig:
     student: Toy
     teacher: Toy
     pair: Pair
+    clients: tuple[UpstreamClient, ...]
 
     def toy(self, role: str) -> Toy:
         return self.student if role == "student" else self.teacher
@@ -85,6 +86,7 @@ async def rig(student: Kind, teacher: Kind) -> AsyncIterator[Rig]:
     policy = RetryPolicy(attempts=4, total_s=60, sleep=no_wait)
     async with AsyncExitStack() as stack:
         toys: list[Toy] = []
+        clients: list[UpstreamClient] = []
         upstreams: list[Upstream] = []
         for name, kind, model in (("student", student, STUDENT), ("teacher", teacher, TEACHER)):
             toy = await stack.enter_async_context(toy_server(kind, model))
@@ -96,7 +98,6 @@ async def rig(student: Kind, teacher: Kind) -> AsyncIterator[Rig]:
                     64,
                     lambda *_: None,
                     policy,
-                    timeouts=PATIENCE,
                 )
             )
             backend: Vllm | SGLang | LlamaCpp
@@ -109,7 +110,8 @@ async def rig(student: Kind, teacher: Kind) -> AsyncIterator[Rig]:
             writer = ResumingWriter(backend, client)
             upstreams.append(Upstream(name, backend, writer, (backend,), 64))
             toys.append(toy)
-        yield Rig(toys[0], toys[1], Pair(*upstreams))
+            clients.append(client)
+        yield Rig(toys[0], toys[1], Pair(*upstreams), tuple(clients))
 
 
 @dataclass
@@ -128,6 +130,20 @@ class Tally:
 Check = Callable[[Rig, str, Outcome, Outcome], None]
 
 
+async def learn_patience(rig_: Rig, prompts: list[str], sampling: Sampling) -> None:
+    """Sixteen whole trajectories take at least as long as one answer that is no stall, on whatever
+    machine.
+    """
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    async with asyncio.TaskGroup() as group:
+        for i in range(16):
+            group.create_task(rig_.run(f"timed-{i}", prompts[i % len(prompts)], sampling))
+    patience_s = max(LEAST_PATIENCE_S, clock() - began)
+    for client in rig_.clients:
+        client.timeouts = Timeouts(answer_s=patience_s, stall_s=patience_s)
+
+
 async def endure(rig_: Rig, sampling: Sampling, num: int, seed: int, check: Check) -> Tally:
     """`num` runs of which each has one fault, sixteen at a time."""
     undisturbed: list[tuple[str, Outcome, dict[str, int]]] = []
@@ -138,6 +154,7 @@ async def endure(rig_: Rig, sampling: Sampling, num: int, seed: int, check: Chec
         counts = {role: rig_.toy(role).num_requests[session] for role in ("student", "teacher")}
         if all(counts.values()):  # else the student wrote nothing at all
             undisturbed.append((prompt, outcome, counts))
+    await learn_patience(rig_, [prompt for prompt, _, _ in undisturbed], sampling)
     tally = Tally()
 
     async def work(sessions: Iterator[int]) -> None:
