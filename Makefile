@@ -7,6 +7,10 @@ SERVERS := .venv-servers
 REFERENCE := .venv-reference
 TRAINER := .venv-trainer
 EVALSCOPE := .venv-evalscope
+# Processes that run tests, of which some start servers of their own.
+JOBS ?= 2
+# A process takes over what another has not come to, the last tests of a file first.
+PARALLEL := --numprocesses $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 
@@ -24,7 +28,11 @@ demo-pretrained: $(VENV)/.models  ## the same with two pretrained models of gene
 
 .PHONY: test
 test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -cluster, -browser, -trainer and -evalscope
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
+
+.PHONY: test-fast
+test-fast: $(VENV)/.dev  ## the unit and property tests with few random cases, in a minute
+	$(BIN)/pytest $(PARALLEL) --hypothesis-profile fast tests/unit tests/property
 
 .PHONY: test-browser
 test-browser: $(VENV)/.dev  ## the report in a real Chromium, which must be installed
@@ -62,6 +70,9 @@ distill-env: $(REFERENCE)/.installed  ## the environment that motab train distil
 .PHONY: test-trainer
 test-trainer: $(VENV)/.dev $(TRAINER)/.installed $(REFERENCE)/.installed $(SERVERS)/.installed  ## exports and trainings with LLaMA-Factory and TRL themselves
 	$(BIN)/pytest tests/trainer
+
+.PHONY: environments
+environments: $(SERVERS)/.installed $(REFERENCE)/.installed $(TRAINER)/.installed $(EVALSCOPE)/.nltk  ## all environments that the tests use beside .venv
 
 .PHONY: reproduce
 reproduce: $(VENV)/.demo $(SERVERS)/.installed $(TRAINER)/.installed  ## the paper's comparison on tiny models; takes hours
