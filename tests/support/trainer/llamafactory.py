@@ -84,7 +84,7 @@ class Motab:
         return [orjson.loads(line) for line in lines]
 
     def wait(self) -> int:
-        return self.process.wait(timeout=240)
+        return self.process.wait(timeout=1100)
 
     def trainer(self) -> psutil.Process:
         """The trainer once it has made a checkpoint."""
