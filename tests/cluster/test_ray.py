@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.openai_server import Fault, Scripted, scripted
+from tests.support.synth_client.openai_server import Fault, Scripted, scripted
 from tests.support.synth_client.runs import (
     Process,
     lines,

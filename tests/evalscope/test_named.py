@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.openai_server import Fault, Scripted, scripted
 from tests.support.paths import ROOT
+from tests.support.synth_client.openai_server import Fault, Scripted, scripted
 from tests.support.trainer.evaluations import ENV, completion
 
 PYTHON = ROOT / ".venv-evalscope" / "bin" / "python"

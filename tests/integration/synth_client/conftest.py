@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.openai_server import Scripted, scripted
+from tests.support.synth_client.openai_server import Scripted, scripted
 
 
 @pytest.fixture

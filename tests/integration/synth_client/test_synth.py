@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from motab.cli import app
 from synth_client.questions.question import Synthesis
 from synth_client.runs.outputs import Totals
-from tests.support.openai_server import Fault, Scripted
+from tests.support.synth_client.openai_server import Fault, Scripted
 from tests.support.synth_client.runs import (
     SYNTHESIS,
     Process,

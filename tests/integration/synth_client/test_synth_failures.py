@@ -10,7 +10,7 @@ import pytest
 
 from synth_client.files.journal import Entry
 from synth_client.runs.outputs import Totals
-from tests.support.openai_server import Fault, Scripted
+from tests.support.synth_client.openai_server import Fault, Scripted
 from tests.support.synth_client.runs import failure, lines, records, run, units, write_questions
 
 

@@ -6,8 +6,8 @@ import resource
 import signal
 from pathlib import Path
 
-from tests.support.openai_server import Scripted
 from tests.support.patience import PATIENCE_S
+from tests.support.synth_client.openai_server import Scripted
 from tests.support.synth_client.runs import Process, records, run, steady, write_questions
 
 

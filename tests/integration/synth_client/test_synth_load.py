@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from synth_client.runs.outputs import Totals
-from tests.support.openai_server import FULL, Scripted
+from tests.support.synth_client.openai_server import FULL, Scripted
 from tests.support.synth_client.runs import Process, lines, records, run, write_questions
 
 

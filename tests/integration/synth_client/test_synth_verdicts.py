@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from synth_client.training_data.filters import Filters
-from tests.support.openai_server import Scripted
+from tests.support.synth_client.openai_server import Scripted
 from tests.support.synth_client.runs import failure, records, run, write_questions
 
 

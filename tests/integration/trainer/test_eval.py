@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from motab.cli import app
-from tests.support.openai_server import Fault, Script, Scripted, scripted
 from tests.support.paths import ROOT
 from tests.support.patience import longer_and_longer
+from tests.support.synth_client.openai_server import Fault, Script, Scripted, scripted
 from tests.support.trainer.evaluations import ENV, completion
 
 NUM_RIGHT = {"0": 0, "1": 1, "2": 2, "3": 4}
