@@ -64,7 +64,7 @@ def demo_questions(pair: DemoPair = DemoPair.TINY) -> list[Question]:
 
 @dataclass(slots=True)
 class _Tally:
-    """What came of the questions so far."""
+    """The outcome of the questions so far."""
 
     records: list[Record]
     """What the pair wrote."""

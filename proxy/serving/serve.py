@@ -50,7 +50,7 @@ class Connection(HttpToolsProtocol):
 
 
 class _HeadWithBody(asyncio.Transport):
-    """What uvicorn writes an answer to; flow control has the transport itself."""
+    """Takes what uvicorn writes of an answer; flow control stays with the transport."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ async def running(config: Config) -> AsyncIterator[str]:
 
 
 def base_url(listener: socket.socket) -> str:
-    """Where clients find the API."""
+    """The URL at which clients find the API."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 

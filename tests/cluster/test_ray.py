@@ -36,7 +36,7 @@ async def other() -> AsyncIterator[Scripted]:
 
 
 async def answered(server: Scripted, number: int) -> None:
-    """Until the server has answered so many."""
+    """Wait until the server has answered that many."""
     while server.answered.total() < number:
         server.came.clear()
         await server.came.wait()

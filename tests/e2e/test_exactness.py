@@ -1,4 +1,4 @@
-"""What comes out is what the student wrote, byte for byte."""
+"""The output is what the student wrote, byte for byte."""
 
 import asyncio
 import json

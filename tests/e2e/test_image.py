@@ -1,4 +1,4 @@
-"""What the Dockerfile's steps make, carried out in a folder with a Python of its own."""
+"""The result of the Dockerfile's steps, carried out in a folder with a Python of its own."""
 
 import shutil
 import socket
@@ -44,7 +44,7 @@ def port() -> str:
 
 
 def command(stage: Stage, name: str, image: Build, port: str) -> list[str]:
-    """What an engine would run, at another port."""
+    """The command that an engine would run, at another port."""
     return [image.inside(word).replace(_PORT, port) for word in stage.only(name).argv()]
 
 

@@ -29,7 +29,7 @@ def test_the_demo_s_models_can_do_what_the_demo_needs() -> None:
         assert forced["self_test"]["values"]["num_tokens"] > 10
         assert forced["top_k"]["values"] == {"wanted": 20, "most": 128}
         assert 180 < forced["speed"]["values"]["num_tokens"] < 240
-        # The last token before the step is computed anew, to have what comes after it.
+        # The last token before the step is computed again, to have what comes after it.
         cache = forced["prefix_cache"]["values"]
         assert cache["num_cached_tokens"] == cache["num_context_tokens"] - 1
         others = {name for name, way in scoring.items() if way["available"]["result"] == "no"}

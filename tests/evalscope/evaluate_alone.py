@@ -1,4 +1,4 @@
-"""What EvalScope itself reports: `evaluate_alone.py URL WORK {"name": "folder", ...}`.
+"""Prints what EvalScope itself reports: `evaluate_alone.py URL WORK {"name": "folder", ...}`.
 
 Run in EvalScope's environment. Prints {"name": {"metric": score}} as its last line.
 """

@@ -15,7 +15,7 @@ from tests.property.sequential import cut_into_steps
 
 @dataclass(frozen=True)
 class Text:
-    """What a model writes: its tokens, the probability it gave each, and how it ended."""
+    """A model's text: its tokens, the probability it gave each, and how it ended."""
 
     tokens: list[str]
     logprobs: list[float]
@@ -72,7 +72,7 @@ Writes = Callable[[str, str], Text]
 
 
 def tokens_up_to(tokens: list[str], length: int) -> int:
-    """How many tokens it takes to write so many characters."""
+    """The number of tokens that it takes to write that many characters."""
     written = ""
     for count, token in enumerate(tokens, start=1):
         written += token

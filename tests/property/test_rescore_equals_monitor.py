@@ -30,7 +30,7 @@ class Decided:
 
 
 def decide(steps: list[tuple[float, float, int]], params: Params) -> Decided:
-    """What the monitor decides about a student's whole text."""
+    """The monitor's decisions about a student's whole text."""
     judged: list[StepTrace] = []
     for value, entropy, num_tokens in steps:
         previous = judged[-1] if judged else None
@@ -43,7 +43,7 @@ def decide(steps: list[tuple[float, float, int]], params: Params) -> Decided:
 
 
 def stored(steps: list[tuple[float, float, int]], params: Params) -> Scored:
-    """What a record made under `params` holds of that text."""
+    """The record of that text, made under `params`."""
     breach = decide(steps, params).breach
     kept = steps if breach is None else steps[: breach + 1]
     return Scored(

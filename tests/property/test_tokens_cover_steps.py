@@ -191,7 +191,7 @@ def expected_ranges(pieces: list[bytes], bounds: list[int]) -> list[list[int]]:
 
 
 def told_apart(text: str, steps: list[str]) -> bool:
-    """Whether every step ends in a newline or before a character that is one byte."""
+    """Return whether every step ends in a newline or before a character that is one byte."""
     seams = accumulate(map(len, steps[:-1]))
     return all(text[seam - 1] == "\n" or text[seam].isascii() for seam in seams)
 

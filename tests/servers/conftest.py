@@ -1,4 +1,4 @@
-"""A real vLLM on the CPU, beside the llama.cpp servers of the end-to-end tests."""
+"""Starts a real vLLM on the CPU, next to the llama.cpp servers of the end-to-end tests."""
 
 import os
 from collections.abc import Iterator

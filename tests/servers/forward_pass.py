@@ -41,7 +41,7 @@ def of_gguf(path: Path) -> tuple[Any, Any]:
 def score(model: Any, tokenizer: Any, case: dict[str, Any]) -> list[dict[str, Any]]:
     prompt, steps = case["prompt"], case["steps"]
     text = prompt + "".join(steps)
-    # Tokenizers cut trailing white space differently where the text goes on, and it does: the
+    # Tokenizers cut trailing white space differently where the text continues, and it does: the
     # student had written more, or ended its turn.
     encoded = tokenizer(text + "a" if text[-1].isspace() else text, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]

@@ -127,7 +127,7 @@ def test_the_servers_agree_with_transformers_on_a_given_text(base_url: str) -> N
 
 def test_echo_gives_what_prompt_log_probabilities_give(base_url: str) -> None:
     straight = scores(base_url, "vllm+vllm")
-    # Beside emoji candidates fall together, and then the adaptive boundary has no entropy.
+    # Next to emoji candidates fall together, and then the adaptive boundary has no entropy.
     echoed = scores(base_url, "openai+openai", boundary="static")
     for one, other in zip(straight, echoed, strict=True):
         assert other["teacher_tokens"] == one["teacher_tokens"]
@@ -202,8 +202,8 @@ def counted(vllm_url: str, metric: str) -> float:
 async def test_entropies_asked_for_on_their_own_are_those_that_come_with_a_call(
     vllm_url: str,
 ) -> None:
-    """The same text twice: behind a long prompt, where they are asked for on their own, and all of
-    it as so many steps that the candidates come with the call.
+    """The same text twice: behind a long prompt, where candidates have a call of their own, and cut
+    into enough steps that the candidates come with the scoring call.
     """
     call = Call("s")
     async with UpstreamClient("up", vllm_url, None, 8, lambda *_: None) as client:

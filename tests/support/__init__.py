@@ -1,1 +1,1 @@
-"""What tests share: scripted servers, records, recorded answers."""
+"""Shares scripted servers, records and recorded answers among the tests."""

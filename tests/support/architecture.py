@@ -88,7 +88,7 @@ def forbidden_imports(root: Path, allowed: Mapping[str, frozenset[str]]) -> list
 
 
 def _is_reached(name: str, floor: str, allowed: Mapping[str, frozenset[str]]) -> bool:
-    """Whether `name` is in a floor, and not in a row inside that floor."""
+    """Return whether `name` is in a floor, and not in a row inside that floor."""
     if not is_within(name, floor):
         return False
     return not any(
@@ -160,7 +160,7 @@ def broken_names(root: Path, *packages: str) -> list[str]:
 
 
 def _resolves(name: str) -> bool:
-    """Whether it is a module, or an attribute of one."""
+    """Return whether it is a module, or an attribute of one."""
     parts = name.split(".")
     for number in range(len(parts), 0, -1):
         try:

@@ -45,7 +45,7 @@ class Instruction:
 
 @dataclass(slots=True)
 class Stage:
-    """What stands between two FROMs."""
+    """The steps between two FROMs."""
 
     name: str
     base: str
@@ -74,7 +74,7 @@ def stages(path: Path = ROOT / "Dockerfile") -> list[Stage]:
 class Build:
     """Carries stages out in one folder, which is `/` to the paths that the steps name.
 
-    A finished stage's files are put aside, so the next has only what it copies, at the same paths.
+    A finished stage's files move away, so the next has only what it copies, at the same paths.
     `python` is the base image's. Users and owners are left out: that needs root, and an engine.
     """
 
@@ -130,7 +130,7 @@ class Build:
         return done
 
     def _inherited(self) -> dict[str, str]:
-        """What an engine hands on: where pip finds its index, and no settings of Python's."""
+        """The variables that an engine hands on: pip's index, and no settings of Python's."""
         kept: Mapping[str, str] = {
             name: value
             for name, value in os.environ.items()

@@ -20,7 +20,7 @@ NUM_CACHED = 16
 
 @dataclass(slots=True)
 class FakeVllm:
-    """What is wrong with it; nothing, as it stands."""
+    """The faults of the server; none by default."""
 
     served: str = MODEL
     max_logprobs: int = 20
@@ -124,7 +124,7 @@ def _detokenized(seen: Seen) -> Reply:
 
 
 def logprob_after(token_id: int) -> float:
-    """Of whatever comes after this token: some number that is its own."""
+    """The log-probability of whatever follows this token: a number of its own."""
     return -0.01 * (1 + token_id % 97)
 
 

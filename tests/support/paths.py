@@ -1,4 +1,4 @@
-"""Where tests find the repository and the recorded answers of real servers."""
+"""Finds the repository and the recorded answers of real servers."""
 
 import importlib.util
 from pathlib import Path

@@ -26,7 +26,7 @@ QUESTION = Question((Message("user", "What is 7+5?"),))
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What one version of a server was asked and answered, from tests/golden."""
+    """The requests to one version of a server and its answers, from tests/golden."""
 
     version: str
 
@@ -97,7 +97,7 @@ Answer = Callable[[Seen], Reply]
 
 class Replay:
     """A server that answers each (method, path) with its replies, one a request; the last one
-    serves all more. With a client of it, and what that client's observer was told.
+    serves all more. It has a client, and keeps what that client's observer saw.
 
     `came` is set once a request is there, `left` once a client went away before its answer ended.
     """

@@ -71,7 +71,7 @@ class Scene:
     async def drafts(
         self, *scripts: Sequence[Item], sampling: Sampling = GREEDY, max_tokens: int = 20
     ) -> list[Draft]:
-        """What comes out; `self.asked` is what was asked for."""
+        """The text that comes out; `self.asked` holds the requests."""
         self.writer = ScriptedWriter(scripts=list(scripts))
         self.out: list[Draft] = []
         context = Context(Segment("", PROMPT))
@@ -109,7 +109,7 @@ class Scene:
 
     @property
     def asked(self) -> list[tuple[str, int]]:
-        """What followed the prompt, and how many tokens were wanted."""
+        """The text after the prompt, and the number of tokens that were wanted."""
         asked = self.writer.asked
         assert all(tuple(ids[:2]) == PROMPT for ids, _ in asked)
         return [("".join(map(chr, ids[2:])), num) for ids, num in asked]

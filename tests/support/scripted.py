@@ -1,4 +1,4 @@
-"""A backend that does what it is told, in this process: for timing and for faults on demand.
+"""Scripts a backend in this process: timing and faults on demand.
 
 What it writes is a `Script`, what it thinks of a step is a function; `faults` make a chosen call
 fail or hang. It keeps what it was asked. One character is one token.
@@ -23,7 +23,7 @@ Judge = Callable[[str, str], StepScore]
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What one write brings: pieces (a tuple comes in one draft), waits for events, an error.
+    """The outcome of one write: pieces (a tuple comes in one draft), waits for events, an error.
 
     With `end` None the stream stops without saying that it ended.
     """
@@ -115,7 +115,7 @@ class ScriptedBackend:
             raise fault
 
     async def until_called(self, method: str, times: int = 1) -> None:
-        """Wait until the method was called so many times."""
+        """Wait until the method was called `num` times."""
         async with asyncio.timeout(PATIENCE_S), self.asked:
             await self.asked.wait_for(lambda: self._num_calls.get(method, 0) >= times)
 
@@ -229,5 +229,5 @@ def _segment(text: str) -> Segment:
 
 
 def _text(context: Context) -> str:
-    """What the ids that were sent stand for; the segments might say otherwise."""
+    """The text of the ids that were sent; the segments might say otherwise."""
     return "".join(map(chr, context.token_ids))

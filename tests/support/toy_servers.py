@@ -56,7 +56,7 @@ class Model:
         return zlib.crc32(array("q", [*ids, -self._salt, *salt]).tobytes())
 
     def next_id(self, ids: Sequence[int], *salt: int) -> int:
-        """What it writes after `ids`."""
+        """The token that it writes after `ids`."""
         must_follow = {b"\xf0\x9f": b"\x8e\x89", b".\n": b"\n", b".": b"\n\n"}
         if (forced := must_follow.get(self.vocabulary[ids[-1]])) is not None:
             return self._ids[forced]
@@ -70,19 +70,19 @@ class Model:
         return self._first + 7 + drawn // 100 % words
 
     def logprob(self, before: Sequence[int], token: int) -> float:
-        """Of a token after `before`."""
+        """The log-probability of a token after `before`."""
         return -0.05 - self.draw(before, token) % 1000 / 500
 
     def top(self, before: Sequence[int], num: int) -> list[float]:
-        """Of the most probable tokens."""
+        """The log-probabilities of the most probable tokens."""
         flat = self.draw(before, -7) % 10 / 10 + 0.1
         return [-0.1 - flat * i for i in range(num)]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to the `request`-th request of a trajectory: `at` its answer's so-manieth
-    event, as a fraction.
+    """The fate of the `request`-th request of a trajectory, after the fraction `at` of its
+    answer's events.
     """
 
     request: int
@@ -92,7 +92,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Written:
-    """One write: the ids that it was to go on from, and those it went on with."""
+    """One write: the ids that it was to continue, and the ids that it wrote."""
 
     prompt: list[int]
     ids: list[int]

@@ -1,4 +1,4 @@
-"""What a training by span was given, computed anew: `check_losses.py OUTPUT`.
+"""Computes again what a training by span was given: `check_losses.py OUTPUT`.
 
 Run in the trainer's environment. Of the untrained model and the dataset of an output folder it
 prints the loss over all examples, one token after the other, and whether tokens and labels are

@@ -174,8 +174,16 @@ def test_no_folder_holds_more_than_sixteen_modules() -> None:
     assert crowded_folders(ROOT, *PACKAGES, "tests") == []
 
 
+def test_no_file_is_longer_than_four_hundred_lines() -> None:
+    assert long_files(ROOT, *PACKAGES, "tests") == []
+
+
 def test_every_package_says_what_it_is() -> None:
     assert silent_packages(ROOT, *PACKAGES, "tests") == []
+
+
+def test_no_package_defines_a_class_name_twice() -> None:
+    assert repeated_classes(ROOT, *PACKAGES) == []
 
 
 def test_every_module_named_in_a_string_exists() -> None:

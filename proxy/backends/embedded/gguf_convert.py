@@ -85,7 +85,7 @@ def _refusal(folder: Path, why: str) -> ConfigError:
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Transformers 5 has an object, its predecessors had keys beside the others."""
+    """Transformers 5 has an object; its predecessors had keys among the others."""
     return config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
 
 

@@ -20,7 +20,7 @@ _FINGERPRINT_BYTES = 16 * 1024 * 1024
 
 
 def cache_dir() -> Path:
-    """Where files that motab makes for itself are kept between runs."""
+    """The folder that keeps motab's own files between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "motab"
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(num_threads)
     params.endpoint_slots = params.endpoint_metrics = True
     # Without it a sliding-window model (Gemma) forgets what lies before its window, and going
-    # back to an earlier step would compute the whole context anew.
+    # back to an earlier step would compute the whole context again.
     params.swa_full = True
     # The slots' own caches are all we use; the server's second one (8 GiB) only costs memory.
     params.cache_ram_mib = 0

@@ -28,7 +28,7 @@ def context(ids: list[int]) -> Context:
 
 
 async def by_vllm(up: Replay, name: str, edit: Edit = lambda _: None) -> Decoded:
-    """What the recorded answer, edited, is read as; the request must be the recorded one."""
+    """Read the recorded answer after an edit; the request must be the recorded one."""
     reply, request = VLLM.json(name), VLLM.request(name)
     edit(reply["choices"][0])
     up.on("POST", "/v1/completions", json_reply(reply))

@@ -116,7 +116,7 @@ async def rig(student: Kind, teacher: Kind) -> AsyncIterator[Rig]:
 
 @dataclass
 class Tally:
-    """What became of the runs in which a fault happened."""
+    """The outcomes of the runs in which a fault happened."""
 
     survived: Counter[str] = field(default_factory=Counter)
     failed: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -230,7 +230,7 @@ def num_runs(pair: tuple[Kind, Kind]) -> int:
 
 # Not retried, for what answers so will do it again: a whole answer that is no JSON.
 FINAL = {("truncate", "answer", "UpstreamGarbled")}
-# Where the ids of half characters are not told, what was drawn freely cannot be drawn again; and
+# Where the ids of half characters are not known, what was drawn freely cannot be drawn again; and
 # how SGLang's events cut such a character may tell a repetition from the first time.
 LOST = {(trouble, "stream", "UpstreamInterrupted") for trouble in TROUBLES}
 

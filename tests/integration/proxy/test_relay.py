@@ -66,7 +66,7 @@ async def test_skd_keeps_what_the_teacher_finds_likely_enough_and_rewrites_the_r
         pytest.approx(0.5),
     ]
     assert [n.index for n in observed.notices if isinstance(n, Judged)] == [0, 1, 3]
-    # Each goes on from exactly what is kept.
+    # Each continues from exactly what is kept.
     assert [w.context for w in student.writes] == [PROMPT, PROMPT + A + T]
     assert [w.context for w in teacher.writes] == [PROMPT + A]
     assert outcome.scoring == "prompt_logprobs"

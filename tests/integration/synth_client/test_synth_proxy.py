@@ -64,7 +64,7 @@ def decided(path: Path) -> list[dict[str, Any]]:
 
 
 async def _kill_again_and_again(synth: Process, proxy: Proxy, servers: Mapping[str, Toy]) -> None:
-    """Each at a random moment: after so many requests to the teacher, from whatever runs then."""
+    """Kill each at a random moment: after some requests to the teacher, from whatever runs then."""
     for toy in servers.values():
         toy.delay_s = 0.05
     draw = random.Random(1)
@@ -91,7 +91,7 @@ async def _kill_again_and_again(synth: Process, proxy: Proxy, servers: Mapping[s
 
 
 async def _requests(toy: Toy, number: int) -> None:
-    """Until so many more have come."""
+    """Wait until that many more have come."""
     goal = toy.num_requests.total() + number
     while toy.num_requests.total() < goal:
         toy.came.clear()

@@ -18,7 +18,7 @@ from tests.support.synth_client.openai_server import Fault, Script, Scripted, sc
 from tests.support.trainer.evaluations import ENV, completion
 
 NUM_RIGHT = {"0": 0, "1": 1, "2": 2, "3": 4}
-"""Of the 4 samples of each problem, the first so many are right."""
+"""How many of the 4 samples of each problem are right: the first ones."""
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def answer(problem: str, sample: int) -> dict[str, Any]:
 
 
 def said(by: Any) -> Script:
-    """What `by` makes of the problem and the number of the sample; seeds begin at 100."""
+    """Answer as `by` does from the problem and the number of the sample; seeds begin at 100."""
 
     def script(body: dict[str, Any], _number: int) -> Fault:
         problem = body["messages"][-1]["content"].removeprefix("Solve ")
@@ -71,7 +71,7 @@ class Eval:
         )
 
     async def ended(self, code: int) -> tuple[str, str]:
-        """What it says on both streams."""
+        """The output on both streams."""
         process = await self.start()
         out, err = await process.communicate()
         assert process.returncode == code, err.decode()

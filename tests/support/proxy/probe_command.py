@@ -13,7 +13,7 @@ TIMEOUT_S = 600
 
 
 def probe(config: Path, code: int) -> dict[str, Any]:
-    """What the command prints, which must be one JSON object and nothing else."""
+    """The command's output, which must be one JSON object and nothing else."""
     command = [sys.executable, "-m", "motab"]
     command += ["probe", "--config", str(config), "--json"]
     done = subprocess.run(

@@ -112,7 +112,7 @@ class Resumable:
 
 @dataclass(frozen=True, kw_only=True)
 class WritingContract:
-    """How a server writes."""
+    """Describes how a server writes."""
 
     path: str
     writer: Callable[[Replay], AbstractAsyncContextManager[Writer]]
@@ -143,7 +143,7 @@ class WritingContract:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingContract:
-    """How a server turns text into tokens."""
+    """Describes how a server turns text into tokens."""
 
     path: str
     connect: Callable[[Replay], Awaitable[Reader]]
@@ -173,7 +173,7 @@ class ReadingContract:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringContract:
-    """How a server gives the probabilities of given text; each answer is built when it is asked."""
+    """Describes how a server scores given text; each answer is built when it is asked."""
 
     path: str
     scorer: Callable[[Replay], TokenScorer]

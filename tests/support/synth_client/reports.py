@@ -13,7 +13,7 @@ from tests.support.records import (
 
 
 def evenly(output: str, num_chars: int, logprob: float) -> dict[str, Any]:
-    """Tokens of so many characters, the last maybe shorter, all of one log-probability."""
+    """Tokens of `num_chars` characters, the last maybe shorter, all of one log-probability."""
     ends = [*range(num_chars, len(output), num_chars), len(output)] if output else []
     return {"ends": ends, "logprobs": [logprob] * len(ends)}
 

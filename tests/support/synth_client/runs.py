@@ -63,7 +63,7 @@ async def run(
 
 
 async def failure(server: Scripted, source: Path, output: Path, **how: Any) -> str:
-    """What a run says that fails."""
+    """The message of a run that fails."""
     with pytest.raises(ClientError) as caught:
         await run(server, source, output, **how)
     return str(caught.value)
@@ -94,7 +94,7 @@ class Process:
         return usage.ru_maxrss
 
     async def ended(self, code: int, **how: Any) -> str:
-        """What it says: where it succeeds, on the one stream, where it fails, on the other."""
+        """The output: on stdout after a success, on stderr after a failure."""
         process = await self.start(**how)
         out, err = await process.communicate()
         assert process.returncode == code, err.decode()

@@ -68,7 +68,7 @@ class ScriptedTrainer:
         return Recipe.model_validate(fields | changes)
 
     def on_policy(self, **changes: Any) -> dict[str, Any]:
-        """What a recipe has to change to distil."""
+        """The changes that make a recipe distil."""
         teacher = str(self.folder / "model")
         loss = {"kind": "on_policy", "teacher": teacher, "max_new_tokens": 64}
         return {"loss": loss, "training": {"max_tokens": 512, "batch_size": 2}} | changes

@@ -18,7 +18,7 @@ from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.errors import ConfigError, RequestError
 
 token_ids = st.lists(st.integers(0, 300_000), max_size=5)
-# Append a step of these tokens, or (an int) keep only so many of the steps.
+# Append a step of these tokens, or (an int) keep only that many of the steps.
 changes = st.lists(token_ids | st.integers(0, 6), max_size=12)
 
 

@@ -115,7 +115,7 @@ def test_an_answer_that_breaks_off_is_no_json(answer: bytes) -> None:
 
 
 def own(*rows: int) -> dict[int, bytes]:
-    """How vLLM begins these rows: with the prompt's own token."""
+    """The beginning of vLLM's rows: the prompt's own token."""
     return {i: b'%d":{"logprob":' % i for i in rows}
 
 

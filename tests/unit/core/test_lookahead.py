@@ -136,7 +136,7 @@ def test_the_student_waits_for_a_slow_teacher(method: str) -> None:
     assert isinstance(first, Score)
     assert wrote("b.\n\n") == []
     assert wrote("c") == [Pause(0)]
-    # Under way when it was told; taken, and no reason to tell it twice.
+    # Under way when it was said; taken, and no reason to say it twice.
     assert wrote("d.\n\n") == []
     commands = without_text(monitor.handle(safe()))
     assert [type(command) for command in commands] == [Score]

@@ -111,7 +111,7 @@ class Untemplated(TemplateReader):
 
 
 def text_of(reading: MappedSteps) -> str:
-    """What stands after the model's prompt."""
+    """The text after the model's prompt."""
     return reading.prefix + "".join(part.text for parts in reading.steps for part in parts)
 
 

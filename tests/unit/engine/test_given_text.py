@@ -1,4 +1,4 @@
-"""A text under one model, token by token: what is told, and what is refused."""
+"""A text under one model, token by token: the answers and the refusals."""
 
 import math
 from collections.abc import Sequence

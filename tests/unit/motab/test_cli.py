@@ -39,7 +39,7 @@ def config_file(tmp_path: Path, base_url: str = "http://127.0.0.1:9", **upstream
 
 
 def only_line(stderr: str) -> str:
-    """What the one line says that there must be, and nothing else."""
+    """The single line that must be printed, and nothing else."""
     assert stderr.endswith("\n")
     assert stderr.count("\n") == 1, stderr
     assert stderr.startswith("motab: ")
@@ -47,7 +47,7 @@ def only_line(stderr: str) -> str:
 
 
 def failure(*arguments: str | Path) -> str:
-    """What the installed command says when it fails."""
+    """The message of the installed command when it fails."""
     done = subprocess.run(
         [MOTAB, *arguments],
         env=ENV,

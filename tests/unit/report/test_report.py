@@ -35,7 +35,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: its tags, its texts by class, what it would load."""
+    """Reads the page as a browser would: its tags, its texts by class, what it would load."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

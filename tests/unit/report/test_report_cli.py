@@ -32,7 +32,7 @@ def run(*arguments: object) -> Result:
 
 
 def error_of(*arguments: object) -> ClientError:
-    """What the command raises, for `main` to say and exit with 1."""
+    """The error that the command raises, which `main` prints before it exits with 1."""
     error = run(*arguments).exception
     assert isinstance(error, ClientError)
     return error
@@ -117,7 +117,7 @@ def test_several_thresholds_make_a_grid(records: Path) -> None:
         *("--entropy-scale", 0, "--entropy-scale", 1),
     )
     assert rows_of(result) == [
-        # V = 0.05 is not below 0.05: the record that was cut there may go on.
+        # V = 0.05 is not below 0.05: the record that was cut there may continue.
         ["0.05", "0", "0", "1", "0.0%", "to", "50.0%", "-", "\u2265", "36", "(67%)"],
         ["1", "0", "2", "0", "100.0%", "0.00", "0", "(0%)"],
         ["0.05", "1", "0", "1", "0.0%", "to", "50.0%", "-", "\u2265", "36", "(67%)"],

@@ -9,7 +9,7 @@ from tests.support.disk import watch_disk
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What was synced, and what took its place, in order."""
+    """The syncs and the replacements, in order."""
     return watch_disk(monkeypatch)
 
 

@@ -16,7 +16,7 @@ def entry(i: int, content: bytes | None = None) -> Entry:
 
 
 async def contents(path: Path) -> dict[bytes, bytes]:
-    """What a reopened journal has, by key."""
+    """The contents of a reopened journal, by key."""
     async with open_journal(path) as journal:
         return held(journal)
 

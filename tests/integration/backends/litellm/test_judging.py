@@ -17,7 +17,7 @@ STEP = "To find the sum we add the two numbers.\n\n"
 
 
 def digits_value() -> float:
-    """Of the recorded candidates, taken apart here."""
+    """The expected mark, computed here from the recorded candidates."""
     top = litellm.RECORDED.json("chat_digit_logprobs")["choices"][0]["logprobs"]["content"][0][
         "top_logprobs"
     ]

@@ -47,7 +47,7 @@ EVENTS = [
 
 
 def stalling_once(seen: Seen) -> Reply:
-    """llama.cpp that says no more after two tokens, and goes on from there when asked again."""
+    """llama.cpp that says no more after two tokens, and continues from there when asked again."""
     assert [len(row["tokens"]) for row in llamacpp.RECORDED.events("stream_limit")] == [1] * 6 + [0]
     ids = [token for row in llamacpp.RECORDED.events("stream_limit") for token in row["tokens"]]
     num_told = next(n for n in range(6, -1, -1) if seen.body["prompt"][-n:] == ids[:n] or n == 0)

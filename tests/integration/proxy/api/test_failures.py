@@ -69,15 +69,17 @@ async def test_an_upstreams_failure_before_the_first_byte_is_a_status(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("wished_s", "told"), [(7.2, "8"), (0.0, "0"), (None, None), (inf, None)])
+@pytest.mark.parametrize(
+    ("wished_s", "header"), [(7.2, "8"), (0.0, "0"), (None, None), (inf, None)]
+)
 async def test_the_client_is_told_when_an_upstream_wants_to_be_asked_again(
-    stream: bool, wished_s: float | None, told: str | None
+    stream: bool, wished_s: float | None, header: str | None
 ) -> None:
     busy = UpstreamFailed("student", "busy", retry_after_s=wished_s)
     student = ScriptedBackend(says("x"), faults={("write", 0): busy})
     response = await answer(service_of(student), CHAT, chat(stream=stream))
     assert response.status_code == 502
-    assert response.headers.get("retry-after") == told
+    assert response.headers.get("retry-after") == header
 
 
 async def test_an_upstreams_failure_in_a_stream_is_its_last_event() -> None:
