@@ -25,24 +25,15 @@ from benchmarks.scenarios.waste import waste
 
 # Scenarios of a group run one after another, the groups of a stage at the same time. A single
 # trajectory mostly waits, so scenarios with few streams can run alongside; the others run alone.
-_STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("single",), ("growth", "waste")),
-    (("fleet",),),
-    (("processor",),),
-    (("latency",),),
-    (("memory",),),
-    (("held",),),
+_STAGES: tuple[tuple[tuple[Scenario, ...], ...], ...] = (
+    ((single,), (growth, waste)),
+    ((fleet,),),
+    ((processor,),),
+    ((latency,),),
+    ((memory,),),
+    ((held,),),
 )
-_SCENARIOS: dict[str, Scenario] = {
-    "single": single,
-    "growth": growth,
-    "waste": waste,
-    "fleet": fleet,
-    "processor": processor,
-    "latency": latency,
-    "memory": memory,
-    "held": held,
-}
+_NAMES = [scenario.__name__ for stage in _STAGES for group in stage for scenario in group]
 _ONLY_IF_NAMED = {"held"}
 _console = Console(width=170)
 
@@ -54,11 +45,11 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Small, for development.")] = False,
 ) -> None:
     """Measure the proxy against simulated upstreams and next to the published loop."""
-    unknown = set(only or ()) - set(_SCENARIOS)
+    unknown = set(only or ()) - set(_NAMES)
     if unknown:
-        raise typer.BadParameter(f"scenarios are {', '.join(_SCENARIOS)}", param_hint="--only")
+        raise typer.BadParameter(f"scenarios are {', '.join(_NAMES)}", param_hint="--only")
     logging.basicConfig(level=logging.WARNING)
-    run = _Run(set(only or _SCENARIOS.keys() - _ONLY_IF_NAMED), output, quick=quick)
+    run = _Run(set(only or set(_NAMES) - _ONLY_IF_NAMED), output, quick=quick)
     uvloop.run(run.all())
     show(run.findings, _console)
     _console.print(f"{run.seconds:.0f} s; {output / 'bench.json'}, {output / 'bench.html'}")
@@ -85,19 +76,19 @@ class _Run:
     async def all(self) -> None:
         """Run one stage after another."""
         for stage in _STAGES:
-            await together(self._group(names) for names in stage)
+            await together(self._group(scenarios) for scenarios in stage)
 
-    async def _group(self, names: tuple[str, ...]) -> None:
-        for name in names:
-            if name in self.wanted:
-                await self._one(name)
+    async def _group(self, scenarios: tuple[Scenario, ...]) -> None:
+        for scenario in scenarios:
+            if scenario.__name__ in self.wanted:
+                await self._one(scenario.__name__, scenario)
 
-    async def _one(self, name: str) -> None:
+    async def _one(self, name: str, scenario: Scenario) -> None:
         """Run a scenario; a failure is shown, and does not cost the figures of the others."""
         began, lag = self.seconds, Lag()
         watching = asyncio.create_task(lag.watch())
         try:
-            self.findings[name] = await _SCENARIOS[name](quick=self.quick)
+            self.findings[name] = await scenario(quick=self.quick)
         except Exception:  # noqa: BLE001 - any failure is shown, and sets the exit code
             self.failures.append(name)
             _console.print_exception()

@@ -1,48 +1,33 @@
 """Defines the results of a scenario: figures, some with a target, and curves for the plot."""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A figure's limit."""
-
-    sense: Literal["at most", "at least"]
-    value: float
-
-    def is_met_by(self, value: float) -> bool:
-        """Return whether a value meets the target."""
-        return value <= self.value if self.sense == "at most" else value >= self.value
-
-    def __str__(self) -> str:
-        return f"{'<=' if self.sense == 'at most' else '>='} {self.value:g}"
-
-
-def at_most(value: float) -> Target:
-    """An upper limit."""
-    return Target("at most", value)
-
-
-def at_least(value: float) -> Target:
-    """A lower limit."""
-    return Target("at least", value)
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A line of the table. A figure without a target is there for comparison."""
+    """A line of the table. A figure without a limit is there for comparison."""
 
     name: str
     value: float
-    unit: str = ""
-    target: Target | None = None
     detail: str = ""
+    unit: str = field(default="", kw_only=True)
+    at_most: float | None = field(default=None, kw_only=True)
+    at_least: float | None = field(default=None, kw_only=True)
+
+    @property
+    def target(self) -> str | None:
+        """The limit in words; None without a limit."""
+        if self.at_most is not None:
+            return f"<= {self.at_most:g}"
+        return None if self.at_least is None else f">= {self.at_least:g}"
 
     @property
     def reached(self) -> bool | None:
-        """True if the target is met; None without a target."""
-        return None if self.target is None else self.target.is_met_by(self.value)
+        """True if the value keeps to the limit; None without a limit."""
+        if self.at_most is not None:
+            return self.value <= self.at_most
+        return None if self.at_least is None else self.value >= self.at_least
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +60,8 @@ class Findings:
 
 class Scenario(Protocol):
     """One of `benchmarks.scenarios`."""
+
+    __name__: str
 
     async def __call__(self, *, quick: bool) -> Findings:
         """Measure. `quick` is for development: smaller, and its figures mean little."""

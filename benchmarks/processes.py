@@ -1,6 +1,8 @@
 """Runs the processes of a measurement, simulated servers and the proxy, and meters their use."""
 
 import asyncio
+import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -18,8 +20,12 @@ import yaml
 from benchmarks.published_loop import Order, Report, read_report
 from benchmarks.simulator.engine import Counters, Rates
 from benchmarks.simulator.server import MODEL, Kind, Settings
-from benchmarks.simulator.words import write_tokenizer
+from benchmarks.simulator.words import DELIMITER, write_tokenizer
 
+PAIR = "pair"
+"""The name of the only pair behind a proxy."""
+KEY = "sk-" + secrets.token_hex(16)
+"""Sent with every request, because litellm's proxy requires a key; the others ignore it."""
 _START_S = 240.0
 _POLL_S = 0.05
 
@@ -28,20 +34,38 @@ _POLL_S = 0.05
 class Process:
     """A running process of ours."""
 
-    name: str
     base_url: str
     pid: int
+    http: aiohttp.ClientSession
+    """Connections to it, without a limit of number or time."""
 
     def cpu_s(self) -> float:
         """Processor seconds so far, including its children's."""
-        own = psutil.Process(self.pid)
-        family = [own, *own.children(recursive=True)]
-        return sum(t.user + t.system for t in (p.cpu_times() for p in family))
+        return sum(sum(process.cpu_times()[:2]) for process in self._family())
 
     def rss_mb(self) -> float:
         """Resident memory in MB, including its children's."""
+        return sum(process.memory_info().rss for process in self._family()) / 1e6
+
+    def _family(self) -> list[psutil.Process]:
         own = psutil.Process(self.pid)
-        return sum(p.memory_info().rss for p in (own, *own.children(recursive=True))) / 1e6
+        return [own, *own.children(recursive=True)]
+
+    async def get(self, path: str) -> Any:  # noqa: ANN401
+        """Return the JSON answer to a GET."""
+        async with self.http.get(f"{self.base_url}{path}") as response:
+            response.raise_for_status()
+            return orjson.loads(await response.read())
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Return the JSON answer to a POST. Raises `RuntimeError` for an error's status."""
+        url = f"{self.base_url}{path}"
+        headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+        async with self.http.post(url, data=orjson.dumps(body), headers=headers) as response:
+            content = await response.read()
+            if not response.ok:
+                raise RuntimeError(f"{url} answered {response.status}: {content[:500]!r}")
+            return orjson.loads(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +79,23 @@ class Simulator(Process):
 
     async def counters(self) -> Counters:
         """Return the counters since the last reset."""
-        return Counters(**await _get(f"{self.base_url}/counters"))
+        return Counters(**await self.get("/counters"))
 
     async def reset(self) -> None:
         """Set the counters to 0 and empty the cache."""
-        await _get(f"{self.base_url}/reset")
+        await self.get("/reset")
 
 
 @asynccontextmanager
 async def simulator(kind: Kind, rates: Rates, *, errs: bool = False) -> AsyncIterator[Simulator]:
     """Run a simulated server in its own process; `errs`: it writes the breaches of the plans."""
-    settings = Settings(kind, rates, errs).dumps()
+    settings = orjson.dumps(Settings(kind, rates, errs)).decode()
     command = [sys.executable, "-m", "benchmarks.simulator.server", settings]
-    async with child(command, stdout=asyncio.subprocess.PIPE) as process:
+    async with _child(command, stdout=asyncio.subprocess.PIPE) as process, _connections() as http:
         if process.stdout is None:
             raise RuntimeError("the simulator's output is not read")
         port = int(await process.stdout.readline())
-        yield Simulator(f"simulated {kind}", f"http://127.0.0.1:{port}", process.pid, kind)
+        yield Simulator(f"http://127.0.0.1:{port}", process.pid, http, kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,22 +136,37 @@ async def simulated_pair(
 async def proxy(pairs: dict[str, Pair[S]]) -> AsyncIterator[Process]:
     """Run `motab serve` with each pair under its name, in its own process."""
     with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        command = [sys.executable, "-m", "motab", "serve"]
+        async with served(command, _config(pairs, folder), "/health") as running:
+            yield running
+
+
+@asynccontextmanager
+async def served(
+    command: Sequence[str], config: dict[str, Any], health: str, **variables: str
+) -> AsyncIterator[Process]:
+    """Run a command that serves what a configuration file names, until the context ends."""
+    port = _free_port()
+    with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "config.yaml", Path(folder) / "log"
-        write_tokenizer(Path(folder) / "tokenizer")
-        port = free_port()
-        path.write_text(yaml.safe_dump(_config(pairs, Path(folder) / "tokenizer", port)), "utf-8")
-        command = [sys.executable, "-m", "motab", "serve", "--config", str(path)]
+        path.write_text(yaml.safe_dump(config), "utf-8")
+        command = [*command, "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
+        env = {**os.environ, **variables}
         with log.open("wb") as output:
-            async with child(command, stdout=output, stderr=output) as process:
-                running = Process("motab serve", f"http://127.0.0.1:{port}", process.pid)
+            async with (
+                _child(command, stdout=output, stderr=output, env=env) as process,
+                _connections() as http,
+            ):
+                running = Process(f"http://127.0.0.1:{port}", process.pid, http)
                 try:
-                    await answering(f"{running.base_url}/health", process)
+                    await _answering(running, health, process)
                 except RuntimeError as error:
                     raise RuntimeError(f"{error}: {log.read_text('utf-8')[-2000:]}") from error
                 yield running
 
 
-def _config(pairs: dict[str, Pair[S]], tokenizer: Path, port: int) -> dict[str, Any]:
+def _config(pairs: dict[str, Pair[S]], tokenizer: str) -> dict[str, Any]:
     upstreams: dict[str, Any] = {}
     models: dict[str, Any] = {}
     for name, pair in pairs.items():
@@ -136,7 +175,7 @@ def _config(pairs: dict[str, Pair[S]], tokenizer: Path, port: int) -> dict[str, 
                 "kind": server.kind,
                 "base_url": server.base_url,
                 "model": server.model,
-                "tokenizer": server.tokenizer or str(tokenizer),
+                "tokenizer": server.tokenizer or tokenizer,
                 "max_concurrent": 4096,
                 "gpus": pair.teacher_gpus if role == "teacher" else 1.0,
             }
@@ -145,12 +184,19 @@ def _config(pairs: dict[str, Pair[S]], tokenizer: Path, port: int) -> dict[str, 
             "teacher": f"{name}-teacher",
             "params": pair.params,
         }
-    listens = {"port": port, "max_concurrent": 4096}
-    return {"server": listens, "upstreams": upstreams, "models": models}
+    return {"server": {"max_concurrent": 4096}, "upstreams": upstreams, "models": models}
 
 
 @asynccontextmanager
-async def child(
+async def _connections() -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        yield session
+
+
+@asynccontextmanager
+async def _child(
     command: Sequence[str],
     **streams: Any,  # noqa: ANN401 - asyncio's own keywords
 ) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -169,13 +215,14 @@ async def child(
                 await process.wait()
 
 
-async def answering(url: str, process: asyncio.subprocess.Process) -> None:
-    """Return when `url` answers. Raises `RuntimeError` if it does not."""
+async def _answering(running: Process, path: str, process: asyncio.subprocess.Process) -> None:
+    """Return when `path` answers. Raises `RuntimeError` if it does not."""
+    url = f"{running.base_url}{path}"
     try:
-        async with asyncio.timeout(_START_S), aiohttp.ClientSession() as session:
+        async with asyncio.timeout(_START_S):
             while process.returncode is None:
                 try:
-                    async with session.get(url) as response:
+                    async with running.http.get(url) as response:
                         if response.ok:
                             return
                 except aiohttp.ClientConnectionError:
@@ -186,22 +233,37 @@ async def answering(url: str, process: asyncio.subprocess.Process) -> None:
     raise RuntimeError(f"the process of {url} ended with {process.returncode}")
 
 
-def free_port() -> int:
-    """Return a port that nothing listens on."""
+def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
-async def _get(url: str) -> Any:  # noqa: ANN401
-    async with aiohttp.ClientSession() as session, session.get(url) as response:
-        response.raise_for_status()
-        return orjson.loads(await response.read())
-
-
-async def published_loop(order: Order) -> Report:
+async def published_loop(
+    pair: Pair[S],
+    questions: Sequence[str],
+    *,
+    workers: int = 1,
+    delimiter: str = DELIMITER,
+    base_threshold: float = 0.2,
+    max_tokens: int = 32768,
+) -> Report:
     """Run the published loop in its own processes."""
-    command = [sys.executable, "-m", "benchmarks.published_loop", order.dumps()]
-    async with child(command, stdout=asyncio.subprocess.PIPE) as process:
+    student, teacher = pair.student, pair.teacher
+    order = Order(
+        student.kind,
+        student.base_url,
+        teacher.base_url,
+        workers,
+        questions,
+        student.model,
+        teacher.model,
+        student.tokenizer,
+        delimiter,
+        base_threshold,
+        max_tokens,
+    )
+    command = [sys.executable, "-m", "benchmarks.published_loop", orjson.dumps(order).decode()]
+    async with _child(command, stdout=asyncio.subprocess.PIPE) as process:
         output, _ = await process.communicate()
     if process.returncode:
         raise RuntimeError(f"the published loop ended with {process.returncode}")

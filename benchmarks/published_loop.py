@@ -14,7 +14,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess
 from typing import Any, Literal, Protocol
@@ -24,7 +24,7 @@ import orjson
 import psutil
 from tokenizers import Tokenizer
 
-from benchmarks.simulator.words import DELIMITER, encode
+from benchmarks.simulator.words import encode
 
 _ENTROPY_SCALE, _TOP_K = 1.0, 20
 _MAX_STEP = 8192
@@ -38,18 +38,14 @@ class Order:
     student_url: str
     teacher_url: str
     workers: int
-    questions: tuple[str, ...]
-    student_model: str = "sim"
-    teacher_model: str = "sim"
-    tokenizer: str | None = None
-    """A `tokenizer.json`; None for the simulated servers'."""
-    delimiter: str = DELIMITER
-    base_threshold: float = 0.2
-    max_tokens: int = 32768
-
-    def dumps(self) -> str:
-        """Serialise for the process."""
-        return orjson.dumps(asdict(self)).decode()
+    questions: Sequence[str]
+    student_model: str
+    teacher_model: str
+    tokenizer: str | None
+    """The folder of a `tokenizer.json`; None for the simulated servers'."""
+    delimiter: str
+    base_threshold: float
+    max_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +68,13 @@ class Report:
     cpu_s: float
     memory_mb: float
     num_processes: int
-    done: tuple[Done, ...]
+    done: Sequence[Done]
 
 
 def read_report(text: bytes) -> Report:
     """Parse the output of the process."""
     raw = orjson.loads(text)
-    return Report(**{**raw, "done": tuple(Done(**one) for one in raw["done"])})
+    return Report(**{**raw, "done": [Done(**one) for one in raw["done"]]})
 
 
 @dataclass(slots=True)
@@ -235,7 +231,7 @@ class PublishedLoop:
 def _counter(tokenizer: str | None) -> Callable[[str], int]:
     if tokenizer is None:
         return lambda text: len(encode(text))
-    of_model = Tokenizer.from_file(tokenizer)
+    of_model = Tokenizer.from_file(f"{tokenizer}/tokenizer.json")
     return lambda text: len(of_model.encode(text).ids)
 
 
@@ -300,10 +296,8 @@ def _main(order: Order) -> Report:
     cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes) - cpu_before
     for pipe in pipes:
         pipe.send(None)
-    return Report(seconds, cpu_s, memory_mb, len(processes), tuple(done))
+    return Report(seconds, cpu_s, memory_mb, len(processes), done)
 
 
 if __name__ == "__main__":
-    asked = orjson.loads(sys.argv[1])
-    ordered = Order(**{**asked, "questions": tuple(asked["questions"])})
-    sys.stdout.buffer.write(orjson.dumps(asdict(_main(ordered))) + b"\n")
+    sys.stdout.buffer.write(orjson.dumps(_main(Order(**orjson.loads(sys.argv[1])))) + b"\n")

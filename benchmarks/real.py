@@ -15,22 +15,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-import aiohttp
 import orjson
 import typer
 import uvloop
 from rich.console import Console
 
 from benchmarks.figures import Figure, Findings
-from benchmarks.load import post, session, together
-from benchmarks.processes import Pair, Process, Served, proxy, published_loop
-from benchmarks.published_loop import Order, Report
+from benchmarks.load import together
+from benchmarks.processes import PAIR, Pair, Process, Served, proxy, published_loop
 from benchmarks.report import show, write
 from benchmarks.weights import smollm2_folder
 from trainer.reproduce.servers import vllm
 
 _DELIMITER = "\n"
-_PAIR = "pair"
 
 
 def main(
@@ -90,56 +87,44 @@ def _questions(num: int) -> list[str]:
 
 
 async def _compare(pair: Pair[Served], questions: list[str], max_tokens: int) -> Findings:
-    async with session() as http, proxy({_PAIR: pair}) as motab:
+    async with proxy({PAIR: pair}) as motab:
         # Both kinds of request once, because a server's first request of each kind is slow.
-        await _trajectory(http, motab, "Warm up:\n", 16, _PAIR)
-        plain = await _trajectory(http, motab, questions[0], max_tokens, f"student/{_PAIR}-student")
-        one = await _trajectory(http, motab, questions[0], max_tokens, _PAIR)
+        await _trajectory(motab, "Warm up:\n", 16)
+        plain = await _trajectory(motab, questions[0], max_tokens, f"student/{PAIR}-student")
+        one = await _trajectory(motab, questions[0], max_tokens)
         started = time.perf_counter()
-        await together(_trajectory(http, motab, q, max_tokens, _PAIR) for q in questions)
+        await together(_trajectory(motab, question, max_tokens) for question in questions)
         all_s = time.perf_counter() - started
-    alone = await _published(pair, questions, max_tokens, 1)
-    pool = await _published(pair, questions, max_tokens, len(questions))
+    alone, pool = [
+        await published_loop(
+            pair,
+            questions,
+            workers=workers,
+            delimiter=_DELIMITER,
+            base_threshold=0.0,
+            max_tokens=max_tokens,
+        )
+        for workers in (1, len(questions))
+    ]
     first = next(done.seconds for done in alone.done)
     num = len(questions)
     return Findings(
         (
-            Figure("one: wall / plain student text", one / plain, "", None, f"{one:.1f} s"),
-            Figure("one: the published loop's wall / ours", first / one, detail=f"{first:.1f} s"),
-            Figure(f"{num}: its wall / ours", alone.seconds / all_s, detail=f"{all_s:.1f} s"),
+            Figure("one: wall / plain student text", one / plain, f"{one:.1f} s"),
+            Figure("one: the published loop's wall / ours", first / one, f"{first:.1f} s"),
+            Figure(f"{num}: its wall / ours", alone.seconds / all_s, f"{all_s:.1f} s"),
             Figure(f"{num}: its pool's wall / ours", pool.seconds / all_s),
         ),
         conditions={"student": pair.student.model, "teacher": pair.teacher.model},
     )
 
 
-async def _trajectory(
-    http: aiohttp.ClientSession, motab: Process, prompt: str, max_tokens: int, model: str
-) -> float:
+async def _trajectory(motab: Process, prompt: str, max_tokens: int, model: str = PAIR) -> float:
     options = {"delimiter": _DELIMITER, "base_threshold": 0.0}
     body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0}
     started = time.perf_counter()
-    await post(http, f"{motab.base_url}/v1/motab/completions", body | {"motab": options})
+    await motab.post("/v1/motab/completions", body | {"motab": options})
     return time.perf_counter() - started
-
-
-async def _published(
-    pair: Pair[Served], questions: list[str], max_tokens: int, workers: int
-) -> Report:
-    order = Order(
-        pair.student.kind,
-        pair.student.base_url,
-        pair.teacher.base_url,
-        workers,
-        tuple(questions),
-        pair.student.model,
-        pair.teacher.model,
-        tokenizer=f"{pair.student.tokenizer}/tokenizer.json",
-        delimiter=_DELIMITER,
-        base_threshold=0.0,
-        max_tokens=max_tokens,
-    )
-    return await published_loop(order)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -35,9 +34,14 @@ def show(findings: Mapping[str, Findings], console: Console) -> None:
 
 def _row(figure: Figure) -> tuple[str, ...]:
     reached = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[figure.reached]
-    target = "" if figure.target is None else str(figure.target)
     value = f"{figure.value:.3g}" if abs(figure.value) < 1000 else f"{figure.value:.0f}"
-    return figure.name, f"{value} {figure.unit}".strip(), target, reached, figure.detail
+    return (
+        figure.name,
+        f"{value} {figure.unit}".strip(),
+        figure.target or "",
+        reached,
+        figure.detail,
+    )
 
 
 def write(findings: Mapping[str, Findings], folder: Path, *, quick: bool, seconds: float) -> None:
@@ -59,11 +63,9 @@ def write(findings: Mapping[str, Findings], folder: Path, *, quick: bool, second
 
 
 def _fields_of(found: Findings) -> dict[str, Any]:
-    raw = asdict(found)
-    for figure_fields, figure in zip(raw["figures"], found.figures, strict=True):
-        figure_fields["target"] = None if figure.target is None else str(figure.target)
-        figure_fields["reached"] = figure.reached
-    return raw
+    names = ("name", "value", "unit", "target", "detail", "reached")
+    figures = [{name: getattr(one, name) for name in names} for one in found.figures]
+    return {"figures": figures, "charts": found.charts, "conditions": found.conditions}
 
 
 def _machine() -> dict[str, Any]:

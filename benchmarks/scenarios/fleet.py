@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from benchmarks.figures import Figure, Findings, at_least
-from benchmarks.load import plain_stream, session, together, trajectory
-from benchmarks.processes import Pair, Simulator, proxy, published_loop, simulated_pair
-from benchmarks.published_loop import Order, Report
+from benchmarks.figures import Figure, Findings
+from benchmarks.load import plain_stream, together, trajectory
+from benchmarks.processes import PAIR, Pair, Simulator, proxy, published_loop, simulated_pair
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 
@@ -51,8 +50,8 @@ async def fleet(*, quick: bool) -> Findings:
         sglang = await _ours(servers, plans)
         alone, pool = await together(
             [
-                _published(servers, 1, plans[:1]),
-                _published(servers, pool_size, plans[1 : pool_size + 1]),
+                published_loop(servers, _fresh(plans[:1])),
+                published_loop(servers, _fresh(plans[1 : pool_size + 1]), workers=pool_size),
             ]
         )
     lengths = range((plan.num_steps + 1) // 2, plan.num_steps + 1)
@@ -68,26 +67,23 @@ async def fleet(*, quick: bool) -> Findings:
             Figure(
                 f"{_NUM} trajectories: the published loop's wall / ours",
                 alone_s / sglang.wall_s,
-                "",
-                at_least(20),
                 f"{alone_s:.0f} s (one measured, x {_NUM}) / {sglang.wall_s:.1f} s",
+                at_least=20,
             ),
             Figure(
                 f"{_NUM} trajectories: its pool's wall / ours",
                 pool_s / sglang.wall_s,
-                "",
-                at_least(1),
                 f"{pool_s:.0f} s ({len(pool.done)} measured, scaled) / {sglang.wall_s:.1f} s",
+                at_least=1,
             ),
             Figure(
                 f"{_NUM} trajectories: processor of its pool / ours",
                 pool.cpu_s / len(pool.done) / sglang.cpu_s * _NUM,
-                "",
-                at_least(1),
                 f"{1000 * pool.cpu_s / len(pool.done):.0f} ms each / "
                 f"{1000 * sglang.cpu_s / _NUM:.0f} ms; {pool.num_processes} processes, "
                 f"{pool.memory_mb:.0f} MB of their own for {pool_size} at once; ours 1, "
                 f"{sglang.memory_mb:.0f} MB for {_NUM}",
+                at_least=1,
             ),
             *_own_figures("vLLM", vllm, f"texts of {lengths[0]} to {lengths[-1]} steps"),
         ),
@@ -101,35 +97,32 @@ def _own_figures(name: str, ours: _FleetRun, detail: str) -> tuple[Figure, ...]:
         Figure(
             f"{_NUM} at {_TOK_S} tok/s, interval 8, {name}: share of capacity, one process",
             ours.share,
-            "",
-            at_least(0.95),
             f"the last ended after {ours.wall_s:.1f} s; {detail}; "
             f"{ours.calls_a_step:.2f} scoring calls a step",
+            at_least=0.95,
         ),
         Figure(
             f"{_NUM} at once, {name}: processor of the proxy / seconds of decoding",
             proxy_cores,
-            "cores",
-            None,
             f"{1e6 * proxy_cores / (_NUM * _TOK_S):.0f} us a token; simulated student "
             f"{student_cores:.2f}, teacher {teacher_cores:.2f} cores",
+            unit="cores",
         ),
     )
 
 
 async def _plain(student: Simulator, plans: list[Plan]) -> float:
     """Return the share of capacity that equally many plain streams use, without a proxy."""
-    async with session() as http:
-        seconds = await together(plain_stream(http, student, plan) for plan in plans)
+    seconds = await together(plain_stream(student, plan) for plan in plans)
     await student.reset()
     return _decoding_s(plans) / sum(seconds)
 
 
 async def _ours(servers: Pair[Simulator], plans: list[Plan]) -> _FleetRun:
     student, teacher = servers.student, servers.teacher
-    async with session() as http, proxy({"pair": servers}) as motab:
+    async with proxy({PAIR: servers}) as motab:
         before = [process.cpu_s() for process in (motab, student, teacher)]
-        done = await together(trajectory(http, motab, "pair", plan) for plan in plans)
+        done = await together(trajectory(motab, plan) for plan in plans)
         proxy_s, student_s, teacher_s = (
             process.cpu_s() - spent
             for process, spent in zip((motab, student, teacher), before, strict=True)
@@ -151,8 +144,6 @@ def _decoding_s(plans: list[Plan]) -> float:
     return sum(plan.num_tokens for plan in plans) / _TOK_S
 
 
-async def _published(servers: Pair[Simulator], workers: int, plans: list[Plan]) -> Report:
-    # New seeds, which are in no cache yet.
-    fresh = tuple(replace(plan, seed=plan.seed + 10_000).question for plan in plans)
-    urls = (servers.student.base_url, servers.teacher.base_url)
-    return await published_loop(Order("sglang", *urls, workers, fresh))
+def _fresh(plans: list[Plan]) -> list[str]:
+    """Return the plans' questions with new seeds, which are in no cache yet."""
+    return [replace(plan, seed=plan.seed + 10_000).question for plan in plans]

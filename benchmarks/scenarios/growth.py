@@ -10,10 +10,9 @@ import math
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from benchmarks.figures import Chart, Figure, Findings, Point, at_most
-from benchmarks.load import session, together, trajectory
-from benchmarks.processes import Pair, proxy, published_loop, simulator
-from benchmarks.published_loop import Order
+from benchmarks.figures import Chart, Figure, Findings, Point
+from benchmarks.load import together, trajectory
+from benchmarks.processes import Pair, proxy, published_loop, simulated_pair, simulator
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 
@@ -38,24 +37,20 @@ async def growth(*, quick: bool) -> Findings:
             Figure(
                 "vLLM rule: exponent of teacher tokens / length over length",
                 _exponent(ours.computed),
-                "",
-                at_most(0.5),
                 f"published loop: {_exponent(theirs):.2f} (linear is 1)",
+                at_most=0.5,
             ),
             Figure(
                 f"vLLM rule: teacher tokens / length at {longest}",
                 ours.computed[-1].y,
-                "",
-                None,
                 f"published loop: {theirs[-1].y:.1f}",
             ),
             Figure(
                 "vLLM rule: scoring calls per step",
                 ours.num_requests / steps,
-                "",
-                at_most(1.0),
                 f"{ours.num_scorings / steps:.2f} of them for values, over the whole context; "
                 "the others for entropies",
+                at_most=1.0,
             ),
         ),
         (
@@ -81,15 +76,14 @@ class _GrowthRun:
 
 async def _ours(plans: list[Plan]) -> _GrowthRun:
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(session())
         student = await stack.enter_async_context(simulator("vllm", _STUDENT, errs=True))
         teachers = [await stack.enter_async_context(simulator("vllm", _TEACHER)) for _ in plans]
         pairs = {f"pair{n}": Pair(student, teacher) for n, teacher in enumerate(teachers)}
         motab = await stack.enter_async_context(proxy(pairs))
-        await together(trajectory(http, motab, name, p) for name in pairs for p in _EARLIER)
+        await together(trajectory(motab, p, name) for name in pairs for p in _EARLIER)
         for teacher in teachers:
             await teacher.reset()
-        done = await together(trajectory(http, motab, f"pair{p.seed}", p) for p in plans)
+        done = await together(trajectory(motab, p, f"pair{p.seed}") for p in plans)
         counted = [await teacher.counters() for teacher in teachers]
         return _GrowthRun(
             tuple(
@@ -103,13 +97,11 @@ async def _ours(plans: list[Plan]) -> _GrowthRun:
 
 async def _published(plans: list[Plan]) -> tuple[Point, ...]:
     points: list[Point] = []
-    async with simulator("vllm", _AT_ONCE) as student, simulator("vllm", _AT_ONCE) as teacher:
+    async with simulated_pair("vllm", _AT_ONCE, _AT_ONCE) as pair:
         for plan in plans:
-            await teacher.reset()
-            await published_loop(
-                Order("vllm", student.base_url, teacher.base_url, 1, (plan.question,))
-            )
-            computed = (await teacher.counters()).tokens_prefilled
+            await pair.teacher.reset()
+            await published_loop(pair, [plan.question])
+            computed = (await pair.teacher.counters()).tokens_prefilled
             points.append(Point(plan.num_tokens, computed / plan.num_tokens))
     return tuple(points)
 

@@ -1,22 +1,15 @@
 """Measures what the proxy adds to a plain chat call, and what litellm's proxy adds to it."""
 
 import asyncio
-import os
 import random
 import shutil
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import aiohttp
-import yaml
-
-from benchmarks.figures import Figure, Findings, at_most, quantile
-from benchmarks.load import KEY, by_workers, chat, session
-from benchmarks.processes import Pair, Process, answering, child, free_port, proxy, simulator
+from benchmarks.figures import Figure, Findings, quantile
+from benchmarks.load import by_workers, chat
+from benchmarks.processes import KEY, PAIR, Pair, Process, proxy, served, simulator
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 from benchmarks.simulator.server import MODEL
@@ -30,21 +23,19 @@ async def latency(*, quick: bool) -> Findings:
     concurrency.
     """
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(session())
         server = await stack.enter_async_context(simulator("vllm", _RATES))
-        motab = await stack.enter_async_context(proxy({"pair": Pair(server, server)}))
+        motab = await stack.enter_async_context(proxy({PAIR: Pair(server, server)}))
         ways: dict[str, tuple[Process, str]] = {
             "direct": (server, MODEL),
             "motab": (motab, "student/pair-student"),
         }
         has_litellm = shutil.which(_LITELLM) is not None
         if has_litellm:
-            other_proxy = await stack.enter_async_context(_litellm(server))
-            ways["litellm"] = (other_proxy, MODEL)
+            ways["litellm"] = (await stack.enter_async_context(_litellm(server)), MODEL)
         figures: list[Figure] = []
         for concurrency, num in ((1, 60), (16, 640), (64, 1920)):
             calls = {
-                way: await _calls(http, process, model, concurrency, num // 8 if quick else num)
+                way: await _calls(process, model, concurrency, num // 8 if quick else num)
                 for way, (process, model) in ways.items()
             }
             figures += _figures(concurrency, calls)
@@ -71,18 +62,16 @@ def _figures(concurrency: int, calls: dict[str, _Latencies]) -> list[Figure]:
         if "litellm" in added:
             detail += f"; litellm proxy adds {added['litellm']:.1f} ms"
         title = f"added latency, {concurrency} at once, {name}"
-        figures.append(Figure(title, added["motab"], "ms", at_most(limit), detail))
+        figures.append(Figure(title, added["motab"], detail, unit="ms", at_most=limit))
     detail = f"the simulated server: {calls['direct'].cpu_ms:.1f} ms"
     if "litellm" in calls:
         detail += f"; litellm proxy: {calls['litellm'].cpu_ms:.1f} ms"
     title = f"plain call, {concurrency} at once: processor of the proxy"
-    figures.append(Figure(title, calls["motab"].cpu_ms, "ms", None, detail))
+    figures.append(Figure(title, calls["motab"].cpu_ms, detail, unit="ms"))
     return figures
 
 
-async def _calls(
-    http: aiohttp.ClientSession, process: Process, model: str, concurrency: int, num: int
-) -> _Latencies:
+async def _calls(process: Process, model: str, concurrency: int, num: int) -> _Latencies:
     """Call from clients that start at random times, with texts of different lengths, so that calls
     do not fall into step.
     """
@@ -90,7 +79,7 @@ async def _calls(
 
     async def one(plan: Plan) -> float:
         await asyncio.sleep(draw.random() * 0.05)
-        seconds = await chat(http, process.base_url, model, plan)
+        seconds = await chat(process, model, plan)
         return (seconds - plan.num_tokens / _RATES.decode_tok_s) * 1000
 
     plans = [Plan(seed, 1, draw.randrange(20, 31)) for seed in range(num + concurrency)]
@@ -101,24 +90,13 @@ async def _calls(
     return _Latencies(above, 1000 * (process.cpu_s() - before) / num)
 
 
-@asynccontextmanager
-async def _litellm(server: Process) -> AsyncIterator[Process]:
+def _litellm(server: Process) -> AbstractAsyncContextManager[Process]:
     """Run litellm's proxy in front of the same server."""
-    port = free_port()
     upstream = {
         "model": f"openai/{MODEL}",
         "api_base": f"{server.base_url}/v1",
         "api_key": "none",
     }
     config = {"model_list": [{"model_name": MODEL, "litellm_params": upstream}]}
-    with tempfile.TemporaryDirectory() as folder:
-        path, log = Path(folder) / "config.yaml", Path(folder) / "log"
-        path.write_text(yaml.safe_dump(config), "utf-8")
-        command = [_LITELLM, "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
-        environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-        environment["LITELLM_MASTER_KEY"] = KEY
-        with log.open("wb") as output:
-            async with child(command, stdout=output, stderr=output, env=environment) as process:
-                running = Process("litellm proxy", f"http://127.0.0.1:{port}", process.pid)
-                await answering(f"{running.base_url}/health/liveliness", process)
-                yield running
+    variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": KEY}
+    return served([_LITELLM], config, "/health/liveliness", **variables)

@@ -4,11 +4,9 @@ import asyncio
 from dataclasses import replace
 from functools import partial
 
-import aiohttp
-
-from benchmarks.figures import Chart, Figure, Findings, Point, at_most
-from benchmarks.load import by_workers, session, together, trajectory
-from benchmarks.processes import Process, proxy, simulated_pair
+from benchmarks.figures import Chart, Figure, Findings, Point
+from benchmarks.load import by_workers, together, trajectory
+from benchmarks.processes import PAIR, Process, proxy, simulated_pair
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 
@@ -24,14 +22,13 @@ async def memory(*, quick: bool) -> Findings:
     """Measure resident memory over time."""
     num_long, num_short = (8, 1000) if quick else (32, 10_000)
     async with (
-        session() as http,
         simulated_pair("sglang", _STUDENT, _TEACHER, errs=True) as pair,
-        proxy({"pair": pair}) as motab,
+        proxy({PAIR: pair}) as motab,
     ):
         fresh = motab.rss_mb()
-        short = await _short(http, motab, num_short)
+        short = await _short(motab, num_short)
         long = Plan(1_000, 64, 512)
-        peak = await _peak(http, motab, [replace(long, seed=1000 + n) for n in range(num_long)])
+        peak = await _peak(motab, [replace(long, seed=1000 + n) for n in range(num_long)])
         after = motab.rss_mb()
     each = (peak - short[-1].y) / num_long
     tenth = short[len(short) // 10].y
@@ -40,17 +37,15 @@ async def memory(*, quick: bool) -> Findings:
             Figure(
                 f"memory after {num_short} requests / after a tenth of them",
                 short[-1].y / tenth,
-                "",
-                at_most(1.1),
                 f"{fresh:.0f} MB at the start, {tenth:.0f} MB, {short[-1].y:.0f} MB",
+                at_most=1.1,
             ),
             Figure(
                 f"peak memory, {num_long} trajectories of {long.num_tokens} tokens at once",
                 peak,
-                "MB",
-                None,
                 f"{each:.2f} MB each, so {each * _FLEET + short[-1].y:.0f} MB for {_FLEET}; "
                 f"{after:.0f} MB afterwards",
+                unit="MB",
             ),
         ),
         (
@@ -70,30 +65,28 @@ async def held(*, quick: bool) -> Findings:
     rates = replace(_STUDENT, decode_tok_s=_HELD_TOK_S)
     plan = Plan(0, 64, 512)
     async with (
-        session() as http,
         simulated_pair("sglang", rates, _TEACHER, errs=True) as pair,
-        proxy({"pair": pair}) as motab,
+        proxy({PAIR: pair}) as motab,
     ):
         fresh = motab.rss_mb()
         plans = [replace(plan, seed=n) for n in range(num)]
-        first = await _peak(http, motab, plans)
-        again = await _peak(http, motab, [replace(p, seed=p.seed + num) for p in plans])
+        first = await _peak(motab, plans)
+        again = await _peak(motab, [replace(p, seed=p.seed + num) for p in plans])
     return Findings(
         (
             Figure(
                 f"peak memory, {num} trajectories of {plan.num_tokens} tokens at once",
                 first,
-                "MB",
-                None,
                 f"{fresh:.0f} MB at the start, so {(first - fresh) / num:.2f} MB each",
+                unit="MB",
             ),
-            Figure("as many once more: peak / peak", again / first, "", at_most(1.1)),
+            Figure("as many once more: peak / peak", again / first, at_most=1.1),
         ),
         conditions={"student": f"{_HELD_TOK_S} tok/s, interval {rates.stream_interval}"},
     )
 
 
-async def _short(http: aiohttp.ClientSession, motab: Process, num: int) -> tuple[Point, ...]:
+async def _short(motab: Process, num: int) -> tuple[Point, ...]:
     """Make requests of three steps, some with a breach, in twenty rounds."""
     points: list[Point] = []
     size = num // 20
@@ -101,13 +94,13 @@ async def _short(http: aiohttp.ClientSession, motab: Process, num: int) -> tuple
         plans = [
             Plan(seed, 3, 10, 1 if seed % 4 == 0 else None) for seed in range(start, start + size)
         ]
-        jobs = [partial(trajectory, http, motab, "pair", plan) for plan in plans]
+        jobs = [partial(trajectory, motab, plan) for plan in plans]
         await by_workers(32, jobs)
         points.append(Point(start + size, motab.rss_mb()))
     return tuple(points)
 
 
-async def _peak(http: aiohttp.ClientSession, motab: Process, plans: list[Plan]) -> float:
+async def _peak(motab: Process, plans: list[Plan]) -> float:
     peak = 0.0
     async with asyncio.TaskGroup() as group:
 
@@ -118,6 +111,6 @@ async def _peak(http: aiohttp.ClientSession, motab: Process, plans: list[Plan]) 
                 await asyncio.sleep(_SAMPLE_S)
 
         watching = group.create_task(watch())
-        await together(trajectory(http, motab, "pair", plan) for plan in plans)
+        await together(trajectory(motab, plan) for plan in plans)
         watching.cancel()
     return peak

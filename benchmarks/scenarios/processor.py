@@ -6,9 +6,9 @@ scenario for development: before and after a change, in turns.
 
 from dataclasses import dataclass, replace
 
-from benchmarks.figures import Figure, Findings, at_most
-from benchmarks.load import session, together, trajectory
-from benchmarks.processes import proxy, simulated_pair
+from benchmarks.figures import Figure, Findings
+from benchmarks.load import together, trajectory
+from benchmarks.processes import PAIR, proxy, simulated_pair
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 from benchmarks.simulator.server import Kind
@@ -38,9 +38,9 @@ async def processor(*, quick: bool) -> Findings:
         Figure(
             f"{num} streams, interval 8, {kind}: processor of the proxy",
             cost.us_a_token,
-            "us/token",
-            at_most(_TARGET_US) if kind == "sglang" else None,
             f"{cost.calls_a_step:.2f} scoring calls a step",
+            unit="us/token",
+            at_most=_TARGET_US if kind == "sglang" else None,
         )
         for kind, cost in costs.items()
     )
@@ -52,15 +52,14 @@ async def processor(*, quick: bool) -> Findings:
 
 async def _measured(kind: Kind, plan: Plan, num: int) -> _Cost:
     async with (
-        session() as http,
         simulated_pair(kind, _STUDENT, _TEACHER) as pair,
-        proxy({"pair": pair}) as motab,
+        proxy({PAIR: pair}) as motab,
     ):
         # Costs of only the first request must not count towards a token.
-        await trajectory(http, motab, "pair", replace(plan, seed=num, num_steps=1))
+        await trajectory(motab, replace(plan, seed=num, num_steps=1))
         before = motab.cpu_s()
         plans = [replace(plan, seed=seed) for seed in range(num)]
-        done = await together(trajectory(http, motab, "pair", plan) for plan in plans)
+        done = await together(trajectory(motab, plan) for plan in plans)
         spent = motab.cpu_s() - before
     calls = sum(one.usage["score_calls"] for one in done)
     return _Cost(1e6 * spent / (num * plan.num_tokens), calls / (num * plan.num_steps))

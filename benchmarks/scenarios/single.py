@@ -1,11 +1,12 @@
 """Compares the wall of a trajectory without a breach with a plain stream and the published loop."""
 
+import asyncio
 from contextlib import AsyncExitStack
 
-from benchmarks.figures import Figure, Findings, at_least, at_most
-from benchmarks.load import Trajectory, plain_stream, session, together, trajectory
-from benchmarks.processes import Simulator, proxy, published_loop, simulated_pair
-from benchmarks.published_loop import Order, Report
+from benchmarks.figures import Figure, Findings
+from benchmarks.load import Trajectory, plain_stream, trajectory
+from benchmarks.processes import PAIR, Simulator, proxy, published_loop, simulated_pair
+from benchmarks.published_loop import Report
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 
@@ -19,45 +20,30 @@ async def single(*, quick: bool) -> Findings:
     num_steps = 15 if quick else 150
     plan = Plan(1, num_steps, 54)
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(session())
-
         ours, theirs, plain = [
             await stack.enter_async_context(simulated_pair("sglang", _STUDENT, _TEACHER, errs=True))
             for _ in range(3)
         ]
-        motab = await stack.enter_async_context(proxy({"pair": ours}))
+        motab = await stack.enter_async_context(proxy({PAIR: ours}))
         cpu_before = motab.cpu_s()
-        walls: list[float] = []
-        results: list[Trajectory] = []
-        reports: list[Report] = []
-
-        async def run_ours() -> None:
-            results.append(await trajectory(http, motab, "pair", plan))
-
-        async def run_theirs() -> None:
-            urls = (theirs.student.base_url, theirs.teacher.base_url)
-            reports.append(await published_loop(Order("sglang", *urls, 1, (plan.question,))))
-
-        async def run_plain() -> None:
-            walls.append(await plain_stream(http, plain.student, plan))
-
-        await together([run_ours(), run_theirs(), run_plain()])
-        (result,), (wall,), (report,) = results, walls, reports
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(trajectory(motab, plan))
+            loop = group.create_task(published_loop(theirs, [plan.question]))
+            stream = group.create_task(plain_stream(plain.student, plan))
+        result, report, wall = running.result(), loop.result(), stream.result()
         return Findings(
             (
                 Figure(
                     "one trajectory: wall / plain student stream",
                     result.seconds / wall,
-                    "",
-                    at_most(1.05),
                     f"{result.seconds:.1f} s / {wall:.1f} s; {plan.num_tokens} tokens",
+                    at_most=1.05,
                 ),
                 Figure(
                     "one trajectory: the published loop's wall / ours",
                     report.seconds / result.seconds,
-                    "",
-                    at_least(1.5),
                     f"{report.seconds:.1f} s / {result.seconds:.1f} s",
+                    at_least=1.5,
                 ),
                 *await _teacher_figures(plan, result, ours.teacher, report, theirs.teacher),
             ),
@@ -77,15 +63,13 @@ async def _teacher_figures(
         Figure(
             "scoring calls per step",
             result.usage["score_calls"] / result.num_steps,
-            "",
-            at_most(1.0),
             f"published loop: {report.done[0].score_calls / report.done[0].num_steps:.2f}",
+            at_most=1.0,
         ),
         Figure(
             "teacher tokens computed / length, SGLang rule",
             own.tokens_prefilled / plan.num_tokens,
-            "",
-            at_most(1.1),
             f"published loop: {published.tokens_prefilled / plan.num_tokens:.2f}",
+            at_most=1.1,
         ),
     )

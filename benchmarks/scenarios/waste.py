@@ -9,10 +9,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.figures import Chart, Figure, Findings, Point, at_most
-from benchmarks.load import session, together, trajectory
-from benchmarks.processes import Pair, Simulator, proxy, published_loop, simulator
-from benchmarks.published_loop import Order
+from benchmarks.figures import Chart, Figure, Findings, Point
+from benchmarks.load import together, trajectory
+from benchmarks.processes import Pair, Simulator, proxy, published_loop, simulated_pair, simulator
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 from benchmarks.simulator.server import Kind
@@ -68,7 +67,6 @@ async def waste(*, quick: bool) -> Findings:
     plans = _plans(num)
     found: dict[str, Point] = {}
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(session())
         pairs = {
             str(index): Pair(
                 await stack.enter_async_context(simulator(teacher.kind, _STUDENT, errs=True)),
@@ -82,9 +80,8 @@ async def waste(*, quick: bool) -> Findings:
 
         async def run(index: int) -> None:
             asked = plans[: num // 2] if teachers[index] in _SLOW else plans
-            await together(trajectory(http, motab, str(index), plan) for plan in asked)
-            pair = pairs[str(index)]
-            found[teachers[index].name] = await _point(pair.student, pair.teacher, asked)
+            await together(trajectory(motab, plan, str(index)) for plan in asked)
+            found[teachers[index].name] = await _point(pairs[str(index)], asked)
 
         async def run_each(indices: Iterable[int]) -> None:
             for index in indices:
@@ -101,9 +98,8 @@ async def waste(*, quick: bool) -> Findings:
             Figure(
                 f"student tokens wasted / kept: {name}",
                 found[name].y,
-                "",
-                at_most(_most_wasted(plans[: num // 2])) if name == _SLOW[0].name else None,
                 f"teacher tokens / length {found[name].x:.1f}",
+                at_most=_most_wasted(plans[: num // 2]) if name == _SLOW[0].name else None,
             )
             for name in names
         ),
@@ -135,22 +131,16 @@ def _chart(found: dict[str, Point]) -> Chart:
 
 async def _published(plans: list[Plan]) -> Point:
     at_once = Rates(decode_tok_s=1e9, prefill_tok_s=1e9)
-    async with (
-        simulator("vllm", at_once, errs=True) as student,
-        simulator("vllm", at_once) as teacher,
-    ):
-        order = Order(
-            "vllm", student.base_url, teacher.base_url, 1, tuple(plan.question for plan in plans)
-        )
-        await published_loop(order)
-        return await _point(student, teacher, plans)
+    async with simulated_pair("vllm", at_once, at_once, errs=True) as pair:
+        await published_loop(pair, [plan.question for plan in plans])
+        return await _point(pair, plans)
 
 
-async def _point(student: Simulator, teacher: Simulator, plans: list[Plan]) -> Point:
+async def _point(pair: Pair[Simulator], plans: list[Plan]) -> Point:
     """Return teacher tokens per kept token, and wasted student tokens per kept token."""
     kept = _kept(plans)
-    wasted = (await student.counters()).tokens_decoded - kept
-    return Point((await teacher.counters()).tokens_prefilled / kept, wasted / kept)
+    wasted = (await pair.student.counters()).tokens_decoded - kept
+    return Point((await pair.teacher.counters()).tokens_prefilled / kept, wasted / kept)
 
 
 def _most_wasted(plans: list[Plan]) -> float:

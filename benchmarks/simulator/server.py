@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import orjson
@@ -22,21 +22,11 @@ _COMPUTING = {"/generate", "/v1/chat/completions", "/v1/completions"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of a process, as JSON."""
+    """The settings of a process, which gets them as JSON."""
 
     kind: Kind
     rates: Rates
     errs: bool
-
-    def dumps(self) -> str:
-        """Serialise for the process."""
-        return orjson.dumps(asdict(self)).decode()
-
-
-def read_settings(text: str) -> Settings:
-    """Parse the settings that `dumps` wrote."""
-    raw = orjson.loads(text)
-    return Settings(raw["kind"], Rates(**raw["rates"]), bool(raw["errs"]))
 
 
 class SimulatedServer:
@@ -52,7 +42,7 @@ class SimulatedServer:
         if path == "/v1/models":
             reply.json(orjson.dumps({"object": "list", "data": [{"id": MODEL}]}))
         elif path == "/counters":
-            reply.json(orjson.dumps(asdict(self._engine.counters)))
+            reply.json(orjson.dumps(self._engine.counters))
         elif path == "/reset":  # between two sides of a comparison
             self._engine.forget()
             reply.json(b"{}")
@@ -65,7 +55,8 @@ class SimulatedServer:
 
 def main() -> None:
     """Serve on a free port, which is the first line of the output."""
-    server = SimulatedServer(read_settings(sys.argv[1]))
+    asked = orjson.loads(sys.argv[1])
+    server = SimulatedServer(Settings(asked["kind"], Rates(**asked["rates"]), asked["errs"]))
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()

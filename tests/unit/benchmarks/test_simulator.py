@@ -4,16 +4,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from benchmarks.figures import Figure, at_least, at_most
-from benchmarks.processes import Simulator, published_loop, simulator
-from benchmarks.published_loop import Order
+from benchmarks.figures import Figure
+from benchmarks.processes import Pair, Simulator, published_loop, simulated_pair, simulator
 from benchmarks.simulator.cache import PrefixCache
 from benchmarks.simulator.engine import Chunk, Engine, Rates, Reuse
 from benchmarks.simulator.plan import Plan, read_context
@@ -279,11 +278,10 @@ async def test_equal_requests_have_equal_answers(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", ["sglang", "vllm"])
 async def test_the_published_loop_asks_three_times_a_step_and_finds_the_breach(kind: Kind) -> None:
-    async with simulator(kind, FAST, errs=True) as student, simulator(kind, FAST) as teacher:
-        urls = (student.base_url, teacher.base_url)
+    async with simulated_pair(kind, FAST, FAST, errs=True) as pair:
         safe = Plan(8, 4, 8)
-        report = await published_loop(Order(kind, *urls, 2, (PLAN.question, safe.question)))
-        asked, scored = await student.counters(), await teacher.counters()
+        report = await published_loop(pair, [PLAN.question, safe.question], workers=2)
+        asked, scored = await pair.student.counters(), await pair.teacher.counters()
     by_steps = sorted(report.done, key=lambda done: done.breach is None)
     assert [(done.num_steps, done.score_calls, done.breach) for done in by_steps] == [
         (4, 8, 3),
@@ -297,13 +295,13 @@ async def test_the_published_loop_asks_three_times_a_step_and_finds_the_breach(k
 
 async def test_a_published_loop_whose_worker_dies_fails() -> None:
     async with simulator("vllm", FAST) as server:
-        gone = "http://127.0.0.1:9"
+        pair = Pair(replace(server, base_url="http://127.0.0.1:9"), server)
         with pytest.raises(RuntimeError, match="the published loop ended with 1"):
-            await published_loop(Order("vllm", gone, server.base_url, 2, (PLAN.question,) * 3))
+            await published_loop(pair, [PLAN.question] * 3, workers=2)
 
 
 def test_a_figure_says_whether_its_target_was_reached() -> None:
-    assert Figure("x", 1.0, target=at_most(1.0)).reached is True
-    assert Figure("x", 1.1, target=at_most(1.0)).reached is False
-    assert Figure("x", 1.0, target=at_least(1.1)).reached is False
+    assert Figure("x", 1.0, at_most=1.0).reached is True
+    assert Figure("x", 1.1, at_most=1.0).reached is False
+    assert Figure("x", 1.0, at_least=1.1).reached is False
     assert Figure("x", 1.0).reached is None
