@@ -21,7 +21,7 @@ from synth_client.report.likelihood import (
     Ratio,
     points_of,
 )
-from synth_client.report.plots import Plot, PlotGroup, colour, new_figure
+from synth_client.report.plots import Plot, PlotGroup, add_band, colour, new_figure
 from synth_client.report.text_logprobs import MODELS, Model
 
 _SHARE_IN_SIGHT: Final = 0.9
@@ -87,7 +87,7 @@ def _confidence(run: Likelihoods) -> Plot:
             for place, kind in enumerate(kinds)
             if (ratio := run.by_kind[kind].by(model)).num
         ]
-        figure.add_trace(_dots(points, model))
+        _draw_dots(figure, points, model)
     _show_legend(figure).update_layout(hovermode="closest")
     caption = (
         "The geometric mean of the probabilities that each model gives the tokens of a text, by who"
@@ -246,9 +246,9 @@ def _scale(lines: Iterable[_Line]) -> dict[str, Any]:
     return {"range": [min(values, default=-1.0) * 1.05, 0]}
 
 
-def _dots(points: Sequence[tuple[float, Estimate]], name: str) -> go.Scatter:
+def _draw_dots(figure: go.Figure, points: Sequence[tuple[float, Estimate]], name: str) -> None:
     shown = [(x, estimate, *_bounds(estimate)) for x, estimate in points]
-    return go.Scatter(
+    figure.add_scatter(
         x=[x for x, *_ in shown],
         y=[estimate.value for _, estimate, *_ in shown],
         customdata=[_spoken(estimate) for _, estimate, *_ in shown],
@@ -270,25 +270,16 @@ def _draw(figure: go.Figure, lines: Iterable[_Line]) -> None:
     for line in lines:
         shown = [(x, estimate, *_bounds(estimate)) for x, estimate in line.points]
         xs = [x for x, *_ in shown]
-        edge: dict[str, Any] = {
-            "mode": "lines",
-            "line": {"width": 0},
-            "hoverinfo": "skip",
-            "showlegend": False,
-        }
-        figure.add_trace(go.Scatter(x=xs, y=[high for *_, high in shown], **edge))
-        fill = {"fill": "tonexty", "fillcolor": colour(f"{line.style.colour}-band")}
-        figure.add_trace(go.Scatter(x=xs, y=[low for _, _, low, _ in shown], **fill, **edge))
-        figure.add_trace(
-            go.Scatter(
-                x=xs,
-                y=[estimate.value for _, estimate, *_ in shown],
-                customdata=[_spoken(estimate) for _, estimate, *_ in shown],
-                mode="lines",
-                line={"color": colour(line.style.colour), "width": 2, "dash": line.style.dash},
-                name=line.label,
-                hovertemplate=_HOVER,
-            )
+        lows, highs = [low for _, _, low, _ in shown], [high for *_, high in shown]
+        add_band(figure, xs, lows, highs, line.style.colour)
+        figure.add_scatter(
+            x=xs,
+            y=[estimate.value for _, estimate, *_ in shown],
+            customdata=[_spoken(estimate) for _, estimate, *_ in shown],
+            mode="lines",
+            line={"color": colour(line.style.colour), "width": 2, "dash": line.style.dash},
+            name=line.label,
+            hovertemplate=_HOVER,
         )
 
 

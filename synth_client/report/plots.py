@@ -110,6 +110,15 @@ def new_figure(
     return figure
 
 
+def add_band(
+    figure: go.Figure, x: Sequence[float], lows: Sequence[float], highs: Sequence[float], name: str
+) -> None:
+    """Fill the space between the lows and the highs with a palette colour's band."""
+    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    figure.add_scatter(x=x, y=highs, **edge)
+    figure.add_scatter(x=x, y=lows, fill="tonexty", fillcolor=colour(f"{name}-band"), **edge)
+
+
 def _absolute(run: Statistics) -> Plot:
     average = mean(run.unsafe_points)
     figure = _counts("step of the breach", run.unsafe_points, _whole(run.unsafe_points))
@@ -146,8 +155,8 @@ def _depths(run: Statistics) -> Plot:
 
 def _values(run: Statistics) -> Plot:
     figure = new_figure(x="step", y="probability", x_axis=_steps(run), y_axis={"range": [0, 1.02]})
-    _add_band(figure, run.values, "student", "value V")
-    _add_band(figure, run.boundaries, "flawed", "boundary eps", dash="dot")
+    _add_medians(figure, run.values, "student", "value V")
+    _add_medians(figure, run.boundaries, "flawed", "boundary eps", dash="dot")
     figure.update_layout(showlegend=True)
     caption = "Medians; the bands hold the middle 80% of the trajectories that reached the step."
     return Plot("values", "Values and boundaries over the steps", caption + _cut(run), figure)
@@ -155,7 +164,7 @@ def _values(run: Statistics) -> Plot:
 
 def _entropies(run: Statistics) -> Plot:
     figure = new_figure(x="step", y="nats", x_axis=_steps(run))
-    _add_band(figure, run.entropies, "teacher", "entropy H")
+    _add_medians(figure, run.entropies, "teacher", "entropy H")
     caption = "The teacher's uncertainty before each step: median and the middle 80%."
     return Plot("entropies", "Entropy over the steps", caption + _cut(run), figure)
 
@@ -176,13 +185,13 @@ def _margins(run: Statistics) -> tuple[Plot, ...]:
         if not spreads:
             continue
         figure = _margin_figure("step", _steps(run), scale)
-        _add_band(figure, spreads, name, "V - eps")
+        _add_medians(figure, spreads, name, "V - eps")
         title = f"Trajectories {word} backtracking"
         caption = "V - eps over the steps: median and the middle 80%; below 0 is a breach."
         plots.append(Plot(f"margin-{word}", title, caption, figure))
     if run.margins_to_breach:
         figure = _margin_figure("steps from the breach", {}, {})
-        _add_band(figure, run.margins_to_breach, "flawed", "V - eps")
+        _add_medians(figure, run.margins_to_breach, "flawed", "V - eps")
         caption = "The same trajectories, aligned at the breach (0)."
         plots.append(Plot("margin-breach", "On the way to the breach", caption, figure))
     plots.append(_margin_distribution(run, named))
@@ -225,14 +234,12 @@ def _tokens(run: Statistics) -> Plot:
         PRICED["teacher"]: (run.tokens["teacher_tokens"], "teacher"),
     }
     figure = new_figure(x="tokens", y="", y_axis={"autorange": "reversed", "showgrid": False})
-    figure.add_trace(
-        go.Bar(
-            x=[amount for amount, _ in amounts.values()],
-            y=list(amounts),
-            orientation="h",
-            marker={"color": [colour(name) for _, name in amounts.values()]},
-            hovertemplate="%{y}: %{x:,}<extra></extra>",
-        )
+    figure.add_bar(
+        x=[amount for amount, _ in amounts.values()],
+        y=list(amounts),
+        orientation="h",
+        marker={"color": [colour(name) for _, name in amounts.values()]},
+        hovertemplate="%{y}: %{x:,}<extra></extra>",
     )
     figure.update_layout(hovermode="y", height=240)
     caption = "Scored tokens are read, the others written. Discarded text came after its breach."
@@ -249,7 +256,7 @@ def _bars(counts: Mapping[Any, float], name: str, hover: str) -> go.Bar:
     )
 
 
-def _add_band(
+def _add_medians(
     figure: go.Figure, spreads: Mapping[int, Spread], name: str, label: str, dash: str = "solid"
 ) -> None:
     """Draw a line of medians within a band of the middle 80%."""
@@ -257,33 +264,19 @@ def _add_band(
     steps = [index for index, _ in found]
     lows = [quantiles.low for _, quantiles in found]
     highs = [quantiles.high for _, quantiles in found]
-    edge: dict[str, Any] = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-    figure.add_trace(go.Scatter(x=steps, y=highs, showlegend=False, **edge))
-    figure.add_trace(
-        go.Scatter(
-            x=steps,
-            y=lows,
-            fill="tonexty",
-            fillcolor=colour(f"{name}-band"),
-            showlegend=False,
-            **edge,
-        )
-    )
-    nums: Sequence[Any] = [
-        [spreads[index].num, quantiles.low, quantiles.high] for index, quantiles in found
-    ]
-    figure.add_trace(
-        go.Scatter(
-            x=steps,
-            y=[quantiles.median for _, quantiles in found],
-            customdata=nums,
-            mode="lines+markers",
-            line={"color": colour(name), "width": 2, "dash": dash},
-            marker={"size": 5},
-            name=label,
-            hovertemplate="%{y:.3f} (%{customdata[1]:.3f} to %{customdata[2]:.3f},"
-            " %{customdata[0]:,} steps)",
-        )
+    add_band(figure, steps, lows, highs, name)
+    figure.add_scatter(
+        x=steps,
+        y=[quantiles.median for _, quantiles in found],
+        customdata=[
+            [spreads[index].num, quantiles.low, quantiles.high] for index, quantiles in found
+        ],
+        mode="lines+markers",
+        line={"color": colour(name), "width": 2, "dash": dash},
+        marker={"size": 5},
+        name=label,
+        hovertemplate="%{y:.3f} (%{customdata[1]:.3f} to %{customdata[2]:.3f},"
+        " %{customdata[0]:,} steps)",
     )
 
 

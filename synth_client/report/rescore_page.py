@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from synth_client.report.page import page
-from synth_client.report.plots import Plot, PlotGroup, colour, new_figure
+from synth_client.report.plots import Plot, PlotGroup, add_band, colour, new_figure
 from synth_client.report.rescore import Calibration, Row
 
 _COLUMNS: Final = (
@@ -132,31 +132,15 @@ def _curves(
         name = _LINES[index % len(_LINES)]
         x = [row.base_threshold if by_base else row.entropy_scale for row in members]
         if band:
-            edge: dict[str, Any] = {
-                "mode": "lines",
-                "line": {"width": 0},
-                "hoverinfo": "skip",
-                "showlegend": False,
-            }
-            figure.add_trace(go.Scatter(x=x, y=[row.highest_rate for row in members], **edge))
-            figure.add_trace(
-                go.Scatter(
-                    x=x,
-                    y=[row.lowest_rate for row in members],
-                    fill="tonexty",
-                    fillcolor=colour(f"{name}-band"),
-                    **edge,
-                )
-            )
-        figure.add_trace(
-            go.Scatter(
-                x=x,
-                y=[quantity(row) for row in members],
-                mode="lines+markers",
-                line={"color": colour(name), "width": 2},
-                marker={"size": 6},
-                name=f"{'theta' if by_base else 'eps_0'} {fixed:g}",
-            )
+            lows = [row.lowest_rate for row in members]
+            add_band(figure, x, lows, [row.highest_rate for row in members], name)
+        figure.add_scatter(
+            x=x,
+            y=[quantity(row) for row in members],
+            mode="lines+markers",
+            line={"color": colour(name), "width": 2},
+            marker={"size": 6},
+            name=f"{'theta' if by_base else 'eps_0'} {fixed:g}",
         )
     figure.update_layout(showlegend=len(lines) > 1)
     return figure
