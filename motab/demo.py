@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -95,7 +95,7 @@ async def _synthesise(
     synthesis: Synthesis,
     output: Path,
     console: Console,
-    step: "_Step",
+    step: Callable[[int], None],
 ) -> _Tally:
     tally = _Tally([], [], [])
     waiting = iter([unit for asked in questions for unit in units_of(asked, synthesis, 1)])
@@ -118,7 +118,7 @@ async def _synthesise(
                         records.file.write(record.to_json_line())
                         tally.records.append(record)
                         console.print(render_trajectory(record, record.question))
-                    step.done(tally)
+                    step(sum(record.breach is not None for record in tally.records))
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(_CONCURRENCY):
@@ -127,19 +127,9 @@ async def _synthesise(
     return tally
 
 
-@dataclass(slots=True)
-class _Step:
-    progress: Progress
-    task: int
-
-    def done(self, tally: _Tally) -> None:
-        """One more question has come to an end."""
-        strayed = sum(record.breach is not None for record in tally.records)
-        self.progress.update(self.task, advance=1, strayed=strayed)  # type: ignore[arg-type]
-
-
 @contextmanager
-def _progress(total: int, console: Console) -> Iterator[_Step]:
+def _progress(total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """Yield a function for the end of each question; it takes how many have strayed so far."""
     columns = (
         TextColumn("[bold]trajectories"),
         BarColumn(),
@@ -148,7 +138,8 @@ def _progress(total: int, console: Console) -> Iterator[_Step]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        yield _Step(progress, progress.add_task("", total=total, strayed=0))
+        task = progress.add_task("", total=total, strayed=0)
+        yield lambda strayed: progress.update(task, advance=1, strayed=strayed)
 
 
 def _finish(tally: _Tally, output: Path, console: Console) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
@@ -41,15 +41,11 @@ def supervise(config: Config, wait_s: float, num_workers: int) -> None:
         folder = tempfile.TemporaryDirectory(prefix="motab-")
     except OSError as error:
         raise StartError(f"no folder for what the workers share: {error}") from error
-    with (
-        folder as path,
-        listen(config.server.host, config.server.port) as listener,
-        Order(
-            config, wait_s, WorkerSlots(0, num_workers), Path(path), _log_level()
-        ).seats() as seats,
-    ):
-        supervisor = _Supervisor(config, wait_s, num_workers, Path(path), listener, seats)
-        asyncio.run(supervisor.run())
+    log_level = logging.getLogger("proxy").level
+    with folder as path, listen(config.server.host, config.server.port) as listener:
+        order = Order(config, wait_s, WorkerSlots(0, num_workers), Path(path), log_level)
+        with order.seats() as seats:
+            asyncio.run(_Supervisor(order, listener, seats).run())
 
 
 def _check_can_be_divided(config: Config, num_workers: int) -> None:
@@ -84,19 +80,11 @@ class _End:
 
 
 class _Supervisor:
-    def __init__(
-        self,
-        config: Config,
-        wait_s: float,
-        num_workers: int,
-        folder: Path,
-        listener: socket.socket,
-        seats: SharedSeats,
-    ) -> None:
-        self._config = config
-        self._wait_s = wait_s
-        self._num_workers = num_workers
-        self._folder = folder
+    """Runs a worker for every share of `order`, which is the first worker's."""
+
+    def __init__(self, order: Order, listener: socket.socket, seats: SharedSeats) -> None:
+        self._order = order
+        self._num_workers = order.worker_slots.num_workers
         self._seats = seats
         self._family = listener.family
         self._address = listener.getsockname()
@@ -192,7 +180,7 @@ class _Supervisor:
             _log.info("worker %d serves again", worker + 1)
         elif len(self._serving) == self._num_workers:
             self._all_served = True
-            models = ", ".join(self._config.models)
+            models = ", ".join(self._order.config.models)
             _log.info("serving %s on %s by %d workers", models, self._url, self._num_workers)
 
     @asynccontextmanager
@@ -201,8 +189,7 @@ class _Supervisor:
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
         worker_slots = WorkerSlots(worker, self._num_workers)
-        order = Order(self._config, self._wait_s, worker_slots, self._folder, _log_level())
-        writer.write(order.line())
+        writer.write(replace(self._order, worker_slots=worker_slots).line())
         self._channels.add(writer)  # now, so that an order to drain comes second
         try:
             with theirs, self._listener() as listener:
@@ -221,7 +208,7 @@ class _Supervisor:
                 writer.close()
                 await _ended(process)
                 self._seats.clear(worker)
-                mark_process_dead(worker, str(self._folder))  # type: ignore[no-untyped-call]
+                mark_process_dead(worker, str(self._order.folder))  # type: ignore[no-untyped-call]
         finally:
             self._channels.remove(writer)
             writer.close()
@@ -278,7 +265,3 @@ def _how(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     return f"killed by signal {-code} ({signal.strsignal(-code)})"
-
-
-def _log_level() -> int:
-    return logging.getLogger("proxy").level
