@@ -43,7 +43,14 @@ class AtomicFile:
         self.file.flush()
         os.fsync(self.file.fileno())
         self._partial.replace(self._path)
-        sync_folder(self._path.parent)
+        sync(self._path.parent)
+
+    def publish_unless_empty(self) -> None:
+        """Do the same, but remove `path` if nothing was written."""
+        if self.file.tell():
+            self.publish()
+        else:
+            self._path.unlink(missing_ok=True)
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -83,21 +90,17 @@ def atomic_folder(path: Path, marker: str, *, overwrite: bool) -> Iterator[Path]
 
 def replace_folder(new: Path, path: Path) -> None:
     """Put the folder `new` in the place of `path`. Raises OSError."""
-    _sync_tree(new)
+    for inside in [*new.rglob("*"), new]:
+        sync(inside)
     old = path.with_name(f".{path.name}.old")
     if old.exists():  # left by a process that was killed
         shutil.rmtree(old)
     if path.exists():
         path.rename(old)
     new.rename(path)
-    sync_folder(path.parent)
+    sync(path.parent)
     if old.exists():
         shutil.rmtree(old)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the new and renamed entries of a folder survive a power cut. Raises OSError."""
-    _sync(folder)
 
 
 def _check_replaceable(path: Path, marker: str, *, overwrite: bool) -> None:
@@ -113,12 +116,11 @@ def _check_replaceable(path: Path, marker: str, *, overwrite: bool) -> None:
         raise OutputError(f"{path} is not an export, so it is not overwritten; choose another")
 
 
-def _sync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
+def sync(path: Path) -> None:
+    """Make a file's content, or a folder's new and renamed entries, survive a power cut.
 
-
-def _sync(path: Path) -> None:
+    Raises OSError.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from synth_client.errors import OutputError, first_of
-from synth_client.files.atomic import output_errors, sync_folder
+from synth_client.files.atomic import output_errors, sync
 from synth_client.files.spill_table import SpillTable
 
 _log = logging.getLogger(__name__)
@@ -77,8 +77,6 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with output_errors(path):
-            self._file = _opened(path)
         self._index = SpillTable("kind TEXT", "start INTEGER", "length INTEGER")
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._came = asyncio.Event()
@@ -87,7 +85,9 @@ class Journal:
         """The number of damaged stretches that were skipped."""
         self.first: Place | None = None
         """The first record that was there when the journal was opened."""
-        self._recover()
+        with output_errors(path):
+            self._file = _opened(path)
+            self._recover(os.fstat(self._file.fileno()).st_size)
 
     def get(self, key: bytes) -> Place | None:
         """Return the place of a key's entry, None if there is none yet."""
@@ -151,12 +151,8 @@ class Journal:
         while rest:
             rest = rest[os.pwrite(self._file.fileno(), rest, end - len(rest)) :]
 
-    def _recover(self) -> None:
+    def _recover(self, size: int) -> None:
         """Index the existing entries and cut off what a crash has left half-written."""
-        with output_errors(self._path):
-            self._index_what_is_there(os.fstat(self._file.fileno()).st_size)
-
-    def _index_what_is_there(self, size: int) -> None:
         torn = False
         for found in _scan(self._file, size):
             if found.key is not None:
@@ -214,7 +210,7 @@ def _opened(path: Path) -> FileIO:
     is_new = not path.exists()
     file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
     if is_new:
-        sync_folder(path.parent)
+        sync(path.parent)
     return file
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError, RunMismatch
-from synth_client.files.atomic import output_errors, sync_folder, write_whole
+from synth_client.files.atomic import output_errors, sync, write_whole
 
 _MANIFEST: Final = "manifest.json"
 _JOURNAL: Final = "journal"
@@ -153,4 +153,4 @@ def _archive(workspace: Workspace) -> None:
         # The manifest last: after a crash in between, the journal still has its manifest.
         for path in sorted(there, key=lambda path: path.name == _MANIFEST):
             path.replace(old / path.name)
-        sync_folder(folder)
+        sync(folder)

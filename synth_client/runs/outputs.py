@@ -68,10 +68,7 @@ def write_lines(workspace: Workspace, lines: Iterable[tuple[bytes, bool]]) -> To
             num_records += is_record
             num_failed += not is_record
         # Failures first, so that a reader of the new records finds their failures, too.
-        if num_failed:
-            failures.publish()
-        else:
-            workspace.failed.unlink(missing_ok=True)
+        failures.publish_unless_empty()
         records.publish()
     return Totals(num_records, num_failed)
 

@@ -52,11 +52,8 @@ def filter_records(source: Path, output: Path, dropped: Path | None, filters: Fi
             elif bad is not None:
                 bad.file.write(record.to_json_line())
         # The dropped records first: whoever sees the new file can find the records missing from it.
-        if bad is not None and dropped is not None:
-            if kept.num_dropped:
-                bad.publish()
-            else:
-                dropped.unlink(missing_ok=True)
+        if bad is not None:
+            bad.publish_unless_empty()
         good.publish()
     return kept
 
