@@ -1,8 +1,8 @@
 """Defines how large a reproduction is, and where its files are."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trainer.reproduce.arms import ARMS, Arm
 from trainer.training.recipe import CpuHardware, Recipe, RecordsData, SftLoss, Training
@@ -12,7 +12,7 @@ SHIPPED: Final = Path(__file__).parent / "models"
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The numbers that define a comparison. Temperatures are the student's.
+    """The numbers that define a comparison and identify it. Temperatures are the student's.
 
     Every student sees `num_steps` batches of `batch_size` examples, however many examples it has.
     """
@@ -31,10 +31,6 @@ class Scale:
     temperature: float
     test_temperature: float
     max_tokens: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers that identify a reproduction."""
-        return asdict(self)
 
 
 TINY: Final = Scale(

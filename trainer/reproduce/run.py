@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -33,10 +33,8 @@ from trainer.reproduce.task import problems
 from trainer.reproduce.tiny_pair import Pair
 from trainer.training.train import train
 
-_PLAN: Final = "plan.json"
 CURVE: Final = "curve.html"
 _TEST: Final = "test"
-_TIMES: Final = "times.jsonl"
 _CONCURRENCY: Final = 32
 
 
@@ -137,10 +135,10 @@ def _draw(job: Reproduction, rates: Curve) -> None:
 
 def _claim(job: Reproduction) -> None:
     plan = orjson.dumps(
-        {"scale": job.scale.to_json(), "pair": {"student": str(job.pair.student)}},
+        {"scale": asdict(job.scale), "pair": {"student": str(job.pair.student)}},
         option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS,
     )
-    path = job.folder / _PLAN
+    path = job.folder / "plan.json"
     with output_errors(path):
         job.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -187,8 +185,11 @@ def _make_data(job: Reproduction, python: Path) -> None:
     pair = {"student": job.pair.student, "teacher": job.pair.teacher}
     with ExitStack() as stack:
         with _timed(job, "start", "pair", None):
-            urls = _both(stack, python, pair, job.folder)
-            url = stack.enter_context(proxy(urls["student"], urls["teacher"], pair, job.folder))
+            student, teacher = [
+                stack.enter_context(vllm(python, model, job.folder / f"{name}.log"))
+                for name, model in pair.items()
+            ]
+            url = stack.enter_context(proxy(student, teacher, pair, job.folder))
         for one in left:
             job.console.rule(f"data: {one.name}, seed {one.seed}")
             with _timed(job, "data", one.name, one.seed):
@@ -204,13 +205,6 @@ def _make_data(job: Reproduction, python: Path) -> None:
 def _is_made(records: Path) -> bool:
     failed = Workspace(records).failed
     return records.exists() and not (failed.exists() and failed.stat().st_size)
-
-
-def _both(stack: ExitStack, python: Path, pair: dict[str, Path], folder: Path) -> dict[str, str]:
-    return {
-        name: stack.enter_context(vllm(python, model, folder / f"{name}.log"))
-        for name, model in pair.items()
-    }
 
 
 def _synthesis(job: Reproduction, data: _DataSet, url: str) -> Run:
@@ -270,6 +264,6 @@ def _timed(job: Reproduction, stage: str, name: str, seed: int | None) -> Iterat
     begin = time.monotonic()
     yield
     line = {"stage": stage, "name": name, "seed": seed, "seconds": time.monotonic() - begin}
-    path = job.folder / _TIMES
+    path = job.folder / "times.jsonl"
     with output_errors(path), path.open("ab") as file:
         file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -11,10 +11,10 @@ import orjson
 
 from synth_client.errors import InputError
 from synth_client.files.atomic import output_errors, replace_folder
-from synth_client.training_data.export import DATASET_INFO, DATASET_NAME, Export, export
+from synth_client.training_data.export import DATASET_INFO, DATASET_NAME
 from synth_client.training_data.filters import Filters
 from trainer.errors import RecipeError
-from trainer.training.loss_spans import export_with_spans
+from trainer.training.loss_spans import export_llamafactory, export_with_spans
 from trainer.training.recipe import DataLoss, ExportData, RecordsData
 
 _NEXT: Final = "data.next"
@@ -48,16 +48,8 @@ def prepare(data: RecordsData | ExportData, output: Path, loss: DataLoss | None 
     folder = output.resolve() / _NEXT
     if loss is not None:
         kept = export_with_spans(data.path, folder, filters, loss)
-        return _known(folder, DATASET_NAME, data.path, kept.dropped)
-    kept = export(
-        Export(
-            source=data.path,
-            output=folder,
-            format="llamafactory",
-            filters=filters,
-            overwrite=True,
-        )
-    )
+    else:
+        kept = export_llamafactory(data.path, folder, filters)
     return _known(folder, DATASET_NAME, data.path, kept.dropped)
 
 
@@ -68,14 +60,7 @@ def settle(dataset: Dataset) -> Dataset:
     folder = dataset.folder.with_name(_FOLDER)
     with output_errors(folder):
         replace_folder(dataset.folder, folder)
-    return Dataset(
-        folder,
-        dataset.name,
-        dataset.source,
-        dataset.sha256,
-        dataset.num_examples,
-        dataset.dropped,
-    )
+    return replace(dataset, folder=folder)
 
 
 def discard(dataset: Dataset) -> None:

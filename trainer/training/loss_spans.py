@@ -5,7 +5,6 @@ character. `trainer.foreign.weigh_tokens` turns that into labels and weights by 
 trainer's environment, because only there LLaMA-Factory's own use of the tokenizer is known.
 """
 
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -25,20 +24,25 @@ COLUMN: Final = "learn"
 LINES: Final = "train.jsonl"
 
 
+def export_llamafactory(source: Path, folder: Path, filters: Filters) -> Kept:
+    """Write a LLaMA-Factory export in place of an earlier one."""
+    return export(
+        Export(source=source, output=folder, format="llamafactory", filters=filters, overwrite=True)
+    )
+
+
 def export_with_spans(source: Path, folder: Path, filters: Filters, loss: DataLoss) -> Kept:
     """Write a LLaMA-Factory export whose lines mark the learned parts of the answer.
 
     Records in which the mask leaves nothing are dropped and counted. Raises `RecipeError` if none
     is left, or if a record lacks the log-probabilities for its weights.
     """
-    job = Export(
-        source=source, output=folder, format="llamafactory", filters=filters, overwrite=True
-    )
-    kept = export(job)
+    kept = export_llamafactory(source, folder, filters)
     path = folder / LINES
     num_empty = 0
     with output_errors(path), path.open("rb") as lines, AtomicFile(path) as chosen:
-        passed = (record for record, passes in _split_records(source, filters) if passes)
+        split = filters.split(lambda: read_records(source), Kept())
+        passed = (record for record, passes in split if passes)
         for line, record in zip(lines, passed, strict=True):
             if not loss_spans(record, loss.mask):
                 num_empty += 1
@@ -55,10 +59,6 @@ def export_with_spans(source: Path, folder: Path, filters: Filters, loss: DataLo
     if num_empty:
         kept.dropped[f"mask: {loss.mask}"] += num_empty
     return kept
-
-
-def _split_records(source: Path, filters: Filters) -> Iterator[tuple[Record, bool]]:
-    return filters.split(lambda: read_records(source), Kept())
 
 
 def learned(record: Record, loss: DataLoss) -> dict[str, Any]:
