@@ -27,7 +27,6 @@ PAIR = "pair"
 KEY = "sk-" + secrets.token_hex(16)
 """Sent with every request, because litellm's proxy requires a key; the others ignore it."""
 _START_S = 240.0
-_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +226,7 @@ async def _answering(running: Process, path: str, process: asyncio.subprocess.Pr
                             return
                 except aiohttp.ClientConnectionError:
                     pass
-                await asyncio.sleep(_POLL_S)
+                await asyncio.sleep(0.05)
     except TimeoutError as error:
         raise RuntimeError(f"{url} did not answer within {_START_S:g} s") from error
     raise RuntimeError(f"the process of {url} ended with {process.returncode}")

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.simulator.words import encode
 
-_ENTROPY_SCALE, _TOP_K = 1.0, 20
+_TOP_K = 20
 _MAX_STEP = 8192
 
 
@@ -212,7 +212,9 @@ class PublishedLoop:
             end = self._count(context + texts[-1])
             # A line break may merge with the line break before it into one token.
             values.append(self._calls.value(context, min(start, end - 1), texts[-1]))
-            if values[-1] < self._boundary(context):
+            # The third request of a step.
+            entropy = self._calls.entropy(context)
+            if values[-1] < order.base_threshold * math.exp(-entropy):
                 breach = len(values) - 1
                 safe = question + "".join(texts[: _bifurcation(values)])
                 self._calls.write(safe, order.max_tokens, None)
@@ -221,11 +223,6 @@ class PublishedLoop:
             context += texts[-1]
             start = end
         return Done(time.perf_counter() - started, len(values), 2 * len(values), breach)
-
-    def _boundary(self, context: str) -> float:
-        """Ask for the boundary, the third request of a step."""
-        entropy = self._calls.entropy(context)
-        return self._order.base_threshold * math.exp(-_ENTROPY_SCALE * entropy)
 
 
 def _counter(tokenizer: str | None) -> Callable[[str], int]:

@@ -13,7 +13,6 @@ from benchmarks.simulator.plan import Plan
 # Faster than any model, and in large events, because the memory held does not depend on it.
 _STUDENT = Rates(decode_tok_s=1000, prefill_tok_s=1e7, max_running=4096, stream_interval=256)
 _TEACHER = Rates(decode_tok_s=1e6, prefill_tok_s=1e7, max_running=4096)
-_SAMPLE_S = 0.5
 _FLEET = 500
 _HELD_TOK_S = 250
 
@@ -108,7 +107,7 @@ async def _peak(motab: Process, plans: list[Plan]) -> float:
             nonlocal peak
             while True:
                 peak = max(peak, motab.rss_mb())
-                await asyncio.sleep(_SAMPLE_S)
+                await asyncio.sleep(0.5)
 
         watching = group.create_task(watch())
         await together(trajectory(motab, plan) for plan in plans)

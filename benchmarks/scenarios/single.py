@@ -4,9 +4,8 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from benchmarks.figures import Figure, Findings
-from benchmarks.load import Trajectory, plain_stream, trajectory
-from benchmarks.processes import PAIR, Simulator, proxy, published_loop, simulated_pair
-from benchmarks.published_loop import Report
+from benchmarks.load import plain_stream, trajectory
+from benchmarks.processes import PAIR, proxy, published_loop, simulated_pair
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 
@@ -31,6 +30,7 @@ async def single(*, quick: bool) -> Findings:
             loop = group.create_task(published_loop(theirs, [plan.question]))
             stream = group.create_task(plain_stream(plain.student, plan))
         result, report, wall = running.result(), loop.result(), stream.result()
+        own, published = await ours.teacher.counters(), await theirs.teacher.counters()
         return Findings(
             (
                 Figure(
@@ -45,7 +45,18 @@ async def single(*, quick: bool) -> Findings:
                     f"{report.seconds:.1f} s / {result.seconds:.1f} s",
                     at_least=1.5,
                 ),
-                *await _teacher_figures(plan, result, ours.teacher, report, theirs.teacher),
+                Figure(
+                    "scoring calls per step",
+                    result.usage["score_calls"] / result.num_steps,
+                    f"published loop: {report.done[0].score_calls / report.done[0].num_steps:.2f}",
+                    at_most=1.0,
+                ),
+                Figure(
+                    "teacher tokens computed / length, SGLang rule",
+                    own.tokens_prefilled / plan.num_tokens,
+                    f"published loop: {published.tokens_prefilled / plan.num_tokens:.2f}",
+                    at_most=1.1,
+                ),
             ),
             conditions={
                 "student": "100 tok/s, trip 0.15 s, an event a token",
@@ -53,23 +64,3 @@ async def single(*, quick: bool) -> Findings:
                 "proxy cpu s": motab.cpu_s() - cpu_before,
             },
         )
-
-
-async def _teacher_figures(
-    plan: Plan, result: Trajectory, ours: Simulator, report: Report, theirs: Simulator
-) -> tuple[Figure, ...]:
-    own, published = await ours.counters(), await theirs.counters()
-    return (
-        Figure(
-            "scoring calls per step",
-            result.usage["score_calls"] / result.num_steps,
-            f"published loop: {report.done[0].score_calls / report.done[0].num_steps:.2f}",
-            at_most=1.0,
-        ),
-        Figure(
-            "teacher tokens computed / length, SGLang rule",
-            own.tokens_prefilled / plan.num_tokens,
-            f"published loop: {published.tokens_prefilled / plan.num_tokens:.2f}",
-            at_most=1.1,
-        ),
-    )

@@ -17,30 +17,32 @@ from benchmarks.simulator.words import END, VOCABULARY
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The speeds of a server."""
+    """The speeds of a server.
+
+    `decode_tok_s` is each stream's, `prefill_tok_s` the whole server's, one prompt after another.
+    Prompts beyond `max_running` wait in order. `trip_s` is the network's delay and the server's
+    fixed work, before every prompt. An event holds `stream_interval` tokens, but the first token
+    has its own event.
+    """
 
     decode_tok_s: float = 100.0
-    """Per stream."""
     prefill_tok_s: float = 10_000.0
-    """Of the whole server, one prompt after another."""
     max_running: int = 512
-    """Prompts at once; further prompts wait in order."""
     trip_s: float = 0.0
-    """The network's delay and the server's fixed work, before every prompt."""
     stream_interval: int = 1
-    """Tokens per event; the first token has its own event."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """Counts of everything that a server did."""
+    """Counts of everything that a server did.
+
+    `requests` asked for tokens or log-probabilities, one of them perhaps for several prompts;
+    `cancelled` counts the prompts whose client left before the end.
+    """
 
     requests: int = 0
-    """Requests for tokens or log-probabilities; one request may have several prompts."""
     cancelled: int = 0
-    """Prompts whose client left before the end."""
     tokens_prefilled: int = 0
-    tokens_cached: int = 0
     tokens_decoded: int = 0
     running: int = 0
     most_running: int = 0
@@ -79,20 +81,16 @@ class Running:
     async def write(self, max_tokens: int, interval: int) -> AsyncGenerator[Chunk]:
         """Yield the continuation when it is due, in chunks of `interval` tokens."""
         placed = read_context(self.ids)
-        engine, rate = self.engine, self.engine.rates.decode_tok_s
         done, size = 0, 1
         while True:
             size = min(size, max_tokens - done)
             ids: list[int] = []
             for place in range(placed.place + done, placed.place + done + size):
-                ids.append(placed.plan.token(place, errs=engine.errs))
+                ids.append(placed.plan.token(place, errs=self.engine.errs))
                 if ids[-1] == END:
                     break
             end = "stop" if ids[-1] == END else "length" if done + len(ids) == max_tokens else None
-            await engine.until(self.ready_at + (done + len(ids)) / rate)
-            engine.counters.tokens_decoded += len(ids)
-            self.ids.extend(ids)
-            yield Chunk(ids, done, end)
+            yield await self._written(Chunk(ids, done, end))
             if end is not None:
                 return
             done, size = done + len(ids), interval
@@ -111,10 +109,15 @@ class Running:
                 end = "stop"
             elif len(ids) >= max_tokens:
                 end = "length"
-        await self.engine.until(self.ready_at + len(ids) / self.engine.rates.decode_tok_s)
-        self.engine.counters.tokens_decoded += len(ids)
-        self.ids.extend(ids)
-        return Chunk(ids, 0, end)
+        return await self._written(Chunk(ids, 0, end))
+
+    async def _written(self, chunk: Chunk) -> Chunk:
+        """Return the chunk when it is due, as part of the text."""
+        num = chunk.num_before + len(chunk.ids)
+        await self.engine.until(self.ready_at + num / self.engine.rates.decode_tok_s)
+        self.engine.counters.tokens_decoded += len(chunk.ids)
+        self.ids.extend(chunk.ids)
+        return chunk
 
 
 @dataclass(slots=True)
@@ -166,7 +169,6 @@ class Engine:
     async def _prefilled(self, ids: Sequence[int], reuse: Reuse) -> Running:
         num_cached = self._num_cached(ids, reuse)
         num_new = len(ids) - num_cached
-        self.counters.tokens_cached += num_cached
         self.counters.tokens_prefilled += num_new
         loop = asyncio.get_running_loop()
         began = max(loop.time(), self._prefill_free_at)

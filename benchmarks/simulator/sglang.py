@@ -33,17 +33,15 @@ class SGLangWire:
             return
         asked = orjson.loads(body)
         ids = asked["input_ids"] if "input_ids" in asked else encode(asked["text"])
-        reuse = Reuse()
-        start = asked.get("logprob_start_len", -1)
-        if asked.get("return_logprob") and start >= 0:
-            reuse = Reuse(limit=start)
+        start = asked.get("logprob_start_len", -1) if asked.get("return_logprob") else -1
+        reuse = Reuse(limit=None if start < 0 else start)
         async with self._engine.admitted(ids, reuse) as running:
             if asked.get("stream") and asked["sampling_params"].get("stop"):
                 reply.json(b'{"error":{"message":"no stop strings in simulated streams"}}', 400)
             elif asked.get("stream"):
                 await self._stream(running, len(ids), asked["sampling_params"], reply)
             else:
-                await self._whole(running, ids, asked, reply)
+                await self._whole(running, ids, asked, start, reply)
 
     async def _stream(
         self, running: Running, num_prompt: int, sampled: dict[str, Any], reply: Reply
@@ -55,7 +53,7 @@ class SGLangWire:
         reply.end()
 
     async def _whole(
-        self, running: Running, ids: list[int], asked: dict[str, Any], reply: Reply
+        self, running: Running, ids: list[int], asked: dict[str, Any], start: int, reply: Reply
     ) -> None:
         sampled = asked["sampling_params"]
         stops = sampled.get("stop") or ()
@@ -66,8 +64,7 @@ class SGLangWire:
             meta += b',"output_token_logprobs":[%s]' % rows
             if asked.get("top_logprobs_num"):
                 meta += b',"output_top_logprobs":[%s]' % b",".join([_TOP] * len(written.ids))
-        start = asked.get("logprob_start_len", -1)
-        if asked.get("return_logprob") and start >= 0:
+        if start >= 0:
             meta += _input_logprobs(ids, start, with_top=bool(asked.get("top_logprobs_num")))
         text = orjson.dumps(_trimmed(written, stops))
         ids_written = orjson.dumps(written.ids)

@@ -12,13 +12,7 @@ import orjson
 
 from benchmarks.simulator.engine import Chunk, Engine, Reuse
 from benchmarks.simulator.http import Reply
-from benchmarks.simulator.words import (
-    TOP_LOGPROBS,
-    VOCABULARY,
-    decode,
-    encode,
-    logprob,
-)
+from benchmarks.simulator.words import TOP_LOGPROBS, VOCABULARY, decode, encode, logprob
 
 _BLOCK = 16
 _HEAD = b'"id":"cmpl-0","object":"text_completion","created":1795334375,"model":"sim"'
