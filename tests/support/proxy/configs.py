@@ -1,5 +1,6 @@
 """Makes configuration files, whole and broken."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from proxy.config import (
-    Config,
-    load_config,
-)
+from proxy.config import Config, load_config
 from proxy.errors import ConfigError
 from tests.support.paths import ROOT
 
@@ -37,13 +35,7 @@ models:
 
 def changed(path: str, value: object) -> dict[str, Any]:
     """The file with another value at this path; keys are divided by blanks."""
-    found = deepcopy(FILE)
-    *sections, key = path.split()
-    section = found
-    for name in sections:
-        section = section.setdefault(name, {})
-    section[key] = value
-    return found
+    return with_value(FILE, path.split(), value)
 
 
 def without(path: str) -> dict[str, Any]:
@@ -57,18 +49,36 @@ def without(path: str) -> dict[str, Any]:
 
 
 def loaded(content: object, tmp_path: Path) -> Config:
-    path = tmp_path / "motab.yaml"
-    text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
-    path.write_text(text, encoding="utf-8")
-    return load_config(path)
+    return load_config(written(content, tmp_path / "motab.yaml"))
 
 
 def complaint(content: object, tmp_path: Path) -> str:
+    return complaint_of(load_config, written(content, tmp_path / "motab.yaml"), ConfigError)
+
+
+def with_value(content: dict[str, Any], keys: list[str], value: object) -> dict[str, Any]:
+    """A copy with another value at the end of this path of keys."""
+    found = deepcopy(content)
+    section = found
+    for name in keys[:-1]:
+        section = section.setdefault(name, {})
+    section[keys[-1]] = value
+    return found
+
+
+def written(content: object, path: Path) -> Path:
+    """The path of a file with `content`, which is text or anything that YAML can hold."""
+    text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def complaint_of(load: Callable[[Path], object], path: Path, error: type[Exception]) -> str:
     """The error's sentence, without the file's name that it must begin with."""
-    with pytest.raises(ConfigError) as caught:
-        loaded(content, tmp_path)
+    with pytest.raises(error) as caught:
+        load(path)
     sentence = str(caught.value)
-    start = f"{tmp_path / 'motab.yaml'}: "
+    start = f"{path}: "
     assert sentence.startswith(start)
     assert "\n" not in sentence
     return sentence.removeprefix(start)

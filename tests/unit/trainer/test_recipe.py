@@ -1,4 +1,3 @@
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +5,7 @@ import pytest
 import yaml
 
 from tests.support.paths import ROOT
+from tests.support.proxy.configs import complaint_of, with_value, written
 from tests.support.trainer.recipes import FILE
 from trainer.errors import RecipeError
 from trainer.training.dataset import Dataset
@@ -19,31 +19,15 @@ DATASET = Dataset(Path("/runs/student/data"), "motab", Path("records.jsonl"), ""
 
 def changed(path: str, value: object) -> dict[str, Any]:
     """The file with another value at this path; keys are divided by dots."""
-    found = deepcopy(FILE)
-    *sections, key = path.split(".")
-    section = found
-    for name in sections:
-        section = section.setdefault(name, {})
-    section[key] = value
-    return found
+    return with_value(FILE, path.split("."), value)
 
 
 def loaded(content: object, folder: Path) -> Recipe:
-    path = folder / "recipe.yaml"
-    text = content if isinstance(content, str) else yaml.safe_dump(content)
-    path.write_text(text, encoding="utf-8")
-    return load_recipe(path)
+    return load_recipe(written(content, folder / "recipe.yaml"))
 
 
 def complaint(content: object, folder: Path) -> str:
-    """The error's sentence, without the file's name that it must begin with."""
-    with pytest.raises(RecipeError) as caught:
-        loaded(content, folder)
-    sentence = str(caught.value)
-    start = f"{folder / 'recipe.yaml'}: "
-    assert sentence.startswith(start)
-    assert "\n" not in sentence
-    return sentence.removeprefix(start)
+    return complaint_of(load_recipe, written(content, folder / "recipe.yaml"), RecipeError)
 
 
 def settings(recipe: Recipe, hardware: CpuHardware | GpuHardware) -> dict[str, Any]:
