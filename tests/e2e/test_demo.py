@@ -22,6 +22,7 @@ from proxy.backends.transport.resume import ResumingWriter
 from proxy.backends.transport.retry import RetryPolicy
 from synth_client.files.record_file import read_records
 from synth_client.judging.rules import last_number
+from synth_client.record import Record
 from tests.support.pages import data_of
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
@@ -31,38 +32,35 @@ from trainer.reproduce.task import problems
 MOTAB = Path(sys.executable).parent / "motab"
 
 
-def test_the_demo_writes_records_and_a_report(tmp_path: Path) -> None:
+def demo_into(folder: Path, *options: str) -> tuple[list[Record], str]:
+    """Run the demo, and return its records and what it prints."""
     done = subprocess.run(
-        [MOTAB, "demo", "--limit", "2", "--output", tmp_path],
+        [MOTAB, "demo", "--output", folder, *options],
         capture_output=True,
         text=True,
         check=False,
         timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
-    records = list(read_records(tmp_path / "records.jsonl"))
+    return list(read_records(folder / "records.jsonl")), done.stdout
+
+
+def test_the_demo_writes_records_and_a_report(tmp_path: Path) -> None:
+    records, output = demo_into(tmp_path, "--limit", "2")
     assert {record.id for record in records} == {"demo-01", "demo-02"}
     assert all(record.predicted == last_number(record.output) for record in records)
-    assert "2 trajectories" in done.stdout
+    assert "2 trajectories" in output
     index = data_of((tmp_path / "report.html").read_text(encoding="utf-8"))["index"]
     assert [entry[0] for entry in index] == ["demo-01", "demo-02"]
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_the_demo_s_student_errs_and_most_of_its_errors_are_put_right(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [MOTAB, "demo", "--output", tmp_path],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stderr
-    records = list(read_records(tmp_path / "records.jsonl"))
+    records, output = demo_into(tmp_path)
     strayed = [record for record in records if record.breach is not None]
     assert len(strayed) >= 6
     assert sum(record.correct is True for record in strayed) >= 0.7 * len(strayed)
-    alone = re.search(r"of what the student writes alone, (\d+) do", done.stdout)
+    alone = re.search(r"of what the student writes alone, (\d+) do", output)
     assert alone
     assert int(alone[1]) + 4 <= sum(record.correct is True for record in records)
 

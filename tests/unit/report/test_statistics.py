@@ -141,11 +141,13 @@ def test_the_summary_counts_trajectories_questions_breaches_and_right_answers() 
     facts = facts_of(
         breached(), unbroken(), unbroken(sample=1), unbroken(sample=2, answer=None, correct=None)
     )
-    assert facts["trajectories"] == "4"
-    assert facts["questions"] == "2"
-    assert facts["with a breach"] == "25% 1 of 4"
-    assert facts["t* before the breach"] == "100% 1 of 1"
-    assert facts["right, of those checked"] == "33% 1 of 3"
+    assert facts.items() >= {
+        ("trajectories", "4"),
+        ("questions", "2"),
+        ("with a breach", "25% 1 of 4"),
+        ("t* before the breach", "100% 1 of 1"),
+        ("right, of those checked", "33% 1 of 3"),
+    }
 
 
 def test_the_summary_gives_no_share_of_nothing() -> None:

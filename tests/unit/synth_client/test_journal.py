@@ -99,10 +99,14 @@ async def write_three(path: Path) -> list[bytes]:
     return [one.line() for one in made]
 
 
-async def test_cut_at_any_byte_it_keeps_every_whole_entry_and_goes_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Silence the warnings, which would come thousands of times."""
     caplog.set_level(logging.CRITICAL, "synth_client.files.journal")
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_cut_at_any_byte_it_keeps_every_whole_entry_and_goes_on(tmp_path: Path) -> None:
     lines = await write_three(tmp_path / "journal")
     whole = b"".join(lines)
     ends = [len(lines[0]), len(lines[0] + lines[1]), len(whole)]
@@ -119,10 +123,8 @@ async def test_cut_at_any_byte_it_keeps_every_whole_entry_and_goes_on(
         assert (await contents(path)).keys() == {*KEYS[:kept], KEYS[3]}, cut
 
 
-async def test_a_flipped_bit_costs_the_entry_that_it_hit_and_no_other(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.CRITICAL, "synth_client.files.journal")
+@pytest.mark.usefixtures("quiet")
+async def test_a_flipped_bit_costs_the_entry_that_it_hit_and_no_other(tmp_path: Path) -> None:
     lines = await write_three(tmp_path / "journal")
     whole = b"".join(lines)
     path = tmp_path / "flipped"
