@@ -29,9 +29,10 @@ def judge_pair(
         reasons += [f"{role} '{name}': {reason}" for reason in _writing_faults(checks)]
         notes += [f"{role} '{name}': {note}" for note in _notes(checks)]
     pair = Pair(upstreams.get(model.student), upstreams.get(model.teacher))
+    served = ServedModel(pair, model.params, {})
     if pair.student is not None and pair.teacher is not None:
         try:
-            ServedModel(pair, model.params, {}).check_method(options)
+            served.check_method(options)
         except RequestError as error:
             reasons.append(str(error))
     scoring: Scoring | None = None
@@ -39,7 +40,7 @@ def judge_pair(
     if options.scores and model.teacher in upstreams:
         teacher = f"teacher '{model.teacher}': "
         try:
-            scoring = _scoring(model, options, upstreams)
+            scoring = _scoring(served, options)
         except RequestError as error:
             reasons.append(teacher + str(error).removeprefix(f"upstream '{model.teacher}' "))
         else:
@@ -58,10 +59,8 @@ def judge_pair(
     )
 
 
-def _scoring(model: ModelConfig, options: Options, upstreams: Mapping[str, Upstream]) -> Scoring:
+def _scoring(served: ServedModel, options: Options) -> Scoring:
     """The rung that would score a request. Raises the `RequestError` that the request would get."""
-    pair = Pair(upstreams.get(model.student), upstreams[model.teacher])
-    served = ServedModel(pair, model.params, {})
     scorer = served.scorer_of_method(options, {})
     if scorer is None:
         raise RequestError(f"method '{options.method}' does not score", param="motab.method")

@@ -1,6 +1,7 @@
 """Prints the report for people."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 from rich import box
 from rich.console import Console
@@ -14,15 +15,11 @@ _STYLES = {"ok": "green", "no": "yellow", "failed": "red", "not_applicable": "di
 _WORDS = {"not_applicable": "n/a"}
 _LONGEST = 240
 _LABELS = {
-    "reachable": "reachable",
-    "model": "model",
     "chat_template": "chat template",
-    "tokenizer": "tokenizer",
-    "writes": "writes",
-    "streams": "streams",
     "stop_strings": "stop strings",
     "decode_logprobs": "log-probs written",
 }
+"""The labels of the checks that are not labelled by their own names."""
 _WAY_LABELS = {
     "self_test": "  self-test",
     "top_k": "  top-k",
@@ -64,10 +61,10 @@ def _heading(name: str, upstream: UpstreamReport) -> Text:
 
 def _rows(upstream: UpstreamReport) -> Iterator[tuple[str, Check]]:
     checks = upstream.checks
-    for field, label in _LABELS.items():
-        check: Check = getattr(checks, field)
-        yield label, check
-        if field in {"reachable", "model"} and check.result != "ok":
+    for name in (field.name for field in fields(checks) if field.name != "scoring"):
+        check: Check = getattr(checks, name)
+        yield _LABELS.get(name, name), check
+        if name in {"reachable", "model"} and check.result != "ok":
             return  # everything else is not applicable
     missing = []
     for rung, way in checks.scoring.items():

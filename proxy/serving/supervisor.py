@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import signal
 import socket
@@ -19,7 +20,7 @@ from proxy.config import Config, EmbeddedConfig
 from proxy.errors import ConfigError, StartError
 from proxy.serving.serve import base_url, listen, log_draining
 from proxy.serving.shared_seats import SharedSeats
-from proxy.serving.worker import DRAIN, Order, Started
+from proxy.serving.worker import DRAIN, Order
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +145,8 @@ class _Supervisor:
                 _log.error("worker %d ended: %s; starting another", worker + 1, end.why)
                 continue
             if not (self._all_served and self._serving):
-                self._give_up(end.why)
+                self._problem = StartError(end.why)
+                self._drain()
                 return
             pause_s = min(2.0**num_failed, _LONGEST_PAUSE_S)
             num_failed += 1
@@ -152,10 +154,6 @@ class _Supervisor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._draining.wait()
-
-    def _give_up(self, why: str) -> None:
-        self._problem = StartError(why)
-        self._drain()
 
     async def _run(self, worker: int) -> _End:
         try:
@@ -247,7 +245,8 @@ async def _started(running: _Process) -> str | None:
         line = await running.reader.readline()
     except ConnectionError:  # it ended without reading its order
         line = b""
-    return Started.read(line).problem if line else ""
+    problem: str | None = json.loads(line) if line else ""
+    return problem
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

@@ -66,18 +66,9 @@ class Order:
         return SharedSeats(self.folder / "seats", self.worker_slots)
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A worker's only message: it serves, or it has a `problem`."""
-
-    problem: str | None = None
-
-    def line(self) -> bytes:
-        return json.dumps(self.problem).encode() + b"\n"
-
-    @classmethod
-    def read(cls, line: bytes) -> Self:
-        return cls(json.loads(line))
+def started(problem: str | None = None) -> bytes:
+    """A worker's only message, as JSON: it serves (null), or it has a problem."""
+    return json.dumps(problem).encode() + b"\n"
 
 
 class _Worker:
@@ -110,11 +101,11 @@ class _Worker:
                     self._server = Server(service, on_signals=False)
                     settle_memory()
                     self._listener.listen(BACKLOG)
-                    self._say.write(Started().line())
+                    self._say.write(started())
                     await self._server.serve(sockets=[self._listener])
                     await self._server.abandon_requests()
         except MotabError as error:
-            self._say.write(Started(str(error)).line())
+            self._say.write(started(str(error)))
             return 1
         return 0
 
