@@ -160,7 +160,7 @@ class Journal:
                     length = found.end - found.start
                     place = self._place(found.key, RECORD, found.start, length)
                     self.first = self.first or place
-            elif found.end == size and not _ends_with_newline(self._file, size):
+            elif found.end == size and os.pread(self._file.fileno(), 1, size - 1) != b"\n":
                 torn = True
                 break
             else:
@@ -252,10 +252,6 @@ def _damaged(line: bytes, start: int) -> _Found:
 
 def _checksum(body: bytes) -> bytes:
     return blake2b(body, digest_size=8).hexdigest().encode()
-
-
-def _ends_with_newline(file: FileIO, size: int) -> bool:
-    return os.pread(file.fileno(), 1, size - 1) == b"\n"
 
 
 async def _uncancelled(work: Coroutine[None, None, None]) -> None:

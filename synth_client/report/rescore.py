@@ -103,10 +103,6 @@ class Row:
     student_tokens: int = 0
     """The number of tokens in the scored steps."""
 
-    @property
-    def params(self) -> Params:
-        return thresholds(self.base_threshold, self.entropy_scale)
-
     def add(self, scored: Scored, params: Params) -> None:
         """Add a trajectory; `params` are this row's."""
         outcome = outcome_of(scored, params)
@@ -175,7 +171,7 @@ def rescore(steps: Iterable[Scored], pairs: Sequence[tuple[float, float]]) -> li
     threshold out of bounds.
     """
     rows = [Row(*pair) for pair in pairs]
-    params = [row.params for row in rows]
+    params = [thresholds(*pair) for pair in pairs]
     for scored in steps:
         for row, its in zip(rows, params, strict=True):
             row.add(scored, its)
@@ -214,9 +210,11 @@ class Calibrator:
     def add(self, scored: Scored) -> None:
         """Add a trajectory."""
         params = thresholds(1.0, self.entropy_scale)
+        # At eps_0 = 1, these are the boundaries.
+        units = [boundary(entropy, params) for entropy in scored.entropies]
         limits = (
-            _critical(value, boundary(entropy, params))
-            for value, entropy in zip(scored.values, scored.entropies, strict=True)
+            value / unit if unit > 0.0 else math.inf
+            for value, unit in zip(scored.values, units, strict=True)
         )
         (self.opened if scored.is_open else self.settled).append(min(limits, default=math.inf))
 
@@ -249,11 +247,6 @@ class Calibrator:
         num_settled = wanted - len(self.opened)
         low = _gap([limit for limit in self.settled if limit < 1.0], num_settled)[0]
         return Calibration(chosen, self.entropy_scale, min(low, chosen), exact=False)
-
-
-def _critical(value: float, unit: float) -> float:
-    """Return the eps_0 above which a step is unsafe; at eps_0 = 1 its boundary is `unit`."""
-    return value / unit if unit > 0.0 else math.inf
 
 
 def _gap(limits: Sequence[float], wanted: float) -> tuple[float, float]:

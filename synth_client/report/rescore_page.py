@@ -11,15 +11,7 @@ from synth_client.report.page import page
 from synth_client.report.plots import Plot, PlotGroup, add_band, colour, new_figure
 from synth_client.report.rescore import Calibration, Row
 
-_COLUMNS: Final = (
-    "eps_0",
-    "theta",
-    "breached",
-    "open",
-    "breach rate",
-    "mean depth",
-    "accepted",
-)
+_COLUMNS: Final = ("eps_0", "theta", "breached", "open", "breach rate", "mean depth", "accepted")
 _LINES: Final = ("student", "teacher", "revise", "flawed")
 
 

@@ -271,9 +271,8 @@ class Summary:
     cost: tuple[Fact, ...]
 
 
-def summarise(statistics: Statistics) -> Summary:
+def summarise(run: Statistics) -> Summary:
     """Return the numbers of the run; a share of nothing reads "none"."""
-    run = statistics
     headline = (
         Fact("trajectories", f"{run.num_records:,}"),
         Fact("questions", f"{len(run.questions):,}"),

@@ -27,7 +27,6 @@ _HINT: Final = (
     "make eval-env in motab's source makes it, or name the Python of an environment with evalscope"
     " by --python or MOTAB_EVALSCOPE_PYTHON"
 )
-_SCRIPT: Final = FOREIGN / "evalscope_bridge.py"
 _COLUMNS: Final = ("id", "messages", "answer", "level", "subject")
 
 
@@ -68,7 +67,7 @@ def named_benchmark(source: Source, asked: Path | None) -> Iterator[Benchmark]:
 
 def _command(python: Path) -> tuple[str, ...]:
     # Isolated: neither our packages nor the current folder's are meant for that environment.
-    return (str(python), "-I", "-W", "ignore", str(_SCRIPT))
+    return (str(python), "-I", "-W", "ignore", str(FOREIGN / "evalscope_bridge.py"))
 
 
 def _problems(python: Path, source: Source, scratch: Path) -> dict[str, Any]:

@@ -57,11 +57,8 @@ async def evaluate(evaluation: Evaluation, console: Console) -> Results:
     """
     await synthesise(evaluation.run, console)
     results = results_of(evaluation)
-    for name, content in (
-        (RESULTS, results.to_json()),
-        (TABLE, results.to_markdown().encode()),
-    ):
-        write_whole(evaluation.folder / name, content)
+    write_whole(evaluation.folder / RESULTS, results.to_json())
+    write_whole(evaluation.folder / TABLE, results.to_markdown().encode())
     return results
 
 

@@ -119,8 +119,8 @@ def reproduce(job: Reproduction) -> Comparison:
     asked = {one.id: one for one in problems(_TEST, job.scale.num_test, job.scale.num_terms)}
     results = comparison(list(job.units), pair, rates, asked)
     _draw(job, rates)
-    for name, content in ((COMPARISON, results.to_json()), (TABLE, results.to_markdown().encode())):
-        write_whole(job.folder / name, content)
+    write_whole(job.folder / COMPARISON, results.to_json())
+    write_whole(job.folder / TABLE, results.to_markdown().encode())
     return results
 
 

@@ -21,9 +21,7 @@ from trainer.errors import ServerFailed, TrainerMissing
 SERVED_AS: Final = "motab/tiny"
 _FOLDER: Final = ".venv-servers"
 _START_TIMEOUT_S: Final = 600
-_PAUSE_S: Final = 0.25
 _TAIL_LINES: Final = 20
-_MAX_TOKENS: Final = 512
 
 
 def find_vllm() -> Path:
@@ -38,7 +36,7 @@ def vllm(
     model: Path,
     log: Path,
     *,
-    max_tokens: int = _MAX_TOKENS,
+    max_tokens: int = 512,
     threads: int = 1,
     flags: Sequence[str] = (),
 ) -> Iterator[str]:
@@ -138,7 +136,7 @@ def _wait(process: "subprocess.Popen[bytes]", log: Path, ready_url: str) -> None
                 return
         except httpx.TransportError:
             pass  # not yet
-        time.sleep(_PAUSE_S)
+        time.sleep(0.25)
 
 
 def _tail(log: Path) -> str:

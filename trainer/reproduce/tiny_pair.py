@@ -23,7 +23,7 @@ END: Final = "<|end|>"
 _PAD: Final = "<|pad|>"
 _LESSONS: Final = "lessons.jsonl"
 _POSITIONS: Final = 512
-_NUM_FOR_TOKENIZER: Final = 3000
+_NUM_TERMS: Final = (3, 4, 5, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,6 @@ class Design:
     digits: int
     vocabulary: int
     marks: tuple[str, str]
-    num_terms: tuple[int, ...]
     rounds: tuple[Round, ...]
 
 
@@ -60,7 +59,6 @@ TEACHER: Final = Design(
     digits=2,
     vocabulary=400,
     marks=("<|user|>", "<|assistant|>"),
-    num_terms=(3, 4, 5, 6),
     rounds=(Round(3000, 2e-3, 1e-4), Round(1500, 1e-3, 2e-5)),
 )
 STUDENT: Final = Design(
@@ -70,7 +68,6 @@ STUDENT: Final = Design(
     digits=1,
     vocabulary=300,
     marks=("<|question|>", "<|answer|>"),
-    num_terms=(3, 4, 5, 6),
     rounds=(Round(2400, 2e-3, 1e-4),),
 )
 _BATCH: Final = 32
@@ -164,7 +161,7 @@ def _lessons(design: Design, index: int) -> Iterator[bytes]:
     name = f"{design.name}-{index}" if index else design.name
     rng = random.Random(name)  # noqa: S311 - reproducible, not secret
     num = design.rounds[index].num_steps * _BATCH
-    for problem in problems(f"{name}-lessons", num, design.num_terms):
+    for problem in problems(f"{name}-lessons", num, _NUM_TERMS):
         lesson = {"question": problem.text, "solution": worked(problem, rng)}
         yield orjson.dumps(lesson, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -193,7 +190,7 @@ def _tokenizer(design: Design) -> Tokenizer:
 
 def _texts(design: Design) -> Iterator[str]:
     rng = random.Random(design.name)  # noqa: S311 - reproducible, not secret
-    for problem in problems(f"{design.name}-tokens", _NUM_FOR_TOKENIZER, design.num_terms):
+    for problem in problems(f"{design.name}-tokens", 3000, _NUM_TERMS):
         yield problem.text
         yield worked(problem, rng)
         yield "However,\n\n"

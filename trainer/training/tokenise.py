@@ -12,6 +12,7 @@ from trainer.training.loss_spans import LINES
 from trainer.training.recipe import DataLoss, WeightedLoss
 
 _JOB: Final = "weigh.json"
+_FIT: Final = {"level", "power", "clip_low", "clip_high"}
 # The settings that decide how LLaMA-Factory tokenises.
 _TOKENISING: Final = (
     "stage",
@@ -40,7 +41,7 @@ def weigh(folder: Path, python: Path, loss: DataLoss, settings: dict[str, Any]) 
         | {"use_cpu": True, "bf16": False, "report_to": "none", "output_dir": str(output / "none")},
         "lines": str(Path(settings["dataset_dir"]) / LINES),
         "output": str(output),
-        "fit": _fit(loss),
+        "fit": loss.model_dump(include=_FIT) if isinstance(loss, WeightedLoss) else None,
     }
     path = folder / _JOB
     write_whole(path, orjson.dumps(job, option=orjson.OPT_INDENT_2))
@@ -57,9 +58,3 @@ def weigh(folder: Path, python: Path, loss: DataLoss, settings: dict[str, Any]) 
     if "error" in answer:
         raise RecipeError(answer["error"])
     return answer
-
-
-def _fit(loss: DataLoss) -> dict[str, Any] | None:
-    if not isinstance(loss, WeightedLoss):
-        return None
-    return loss.model_dump(include={"level", "power", "clip_low", "clip_high"})
