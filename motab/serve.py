@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from proxy.config import Config, load_config
+from proxy.config import load_config
 from proxy.serving.serve import run, serve
 
 
@@ -21,17 +21,12 @@ def serve_command(
     ] = 1,
 ) -> None:
     """Serve the configured models behind an OpenAI-compatible API."""
-    loaded = _with_address(load_config(config), host, port)
+    asked = {"host": host, "port": port}
+    changes = {key: value for key, value in asked.items() if value is not None}
+    loaded = load_config(config).with_server(changes)
     if workers == 1:
         run(serve(loaded, wait))
         return
     from proxy.serving.supervisor import supervise  # noqa: PLC0415 - one process needs nothing of it
 
     supervise(loaded, wait, workers)
-
-
-def _with_address(config: Config, host: str | None, port: int | None) -> Config:
-    """The configuration with the command line's address, checked like the file's."""
-    asked = {"host": host, "port": port}
-    changes = {key: value for key, value in asked.items() if value is not None}
-    return config.with_server(changes)
