@@ -5,6 +5,7 @@ chunked, however late a score arrives and however many steps one scoring call co
 is the same: decisions depend only on the step texts and their scores, in step order.
 """
 
+import math
 from typing import Protocol
 
 from proxy.core.imitkd import ImitKdMonitor
@@ -79,7 +80,12 @@ class MotabMonitor:
         )
         self._queue = ScoringQueue(params.max_lookahead_tokens, schedule)
         self._steps: list[Step] = []
+        self._texts: list[str] = []
+        """The steps' texts, which every scoring call names."""
         self._judged: list[StepTrace] = []
+        self._steepest, self._steepest_fall = 0, math.inf
+        """The step at which the value fell most steeply so far, and delta_k (Eq. 7) there. A search
+        at every piece of text would make a long text quadratic."""
         self._next_entropy: float | None = None
         self._draft_end: FinishReason | None = None
         """The reason that the student's text is over; any text that still comes is ignored."""
@@ -133,6 +139,7 @@ class MotabMonitor:
     def _add(self, steps: list[Step]) -> None:
         for step in steps:
             self._steps.append(step)
+            self._texts.append(step.text)
             self._queue.add(step.num_tokens)
 
     def _halt_draft(self) -> list[Command]:
@@ -149,8 +156,7 @@ class MotabMonitor:
         elif not self._queue.num_steps:
             return commands + self._finish(self._draft_end)
         if num_new := self._queue.send_due(draft_is_over=self._draft_end is not None):
-            texts = tuple(step.text for step in self._steps)
-            commands.append(Score(texts, num_new, self._next_entropy is not None))
+            commands.append(Score(tuple(self._texts), num_new, self._next_entropy is not None))
         return commands
 
     def _scored(self, event: Scored) -> list[Command]:
@@ -167,6 +173,9 @@ class MotabMonitor:
                 self._params,
             )
             self._judged.append(step)
+            # All steps before a breach are safe, so each step may follow a bifurcation.
+            if step.td_error is not None and step.td_error < self._steepest_fall:
+                self._steepest, self._steepest_fall = index, step.td_error
             self._queue.judged(step.student_tokens)
             commands.append(Judged(index, step))
             if not step.safe:
@@ -182,12 +191,13 @@ class MotabMonitor:
         self._bifurcation = bifurcation_of(self._judged, self._params)
         safe = self._steps[: self._bifurcation]
         budget = self._params.max_total_tokens - sum(step.num_tokens for step in safe)
-        texts = tuple(step.text for step in safe)
+        texts = tuple(self._texts[: self._bifurcation])
         commands += [
             Breached(breach, self._bifurcation),
             Write(self._CORRECTION, "teacher", texts, budget),
         ]
         del self._steps[breach + 1 :]
+        del self._texts[breach + 1 :]
         return commands + self._emit_draft()
 
     def _corrected(self, text: str) -> list[Command]:
@@ -202,27 +212,26 @@ class MotabMonitor:
         """
         if self._correction_started:
             return [Emit(self._correction[-1])] if self._correction[-1] and not ended else []
-        so_far = "".join(self._correction)
-        if not so_far.strip("\n") and not ended:
+        if not ended and not self._correction[-1].strip("\n"):
             return []
+        so_far = "".join(self._correction)
         self._correction_started = True
         return [Emit(blank_line_before(so_far) + so_far)]
 
     def _emit_draft(self) -> list[Command]:
         """Release the student's text as far as no later verdict can take it back."""
         num_final, open_is_final = self._final_steps()
-        texts = [step.text for step in self._steps[self._emitted_steps : num_final]]
-        if open_is_final:
-            texts.append(self._segmenter.open_text)
-        text = "".join(texts)[self._emitted_chars :]
+        text = ""
         if num_final > self._emitted_steps:
+            final = self._texts[self._emitted_steps : num_final]
+            text = "".join(final)[self._emitted_chars :]
             self._emitted_steps = num_final
             self._emitted_chars = 0
         if open_is_final:
-            self._emitted_chars = len(self._segmenter.open_text)
+            text += self._segmenter.open_text(self._emitted_chars)
+            self._emitted_chars = self._segmenter.open_length
         if self._bifurcation is not None and self._params.stitch == "flawed":
-            written = "".join(step.text for step in self._steps)
-            text += blank_line_after(written) + self._params.revise
+            text += blank_line_after("".join(self._texts)) + self._params.revise
         return [Emit(text)] if text else []
 
     def _final_steps(self) -> tuple[int, bool]:
@@ -240,11 +249,11 @@ class MotabMonitor:
         if self._params.backtrack == "none" or num_judged < 2:
             return num_judged, False
         # t* can only be the steepest fall so far or a step still to come.
-        return bifurcation_of(self._judged, self._params), False
+        return self._steepest, False
 
     def _finish(self, reason: FinishReason) -> list[Command]:
         params, cut = self._params, self._bifurcation
-        texts = [step.text for step in self._steps]
+        texts = self._texts
         if cut is None:
             output = cover(("student", "".join(texts)))
         else:

@@ -77,10 +77,13 @@ class Stretch:
         for piece in pieces:
             if self.is_over:
                 break
-            num_taken = len(self._segmenter.open_text)
+            num_taken = self._segmenter.open_length
             kept = list(self._kept(self._segmenter.feed(piece)))
-            written = "".join(step.text for step in kept)
-            text += (written if self.is_cut else written + self._segmenter.open_text)[num_taken:]
+            if kept:
+                text += "".join(step.text for step in kept)[num_taken:]
+                num_taken = 0
+            if not self.is_cut:
+                text += self._segmenter.open_text(num_taken)
             steps += kept
         return Taken(tuple(steps), text)
 
@@ -89,7 +92,7 @@ class Stretch:
             self.num_steps += 1
             if step.text.endswith(self._delimiter) and self._ends_after(self.num_steps):
                 self.is_cut = True
-                goes_on = position < len(steps) or bool(self._segmenter.open_text)
+                goes_on = position < len(steps) or self._segmenter.open_length > 0
                 yield Step(step.text, step.num_tokens + goes_on)
                 return
             yield step

@@ -17,8 +17,13 @@ class Segmenter:
         self._max_step_tokens = max_step_tokens
         self._max_total_tokens = max_total_tokens
         self._total_tokens = 0
-        self.open_text = ""
-        """The text after the last step that ended."""
+        # The text after the last step that ended. Joining it to every piece would make a long step
+        # quadratic, so it is kept in parts, of which each is longer than the next.
+        self._parts: list[str] = []
+        self._seam = ""
+        """The end of that text, as far as a delimiter could have begun in it."""
+        self.open_length = 0
+        """The characters of that text."""
         self.open_tokens = 0
         """The tokens of that text."""
         self.exhausted = False
@@ -26,29 +31,67 @@ class Segmenter:
         self.step_was_cut = False
         """The cap was a step's, which the author does not know, so it is still writing."""
 
+    def open_text(self, start: int = 0) -> str:
+        """Return the text after the last step that ended, from its character `start` on.
+
+        It costs as much as the text that it returns.
+        """
+        missing = self.open_length - start
+        found: list[str] = []
+        for part in reversed(self._parts):
+            if missing <= 0:
+                break
+            found.append(part[max(0, len(part) - missing) :])
+            missing -= len(part)
+        return "".join(reversed(found))
+
     def feed(self, piece: str) -> list[Step]:
         """Take the text of one token; return the steps that it ended, oldest first."""
-        # The delimiter may have begun in the text before this piece.
-        search_from = max(0, len(self.open_text) - len(self._delimiter) + 1)
-        self.open_text += piece
         self._total_tokens += 1
         steps: list[Step] = []
-        while (found := self.open_text.find(self._delimiter, search_from)) >= 0:
-            end = found + len(self._delimiter)
-            ends_with_token = end == len(self.open_text)
-            steps.append(Step(self.open_text[:end], self.open_tokens + ends_with_token))
-            self.open_text = self.open_text[end:]
-            self.open_tokens = 0
-            search_from = 0
-            if ends_with_token:
-                break
+        if self._delimiter in self._seam + piece:
+            steps = self._cut(piece)
         else:
-            self.open_tokens += 1
+            self._add(piece, 1)
         self.step_was_cut = self.open_tokens >= self._max_step_tokens
         if self.step_was_cut or self._total_tokens >= self._max_total_tokens:
             self.exhausted = True
             steps.extend(self.close())
         return steps
+
+    def _cut(self, piece: str) -> list[Step]:
+        """End the steps whose delimiters `piece` completes; the rest of it stays open."""
+        # The delimiter may have begun in the text before this piece.
+        search_from = max(0, self.open_length - len(self._delimiter) + 1)
+        text, num_tokens = self.open_text() + piece, self.open_tokens
+        steps: list[Step] = []
+        start = 0
+        while (found := text.find(self._delimiter, search_from)) >= 0:
+            end = found + len(self._delimiter)
+            ends_with_token = end == len(text)
+            steps.append(Step(text[start:end], num_tokens + ends_with_token))
+            start = search_from = end
+            num_tokens = 0
+        self._clear()
+        if rest := text[start:]:
+            self._add(rest, 1)
+        return steps
+
+    def _add(self, text: str, num_tokens: int) -> None:
+        end = self._seam + text
+        self._seam = end[max(0, len(end) - len(self._delimiter) + 1) :]
+        self.open_length += len(text)
+        self.open_tokens += num_tokens
+        # Each character is copied as often as its part doubles, so a few times only.
+        while self._parts and len(self._parts[-1]) <= len(text):
+            text = self._parts.pop() + text
+        self._parts.append(text)
+
+    def _clear(self) -> None:
+        self._parts.clear()
+        self._seam = ""
+        self.open_length = 0
+        self.open_tokens = 0
 
     def extend(self, pieces: Sequence[str]) -> bool:
         """Take all pieces at once, if they end no step and reach no cap; else take none of them.
@@ -61,19 +104,16 @@ class Segmenter:
         if self._total_tokens + num >= self._max_total_tokens:
             return False
         text = "".join(pieces)
-        seam = self.open_text[max(0, len(self.open_text) - len(self._delimiter) + 1) :]
-        if self._delimiter in seam + text:
+        if self._delimiter in self._seam + text:
             return False
-        self.open_text += text
-        self.open_tokens += num
+        self._add(text, num)
         self._total_tokens += num
         return True
 
     def close(self) -> list[Step]:
         """Return the rest of the text as the last step, unless it is empty: the text has ended."""
-        steps = [Step(self.open_text, self.open_tokens)] if self.open_text else []
-        self.open_text = ""
-        self.open_tokens = 0
+        steps = [Step(self.open_text(), self.open_tokens)] if self.open_length else []
+        self._clear()
         return steps
 
 

@@ -73,9 +73,14 @@ class Bridge:
     visible: Reasoning
     own: Reasoning
 
-    def map_steps(self, steps: Sequence[str], before: str = "", since: int = 0) -> MappedSteps:
+    def map_steps(
+        self, steps: Sequence[str], before: str = "", since: int = 0, *, closed: bool | None = None
+    ) -> MappedSteps:
         """Return the model's version of `steps`, from step `since` on. The mapping of a step does
         not depend on later steps.
+
+        `closed` says whether a step before `since` closes the thought, for a caller that knows and
+        saves the search.
 
         `before` is the beginning of the visible text if `steps` is empty, but text that the model
         does not read comes before the text that it will write.
@@ -89,8 +94,8 @@ class Bridge:
         prefix = self.own.opening if thinks else self.own.no_thought
         if (opens and steps) or (self.own == self.visible and not opens):
             prefix = ""  # the first step has the tag, or no mapping is needed
-        closed_before = any(_CLOSE in step for step in steps[:since])
-        closes = closed_before or any(_CLOSE in step for step in steps[since:])
+        closed_before = closes_thought(steps[:since]) if closed is None else closed
+        closes = closed_before or closes_thought(steps[since:])
         state: _State = "thinking" if thinks and not closes else "answering"
         mapped = self._mapped(
             steps[since:], opens=opens and not since, thinks=thinks and not closed_before
@@ -218,6 +223,11 @@ class _FromHarmony(Translator):
             self._state = "answering"
             return f"\n{_CLOSE}\n\n"
         return "\n\n"
+
+
+def closes_thought(steps: Sequence[str]) -> bool:
+    """Return whether one of these steps closes a thought that is open before them."""
+    return any(_CLOSE in step for step in steps)
 
 
 def _is_opening(text: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from proxy.backends.base import Call, Context, Question, Segment
-from proxy.core.thinking import Bridge, MappedSteps, StepPart, Translator
+from proxy.core.thinking import Bridge, MappedSteps, StepPart, Translator, closes_thought
 from proxy.engine.upstream import Upstream
 from proxy.errors import MotabError
 
@@ -21,17 +21,16 @@ class ModelContext:
     _prefix: str = field(init=False, default="")
     _context: Context | None = field(init=False, default=None)
     _visible: list[str] = field(init=False, default_factory=list)
+    _closed_at: int | None = field(init=False, default=None)
+    """The first visible step that closes a thought."""
 
     async def at(self, steps: Sequence[str], before: str = "") -> Context:
         """Return the prompt and exactly `steps`; see `Bridge.map_steps` for `before`."""
-        num_common = 0
-        for own, wanted in zip(self._visible, steps, strict=False):
-            if own != wanted:
-                break
-            num_common += 1
-        mapped = self.bridge.map_steps(steps, before, num_common)
+        num_common = self._num_common(steps)
+        closed = self._closed_at is not None and self._closed_at < num_common
+        mapped = self.bridge.map_steps(steps, before, num_common, closed=closed)
         if mapped.prefix != self._prefix and num_common:  # another context begins
-            num_common = 0
+            num_common, closed = 0, False
             mapped = self.bridge.map_steps(steps, before)
         context = await self._begun(mapped)
         context.truncate(num_common)
@@ -39,7 +38,19 @@ class ModelContext:
         for segment in await self._encoded(mapped.steps):
             context.append(segment)
         self._visible += steps[num_common:]
+        if not closed:
+            later = range(num_common, len(steps))
+            self._closed_at = next((k for k in later if closes_thought(steps[k : k + 1])), None)
         return context
+
+    def _num_common(self, steps: Sequence[str]) -> int:
+        """Return the number of steps that the last context shares with `steps`."""
+        num_known = len(self._visible)
+        if self._visible == list(steps[:num_known]):  # nearly always, and a loop is slow
+            return num_known
+        pairs = zip(self._visible, steps, strict=False)
+        differing = (index for index, (own, wanted) in enumerate(pairs) if own != wanted)
+        return next(differing, len(steps))
 
     def translator(self, steps: Sequence[str], before: str = "") -> Translator:
         """Return the translator of the text that the model writes after `at(steps, before)`."""

@@ -108,7 +108,7 @@ def test_pieces_taken_at_once_are_the_same_as_one_by_one(
             assert steps == others
         else:
             assert steps == []
-        assert (batched.open_text, batched.exhausted) == (plain.open_text, plain.exhausted)
+        assert (batched.open_text(), batched.exhausted) == (plain.open_text(), plain.exhausted)
         if plain.exhausted:
             return
     assert batched.close() == plain.close()
