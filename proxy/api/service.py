@@ -16,7 +16,7 @@ from proxy.config import ServerConfig
 from proxy.core.types import Author, Breached, Judged
 from proxy.engine.admission import Admission, OwnSeats, Seats
 from proxy.engine.given_text import TextLogprobs, score_steps, score_tokens
-from proxy.engine.model_context import ModelContext
+from proxy.engine.model_context import ModelContext, Prompts
 from proxy.engine.runner import TrajectoryRun, first_error
 from proxy.engine.seeds import seed_of_choice
 from proxy.engine.served_model import ServedModel
@@ -61,6 +61,7 @@ class Job:
     clock: UpstreamClock
     scorer: Scorer | None
     """None if the method does not score."""
+    prompts: Prompts = field(default_factory=Prompts)
 
     def run(self, index: int, observer: "TextObserver") -> TrajectoryRun:
         """The trajectory of choice `index`. Each choice has a seed of its own."""
@@ -74,6 +75,7 @@ class Job:
             call=Call(f"{self.request_id}-{index}", self.clock),
             observer=observer,
             scorer=self.scorer,
+            prompts=self.prompts,
         )
 
     def headers(self) -> dict[str, str]:
@@ -296,9 +298,11 @@ class Service:
         scorers = {author: model.token_scorer(author, options) for author in _AUTHORS}
         question = request.question()
 
+        prompts = Prompts()
+
         async def one(author: Author) -> TextLogprobs:
             bridge = model.pair.bridge(author, question)
-            model_context = ModelContext(model.pair.of(author), bridge, question, call)
+            model_context = ModelContext(model.pair.of(author), bridge, question, call, prompts)
             return await score_tokens(model_context, scorers[author], request.text, call)
 
         async def both() -> dict[Author, TextLogprobs]:

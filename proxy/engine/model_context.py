@@ -1,5 +1,7 @@
 """Keeps one trajectory's context, in one model's format, from call to call."""
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,6 +9,25 @@ from proxy.backends.base import Call, Context, Question, Segment
 from proxy.core.thinking import Bridge, MappedSteps, StepPart, Translator, closes_thought
 from proxy.engine.upstream import Upstream
 from proxy.errors import MotabError
+
+
+class Prompts:
+    """Renders a request's question once for each upstream, for all of the request's trajectories.
+
+    A failure is not kept: the next trajectory asks again.
+    """
+
+    def __init__(self) -> None:
+        self._rendered: dict[str, Segment] = {}
+        self._rendering: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def of(self, upstream: Upstream, question: Question, call: Call) -> Segment:
+        """Return the question in the template of that upstream's model."""
+        async with self._rendering[upstream.name]:
+            if upstream.name not in self._rendered:
+                rendered = await upstream.reader.render(question, call)
+                self._rendered[upstream.name] = rendered
+            return self._rendered[upstream.name]
 
 
 @dataclass(slots=True)
@@ -17,6 +38,8 @@ class ModelContext:
     bridge: Bridge
     question: Question
     call: Call
+    prompts: Prompts = field(default_factory=Prompts)
+    """Shared by all contexts that begin with the same question."""
     _prompt: Segment | None = field(init=False, default=None)
     _prefix: str = field(init=False, default="")
     _context: Context | None = field(init=False, default=None)
@@ -59,7 +82,7 @@ class ModelContext:
     async def _begun(self, mapped: MappedSteps) -> Context:
         """Return a context with the right prompt: the current one, unless its prefix differs."""
         if self._prompt is None:
-            self._prompt = await self.upstream.reader.render(self.question, self.call)
+            self._prompt = await self.prompts.of(self.upstream, self.question, self.call)
         if self._context is None or self._prefix != mapped.prefix:
             prompt = self._prompt
             if mapped.prefix:

@@ -41,7 +41,7 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
-from proxy.engine.model_context import ModelContext
+from proxy.engine.model_context import ModelContext, Prompts
 from proxy.engine.pair import Pair
 from proxy.engine.schedule import MeasuredSchedule
 from proxy.engine.seeds import seed_of_draws, seed_of_write
@@ -76,6 +76,8 @@ class TrajectoryRun:
     observer: Observer
     scorer: Scorer | None = None
     """One of the teacher's scorers, if the method scores."""
+    prompts: Prompts = field(default_factory=Prompts)
+    """Shared by all trajectories of the question."""
     _monitor: Monitor = field(init=False)
     _group: asyncio.TaskGroup = field(init=False)
     _usage: Usage = field(init=False, default_factory=Usage)
@@ -83,6 +85,7 @@ class TrajectoryRun:
     _first_step: str = field(init=False, default="")
     """The first step that was scored."""
     _writes: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
+    _places: dict[int, asyncio.Future[None]] = field(init=False, default_factory=dict)
     _halted: set[int] = field(init=False, default_factory=set)
     _gates: dict[int, Gate] = field(init=False, default_factory=dict)
     _schedule: MeasuredSchedule | None = field(init=False, default=None)
@@ -134,8 +137,13 @@ class TrajectoryRun:
 
     def _begin(self, command: Write) -> None:
         self._authors[command.write_id] = command.author
-        self._gates[command.write_id] = Gate(self.pair.of(command.author))
-        self._writes[command.write_id] = self._group.create_task(self._write(command))
+        upstream = self.pair.of(command.author)
+        self._gates[command.write_id] = Gate(upstream)
+        task = self._group.create_task(self._write(command))
+        place = upstream.writing.ask(continues=command.write_id > 0)
+        task.add_done_callback(lambda _task: upstream.writing.leave(place))
+        self._places[command.write_id] = place
+        self._writes[command.write_id] = task
 
     def _notice(self, notice: Judged | Breached) -> None:
         self.observer.notice(notice)
@@ -170,13 +178,13 @@ class TrajectoryRun:
         corrects = command.author == "teacher" and self.params.method == "motab"
         follows = corrects and self.params.stitch == "flawed"
         before = self._first_step if follows else ""
-        async with upstream.writing:
-            context = await model_context.at(command.steps, before)
-            translator = model_context.translator(command.steps, before)
-            self._usage.count_call(command.author, len(context.token_ids))
-            with upstream.writing_speed.writing():
-                async with aclosing(self._drafts(command, context, sampling)) as drafts:
-                    await self._take(command, drafts, translator)
+        await self._places[command.write_id]
+        context = await model_context.at(command.steps, before)
+        translator = model_context.translator(command.steps, before)
+        self._usage.count_call(command.author, len(context.token_ids))
+        with upstream.writing_speed.writing():
+            async with aclosing(self._drafts(command, context, sampling)) as drafts:
+                await self._take(command, drafts, translator)
 
     async def _take(
         self, command: Write, drafts: AsyncGenerator[Draft], translator: Translator
@@ -239,8 +247,9 @@ class TrajectoryRun:
             alone = self.params.method == "teacher"
             pair = Pair(None, self.pair.teacher) if alone else self.pair
             bridge = pair.bridge(author, self.question)
-            context = ModelContext(self.pair.of(author), bridge, self.question, self.call)
-            self._contexts[author] = context
+            self._contexts[author] = ModelContext(
+                self.pair.of(author), bridge, self.question, self.call, self.prompts
+            )
         return self._contexts[author]
 
     def _sampling_of(self, command: Write, model_context: ModelContext) -> Sampling:

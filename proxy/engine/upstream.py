@@ -1,8 +1,10 @@
 """Holds the engine's knowledge of a server: its limits, its speeds and its ways to score."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from proxy.backends.base import GatedWriter, MarkupReader, Reader, Scorer, Writer
@@ -12,11 +14,56 @@ from proxy.engine.schedule import ComputingSpeed, WritingSpeed
 from proxy.errors import ScoringUnavailable
 
 
+class WritingPlaces:
+    """Lets a server write up to `num` texts at once.
+
+    A text that continues a trajectory comes before texts that begin one: the trajectory holds a
+    seat and has cost tokens already, and where one server is student and teacher its correction
+    would otherwise wait for the drafts of all others. Texts of the same kind are served in order.
+    """
+
+    def __init__(self, num: int) -> None:
+        self._num_free = num
+        self._continuing: deque[asyncio.Future[None]] = deque()
+        self._beginning: deque[asyncio.Future[None]] = deque()
+
+    def ask(self, *, continues: bool) -> asyncio.Future[None]:
+        """Ask for a place, which is there once the future is done. Give it to `leave` in any case.
+
+        Not a coroutine: a text must be in the queue before a text that it follows leaves its place.
+        """
+        place = asyncio.get_running_loop().create_future()
+        if self._num_free:  # nobody waits, because a place that is left goes to a waiter at once
+            self._num_free -= 1
+            place.set_result(None)
+        else:
+            (self._continuing if continues else self._beginning).append(place)
+        return place
+
+    def leave(self, place: asyncio.Future[None]) -> None:
+        """Leave a place to the next waiter, or leave the queue."""
+        if place.cancelled() or not place.done():
+            self._forget(place)
+            return
+        waiters = chain(self._continuing, self._beginning)
+        # A cancelled waiter is about to leave the queue.
+        following = next((waiter for waiter in waiters if not waiter.done()), None)
+        if following is None:
+            self._num_free += 1
+        else:
+            self._forget(following)
+            following.set_result(None)
+
+    def _forget(self, place: asyncio.Future[None]) -> None:
+        for queue in (self._continuing, self._beginning):
+            if place in queue:
+                queue.remove(place)
+
+
 @dataclass(slots=True)
 class Upstream:
     """A server and its limit. Writing and scoring are counted separately, each up to
-    `max_concurrent`, so that long drafts cannot delay short scoring calls; waiters are served in
-    order.
+    `max_concurrent`, so that long drafts cannot delay short scoring calls.
     """
 
     name: str
@@ -39,7 +86,7 @@ class Upstream:
     """Called when a text that it writes has to wait for verdicts."""
     gated_writer: GatedWriter | None = field(init=False)
     """`writer`, if it can be paused."""
-    writing: asyncio.Semaphore = field(init=False)
+    writing: WritingPlaces = field(init=False)
     scoring: asyncio.Semaphore = field(init=False)
     writing_speed: WritingSpeed = field(init=False, default_factory=WritingSpeed)
     computing_speed: ComputingSpeed = field(init=False, default_factory=ComputingSpeed)
@@ -47,7 +94,7 @@ class Upstream:
     def __post_init__(self) -> None:
         # isinstance against a protocol takes 20 us, so it is done once.
         self.gated_writer = self.writer if isinstance(self.writer, GatedWriter) else None
-        self.writing = asyncio.Semaphore(self.max_concurrent)
+        self.writing = WritingPlaces(self.max_concurrent)
         self.scoring = asyncio.Semaphore(self.max_concurrent)
 
     def scorer(self, way: Scoring | Literal["auto"]) -> Scorer:

@@ -129,12 +129,15 @@ async def _open_server(
         await backend.check()
         writer, reader = ResumingWriter(backend, client), local or backend
         reasoning = await _reasoning(name, config, reader)
+        num_places = config.max_concurrent
+        if isinstance(backend, LlamaCpp):  # a queue for slots would not know what comes first
+            num_places = min(num_places, backend.num_slots)
         return Upstream(
             name,
             reader,
             writer,
             (backend,),
-            config.max_concurrent,
+            num_places,
             reasoning,
             reader,
             "scaled" if isinstance(config, SGLangConfig) else "yes",

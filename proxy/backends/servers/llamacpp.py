@@ -79,6 +79,8 @@ class LlamaCpp:
         self._client = client
         self._template = chat_template
         self._slots = SlotPool(num_slots, worker_slots)
+        self.num_slots = len(worker_slots.of(range(num_slots)))
+        """The requests that the server answers at once for this process."""
         self._follower = follower
 
     @classmethod

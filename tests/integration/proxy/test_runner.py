@@ -9,7 +9,7 @@ import pytest
 from proxy.backends.base import Question, Sampling
 from proxy.core.types import Breached, Judged
 from proxy.engine.pair import Pair
-from proxy.engine.upstream import Upstream
+from proxy.engine.upstream import Upstream, WritingPlaces
 from proxy.errors import MotabError
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.runs import PROMPT, STUDENT, A, B, C, outcome_of, run_of, spans_of
@@ -305,6 +305,46 @@ async def test_waiters_for_an_upstream_are_served_in_the_order_in_which_they_cam
     gates[0].set()
     await asyncio.gather(*tasks)
     assert [writing.sampling.seed for writing in backend.writes] == list(range(8))
+
+
+@pytest.mark.parametrize("method", ["motab", "skd"])
+async def test_a_text_that_continues_a_trajectory_comes_before_the_drafts_that_wait(
+    method: str,
+) -> None:
+    gate = asyncio.Event()
+
+    def script(sampling: Sampling) -> Script:
+        if sampling.temperature == 0.6:
+            return says("right")
+        return says(A, gate) if len(backend.writes) == 1 else says("draft")
+
+    backend = ScriptedBackend(script, values({A: 0.01}), written_logprob=-0.1)
+    backend.faults["score", 0] = judged = asyncio.Event()
+    only = Upstream("both", backend, backend, (backend,), max_concurrent=1)
+    runs = [run_of(Pair(only, only), method=method, gamma=0.5) for _ in range(5)]
+    tasks = [asyncio.create_task(run.run()) for run in runs]
+    await backend.until_called("score")
+    judged.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*tasks)
+    assert [writing.sampling.temperature for writing in backend.writes[:3]] == [0.7, 0.6, 0.7]
+
+
+async def test_a_cancelled_waiter_for_an_upstream_leaves_its_place_to_the_next() -> None:
+    places = WritingPlaces(1)
+    first = places.ask(continues=False)
+    a, b, c, d = (places.ask(continues=name == "c") for name in "abcd")
+    assert first.done()
+    a.cancel()  # before its turn
+    places.leave(first)
+    assert [place.done() for place in (b, c, d)] == [False, True, False]
+    places.leave(c)  # which its text never used
+    assert [place.done() for place in (b, d)] == [True, False]
+    places.leave(a)
+    places.leave(b)
+    places.leave(d)
+    assert places.ask(continues=False).done()
+    assert not places.ask(continues=True).done()
 
 
 async def test_a_halted_student_makes_room_for_the_correction_on_the_same_server() -> None:

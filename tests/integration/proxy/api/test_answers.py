@@ -1,12 +1,14 @@
 """Tests what whole answers, their traces and their options are."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from proxy.backends.base import Sampling
+from proxy.backends.base import Call, Question, Sampling, Segment
+from proxy.engine.model_context import Prompts
 from tests.support.proxy.api import (
     CHAT,
     MODEL,
@@ -26,7 +28,7 @@ from tests.support.proxy.api import (
     straying,
     text,
 )
-from tests.support.scripted import ScriptedBackend, says
+from tests.support.scripted import ScriptedBackend, pair, says
 
 
 async def test_a_chat_answer_has_openais_shape_and_one_more_object_a_choice() -> None:
@@ -254,3 +256,24 @@ async def test_an_image_is_refused_by_its_place(path: str) -> None:
     status, error = await error_of(service_of(ScriptedBackend()), path, asked)
     assert status == 400
     assert error["param"].startswith("messages[0].content[1]")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_question_is_rendered_once_for_each_model_whatever_n_is(stream: bool) -> None:
+    student, teacher = straying()
+    await answer(service_of(student, teacher), CHAT, chat(n=5, stream=stream))
+    assert len(student.writes) == len(teacher.writes) == 5
+    assert {writing.context for writing in student.writes} == {"<user>Q<answer>"}
+    assert (len(student.rendered), len(teacher.rendered)) == (1, 1)
+
+
+async def test_a_rendering_that_failed_is_not_kept() -> None:
+    student, _ = straying()
+    student.faults["render", 0] = ValueError("no")
+    upstream, prompts = pair(student, student).of("student"), Prompts()
+    question = Question(prompt="Q")
+    waiting = [prompts.of(upstream, question, Call(f"r-{index}")) for index in range(3)]
+    first, *others = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(first, ValueError)
+    assert [isinstance(other, Segment) and other.text for other in others] == ["Q", "Q"]
+    assert len(student.rendered) == 2
