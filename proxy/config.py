@@ -45,6 +45,8 @@ class ServerConfig(_Section):
     max_total_tokens: int = Field(131072, ge=1)
     """The largest `max_total_tokens` of a request."""
     request_timeout_s: float = Field(3600, gt=0)
+    client_stall_timeout_s: float = Field(120, gt=0)
+    """Seconds in which a client may read nothing of its stream; then its trajectories end."""
 
     @field_validator("api_keys")
     @classmethod

@@ -82,7 +82,11 @@ def _generation_routes(service: Service) -> list[Route]:
         state = request.scope["state"]
         job = service.job(body, kind, state["request_id"], state["clock"], always_full=always_full)
         if body.stream:
-            return EventStream(lambda put: service.stream(job, put), job.headers())
+            return EventStream(
+                lambda outbox: service.stream(job, outbox),
+                job.headers(),
+                stall_timeout_s=service.config.client_stall_timeout_s,
+            )
         done = await _unless_disconnected(request.receive, service.complete(job))
         return _json(done, headers=job.headers())
 

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 from proxy.api.metrics import Metrics
 from proxy.api.schema import GenerationRequest, ScoreRequest
 from proxy.api.shapes import Head, Kind, completion, scored_text, text_logprobs, trace, usage
-from proxy.api.sse import DONE, ChunkWriter, named_event
+from proxy.api.sse import DONE, ChunkWriter, Outbox, named_event
 from proxy.backends.base import Call, Question, Sampling, Scorer, UpstreamClock
 from proxy.config import ServerConfig
 from proxy.core.types import Author, Breached, Judged
 from proxy.engine.admission import Admission, OwnSeats, Seats
 from proxy.engine.given_text import TextLogprobs, score_steps, score_tokens
 from proxy.engine.model_context import ModelContext, Prompts
+from proxy.engine.outlet import Outlet, WideOutlet
 from proxy.engine.runner import TrajectoryRun, first_error
 from proxy.engine.seeds import seed_of_choice
 from proxy.engine.served_model import ServedModel
@@ -63,7 +64,7 @@ class Job:
     """None if the method does not score."""
     prompts: Prompts = field(default_factory=Prompts)
 
-    def run(self, index: int, observer: "TextObserver") -> TrajectoryRun:
+    def run(self, index: int, observer: "TextObserver", outlet: Outlet) -> TrajectoryRun:
         """The trajectory of choice `index`. Each choice has a seed of its own."""
         request = self.request
         seed = None if request.seed is None else seed_of_choice(request.seed, index)
@@ -76,6 +77,7 @@ class Job:
             observer=observer,
             scorer=self.scorer,
             prompts=self.prompts,
+            outlet=outlet,
         )
 
     def headers(self) -> dict[str, str]:
@@ -208,11 +210,12 @@ class Service:
         """All trajectories of a request, and the whole answer."""
         with self.admission.admit(job.request.n):
             observers = [TextObserver() for _ in range(job.request.n)]
-            outcomes = await self._within_deadline(self._run_all(job, observers))
+            outcomes = await self._within_deadline(self._run_all(job, observers, WideOutlet()))
         return completion(job.head, outcomes, job.options, job.model.labels)
 
-    async def stream(self, job: Job, put: Callable[[bytes], None]) -> None:
+    async def stream(self, job: Job, outbox: Outbox) -> None:
         """The same as chunks, sent as they become certain."""
+        put = outbox.put
         request, options = job.request, job.options
         include_usage = request.stream_options is not None and request.stream_options.include_usage
         writer = ChunkWriter(job.head, include_usage=include_usage)
@@ -228,7 +231,7 @@ class Service:
             put(writer.finish(index, outcome.trajectory.finish_reason, final_trace))
 
         with self.admission.admit(request.n):
-            outcomes = await self._within_deadline(self._run_all(job, observers, finished))
+            outcomes = await self._within_deadline(self._run_all(job, observers, outbox, finished))
         if include_usage:
             put(writer.usage(usage([outcome.usage for outcome in outcomes], options)))
         put(DONE)
@@ -237,13 +240,14 @@ class Service:
         self,
         job: Job,
         observers: list[TextObserver] | list[StreamObserver],
+        outlet: Outlet,
         finished: Callable[[int, Outcome], None] = lambda _index, _outcome: None,
     ) -> list[Outcome]:
         """N trajectories at once; the first error ends them all."""
 
         async def one(index: int, observer: TextObserver) -> Outcome:
             try:
-                outcome = await job.run(index, observer).run()
+                outcome = await job.run(index, observer, outlet).run()
             except BaseException:
                 self.metrics.failed(job.head.model, job.options.method)
                 raise

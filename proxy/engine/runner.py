@@ -42,6 +42,7 @@ from proxy.core.types import (
     Wrote,
 )
 from proxy.engine.model_context import ModelContext, Prompts
+from proxy.engine.outlet import Outlet, WideOutlet
 from proxy.engine.pair import Pair
 from proxy.engine.schedule import MeasuredSchedule
 from proxy.engine.seeds import seed_of_draws, seed_of_write
@@ -78,6 +79,8 @@ class TrajectoryRun:
     """One of the teacher's scorers, if the method scores."""
     prompts: Prompts = field(default_factory=Prompts)
     """Shared by all trajectories of the question."""
+    outlet: Outlet = field(default_factory=WideOutlet)
+    """Where the observer's text goes."""
     _monitor: Monitor = field(init=False)
     _group: asyncio.TaskGroup = field(init=False)
     _usage: Usage = field(init=False, default_factory=Usage)
@@ -138,7 +141,7 @@ class TrajectoryRun:
     def _begin(self, command: Write) -> None:
         self._authors[command.write_id] = command.author
         upstream = self.pair.of(command.author)
-        self._gates[command.write_id] = Gate(upstream)
+        self._gates[command.write_id] = Gate(upstream, self.outlet)
         task = self._group.create_task(self._write(command))
         place = upstream.writing.ask(continues=command.write_id > 0)
         task.add_done_callback(lambda _task: upstream.writing.leave(place))
@@ -192,6 +195,7 @@ class TrajectoryRun:
         """Report the written text to the monitor, to the end or until the write is halted."""
         upstream = self.pair.of(command.author)
         logprobs: deque[tuple[float, ...]] = deque()
+        was_full = upstream.gated_writer is None
         async for draft in drafts:
             upstream.writing_speed.count(len(draft.pieces))
             self._usage.count_tokens(command.author, len(draft.pieces))
@@ -208,6 +212,14 @@ class TrajectoryRun:
                 self._tell(WriteEnded(command.write_id, draft.end), upstream)
             if draft.end is not None or command.write_id in self._halted:
                 return
+            if not self.outlet.is_full:
+                was_full = upstream.gated_writer is None
+            elif was_full:
+                # Its server cannot be stopped, at least not here; what it writes is not read.
+                with upstream.writing_speed.pausing():
+                    await self.outlet.has_room()
+            else:  # the gate is closed now, and the writer stops at it if the text allows
+                was_full = True
         raise UpstreamMalformed(upstream.name, "its text ended without a reason")
 
     def _drafts(

@@ -10,6 +10,7 @@ from typing import Literal
 from proxy.backends.base import GatedWriter, MarkupReader, Reader, Scorer, Writer
 from proxy.core.thinking import Reasoning
 from proxy.core.types import Scoring
+from proxy.engine.outlet import Outlet
 from proxy.engine.schedule import ComputingSpeed, WritingSpeed
 from proxy.errors import ScoringUnavailable
 
@@ -109,17 +110,26 @@ class Upstream:
 
 
 class Gate(asyncio.Event):
-    """Set while a text may be written. Waiting time does not count as the server's."""
+    """Set while a text may be written: its verdicts are not far behind, and its output is taken.
+    Waiting time does not count as the server's.
+    """
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, outlet: Outlet) -> None:
         super().__init__()
         self.set()
         self._upstream = upstream
+        self._outlet = outlet
+
+    def is_set(self) -> bool:
+        """Return whether the text may be written."""
+        return super().is_set() and not self._outlet.is_full
 
     async def wait(self) -> Literal[True]:
         """Wait until the gate is set. If it is not set already, the text pauses here."""
-        if self.is_set():
-            return True
-        self._upstream.on_wait()
-        with self._upstream.writing_speed.pausing():
-            return await super().wait()
+        while not self.is_set():
+            with self._upstream.writing_speed.pausing():
+                await self._outlet.has_room()
+                if not super().is_set():
+                    self._upstream.on_wait()
+                    await super().wait()
+        return True

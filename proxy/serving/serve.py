@@ -48,6 +48,10 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.transport = _HeadWithBody(transport, self.loop)
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"]["abort"] = self.transport.abort
+
 
 class _HeadWithBody(asyncio.Transport):
     """Takes what uvicorn writes of an answer; flow control stays with the transport."""
@@ -73,6 +77,10 @@ class _HeadWithBody(asyncio.Transport):
         """Close, once all is sent."""
         self._send_head()
         self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what is not sent yet is lost."""
+        self._transport.abort()
 
     def is_closing(self) -> bool:
         """Nothing more can be sent."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 from starlette.types import Message, Scope
 
-from proxy.api.sse import EventStream
+from proxy.api.sse import EventStream, Outbox
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.api import (
     CHAT,
@@ -172,9 +171,9 @@ async def test_a_waiting_stream_is_kept_open_by_comments() -> None:
     sent: list[Message] = []
     pinged = asyncio.Event()
 
-    async def produce(put: Callable[[bytes], None]) -> None:
+    async def produce(outbox: Outbox) -> None:
         await pinged.wait()
-        put(b"data: x\n\n")
+        outbox.put(b"data: x\n\n")
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -187,7 +186,8 @@ async def test_a_waiting_stream_is_kept_open_by_comments() -> None:
 
     scope: Scope = {"type": "http"}
     async with asyncio.timeout(PATIENCE_S):
-        await EventStream(produce, {}, ping_interval_s=0.01)(scope, receive, send)
+        stream = EventStream(produce, {}, stall_timeout_s=60, ping_interval_s=0.01)
+        await stream(scope, receive, send)
     assert sent[0]["type"] == "http.response.start"
     bodies = [message["body"] for message in sent[1:]]
     assert bodies[:3] == [b": ping\n\n"] * 3
