@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from proxy.core.params import Params
+from proxy.core.stitch import quality
 from proxy.core.types import Author, FinishReason, Role, Scoring
 from synth_client.complaints import complaints_of
 from synth_client.errors import InputError
@@ -194,8 +196,9 @@ class Record(Part):
     indices into `steps`, None without a breach. `scoring` is how the teacher obtained the values of
     the steps, None if its method scores nothing. `predicted` is the answer read from the output and
     `correct` whether it equals the reference `answer`, None if there is nothing to compare or
-    judging failed; `verification` names the rule, None if no rule was applied. `token_logprobs` are
-    present once `motab score` has added them.
+    judging failed; `verification` names the rule, None if no rule was applied. `quality` are the
+    proxy's flags of a text that would teach something wrong, None if it gave none. `token_logprobs`
+    are present once `motab score` has added them.
     `seconds` is the wall-clock time of the attempt that succeeded.
     """
 
@@ -220,6 +223,7 @@ class Record(Part):
     seconds: Annotated[float, Field(ge=0.0)]
     motab_version: str
     verification: Verification | None = None
+    quality: tuple[str, ...] | None = None
     token_logprobs: TokenLogprobs | None = None
 
     @model_validator(mode="after")
@@ -284,9 +288,31 @@ class Record(Part):
         asked = [message.content for message in self.messages if message.role == "user"]
         return asked[-1] if asked else self.messages[-1].content
 
+    @property
+    def delimiter(self) -> str:
+        """The delimiter that the record was made with."""
+        delimiter = self.params.get("delimiter")
+        return delimiter if isinstance(delimiter, str) and delimiter else Params().delimiter
+
     def pieces(self) -> tuple[Piece, ...]:
         """Return the output cut at the spans: joined, their texts are the output."""
         return tuple(Piece(span.role, self.output[span.start : span.end]) for span in self.spans)
+
+    def flags(self) -> tuple[str, ...]:
+        """Return `quality`; for a record without it, what its text and steps show."""
+        if self.quality is not None:
+            return self.quality
+        correction: str | None = None
+        flawed: list[str] = []
+        if self.breach is not None and self.bifurcation is not None:
+            own = (piece.text for piece in self.pieces() if piece.role == "teacher")
+            correction = "".join(own)
+            steps = range(self.bifurcation, self.breach + 1)
+            flawed = [text for text in map(self.step_text, steps) if text is not None]
+        # Whether the prompt had opened the thought is not in the record.
+        opened, closed = self.output.find("<think>"), self.output.find("</think>")
+        in_thought = closed >= 0 and not 0 <= opened < closed
+        return quality(self.output, flawed, correction, self.delimiter, in_thought=in_thought)
 
     def step_text(self, index: int) -> str | None:
         """Return the text of a step, None if it was left out of the output and not kept."""
@@ -313,8 +339,10 @@ class Record(Part):
         return "breach" if index == self.breach else "unsafe"
 
     def to_json_line(self) -> bytes:
-        """Return one line of JSON in UTF-8, newline included; `token_logprobs` only if present."""
-        left_out = {"token_logprobs"} if self.token_logprobs is None else None
+        """Return one line of JSON in UTF-8, newline included; `quality` and `token_logprobs` only
+        if present.
+        """
+        left_out = {name for name in ("quality", "token_logprobs") if getattr(self, name) is None}
         fields = self.model_dump(exclude=left_out)
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 

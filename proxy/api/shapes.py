@@ -53,6 +53,7 @@ def trace(outcome: Outcome, options: Options, models: dict[str, str | None]) -> 
     trajectory = outcome.trajectory
     found: dict[str, Any] = {
         "method": options.method,
+        "quality": outcome.quality,
         "breach": trajectory.breach,
         "bifurcation": trajectory.bifurcation,
         "scoring": outcome.scoring,

@@ -1,9 +1,15 @@
-"""Puts prefix, flawed attempt, revise token and correction together (Eq. 9 and 10)."""
+"""Puts prefix, flawed attempt, revise token and correction together (Eq. 9 and 10), and marks
+texts that would teach something wrong.
+"""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from proxy.core.params import Params
-from proxy.core.types import Role, Span
+from proxy.core.segmenter import split_steps
+from proxy.core.types import Quality, Role, Span, Trajectory
+
+_OPEN, _CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +52,54 @@ def cover(*parts: tuple[Role, str]) -> Stitched:
         if text:
             spans.append(Span(role, start, end))
     return Stitched("".join(text for _, text in parts), tuple(spans))
+
+
+def quality_of(trajectory: Trajectory, params: Params, *, in_thought: bool) -> tuple[Quality, ...]:
+    """Return the flags of a finished trajectory; see `quality` for `in_thought`."""
+    correction: str | None = None
+    flawed: list[str] = []
+    if trajectory.breach is not None:
+        flawed = [s.text for s in trajectory.steps[trajectory.bifurcation : trajectory.breach + 1]]
+    rejected = bool(trajectory.steps) and trajectory.steps[-1].safe is False
+    if trajectory.breach is not None or rejected or params.method == "prefix":
+        own = (s for s in trajectory.spans if s.role == "teacher")
+        correction = "".join(trajectory.text[span.start : span.end] for span in own)
+    if rejected and trajectory.breach is None:  # in `skd`, and nothing was written in its place
+        correction = ""
+    return quality(trajectory.text, flawed, correction, params.delimiter, in_thought=in_thought)
+
+
+def quality(
+    text: str, flawed: Sequence[str], correction: str | None, delimiter: str, *, in_thought: bool
+) -> tuple[Quality, ...]:
+    """Return what is wrong with a text as something to learn from, in the order of `Quality`.
+
+    `flawed` are the steps a_{t*}..a_t, and `correction` is the teacher's text after them, None if
+    it had none to write. With `in_thought`, the prompt has opened a thought, and the text begins
+    inside it.
+    """
+    return tuple(_faults(text, flawed, correction, delimiter, in_thought=in_thought))
+
+
+def _faults(
+    text: str, flawed: Sequence[str], correction: str | None, delimiter: str, *, in_thought: bool
+) -> Iterator[Quality]:
+    if correction is not None and not correction.strip():
+        yield "empty_correction"
+    if correction is not None and _repeats(correction, flawed, delimiter):
+        yield "repeated_step"
+    num_opened = text.count(_OPEN) + in_thought
+    if num_opened > 1:
+        yield "thought_opened_twice"
+    if text.count(_CLOSE) > 1:
+        yield "thought_closed_twice"
+    if num_opened and text.rfind(_OPEN) >= text.rfind(_CLOSE):  # both are -1 if neither is there
+        yield "thought_left_open"
+
+
+def _repeats(correction: str, flawed: Sequence[str], delimiter: str) -> bool:
+    """Return whether the correction has a flawed step, word for word: white space is no word."""
+    words = [step.split() for step in flawed]
+    beginning = correction.split()
+    written = [step.split() for step in split_steps(correction, delimiter)]
+    return any(step and (step in written or beginning[: len(step)] == step) for step in words)

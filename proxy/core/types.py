@@ -6,6 +6,14 @@ from typing import Literal
 Author = Literal["student", "teacher"]
 Role = Literal["student", "flawed", "revise", "teacher"]
 FinishReason = Literal["stop", "length"]
+Quality = Literal[
+    "empty_correction",
+    "repeated_step",
+    "thought_opened_twice",
+    "thought_closed_twice",
+    "thought_left_open",
+]
+"""What makes a text wrong to learn from."""
 Scoring = Literal["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "judge_sample"]
 """The ways to get a teacher's values, best first: the rungs of the fallback ladder. The first three
 give V_t of Eq. 5; the judges ask the teacher for a verdict, which is a different quantity."""

@@ -40,6 +40,13 @@ class Pair:
             return Bridge(Reasoning(), Reasoning())
         return Bridge(student.visible, model.reasoning)
 
+    def begins_in_thought(self, question: Question) -> bool:
+        """Return whether the visible text begins inside a thought that its prompt has opened."""
+        if question.prompt is not None:
+            return question.prompt.rstrip().endswith("<think>")
+        reasoning = self.of("teacher" if self.student is None else "student").reasoning
+        return reasoning is not None and reasoning.visible.opened
+
     def schedule(self, method: Method) -> MeasuredSchedule:
         """A trajectory's schedule if every scoring call computes its whole context."""
         student, teacher = self.of("student"), self.of("teacher")

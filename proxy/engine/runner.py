@@ -22,6 +22,7 @@ from proxy.backends.base import (
 from proxy.core.lookahead import AT_ONCE
 from proxy.core.monitor import Monitor, monitor_for
 from proxy.core.params import Params
+from proxy.core.stitch import quality_of
 from proxy.core.thinking import Translator
 from proxy.core.types import (
     Author,
@@ -255,14 +256,16 @@ class TrajectoryRun:
     def _model_context(self, author: Author) -> ModelContext:
         """The author's context, which grows with the trajectory."""
         if author not in self._contexts:
-            # A teacher that writes everything writes in its own format.
-            alone = self.params.method == "teacher"
-            pair = Pair(None, self.pair.teacher) if alone else self.pair
-            bridge = pair.bridge(author, self.question)
+            bridge = self._formats().bridge(author, self.question)
             self._contexts[author] = ModelContext(
                 self.pair.of(author), bridge, self.question, self.call, self.prompts
             )
         return self._contexts[author]
+
+    def _formats(self) -> Pair:
+        """The pair whose formats count: a teacher that writes everything writes in its own."""
+        alone = self.params.method == "teacher"
+        return Pair(None, self.pair.teacher) if alone else self.pair
 
     def _sampling_of(self, command: Write, model_context: ModelContext) -> Sampling:
         if command.author == "student":
@@ -287,7 +290,9 @@ class TrajectoryRun:
     def _outcome(self, trajectory: Trajectory) -> Outcome:
         self._usage.conclude(trajectory, self._revise_tokens)
         scoring = None if self.scorer is None else self.scorer.scoring
-        return Outcome(trajectory, self._usage, scoring)
+        in_thought = self._formats().begins_in_thought(self.question)
+        quality = quality_of(trajectory, self.params, in_thought=in_thought)
+        return Outcome(trajectory, self._usage, scoring, quality)
 
 
 def _first(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from proxy.backends.base import Scores
-from proxy.core.types import Author, Scoring, Trajectory
+from proxy.core.types import Author, Quality, Scoring, Trajectory
 
 
 @dataclass(slots=True)
@@ -61,8 +61,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished trajectory and its cost. `scoring` names the way the teacher scored, if it did."""
+    """A finished trajectory and its cost. `scoring` names the way the teacher scored, if it did;
+    `quality` has the flags of a text that would teach something wrong.
+    """
 
     trajectory: Trajectory
     usage: Usage
     scoring: Scoring | None
+    quality: tuple[Quality, ...] = ()

@@ -46,6 +46,7 @@ def traced_record(
             params=trace.params,
             models=trace.models,
             scoring=trace.scoring,
+            quality=trace.quality,
             breach=trace.breach,
             bifurcation=trace.bifurcation,
             steps=trace.steps,
@@ -185,6 +186,7 @@ class _Trace(_Wire):
     steps: tuple[StepRecord, ...]
     params: dict[str, JsonValue]
     models: Models
+    quality: tuple[str, ...] | None = None
 
 
 class _Choice(_Wire):

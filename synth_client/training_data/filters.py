@@ -176,6 +176,7 @@ _PLAIN: Final[Mapping[str, Callable[[Record], bool]]] = {
     "correct": lambda record: record.correct is True,
     "breach": lambda record: record.breach is not None,
     "no-breach": lambda record: record.breach is None,
+    "sound": lambda record: not record.flags(),
 }
 _NUMBERS: Final[Mapping[str, Callable[[Record], float | None]]] = {
     "chars": lambda record: len(record.output),

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Literal
 
-from proxy.core.params import Params
 from proxy.core.segmenter import split_steps
 from proxy.core.types import Role
 from synth_client.record import Record, Span
@@ -42,8 +41,5 @@ def loss_spans(record: Record, mask: Mask) -> tuple[LossSpan, ...]:
 
 def step_ends(record: Record, span: Span) -> list[int]:
     """Return where the steps of a span end, after the delimiter that the record was made with."""
-    delimiter = record.params.get("delimiter")
-    if not isinstance(delimiter, str) or not delimiter:
-        delimiter = Params().delimiter
-    steps = split_steps(record.output[span.start : span.end], delimiter)
+    steps = split_steps(record.output[span.start : span.end], record.delimiter)
     return list(accumulate((len(step) for step in steps), initial=span.start))[1:]

@@ -145,6 +145,7 @@ def _schema() -> Any:  # noqa: ANN401
             "seconds": real,
             "motab_version": text,
             "verification": arrow.struct({"rule": text, "fault": text, "scores": text}),
+            "quality": arrow.list_(text),
             "token_logprobs": arrow.struct({"student": logprobs, "teacher": logprobs}),
             "loss_spans": listed(start=count, end=count),
         }

@@ -46,6 +46,7 @@ FIELDS = [
     "seconds",
     "motab_version",
     "verification",
+    "quality",
 ]
 
 
@@ -129,6 +130,7 @@ def breached() -> dict[str, Any]:
         "seconds": 1.25,
         "motab_version": "0.1.0",
         "verification": {"rule": "number", "fault": None},
+        "quality": [],
     }
 
 

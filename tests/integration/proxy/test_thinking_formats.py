@@ -187,3 +187,30 @@ async def test_a_given_text_is_scored_as_the_student_s() -> None:
     scored = await score_steps(reads, teacher, "a\n</think>\n\nb", Params(), Call("r-0"))
     assert teacher.scorings[0].context == f"{PROMPT}{ANALYSIS}a{TO_FINAL}b"
     assert scored.prompt_tokens == len(PROMPT + ANALYSIS)
+
+
+async def test_a_thought_that_the_correction_leaves_open_or_closes_again_is_flagged() -> None:
+    closed = "</think>\n\nC c.\n\n"
+    drafts = says("<think>\nA a.\n\n", "B b.\n\n", closed)
+    for formats, table, correction, flags in (
+        # t* lies inside the thought and the breach after its end.
+        ((THINK, THINK), {"B b.\n\n": 0.3, closed: 0.05}, "No.\n</think>\n\n4", "closed_twice"),
+        ((THINK, NONE), {"B b.\n\n": 0.05}, "4", "left_open"),
+        ((THINK, THINK), {"B b.\n\n": 0.05}, "No.\n</think>\n\n4", None),
+        ((OPENED, NONE), {"B b.\n\n": 0.05}, "<think>\n4</think>", "opened_twice"),
+    ):
+        student = ScriptedBackend(
+            says("A a.\n\n", "B b.\n\n", closed) if formats[0] == OPENED else drafts
+        )
+        teacher = ScriptedBackend(says(correction), values(table))
+        outcome = await outcome_of(student, teacher, formats, base_threshold=0.1)
+        expected = () if flags is None else (f"thought_{flags}",)
+        assert outcome.quality == expected, (formats, outcome.trajectory.text)
+
+
+@pytest.mark.parametrize(("prompt", "flags"), [("Q <think>\n", ("thought_left_open",)), ("Q", ())])
+async def test_a_raw_prompt_itself_opens_the_thought(prompt: str, flags: tuple[str, ...]) -> None:
+    student = ScriptedBackend(says("A a."))
+    formats, question = (THINK, NONE), Question(prompt=prompt)
+    outcome = await outcome_of(student, ScriptedBackend(), formats, question, method="student")
+    assert outcome.quality == flags

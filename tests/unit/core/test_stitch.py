@@ -1,7 +1,7 @@
 import pytest
 
 from proxy.core.params import Params
-from proxy.core.stitch import stitch
+from proxy.core.stitch import quality, stitch
 from proxy.core.types import Span
 
 
@@ -42,3 +42,90 @@ def test_newlines_that_were_written_are_never_removed() -> None:
 
 def test_the_prefix_ends_the_line_where_the_attempt_is_a_newline_only() -> None:
     assert stitch("x\n", "\n", "y", Params()).text == "x\n\nHowever,\n\ny"
+
+
+def flags(
+    text: str = "x",
+    flawed: tuple[str, ...] = ("B b.\n\n", "C c.\n\n"),
+    correction: str | None = "Right.",
+    *,
+    in_thought: bool = False,
+) -> tuple[str, ...]:
+    return quality(text, flawed, correction, ".\n\n", in_thought=in_thought)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\n", " \n\t\u3000"])
+def test_a_correction_without_a_word_is_empty(blank: str) -> None:
+    assert flags(correction=blank) == ("empty_correction",)
+
+
+@pytest.mark.parametrize(
+    "correction",
+    [
+        "B b.\n\nRight.",
+        "B b.",
+        "\n\nC c.\n\n",
+        "Hm.\n\nB  b.\n\nRight.",
+        "B b. And so on",
+        "Right.\n\nC c.",
+    ],
+)
+def test_a_correction_that_has_a_flawed_step_word_for_word_repeats_it(correction: str) -> None:
+    assert flags(correction=correction) == ("repeated_step",)
+
+
+@pytest.mark.parametrize(
+    ("flawed", "correction"),
+    [
+        (("B b.\n\n",), "Bb.\n\n"),
+        (("B b.\n\n",), "b.\n\nB.\n\n"),
+        (("B b.\n\n",), "Not B b.\n\n"),
+        (("B",), "Bb"),
+        (("\n\n",), "\n\nRight."),
+        ((), "B b.\n\n"),
+    ],
+)
+def test_other_words_repeat_nothing(flawed: tuple[str, ...], correction: str) -> None:
+    assert flags(flawed=flawed, correction=correction) == ()
+
+
+def test_where_nothing_was_to_be_corrected_nothing_is_missing() -> None:
+    assert flags(flawed=(), correction=None) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "in_thought", "expected"),
+    [
+        ("<think>a</think>b", False, ()),
+        ("a</think>b", True, ()),
+        ("a</think>b", False, ()),
+        ("no thought", False, ()),
+        ("<think>a", False, ("thought_left_open",)),
+        ("a", True, ("thought_left_open",)),
+        ("", True, ("thought_left_open",)),
+        ("<think>a</think>b</think>c", False, ("thought_closed_twice",)),
+        ("a</think>b</think>", True, ("thought_closed_twice",)),
+        ("<think>a<think>b</think>c", False, ("thought_opened_twice",)),
+        ("<think>a</think>b", True, ("thought_opened_twice",)),
+        (
+            "<think>a</think><think>b</think>",
+            False,
+            ("thought_opened_twice", "thought_closed_twice"),
+        ),
+        ("<think>a</think>b<think>", False, ("thought_opened_twice", "thought_left_open")),
+        ("<thinking>a < think></ think>", False, ()),
+    ],
+)
+def test_a_thought_is_opened_once_and_closed_once(
+    text: str, in_thought: bool, expected: tuple[str, ...]
+) -> None:
+    assert flags(text, in_thought=in_thought) == expected
+
+
+def test_all_that_is_wrong_is_named_once() -> None:
+    assert flags("<think></think></think><think>", correction="") == (
+        "empty_correction",
+        "thought_opened_twice",
+        "thought_closed_twice",
+        "thought_left_open",
+    )

@@ -69,6 +69,11 @@ def test_an_answer_that_nobody_judged_is_not_correct() -> None:
     assert sift([record_of(breached() | {"correct": None})], "correct") == ([], {"correct": 1})
 
 
+def test_a_record_with_any_flag_is_not_sound() -> None:
+    flagged = [record_of(breached() | {"quality": [flag]}) for flag in ("repeated_step", "new")]
+    assert sift([BREACHED, *flagged, UNBROKEN], "sound") == ([0, 3], {"sound": 2})
+
+
 def test_the_first_filter_that_drops_a_record_is_the_one_that_counts() -> None:
     records = [BREACHED, UNBROKEN, record_of(unbroken(finish_reason="length"))]
     counts = sift(records, "finish=stop", "correct", "breach")
@@ -146,7 +151,7 @@ def test_what_is_no_filter_is_refused_with_those_there_are(text: str) -> None:
         Filters([text])
     assert str(caught.value) == (
         f"--filter {text}: no such filter; known filters are correct, breach, no-breach,"
-        " finish=stop|length, unique=first|shortest|best, chars<=N, tokens<=N, value<=N,"
+        " sound, finish=stop|length, unique=first|shortest|best, chars<=N, tokens<=N, value<=N,"
         " bifurcation<=N, depth<=N, student<=N, flawed<=N, teacher<=N (or >=)"
     )
 

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,44 @@ def test_a_line_holds_exactly_the_fields_of_the_contract_in_their_order() -> Non
 
 def test_a_line_says_the_same_as_the_json_it_was_read_from() -> None:
     assert orjson.loads(record_of(breached()).to_json_line()) == breached()
+
+
+def test_a_record_from_before_there_was_a_quality_is_read_and_stays_as_it_is() -> None:
+    fields = breached()
+    del fields["quality"]
+    record = record_of(fields)
+    assert record.quality is None
+    assert orjson.loads(record.to_json_line()) == fields
+
+
+@pytest.mark.parametrize("stitch", [breached, left_out])
+@pytest.mark.parametrize(
+    ("correction", "flags"),
+    [
+        (None, ()),
+        (" \n", ("empty_correction",)),
+        (FLAWED[1] + "No.", ("repeated_step",)),
+        ("<think>No.", ("thought_left_open",)),
+        ("No.</think>", ()),
+        ("No.</think>\n\nSo</think>", ("thought_closed_twice",)),
+    ],
+)
+def test_what_an_old_record_shows_is_flagged(
+    stitch: Callable[[], dict[str, Any]], correction: str | None, flags: tuple[str, ...]
+) -> None:
+    fields = stitch()
+    del fields["quality"]
+    if correction is not None:
+        last = fields["spans"][-1]
+        fields["output"] = fields["output"][: last["start"]] + correction
+        last["end"] = len(fields["output"])
+    assert record_of(fields).flags() == flags
+
+
+def test_the_proxys_flags_are_believed() -> None:
+    assert record_of(breached() | {"quality": ["of_a_later_version"]}).flags() == (
+        "of_a_later_version",
+    )
 
 
 def test_text_beyond_ascii_keeps_its_offsets_in_characters() -> None:
@@ -144,7 +183,7 @@ def test_a_step_that_contradicts_the_format_is_refused(changes: dict[str, Any], 
     assert fault in str(caught.value)
 
 
-@pytest.mark.parametrize("field", FIELDS[:-1])
+@pytest.mark.parametrize("field", FIELDS[:-2])
 def test_every_field_must_be_there(field: str) -> None:
     fields = breached()
     del fields[field]

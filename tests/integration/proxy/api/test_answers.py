@@ -111,7 +111,14 @@ async def test_the_samplings_fields_reach_the_student_and_not_the_teacher() -> N
 async def test_the_summary_trace_tells_the_decisions_and_the_spans() -> None:
     body = (await answer(service_of(*straying()), CHAT, chat())).json()
     (choice,) = body["choices"]
-    assert set(choice["motab"]) == {"method", "breach", "bifurcation", "scoring", "spans"}
+    assert set(choice["motab"]) == {
+        "method",
+        "quality",
+        "breach",
+        "bifurcation",
+        "scoring",
+        "spans",
+    }
     assert choice["motab"]["method"] == "motab"
     assert (choice["motab"]["breach"], choice["motab"]["bifurcation"]) == (1, 1)
     assert choice["motab"]["scoring"] == "prompt_logprobs"
@@ -277,3 +284,25 @@ async def test_a_rendering_that_failed_is_not_kept() -> None:
     assert isinstance(first, ValueError)
     assert [isinstance(other, Segment) and other.text for other in others] == ["Q", "Q"]
     assert len(student.rendered) == 2
+
+
+@pytest.mark.parametrize("path", [CHAT, MOTAB_CHAT])
+@pytest.mark.parametrize(
+    ("correction", "flags"),
+    [("Right.", []), ("", ["empty_correction"]), (B, ["repeated_step"])],
+)
+async def test_a_trace_says_what_is_wrong_with_the_text(
+    path: str, correction: str, flags: list[str]
+) -> None:
+    student, teacher = straying()
+    teacher.script = says(*([correction] if correction else []))
+    body = (await answer(service_of(student, teacher), path, chat())).json()
+    assert body["choices"][0]["motab"]["quality"] == flags
+    (final,) = [
+        choice["motab"]
+        for chunk in payloads(await answer(service_of(student, teacher), path, chat(stream=True)))
+        if chunk != "[DONE]"
+        for choice in chunk["choices"]
+        if "motab" in choice
+    ]
+    assert final["quality"] == flags
