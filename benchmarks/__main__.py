@@ -18,6 +18,7 @@ from benchmarks.report import show, write
 from benchmarks.scenarios.fleet import fleet
 from benchmarks.scenarios.growth import growth
 from benchmarks.scenarios.latency import latency
+from benchmarks.scenarios.linear import linear
 from benchmarks.scenarios.memory import held, memory
 from benchmarks.scenarios.processor import processor
 from benchmarks.scenarios.single import single
@@ -29,6 +30,7 @@ _STAGES: tuple[tuple[tuple[Scenario, ...], ...], ...] = (
     ((single,), (growth, waste)),
     ((fleet,),),
     ((processor,),),
+    ((linear,),),
     ((latency,),),
     ((memory,),),
     ((held,),),
