@@ -44,7 +44,7 @@ async def linear(*, quick: bool) -> Findings:
                     twice / once,
                     "",
                     at_most(_LIMIT),
-                    f"{1e6 * twice / (2 * num_tokens):.0f} and {1e6 * once / num_tokens:.0f} us/token",
+                    f"{1e6 * once / num_tokens:.0f} us/token, then {5e5 * twice / num_tokens:.0f}",
                 )
             )
     return Findings(tuple(figures), conditions={"texts at once": _NUM_TEXTS})
