@@ -5,11 +5,12 @@ Processor time depends on the machine, but its ratio for twice the tokens does n
 than linear.
 """
 
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.figures import Figure, Findings, at_most
-from benchmarks.load import session, together, trajectory
-from benchmarks.processes import Pair, Process, proxy, simulator
+from benchmarks.figures import Figure, Findings
+from benchmarks.load import together, trajectory
+from benchmarks.processes import Process, proxy, simulated_pair
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 
@@ -30,9 +31,8 @@ async def linear(*, quick: bool) -> Findings:
     num_tokens = 2_048 if quick else 12_000
     figures: list[Figure] = []
     async with (
-        simulator("sglang", _STUDENT) as student,
-        simulator("sglang", _TEACHER) as teacher,
-        proxy({n: Pair(student, teacher, params) for n, (_, params) in _CASES.items()}) as motab,
+        simulated_pair("sglang", _STUDENT, _TEACHER) as pair,
+        proxy({n: replace(pair, params=params) for n, (_, params) in _CASES.items()}) as motab,
     ):
         await _cost(motab, "clean", 64)  # costs of only the first request
         for name, (title, _) in _CASES.items():
@@ -42,9 +42,8 @@ async def linear(*, quick: bool) -> Findings:
                 Figure(
                     f"{title}: processor of {2 * num_tokens} tokens / {num_tokens} tokens",
                     twice / once,
-                    "",
-                    at_most(_LIMIT),
                     f"{1e6 * once / num_tokens:.0f} us/token, then {5e5 * twice / num_tokens:.0f}",
+                    at_most=_LIMIT,
                 )
             )
     return Findings(tuple(figures), conditions={"texts at once": _NUM_TEXTS})
@@ -54,7 +53,6 @@ async def _cost(motab: Process, name: str, num_tokens: int) -> float:
     """Return the proxy's processor seconds for a text, the mean of a few at once."""
     step_tokens = num_tokens if name == "one-step" else _STEP_TOKENS
     plans = [Plan(seed, num_tokens // step_tokens, step_tokens) for seed in range(_NUM_TEXTS)]
-    async with session() as http:
-        before = motab.cpu_s()
-        await together(trajectory(http, motab, name, plan) for plan in plans)
-        return (motab.cpu_s() - before) / _NUM_TEXTS
+    before = motab.cpu_s()
+    await together(trajectory(motab, plan, name) for plan in plans)
+    return (motab.cpu_s() - before) / _NUM_TEXTS
