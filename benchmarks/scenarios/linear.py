@@ -1,8 +1,8 @@
 """Measures how the proxy's processor time grows with the length of one text.
 
 Processor time depends on the machine, but its ratio for twice the tokens does not: 2 is linear and
-4 is quadratic. Part of a call's cost is the context that it sends, so many calls are a little more
-than linear.
+4 is quadratic. Every scoring call sends its whole context, which makes a text of many steps cost a
+little more than linear.
 """
 
 from dataclasses import replace
