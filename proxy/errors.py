@@ -64,6 +64,12 @@ class ContextExceeded(RequestError):
     code = "context_length_exceeded"
 
 
+class ContentRefused(RequestError):
+    """A server's content policy refuses the messages."""
+
+    code = "content_policy_violation"
+
+
 class Unauthorized(MotabError):
     """No API key, or a wrong one."""
 
@@ -169,9 +175,22 @@ class UpstreamGarbled(UpstreamFailed):
 
 
 class UpstreamRefused(UpstreamError):
-    """The server answered with another 4xx: it refuses what the configuration expects of it."""
+    """The server answered with another 4xx: it refuses what the configuration expects of it.
+
+    `http_status` is the server's own, if it is known.
+    """
 
     code = "upstream_refused"
+
+    def __init__(self, upstream: str, message: str, *, status: int | None = None) -> None:
+        super().__init__(upstream, message)
+        self.http_status = status
+
+
+class UpstreamDenied(UpstreamRefused):
+    """The server answered with 401, 402 or 403: it lets us in for no request at all."""
+
+    code = "upstream_denied"
 
 
 class UpstreamMalformed(UpstreamError):

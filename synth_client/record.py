@@ -111,7 +111,8 @@ class Models(Part):
 class MotabUsage(Part):
     """The cost of the trajectory, in tokens of either model and in calls.
 
-    `teacher_cached_tokens` is None if the teacher's server does not report its cache.
+    `teacher_cached_tokens` is None if the teacher's server does not report its cache, and
+    `teacher_tokens` if a plain server reports no usage.
     `teacher_tokens_discarded` is part of `teacher_tokens`.
     """
 
@@ -119,7 +120,7 @@ class MotabUsage(Part):
     student_tokens_discarded: Count
     teacher_scored_tokens: Count
     teacher_cached_tokens: Count | None
-    teacher_tokens: Count
+    teacher_tokens: Count | None
     student_calls: Count
     score_calls: Count
     correction_calls: Count
@@ -127,11 +128,14 @@ class MotabUsage(Part):
 
 
 class Usage(Part):
-    """The tokens that the client sees and, under `motab`, the tokens behind them."""
+    """The tokens that the client sees and, under `motab`, the tokens behind them.
 
-    prompt_tokens: Count
-    completion_tokens: Count
-    total_tokens: Count
+    None if a plain server does not report them.
+    """
+
+    prompt_tokens: Count | None
+    completion_tokens: Count | None
+    total_tokens: Count | None
     motab: MotabUsage
 
 

@@ -111,6 +111,11 @@ class Sampling:
         return None if self.seed is None else self.seed & 0x7FFFFFFF
 
     @property
+    def seed_63_bits(self) -> int | None:
+        """The seed for servers that accept no negative seed, or read -1 as no seed at all."""
+        return None if self.seed is None else self.seed & 0x7FFFFFFFFFFFFFFF
+
+    @property
     def is_seeded(self) -> bool:
         """Return whether a seed decides the text: it can then be repeated only from its start."""
         return self.seed is not None and self.temperature > 0

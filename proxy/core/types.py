@@ -5,7 +5,8 @@ from typing import Literal
 
 Author = Literal["student", "teacher"]
 Role = Literal["student", "flawed", "revise", "teacher"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
+"""`content_filter`: the server's content policy cut the text off."""
 Quality = Literal[
     "empty_correction",
     "repeated_step",
@@ -18,6 +19,27 @@ Scoring = Literal["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "
 """The ways to get a teacher's values, best first: the rungs of the fallback ladder. The first three
 give V_t of Eq. 5; the judges ask the teacher for a verdict, which is a different quantity."""
 JUDGES: frozenset[Scoring] = frozenset({"judge_logprob", "judge_sample"})
+# The words of servers and hosts for why a text ended.
+_FINISH_WORDS: dict[FinishReason, tuple[str, ...]] = {
+    "stop": (
+        *("stop", "eos", "eos_token", "end", "end_turn", "stop_sequence", "complete", "completed"),
+        *("finish", "finished", "stop_token", "word", "tool_calls", "tool_use", "function_call"),
+    ),
+    "length": (
+        *("length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "limit"),
+        *("model_length", "token_limit", "model_context_window_exceeded"),
+    ),
+    "content_filter": (
+        *("content_filter", "content_filtered", "safety", "recitation", "refusal", "sensitive"),
+        *("blocklist", "prohibited_content", "spii", "guardrail_intervened", "error_toxic"),
+    ),
+}
+_FINISH_REASONS = {word: reason for reason, words in _FINISH_WORDS.items() for word in words}
+
+
+def finish_reason_of(word: str) -> FinishReason | None:
+    """Return the reason that a server means by its own word for it; None for an unknown word."""
+    return _FINISH_REASONS.get(word.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +134,7 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class WriteEnded:
-    """The model ended its text ("stop") or reached its token limit ("length")."""
+    """The model ended its text, reached its token limit, or was cut off by a content filter."""
 
     write_id: int
     reason: FinishReason

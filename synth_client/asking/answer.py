@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from proxy.core.types import FinishReason, Scoring
+from proxy.core.types import FinishReason, Scoring, finish_reason_of
 from synth_client.asking.errors import REASONING_APART, SynthesisError
 from synth_client.complaints import complaints_of
 from synth_client.questions.question import Question
@@ -61,11 +61,12 @@ def traced_record(
 
 
 def plain_record(
-    content: bytes, question: Question, *, sample: int, attempts: int, seconds: float
+    content: bytes, question: Question, *, model: str, sample: int, attempts: int, seconds: float
 ) -> Record:
     """Build the record of any OpenAI-compatible answer; its one model counts as the teacher.
 
-    Raises `SynthesisError` if the answer lacks something.
+    What servers leave out (the usage, the model's name, for which the asked `model` stands, the
+    role) keeps no record from being made. Raises `SynthesisError` if the answer has no text.
     """
     try:
         completion = _PlainCompletion.model_validate_json(content)
@@ -77,7 +78,7 @@ def plain_record(
                 status=200,
                 error_type=REASONING_APART,
             )
-        output, usage = choice.message.content, completion.usage
+        output, usage = choice.message.content or "", completion.usage or _PlainUsage()
         spans = (Span(role="teacher", start=0, end=len(output)),) if output else ()
         return _record(
             question,
@@ -85,12 +86,12 @@ def plain_record(
             spans=spans,
             method=PLAIN_METHOD,
             params={},
-            models=Models(student=None, teacher=completion.model),
+            models=Models(student=None, teacher=completion.model or model),
             scoring=None,
             breach=None,
             bifurcation=None,
             steps=(),
-            finish_reason=choice.finish_reason,
+            finish_reason=_finish_of(choice.finish_reason),
             usage=Usage(**dict(usage), motab=_all_by_the_teacher(usage.completion_tokens)),
             sample=sample,
             attempts=attempts,
@@ -112,7 +113,12 @@ def scored_record(content: bytes, record: Record) -> Record:
         raise _malformed_as(error, content) from error
 
 
-def _all_by_the_teacher(completion_tokens: int) -> MotabUsage:
+def _finish_of(reason: str | None) -> FinishReason:
+    """Return why a plain server's answer ended; a reason that nobody knows is an ordinary end."""
+    return finish_reason_of(reason or "stop") or "stop"
+
+
+def _all_by_the_teacher(completion_tokens: int | None) -> MotabUsage:
     return MotabUsage(
         student_tokens=0,
         student_tokens_discarded=0,
@@ -208,26 +214,31 @@ class _TokenScores(_Wire):
     token_logprobs: TokenLogprobs
 
 
-class _PlainMessage(_ChatMessage):
+class _PlainMessage(_Wire):
+    """A refused or filtered answer has a content of null."""
+
+    content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
 
 class _PlainChoice(_Wire):
     message: _PlainMessage
-    finish_reason: FinishReason
+    finish_reason: str | None = None
 
 
 class _PlainUsage(_Wire):
-    prompt_tokens: Count
-    completion_tokens: Count
-    total_tokens: Count
+    """None for what the server does not report."""
+
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    total_tokens: Count | None = None
 
 
 class _PlainCompletion(_Wire):
-    model: str
+    model: str | None = None
     choices: Annotated[tuple[_PlainChoice, ...], Field(min_length=1, max_length=1)]
-    usage: _PlainUsage
+    usage: _PlainUsage | None = None
 
 
 class _ErrorBody(_Wire):

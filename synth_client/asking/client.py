@@ -6,11 +6,13 @@ the kernel probes it to keep it alive; a gateway's own read timeout must be long
 trajectory.
 """
 
+import codecs
 import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Final, Self
@@ -113,7 +115,9 @@ class SynthClient:
         path = "chat/completions" if synthesis.plain else "motab/chat/completions"
         body = synthesis.body(unit.question.messages, unit.sample)
         content = await self._posted(unit, attempt, path, body)
-        parse = plain_record if synthesis.plain else traced_record
+        parse: Callable[..., Record] = traced_record
+        if synthesis.plain:
+            parse = partial(plain_record, model=synthesis.model)
         return parse(
             content,
             unit.question,
@@ -142,7 +146,7 @@ class SynthClient:
             ) from error
         if response.status_code != httpx.codes.OK:
             raise _refusal(response)
-        return response.content
+        return response.content.removeprefix(codecs.BOM_UTF8)
 
 
 def _transport(base_url: str, max_connections: int) -> AiohttpTransport:

@@ -61,8 +61,13 @@ class SynthesisError(Exception):
 
     @property
     def trouble(self) -> Trouble:
-        """The class of the error."""
+        """The class of the error: as its code says if it is one of the proxy's, else its status.
+
+        A 502 alone does not say whether the server is down or refuses this one question.
+        """
         status = self.status
+        if self.code in _TROUBLE_OF_CODE and status is not None:
+            return _TROUBLE_OF_CODE[self.code]
         if status is None or status in _TRANSIENT_REFUSALS:
             return Trouble.TRANSIENT
         if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
@@ -82,12 +87,23 @@ class SynthesisError(Exception):
             return True
         if self.status is not None and HTTPStatus.MULTIPLE_CHOICES <= self.status < 400:
             return True
-        if self.status != HTTPStatus.BAD_REQUEST or self.code == "context_length_exceeded":
+        if self.status != HTTPStatus.BAD_REQUEST or self.code in _TROUBLE_OF_CODE:
             return False
         # The proxy names the refused field; all fields but the messages belong to the run.
         return (self.param or "").split(".")[0] in _RUN_FIELDS
 
 
+# The proxy's codes (proxy/errors.py) about one question, which is no outage, whatever their status.
+# Not `upstream_denied`: a key that expired is replaced, and then the same questions are answered.
+_TROUBLE_OF_CODE: Final = {
+    "context_length_exceeded": Trouble.PERMANENT,
+    "content_policy_violation": Trouble.PERMANENT,
+    "tokenizer_failed": Trouble.PERMANENT,
+    "upstream_refused": Trouble.PERMANENT,
+    "deadline_exceeded": Trouble.CONTENT,
+    "internal_error": Trouble.CONTENT,
+    "upstream_malformed": Trouble.CONTENT,
+}
 _TRANSIENT_REFUSALS: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY}
 _RUN_FIELDS: Final = {"motab", "model", "temperature", "top_p", "seed"}
 _RUN_REFUSALS: Final = {

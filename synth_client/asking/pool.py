@@ -199,11 +199,16 @@ class Pool:
             due_s = self._retries[0][0] - time.monotonic() if self._retries else None
             # A worker that delivers holds no permit, but is not free.
             if self._num_handed_out < self._num_workers:
-                if due_s is not None and due_s <= 0:
+                is_due = due_s is not None and due_s <= 0
+                # In an outage another unit says more than one that has failed: the server may
+                # fail at certain questions only.
+                if is_due and not self._limiter.is_outage:
                     return heapq.heappop(self._retries)[2]
                 may_begin = len(self._retries) < _RETRIES_PER_WORKER * self._num_workers
                 if may_begin and (unit := await source.next()) is not None:
                     return _Job(unit)
+                if is_due:
+                    return heapq.heappop(self._retries)[2]
                 if not self._retries and not self._num_handed_out:
                     return None
                 await wait_for(self._moved, due_s)

@@ -214,7 +214,7 @@ class Statistics:
 
     def _add_tokens(self, record: Record) -> None:
         usage = record.usage.motab
-        self.tokens["prompt"] += record.usage.prompt_tokens
+        self.tokens["prompt"] += record.usage.prompt_tokens or 0
         for name in USAGE_LABELS:
             self.tokens[name] += getattr(usage, name) or 0
         self.num_cache_unknown += usage.teacher_cached_tokens is None

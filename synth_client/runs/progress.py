@@ -118,9 +118,9 @@ class Tally:
             self.num_breached += 1
             self.sum_bifurcation += record.bifurcation
         usage = record.usage.motab
-        self.tokens["prompt"] += record.usage.prompt_tokens
+        self.tokens["prompt"] += record.usage.prompt_tokens or 0
         self.tokens["student"] += usage.student_tokens
-        self.tokens["teacher"] += usage.teacher_tokens
+        self.tokens["teacher"] += usage.teacher_tokens or 0
         self.tokens["scored"] += usage.teacher_scored_tokens
 
     def add_error(self, error: SynthesisError) -> None:

@@ -15,7 +15,7 @@ from typing import Final, Literal, get_args
 
 import orjson
 
-from proxy.core.types import Role
+from proxy.core.types import FinishReason, Role
 from synth_client.errors import InputError
 from synth_client.files.spill_table import SpillTable
 from synth_client.record import Record
@@ -122,7 +122,7 @@ def parse_filter(text: str) -> Filter:
     if text in _PLAIN:
         return Filter(text, _PLAIN[text])
     name, sign, value = text.partition("=")
-    if sign and name == "finish" and value in {"stop", "length"}:
+    if sign and name == "finish" and value in get_args(FinishReason):
         return Filter(text, lambda record: record.finish_reason == value)
     if sign and name == "unique":
         for keep in get_args(Keep):
@@ -140,8 +140,8 @@ def parse_filter(text: str) -> Filter:
 def known_filters() -> str:
     """List all filters, for messages and help."""
     bounds = ", ".join(f"{name}<=N" for name in _NUMBERS)
-    keeps = "|".join(get_args(Keep))
-    return f"{', '.join(_PLAIN)}, finish=stop|length, unique={keeps}, {bounds} (or >=)"
+    keeps, finishes = "|".join(get_args(Keep)), "|".join(get_args(FinishReason))
+    return f"{', '.join(_PLAIN)}, finish={finishes}, unique={keeps}, {bounds} (or >=)"
 
 
 def _at_most(small: float | None, large: float | None) -> bool:

@@ -110,7 +110,7 @@ def results_of(evaluation: Evaluation) -> Results:
     for record in read_records(run.output):
         tallies[record.id].add(record)
         served_as.add(record.models.teacher or "")
-        completion_tokens += record.usage.completion_tokens
+        completion_tokens += record.usage.completion_tokens or 0
     for failed in _failed_rows(Workspace(run.output).failed):
         # An empty answer is an answer, and a wrong one; a missing answer is none.
         is_empty = failed.error.code == EMPTY_OUTPUT

@@ -161,7 +161,7 @@ def _data(unit: Unit) -> Data:
         right=sum(bool(record.correct) for record in records) / num,
         breached=sum(record.breach is not None for record in records) / num,
         student_tokens=fmean(usage.student_tokens for usage in usages),
-        teacher_tokens=fmean(usage.teacher_tokens for usage in usages),
+        teacher_tokens=fmean(usage.teacher_tokens or 0 for usage in usages),
         teacher_scored_tokens=fmean(usage.teacher_scored_tokens for usage in usages),
         output_characters=fmean(len(record.output) for record in used),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from proxy.backends.base import Call
 from proxy.backends.judges.judge import Answer, Candidate
 from proxy.backends.tokens.openai_usage import cached_tokens
+from proxy.backends.tokens.wire_values import text_of
 from proxy.backends.transport.http import UpstreamClient
 
 _PATH = "/v1/chat/completions"
@@ -40,7 +41,7 @@ class OpenAIChatAsker:
         with self._client.expecting(_PATH):
             choice = reply["choices"][0]
             return Answer(
-                text=choice["message"]["content"] or "",
+                text=text_of(choice["message"].get("content")),
                 is_whole=choice["finish_reason"] == "stop",
                 top=_first_top(choice.get("logprobs")),
                 num_cached_tokens=cached_tokens(reply),
@@ -51,4 +52,6 @@ def _first_top(logprobs: dict[str, Any] | None) -> tuple[Candidate, ...] | None:
     rows = (logprobs or {}).get("content")
     if not rows:
         return None
-    return tuple(Candidate(str(x["token"]), float(x["logprob"])) for x in rows[0]["top_logprobs"])
+    return tuple(
+        Candidate(text_of(x["token"]), float(x["logprob"])) for x in rows[0]["top_logprobs"]
+    )

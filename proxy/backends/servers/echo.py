@@ -15,6 +15,7 @@ from proxy.backends.base import Call, Context, ScoredToken, Scores, Segment
 from proxy.backends.tokens.alignment import Alignment, Reach, align, as_in_running_text
 from proxy.backends.tokens.logprobs import finite
 from proxy.backends.tokens.openai_usage import cached_tokens
+from proxy.backends.tokens.wire_values import text_of
 from proxy.backends.transport.http import UpstreamClient
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import Scoring, StepScore
@@ -143,7 +144,7 @@ class _Echoed:
         found = choice["logprobs"]
         if found is None or "tokens" not in found or "top_logprobs" not in found:
             raise ValueError("the server did not echo the prompt with its log-probabilities")
-        tokens = [str(token) for token in found["tokens"]]
+        tokens = [text_of(token) for token in found["tokens"]]
         logprobs, tops = found["token_logprobs"], found["top_logprobs"] or []
         if not len(tokens) == len(logprobs) == len(tops):
             raise ValueError(f"{len(tokens)} tokens, {len(logprobs)} and {len(tops)} entries")

@@ -14,6 +14,7 @@ from proxy.backends.base import Call, Context, Decoded, Draft, Reader, Sampling
 from proxy.backends.judges.judge import Answer, Candidate, JudgeLogprob, JudgeSample, find_judges
 from proxy.backends.servers.chat_text import ChatText, counted_pieces, seam_of
 from proxy.backends.servers.litellm_library import translated
+from proxy.backends.tokens.wire_values import end_of, text_of
 from proxy.backends.transport.calls import Calls, affinity_headers
 from proxy.backends.transport.http import UpstreamClient
 from proxy.core.types import FinishReason
@@ -30,7 +31,6 @@ CONTINUE_PROMPT = (
     "comes next, repeat nothing of it and say nothing about it."
 )
 _PATH = "/chat/completions"
-_END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 _CONTINUED_FIELDS = {"continue_final_message": True, "add_generation_prompt": False}
 
 
@@ -139,7 +139,7 @@ class LiteLLM:
             while (chunk := await self._next(stream, timeout_s)) is not None:
                 timeout_s = self._calls.timeouts.stall_s
                 with self._calls.expecting("a stream event"):
-                    event = _event(chunk)
+                    event = _event(chunk, self.upstream)
                 end = event.end or end
                 num_cached = event.num_cached_tokens if event.is_usage else num_cached
                 if piece := text.feed(event.reasoning, event.content):
@@ -173,7 +173,7 @@ class LiteLLM:
         with self._calls.expecting("the answer"):
             choice = reply.choices[0]
             return Answer(
-                text=choice.message.content or "",
+                text=text_of(choice.message.content),
                 is_whole=choice.finish_reason == "stop",
                 top=_first_top(getattr(choice, "logprobs", None)),
                 num_cached_tokens=_cached_tokens(getattr(reply, "usage", None)),
@@ -273,18 +273,16 @@ class _ChatChunk:
     num_cached_tokens: int | None
 
 
-def _event(chunk: Any) -> _ChatChunk:  # noqa: ANN401
+def _event(chunk: Any, upstream: str) -> _ChatChunk:  # noqa: ANN401
     usage = getattr(chunk, "usage", None)
     cached = _cached_tokens(usage)
     if not chunk.choices:
         return _ChatChunk("", "", None, usage is not None, cached)
     choice = chunk.choices[0]
-    reason = choice.finish_reason
-    if reason is not None and reason not in _END_REASONS:
-        raise ValueError(f"the answer ended with {reason!r}")
-    reasoning = getattr(choice.delta, "reasoning_content", None) or ""
-    end = None if reason is None else _END_REASONS[reason]
-    return _ChatChunk(reasoning, choice.delta.content or "", end, usage is not None, cached)
+    end = end_of(choice.finish_reason, upstream)
+    reasoning = text_of(getattr(choice.delta, "reasoning_content", None))
+    content = text_of(getattr(choice.delta, "content", None))
+    return _ChatChunk(reasoning, content, end, usage is not None, cached)
 
 
 def _sampled(sampling: Sampling) -> dict[str, Any]:
@@ -293,7 +291,7 @@ def _sampled(sampling: Sampling) -> dict[str, Any]:
     if sampling.top_p != 1.0:
         fields["top_p"] = sampling.top_p
     if sampling.seed is not None:
-        fields["seed"] = sampling.seed
+        fields["seed"] = sampling.seed_31_bits
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
     return fields
@@ -303,7 +301,7 @@ def _first_top(logprobs: Any) -> tuple[Candidate, ...] | None:  # noqa: ANN401
     rows = getattr(logprobs, "content", None)
     if not rows:
         return None
-    return tuple(Candidate(str(x.token), float(x.logprob)) for x in rows[0].top_logprobs)
+    return tuple(Candidate(text_of(x.token), float(x.logprob)) for x in rows[0].top_logprobs)
 
 
 def _cached_tokens(usage: Any) -> int | None:  # noqa: ANN401

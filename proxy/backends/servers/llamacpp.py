@@ -30,9 +30,10 @@ from proxy.backends.servers.slot_pool import SlotPool
 from proxy.backends.tokens.alignment import as_in_running_text, decoded, without_follower
 from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
 from proxy.backends.tokens.logprobs import PieceLogprobs
-from proxy.backends.transport.http import UpstreamClient
+from proxy.backends.tokens.wire_values import end_of, error_in, text_of, whole_text
+from proxy.backends.transport.http import DONE, UpstreamClient
 from proxy.core.scoring import entropy, oracle_value
-from proxy.core.types import FinishReason, Scoring, StepScore
+from proxy.core.types import Scoring, StepScore
 from proxy.errors import ConfigError
 
 # Added to the logit of the one allowed token; log-probabilities are computed before the addition.
@@ -42,7 +43,6 @@ _LOWEST = -1e30
 # How many candidates to request to find a token that cannot be forced: first those that hold most
 # of the probability, then every token of any vocabulary.
 _SEARCH_DEPTHS = (1_000, 1_000_000)
-_END_REASONS: dict[str, FinishReason] = {"eos": "stop", "word": "stop", "limit": "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class LlamaCpp:
                 "/apply-template", {"messages": question.wire_messages()}, call
             )
             with self._client.expecting("/apply-template"):
-                text = str(reply["prompt"])
+                text = whole_text(reply["prompt"])
         return Segment(text, await self._parsed(text, call, add_special=True))
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
@@ -180,12 +180,14 @@ class LlamaCpp:
         if sampling.logprobs:
             body["n_probs"] = 1
         last: Draft | None = None
-        reading = _StreamReader(PieceLogprobs(sampling.logprobs))
+        reading = _StreamReader(self._client.upstream, PieceLogprobs(sampling.logprobs))
         async with self._slots.lease(call.session_id) as slot:
             body["id_slot"] = slot
             async with self._client.stream("/completion", body, call) as events:
                 # Read to the very end, past the last draft, so that the connection can be reused.
                 async for payload in events:
+                    if payload == DONE:
+                        continue
                     draft = self._draft(payload, reading)
                     if draft is None:
                         continue
@@ -200,8 +202,8 @@ class LlamaCpp:
     def _draft(self, payload: bytes, reading: "_StreamReader") -> Draft | None:
         with self._client.expecting("a stream event"):
             row = orjson.loads(payload)
-            if "error" in row:
-                raise self._client.stream_failure(row["error"])
+            if error := error_in(row):
+                raise self._client.stream_failure(error)
             return reading.draft(row)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
@@ -224,8 +226,8 @@ class LlamaCpp:
             for token, row in zip(reply["tokens"], reply["completion_probabilities"], strict=False):
                 if row["id"] != token:
                     break
-                rows.append((str(row["token"]), int(token), _finite(row["logprob"])))
-            return decoded(str(reply["content"]), rows)
+                rows.append((text_of(row["token"]), int(token), _finite(row["logprob"])))
+            return decoded(text_of(reply["content"]), rows)
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
@@ -303,6 +305,7 @@ class LlamaCpp:
 class _StreamReader:
     """Reads the events of a stream."""
 
+    upstream: str
     logprobs: PieceLogprobs
     num_logprobs: int = 0
     """The number of tokens whose log-probabilities have come, or were found missing."""
@@ -320,16 +323,14 @@ class _StreamReader:
         the last of its tokens; the count of tokens says how many came before it. The ids of half
         characters never come.
         """
-        text, count = str(row["content"]), int(row["tokens_predicted"])
+        text, count = text_of(row.get("content")), int(row["tokens_predicted"])
         if not row["stop"]:
             self._add_logprobs(row, count)
             self.token_ids += map(int, row.get("tokens", ()))
             return self._written(text, count) if text else None
-        if row["stop_type"] not in _END_REASONS:
-            raise ValueError(f"unknown stop_type {row['stop_type']!r}")
         # The end token is counted, but has no text.
         num_new = count - self.num_tokens - (row["stop_type"] == "eos")
-        end = _END_REASONS[row["stop_type"]]
+        end = end_of(row["stop_type"], self.upstream) or "stop"
         if row["stop_type"] == "eos":
             self.logprobs.drop_last()
         pieces = _pieces(text, num_new)

@@ -27,14 +27,13 @@ from proxy.backends.base import (
 from proxy.backends.self_test import TOLERANCE, self_test
 from proxy.backends.servers.echo import COMPLETIONS, Completions, Echo, aligned
 from proxy.backends.tokens.openai_usage import cached_tokens
-from proxy.backends.transport.http import UpstreamClient
+from proxy.backends.tokens.wire_values import end_of, error_in, is_failure, text_of
+from proxy.backends.transport.http import DONE, UpstreamClient
 from proxy.core.types import FinishReason, Scoring
 from proxy.errors import UpstreamError, UpstreamMalformed, UpstreamRefused
 
 _log = logging.getLogger(__name__)
 
-# Together writes "eos".
-_END_REASONS: dict[str, FinishReason] = {"stop": "stop", "eos": "stop", "length": "length"}
 # Fields that a stream is opened with, unless the server refuses them.
 _EXTRAS: dict[str, Any] = {"stream_options": {"include_usage": True}}
 # An end token and the tokens of half a character have no text.
@@ -119,7 +118,7 @@ class OpenAI:
         async with self._client.stream(COMPLETIONS, body, call) as events:
             # Read to the very end, so that the connection can be reused.
             async for payload in events:
-                if payload == b"[DONE]":
+                if payload == DONE:
                     continue
                 event = self._event(payload)
                 end = event.end or end
@@ -134,17 +133,16 @@ class OpenAI:
     def _event(self, payload: bytes) -> _CompletionEvent:
         with self._client.expecting("a stream event"):
             row = orjson.loads(payload)
-            if row.get("error"):
-                raise self._client.stream_failure(row["error"])
-            if not row["choices"]:  # the usage
+            if error := error_in(row):
+                raise self._client.stream_failure(error)
+            choices = row.get("choices")
+            if not choices:  # the usage
                 return _CompletionEvent("", None, cached_tokens(row))
-            choice = row["choices"][0]
-            reason, text = choice["finish_reason"], str(choice["text"])
-            if reason is not None and reason not in _END_REASONS:
-                raise ValueError(f"unknown finish_reason {reason!r}")
-            return _CompletionEvent(
-                text, None if reason is None else _END_REASONS[reason], cached_tokens(row)
-            )
+            reason = choices[0].get("finish_reason")
+            if is_failure(reason):
+                raise self._client.stream_failure(f"finish_reason is {reason}")
+            end = end_of(reason, self._client.upstream)
+            return _CompletionEvent(text_of(choices[0].get("text")), end, cached_tokens(row))
 
     async def _pieces(self, text: str, call: Call) -> tuple[str, ...]:
         (segment,) = await self.reader.encode([text], call)
@@ -155,7 +153,7 @@ class OpenAI:
         reply = await self._client.post(COMPLETIONS, body, call)
         with self._client.expecting("the written answer"):
             choice = reply["choices"][0]
-            written, text = _written(choice), str(choice["text"])
+            written, text = _written(choice), text_of(choice["text"])
             if not written or not text:
                 raise ValueError("it came without text or without log-probabilities")
             texts, logprobs = _whole_characters(text, written, choice["logprobs"])
@@ -197,8 +195,8 @@ def _written(choice: dict[str, Any]) -> list[tuple[str, float | None]] | None:
     if not found:
         return None
     if "content" in found:
-        return [(str(entry["token"]), entry["logprob"]) for entry in found["content"] or ()]
-    return list(zip(map(str, found["tokens"]), found["token_logprobs"], strict=True))
+        return [(text_of(entry["token"]), entry["logprob"]) for entry in found["content"] or ()]
+    return list(zip(map(text_of, found["tokens"]), found["token_logprobs"], strict=True))
 
 
 def _whole_characters(

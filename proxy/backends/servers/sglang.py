@@ -24,12 +24,13 @@ from proxy.backends.tokens.alignment import (
 from proxy.backends.tokens.logprobs import PieceLogprobs, all_finite, complete, finite
 from proxy.backends.tokens.spelling import Spelling, Token
 from proxy.backends.tokens.thin_json import RowLayout
-from proxy.backends.transport.http import UpstreamClient
+from proxy.backends.tokens.wire_values import end_of, error_in, text_of, whole_text
+from proxy.backends.transport.http import DONE, UpstreamClient
+from proxy.backends.transport.refusals import refusal_of, status_in
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
-from proxy.errors import MotabError, UpstreamFailed, UpstreamRefused
+from proxy.errors import MotabError
 
-_END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 # SGLang raises -inf, which JSON does not have, to the lowest number of its float type.
 _LOWEST = -1e30
 _TOPS = RowLayout(b"input_top_logprobs", b"[[", b"]]")
@@ -60,7 +61,7 @@ class SGLang(ServerReader):
         body = {"model": self._model, "tokens": list(token_ids), "skip_special_tokens": False}
         reply = await self._client.post("/v1/detokenize", body, call)
         with self._client.expecting("/v1/detokenize"):
-            return str(reply["text"])
+            return whole_text(reply["text"])
 
     async def _ids_of(self, texts: Sequence[str], call: Call) -> list[list[int]]:
         if not texts:
@@ -80,7 +81,7 @@ class SGLang(ServerReader):
             "stop": list(sampling.stop),
         }
         if sampling.seed is not None:
-            sampled["sampling_seed"] = sampling.seed
+            sampled["sampling_seed"] = sampling.seed_63_bits
         if sampling.special_tokens:
             sampled |= {"skip_special_tokens": False, "spaces_between_special_tokens": False}
         body = {
@@ -92,13 +93,16 @@ class SGLang(ServerReader):
             "return_text_in_logprobs": True,
         }
         reading = _EventReader(
-            len(context.token_ids), sampling.stop, PieceLogprobs(sampling.logprobs)
+            self._client.upstream,
+            len(context.token_ids),
+            sampling.stop,
+            PieceLogprobs(sampling.logprobs),
         )
         last: Draft | None = None
         async with self._client.stream("/generate", body, call) as events:
             # Read to the very end, so that the connection can be reused.
             async for payload in events:
-                if payload == b"[DONE]":
+                if payload == DONE:
                     continue
                 with self._client.expecting("a stream event"):
                     row = orjson.loads(payload)
@@ -122,15 +126,15 @@ class SGLang(ServerReader):
         reply = await self._client.post("/generate", body, call, self._raise_for_failure)
         with self._client.expecting("the written answer"):
             meta = reply["meta_info"]
-            _end(meta["finish_reason"], ())
+            _end(meta["finish_reason"], (), self._client.upstream)
             if meta["prompt_tokens"] != len(context.token_ids):
                 sent, read = len(context.token_ids), meta["prompt_tokens"]
                 raise ValueError(f"{sent} tokens sent, {read} read")
             rows = [
-                (str(token), int(token_id), finite(logprob, _LOWEST))
+                (text_of(token), int(token_id), finite(logprob, _LOWEST))
                 for logprob, token_id, token in meta["output_token_logprobs"]
             ]
-            return decoded(str(reply["text"]), rows)
+            return decoded(text_of(reply["text"]), rows)
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
@@ -174,30 +178,31 @@ class SGLang(ServerReader):
                 raise ValueError("its first entry is not null, so the others may be one token off")
             own = rows[first - start :]
             return scored_tokens(
-                [str(row[2]) for row in own],
+                [text_of(row[2]) for row in own],
                 _of_tokens(own, ids[first:]),
                 context.steps[-1].text,
             )
 
     def _raise_for_failure(self, row: dict[str, Any]) -> None:
         """Raise an error: before the first token it is an event, later it is a finish reason."""
-        if "error" in row:
-            raise self._failure(row["error"]["message"], row["error"].get("code"))
+        if (error := error_in(row)) is not None:
+            raise self._failure(error["message"], error.get("code"))
         reason = row["meta_info"]["finish_reason"]
-        if reason is not None and reason["type"] == "abort":
+        if isinstance(reason, dict) and reason["type"] == "abort":
             raise self._failure(reason["message"], reason.get("status_code"))
 
     def _failure(self, message: object, status: object) -> MotabError:
-        failure = self._client.stream_failure(message)
-        if status == HTTPStatus.BAD_REQUEST and isinstance(failure, UpstreamFailed):
-            return UpstreamRefused(self._client.upstream, f"/generate refused: {message}")
-        return failure
+        upstream = self._client.upstream
+        code = status_in({"code": status})
+        words = "/generate refused" if code == HTTPStatus.BAD_REQUEST else "the stream failed"
+        return refusal_of(upstream, code, str(message), f"{words}: {message}")
 
 
 @dataclass(slots=True)
 class _EventReader:
     """Reads a stream. Events repeat all text, unless --incremental-streaming-output is set."""
 
+    upstream: str
     num_prompt_tokens: int
     stop: tuple[str, ...]
     logprobs: PieceLogprobs
@@ -208,25 +213,14 @@ class _EventReader:
     def draft(self, row: dict[str, Any]) -> Draft:
         """The new tokens of an event. Raises ValueError if one is missing."""
         meta = row["meta_info"]
-        if meta["prompt_tokens"] != self.num_prompt_tokens:
-            # A server with --allow-auto-truncate would continue a shortened context.
-            raise ValueError(f"{self.num_prompt_tokens} tokens sent, {meta['prompt_tokens']} read")
-        text: str = row["text"]
-        rows: list[list[Any]] = meta["output_token_logprobs"]
-        count, total = len(row["output_ids"]), meta["completion_tokens"]
-        if len(rows) != count:
-            raise ValueError(f"{count} output_ids, but {len(rows)} log-probabilities")
-        if count == total:
-            if not text.startswith(self.text):
-                raise ValueError("its text does not continue the text before it")
-            rows, text = rows[self.num_tokens :], text[len(self.text) :]
-        elif self.num_tokens + count != total:
-            raise ValueError(f"{self.num_tokens} tokens and then {count} are not {total}")
+        rows, text = self._new(row, meta)
         tokens = [Token.of(token_id, string) for _, token_id, string in rows]
-        self.num_tokens, self.text = total, self.text + text
-        end, is_end_token = _end(meta["finish_reason"], self.stop)
+        self.num_tokens, self.text = meta["completion_tokens"], self.text + text
+        end, is_end_token = _end(meta["finish_reason"], self.stop, self.upstream)
         if is_end_token:  # it is counted, but has no text
             tokens = tokens[:-1]
+        if tokens and row.get("text") is None:
+            raise ValueError(f"{len(tokens)} tokens came without their text")
         if end == "length":  # half a character, whose other tokens will not come
             text = text.rstrip(REPLACEMENT)
         spelt = self.spelling.feed(text, tokens)
@@ -239,18 +233,38 @@ class _EventReader:
         piece_logprobs = self.logprobs.take(len(pieces))
         return Draft(pieces, end, _cached_tokens(meta), logprobs=piece_logprobs)
 
+    def _new(self, row: dict[str, Any], meta: dict[str, Any]) -> tuple[list[list[Any]], str]:
+        """The log-probabilities of an event's new tokens, with their ids and strings, and the text
+        that is new.
+        """
+        if meta["prompt_tokens"] != self.num_prompt_tokens:
+            # A server with --allow-auto-truncate would continue a shortened context.
+            raise ValueError(f"{self.num_prompt_tokens} tokens sent, {meta['prompt_tokens']} read")
+        rows: list[list[Any]] = meta["output_token_logprobs"]
+        count, total = len(row["output_ids"]), meta["completion_tokens"]
+        if len(rows) != count:
+            raise ValueError(f"{count} output_ids, but {len(rows)} log-probabilities")
+        if count != total:
+            if self.num_tokens + count != total:
+                raise ValueError(f"{self.num_tokens} tokens and then {count} are not {total}")
+            return rows, text_of(row.get("text"))
+        text = self.text if row.get("text") is None else text_of(row["text"])
+        if not text.startswith(self.text):
+            raise ValueError("its text does not continue the text before it")
+        return rows[self.num_tokens :], text[len(self.text) :]
 
-def _end(reason: dict[str, Any] | None, stop: tuple[str, ...]) -> tuple[FinishReason | None, bool]:
+
+def _end(
+    reason: dict[str, Any] | str | None, stop: tuple[str, ...], upstream: str
+) -> tuple[FinishReason | None, bool]:
     """The reason of the end, and whether it was an end token: stop strings match as text."""
-    if reason is None:
-        return None, False
-    if reason["type"] not in _END_REASONS:
-        raise ValueError(f"unknown finish_reason {reason!r}")
+    if not isinstance(reason, dict):
+        return end_of(reason, upstream), False
     matched = reason.get("matched")
     if isinstance(matched, str) and matched not in stop:
         # A model that computes NaN "stops" at "NaN happened".
         raise ValueError(f"it stopped at {matched!r}, which is no stop string")
-    return _END_REASONS[reason["type"]], isinstance(matched, int | list)
+    return end_of(reason["type"], upstream), isinstance(matched, int | list)
 
 
 def _prompt_logprobs(context: Context, start: int) -> dict[str, Any]:

@@ -28,13 +28,17 @@ from proxy.backends.tokens.logprobs import PieceLogprobs, all_finite, complete, 
 from proxy.backends.tokens.openai_usage import cached_tokens
 from proxy.backends.tokens.spelling import Spelling, Token
 from proxy.backends.tokens.thin_json import RowLayout
-from proxy.backends.transport.http import UpstreamClient
+from proxy.backends.tokens.wire_values import (
+    end_of,
+    error_in,
+    is_failure,
+    text_of,
+    whole_text,
+)
+from proxy.backends.transport.http import DONE, UpstreamClient
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
 
-_END_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-# The server shut down, or failed while it wrote.
-_FAILURES = {"abort", "error"}
 # SentencePiece-like tokenizers write this for a space.
 _METASPACE = "\u2581"
 # vLLM writes this number for -inf, which JSON does not have.
@@ -82,7 +86,7 @@ class Vllm(ServerReader):
         reply = await client.post(cls._route, body, call)
         alone = await client.post(cls._route, {**body, "prompt": FOLLOWED_BY}, call)
         with client.expecting(cls._route):
-            first = str(alone["token_strs"][0])
+            first = text_of(alone["token_strs"][0])
             return Cuts(int(reply["tokens"][-1]), adds_space=first.startswith(_METASPACE))
 
     async def check(self) -> None:
@@ -92,7 +96,7 @@ class Vllm(ServerReader):
         body = {"model": self._model, "tokens": list(token_ids)}
         reply = await self._client.post("/detokenize", body, call)
         with self._client.expecting("/detokenize"):
-            return str(reply["prompt"])
+            return whole_text(reply["prompt"])
 
     async def _ids_of(self, texts: Sequence[str], call: Call) -> list[tuple[int, ...]]:
         async with asyncio.TaskGroup() as group:
@@ -115,7 +119,7 @@ class Vllm(ServerReader):
             "stop": list(sampling.stop),
         }
         if sampling.seed is not None:
-            body["seed"] = sampling.seed
+            body["seed"] = sampling.seed_63_bits
         if sampling.special_tokens:
             body |= {"skip_special_tokens": False, "spaces_between_special_tokens": False}
         end: FinishReason | None = None
@@ -125,7 +129,8 @@ class Vllm(ServerReader):
         async with self._client.stream("/v1/completions", body, call) as events:
             # Read to the very end, so that the connection can be reused.
             async for payload in events:
-                if payload == b"[DONE]":
+                if payload == DONE:  # the server itself says that all is there
+                    has_usage = True
                     continue
                 event = self._event(payload, logprobs=sampling.logprobs)
                 has_usage |= event.is_usage
@@ -162,19 +167,22 @@ class Vllm(ServerReader):
     def _event(self, payload: bytes, *, logprobs: bool) -> _VllmEvent:
         with self._client.expecting("a stream event"):
             row = orjson.loads(payload)
-            if "error" in row:
-                raise self._client.stream_failure(row["error"])
-            if not row["choices"]:
-                return _VllmEvent("", (), (), None, bool(row["usage"]), cached_tokens(row))
-            choice = row["choices"][0]
-            reason = choice["finish_reason"]
-            if reason in _FAILURES:
+            if error := error_in(row):
+                raise self._client.stream_failure(error)
+            choices = row.get("choices")
+            if not choices:
+                has_usage = bool(row.get("usage"))
+                return _VllmEvent("", (), (), None, has_usage, cached_tokens(row))
+            choice = choices[0]
+            reason = choice.get("finish_reason")
+            if is_failure(reason):
                 raise self._client.stream_failure(f"finish_reason is {reason}")
-            if reason is not None and reason not in _END_REASONS:
-                raise ValueError(f"unknown finish_reason {reason!r}")
-            end = None if reason is None else _END_REASONS[reason]
-            text, tokens = str(choice["text"]), _tokens(choice)
-            of_tokens = _token_logprobs(choice, len(tokens)) if logprobs else ()
+            end = end_of(reason, self._client.upstream)
+            text = text_of(choice.get("text"))
+            tokens = _tokens(choice) if text or choice.get("logprobs") else ()
+            if tokens and choice.get("text") is None:
+                raise ValueError(f"{len(tokens)} tokens came without their text")
+            of_tokens = _token_logprobs(choice, len(tokens)) if logprobs and tokens else ()
             return _VllmEvent(text, tokens, of_tokens, end, is_usage=False, num_cached_tokens=None)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
@@ -188,12 +196,12 @@ class Vllm(ServerReader):
         with self._client.expecting("the written answer"):
             choice = reply["choices"][0]
             rows = zip(
-                map(str, choice["logprobs"]["tokens"]),
+                map(text_of, choice["logprobs"]["tokens"]),
                 map(int, choice["token_ids"]),
                 (finite(x, _LOWEST) for x in choice["logprobs"]["token_logprobs"]),
                 strict=True,
             )
-            return decoded(str(choice["text"]), list(rows))
+            return decoded(text_of(choice["text"]), list(rows))
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
@@ -282,7 +290,7 @@ class Vllm(ServerReader):
 def _decoded_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> str:
     if row is None or str(token_id) not in row:
         raise ValueError(f"the prompt_logprobs lack token {token_id}")
-    return str(row[str(token_id)]["decoded_token"])
+    return text_of(row[str(token_id)]["decoded_token"])
 
 
 def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:
@@ -292,7 +300,7 @@ def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:
         raise ValueError(f"{len(ids)} token_ids, but {len(strings)} tokens")
     tokens = tuple(Token.of(i, s) for i, s in zip(ids, strings, strict=True))
     # If no stop string ended the text, an end token did: it is counted, but has no text.
-    if choice["finish_reason"] == "stop" and not isinstance(choice["stop_reason"], str):
+    if choice.get("finish_reason") == "stop" and not isinstance(choice.get("stop_reason"), str):
         tokens = tokens[:-1]
     return tokens
 

@@ -19,21 +19,19 @@ from proxy.backends.transport.calls import (
     Timeouts,
     affinity_headers,
 )
+from proxy.backends.transport.refusals import refusal_of, stream_failure_of, words_of
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy, parse_retry_after
-from proxy.errors import (
-    ContextExceeded,
-    MotabError,
-    UpstreamFailed,
-    UpstreamGarbled,
-    UpstreamRefused,
-    UpstreamUnreachable,
-)
+from proxy.errors import MotabError, UpstreamGarbled, UpstreamUnreachable
 
 # Shorter than the 5 s after which uvicorn, and so vLLM and SGLang, closes an idle connection, so
 # that no request goes out on a connection that the server is just closing.
 _KEEPALIVE_S = 4.0
 _CONNECT_TIMEOUT_S = 10.0
+DONE = b"[DONE]"
+"""The payload after a stream's last event, of the servers that send it."""
 _ERROR_EXCERPT = 500
+# A byte order mark, which the standard for event streams allows before the first line.
+_BOM = b"\xef\xbb\xbf"
 
 
 class UpstreamClient(Calls):
@@ -144,6 +142,7 @@ class UpstreamClient(Calls):
         except (aiohttp.ClientError, OSError) as error:
             raise self._unreachable(error) from error
         retry_after = response.headers.get("retry-after")
+        content = content.removeprefix(_BOM)
         return _Answer(response.url.path, response.status, retry_after, content)
 
     @asynccontextmanager
@@ -170,14 +169,24 @@ class UpstreamClient(Calls):
     ) -> AsyncIterator[bytes]:
         rest = b""
         timeout_s = self.timeouts.answer_s
+        has_begun = False
         while chunk := await self._chunk(response, timer, timeout_s):
-            *lines, rest = (rest + chunk).split(b"\n")
+            read = rest + chunk
+            if not has_begun:
+                if _BOM.startswith(read):  # perhaps the beginning of one
+                    rest = read
+                    continue
+                has_begun = True
+                read = read.removeprefix(_BOM)
+            if b"\r" in read:  # a line may end with it, and JSON holds none
+                read = read.replace(b"\r", b"\n")
+            *lines, rest = read.split(b"\n")
             for line in lines:
-                # Comments (": ping"), event names and the blank line after each event carry
-                # nothing for us; no supported server splits an event over several data lines.
-                if line.startswith(b"data:"):
+                if payload := _payload(line):
                     timeout_s = self.timeouts.stall_s
-                    yield line[5:].strip()
+                    yield payload
+        if (payload := _payload(rest)) and _is_whole(payload):  # its line end is missing
+            yield payload
 
     async def _chunk(
         self, response: aiohttp.ClientResponse, timer: StallTimer, timeout_s: float
@@ -199,21 +208,13 @@ class UpstreamClient(Calls):
 
     def stream_failure(self, error: object) -> MotabError:
         """Translate an error object inside a stream."""
-        text = str(error)
-        message = f"the stream failed: {text[:_ERROR_EXCERPT]}"
-        if _is_context_overflow(text):
-            return ContextExceeded(f"upstream '{self.upstream}': {message}")
-        return UpstreamFailed(self.upstream, message)
+        return stream_failure_of(self.upstream, error)
 
     def _refusal(self, answer: "_Answer") -> MotabError:
-        status, text = answer.status, answer.text
-        message = f"{answer.path} answered {status}: {answer.excerpt}"
-        if status == HTTPStatus.BAD_REQUEST and _is_context_overflow(text):
-            return ContextExceeded(f"upstream '{self.upstream}': {message}")
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
-            wished_s = parse_retry_after(answer.retry_after)
-            return UpstreamFailed(self.upstream, message, retry_after_s=wished_s)
-        return UpstreamRefused(self.upstream, message)
+        message = f"{answer.path} answered {answer.status}: {answer.excerpt}"
+        wished_s = parse_retry_after(answer.retry_after)
+        words = words_of(answer.content)
+        return refusal_of(self.upstream, answer.status, words, message, retry_after_s=wished_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,20 +235,23 @@ class _Answer:
         return self.text[:_ERROR_EXCERPT]
 
 
-# llama.cpp before and inside a stream; vLLM (as OpenAI); vLLM if the prompt just fills the context;
-# SGLang if the prompt alone is too long for the model, or for the memory.
-_CONTEXT_OVERFLOWS = (
-    "exceed_context_size",
-    "Context size has been exceeded",
-    "maximum context length",
-    "max_tokens must be at least 1, got 0",
-    "longer than the model's context length",
-    "exceeds the maximum allowed length",
-)
+def _payload(line: bytes) -> bytes:
+    """Return the data of a line; empty if it has none.
+
+    Comments (": ping"), event names, the blank line after each event and events with empty data, a
+    gateway's keep-alive, carry nothing for us; no supported server splits an event over several
+    data lines.
+    """
+    return line[5:].strip() if line.startswith(b"data:") else b""
 
 
-def _is_context_overflow(text: str) -> bool:
-    return any(sentence in text for sentence in _CONTEXT_OVERFLOWS)
+def _is_whole(payload: bytes) -> bool:
+    """Return whether a stream's last line came to its end: the connection may have broken."""
+    try:
+        orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return payload == DONE
+    return True
 
 
 def _headers(call: Call) -> dict[str, str]:

@@ -40,8 +40,22 @@ EVERY_FIELD = Sampling(0.6, 0.95, 1, (".\n\n", "END"))
 BREAKS = {"nothing": b"", "done": b"data: [DONE]\n\n", "a comment": b": nothing\n\n"}
 """Bytes in place of the end of a stream, for servers that end their streams with [DONE]."""
 ODD_EVENTS = {"no json": b"{oops}", "nothing": b"{}", "a number": b"7"}
-ODD_COMPLETIONS = ODD_EVENTS | {"empty choice": b'{"choices": [{}]}'}
+ODD_COMPLETIONS = {
+    "no json": b"{oops}",
+    "a number": b"7",
+    "a text that is none": b'{"choices": [{"text": 7}]}',
+}
 """Events that no stream of completions has."""
+QUIET_COMPLETIONS = {
+    "nothing": b"{}",
+    "no choices": b'{"choices": null}',
+    "an empty choice": b'{"choices": [{}]}',
+    "null in all fields": b'{"choices": [{"text": null, "finish_reason": null}]}',
+    "an empty reason": b'{"choices": [{"text": "", "finish_reason": ""}]}',
+    "usage alone": b'{"usage": {"prompt_tokens": 3}}',
+    "no error": b'{"error": null, "choices": []}',
+}
+"""Events of completions that say nothing, as gateways send them."""
 COMPLETION_FIELDS: dict[str, Any] = {
     "max_tokens": 24,
     "temperature": 0.6,

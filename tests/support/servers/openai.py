@@ -125,13 +125,24 @@ WRITING: Final = contract.WritingContract(
             + b'data: {"error": {"message": "the engine died", "code": 500}}\n\ndata: [DONE]\n\n',
             UpstreamFailed,
             "the engine died",
-        )
+        ),
+        "an aborted text": contract.Failure(
+            b'data: {"choices": [{"text": "a", "finish_reason": "abort"}]}\n\n',
+            UpstreamFailed,
+            "finish_reason is abort",
+        ),
+        "an error object alone": contract.Failure(
+            b'data: {"object": "error", "message": "the engine died", "code": 500}\n\n',
+            UpstreamFailed,
+            "the engine died",
+        ),
+        "a refusal": contract.Failure(
+            b'data: {"error": {"message": "top_p is odd", "code": 400}}\n\n',
+            UpstreamRefused,
+            "top_p is odd",
+        ),
     },
-    odd_events=contract.ODD_COMPLETIONS
-    | {
-        "no finish_reason": b'{"choices": [{"text": "a"}]}',
-        "aborted": b'{"choices": [{"text": "a", "finish_reason": "abort"}]}',
-    },
+    odd_events=contract.ODD_COMPLETIONS,
     healthy=VLLM.json("models"),
 )
 

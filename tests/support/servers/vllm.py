@@ -120,8 +120,9 @@ WRITING: Final = contract.WritingContract(
     breaks=contract.BREAKS | {"half an event": b'data: {"choi'},
     odd_events=contract.ODD_COMPLETIONS
     | {
-        "no finish_reason": (
-            b'{"choices": [{"text": "a", "token_ids": [64], "logprobs": {"tokens": ["a"]}}]}'
+        "no tokens": b'{"choices": [{"text": "a"}]}',
+        "no text": (
+            b'{"choices": [{"text": null, "token_ids": [64], "logprobs": {"tokens": ["a"]}}]}'
         ),
     },
     healthy=RECORDED.json("models"),

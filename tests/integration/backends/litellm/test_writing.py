@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.backends.servers.litellm import CONTINUE_PROMPT
-from proxy.errors import RequestError, UpstreamMalformed, UpstreamRefused
+from proxy.errors import RequestError, UpstreamRefused
 from tests.support.replay import CALL, Replay, stream_reply, text_of
 from tests.support.servers import litellm
 from tests.support.servers.litellm import drafts_of
@@ -124,7 +124,11 @@ async def test_a_chat_api_gives_no_log_probabilities_while_it_writes(
         await hosted().decode(litellm.context(), 4, CALL)
 
 
-async def test_a_withheld_answer_is_no_answer(up: Replay, hosted: litellm.Hosted) -> None:
-    up.on("POST", litellm.CHAT, stream_reply(litellm.chunk("{}", '"content_filter"'), litellm.DONE))
-    with pytest.raises(UpstreamMalformed, match="content_filter"):
-        await drafts_of(hosted(), litellm.context())
+async def test_a_withheld_answer_ends_by_the_content_filter(
+    up: Replay, hosted: litellm.Hosted
+) -> None:
+    begun, end = litellm.chunk('{"content":"12 "}'), litellm.chunk("{}", '"content_filter"')
+    up.on("POST", litellm.CHAT, stream_reply(begun, end, litellm.DONE))
+    drafts = await drafts_of(hosted(), litellm.context())
+    assert text_of(drafts) == "12 "
+    assert drafts[-1].end == "content_filter"

@@ -3,7 +3,6 @@
 import pytest
 
 from proxy.backends.base import Sampling
-from proxy.errors import UpstreamMalformed
 from tests.support.replay import CALL, Replay, pieces_of, stream_reply
 from tests.support.servers import llamacpp
 from tests.support.servers.contract import drafts_of
@@ -31,9 +30,13 @@ async def test_a_seed_is_sent_as_the_server_can_hold_it(
 
 
 @pytest.mark.parametrize("stop_type", ["none", "", None])
-async def test_an_unknown_stop_type_is_malformed(up: Replay, stop_type: str | None) -> None:
+async def test_an_unknown_stop_type_ends_the_text_all_the_same(
+    up: Replay, stop_type: str | None
+) -> None:
     body = llamacpp.RECORDED.edited(
         "stream_limit", lambda events: events[-1].update(stop_type=stop_type)
     )
-    with pytest.raises(UpstreamMalformed, match="stop_type"):
-        await drafts_of(up, llamacpp.WRITING, body)
+    known = await drafts_of(up, llamacpp.WRITING, llamacpp.RECORDED.body("stream_limit"))
+    drafts = await drafts_of(up, llamacpp.WRITING, body)
+    assert pieces_of(drafts) == pieces_of(known)
+    assert drafts[-1].end == "stop"

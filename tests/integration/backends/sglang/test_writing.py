@@ -76,10 +76,6 @@ BROKEN_STREAMS: dict[str, tuple[str, Callable[[list[Any]], object]]] = {
     "no count": ("delta_length", lambda e: e[1]["meta_info"].pop("completion_tokens")),
     "no finish_reason": ("delta_length", lambda e: e[1]["meta_info"].pop("finish_reason")),
     "a cut prompt": ("delta_length", lambda e: e[0]["meta_info"].update(prompt_tokens=2)),
-    "an unknown end": (
-        "delta_length",
-        lambda e: e[-1]["meta_info"].update(finish_reason={"type": "tired"}),
-    ),
     # So SGLang ends a request whose logits are NaN.
     "NaN in the model": (
         "delta_length",

@@ -9,6 +9,7 @@ from proxy.backends.transport.http import UpstreamClient
 from proxy.errors import (
     ContextExceeded,
     MotabError,
+    UpstreamDenied,
     UpstreamError,
     UpstreamFailed,
     UpstreamRefused,
@@ -83,10 +84,10 @@ async def test_an_answer_that_does_not_decompress_is_our_error(up: Replay) -> No
         (400, LLAMACPP.body("error_bad_id"), UpstreamRefused, False),
         (404, VLLM.body("error_unknown_model"), UpstreamRefused, False),
         (404, VLLM.body("error_wrong_path"), UpstreamRefused, False),
-        (401, b'{"error":"no key"}', UpstreamRefused, False),
+        (401, b'{"error":"no key"}', UpstreamDenied, False),
         (500, VLLM.body("error_engine_dead"), UpstreamFailed, True),
-        # A 5xx stays one, whatever its text is about.
-        (500, VLLM.body("error_too_long"), UpstreamFailed, True),
+        # Older llama.cpp, and gateways, say 500 for it.
+        (500, VLLM.body("error_too_long"), ContextExceeded, False),
         (503, b"", UpstreamFailed, True),
         (429, b"slow down", UpstreamFailed, True),
     ],

@@ -77,9 +77,9 @@ async def test_a_chunk_with_other_numbers_of_ids_and_of_tokens_is_malformed(up: 
 
 @pytest.mark.parametrize(
     ("reason", "error"),
-    [("abort", UpstreamFailed), ("error", UpstreamFailed), ("tool_calls", UpstreamMalformed)],
+    [("abort", UpstreamFailed), ("error", UpstreamFailed)],
 )
-async def test_no_other_finish_reason_is_an_end(
+async def test_a_failed_server_gives_no_end(
     up: Replay, reason: str, error: type[MotabError]
 ) -> None:
     def ended(events: list[Any]) -> None:
