@@ -138,9 +138,10 @@ class Metrics:
             if num := getattr(usage, kind):
                 child.inc(num)
 
-    def failed(self, model: str, method: str) -> None:
-        """A trajectory ended in an error or was abandoned."""
+    def failed(self, model: str, method: str, usage: Usage, scoring: Scoring | None) -> None:
+        """A trajectory ended in an error or was abandoned, after it had cost that much."""
         self._trajectories.labels(model, method, "failed").inc()
+        self.usage(model, usage, scoring)
 
     def render(self) -> bytes:
         """The exposition text."""

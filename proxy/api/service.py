@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from proxy.api.choices import ChoiceRunner, Choices
 from proxy.api.metrics import Metrics
 from proxy.api.schema import GenerationRequest, ScoreRequest
 from proxy.api.shapes import Head, Kind, completion, scored_text, text_logprobs, trace, usage
@@ -78,6 +79,7 @@ class Job:
             scorer=self.scorer,
             prompts=self.prompts,
             outlet=outlet,
+            fallbacks=self.model.fallbacks(self.options, self.scorer),
         )
 
     def headers(self) -> dict[str, str]:
@@ -87,6 +89,9 @@ class Job:
 
 class TextObserver:
     """Ignores text and notices, for answers that are sent whole."""
+
+    has_begun = False
+    """Whether the client was sent something of the choice."""
 
     def text(self, text: str) -> None:
         """Not sent yet."""
@@ -103,14 +108,14 @@ class StreamObserver(TextObserver):
     writer: ChunkWriter
     put: Callable[[bytes], None]
     events: bool
-    _begun: bool = False
+    has_begun: bool = False
 
     def begin(self) -> None:
         """Open the choice. Called only when there is something to send, so that a request that
         fails at once is answered with a status and not with a broken stream.
         """
-        if not self._begun:
-            self._begun = True
+        if not self.has_begun:
+            self.has_begun = True
             if role := self.writer.role(self.index):
                 self.put(role)
 
@@ -121,6 +126,7 @@ class StreamObserver(TextObserver):
     def notice(self, notice: Judged | Breached) -> None:
         if not self.events:
             return
+        self.begin()
         if isinstance(notice, Judged):
             step = asdict(notice.step)
             # Its place in the text may not be certain yet; the trace at the end has it.
@@ -209,9 +215,9 @@ class Service:
     async def complete(self, job: Job) -> dict[str, Any]:
         """All trajectories of a request, and the whole answer."""
         with self.admission.admit(job.request.n):
-            observers = [TextObserver() for _ in range(job.request.n)]
-            outcomes = await self._within_deadline(self._run_all(job, observers, WideOutlet()))
-        return completion(job.head, outcomes, job.options, job.model.labels)
+            observers = [TextObserver()] * job.request.n
+            choices = await self._run_all(job, observers, WideOutlet())
+        return completion(job.head, choices, job.options, job.model.labels)
 
     async def stream(self, job: Job, outbox: Outbox) -> None:
         """The same as chunks, sent as they become certain."""
@@ -231,41 +237,36 @@ class Service:
             put(writer.finish(index, outcome.trajectory.finish_reason, final_trace))
 
         with self.admission.admit(request.n):
-            outcomes = await self._within_deadline(self._run_all(job, observers, outbox, finished))
+            choices = await self._run_all(job, observers, outbox, finished)
+        for failed in choices.failed:
+            put(writer.failed(failed))
         if include_usage:
-            put(writer.usage(usage([outcome.usage for outcome in outcomes], options)))
+            put(writer.usage(usage(choices.usages(), options)))
         put(DONE)
 
     async def _run_all(
         self,
         job: Job,
-        observers: list[TextObserver] | list[StreamObserver],
+        observers: Sequence["TextObserver"],
         outlet: Outlet,
         finished: Callable[[int, Outcome], None] = lambda _index, _outcome: None,
-    ) -> list[Outcome]:
-        """N trajectories at once; the first error ends them all."""
+    ) -> Choices:
+        """All trajectories of a request at once."""
+        model, method = job.head.model, job.options.method
+        scoring = None if job.scorer is None else job.scorer.scoring
 
-        async def one(index: int, observer: TextObserver) -> Outcome:
-            try:
-                outcome = await job.run(index, observer, outlet).run()
-            except BaseException:
-                self.metrics.failed(job.head.model, job.options.method)
-                raise
-            self.metrics.trajectory(job.head.model, job.options.method, outcome)
+        def on_finished(index: int, outcome: Outcome) -> None:
+            self.metrics.trajectory(model, method, outcome)
             finished(index, outcome)
-            return outcome
 
-        if len(observers) == 1:
-            return [await one(0, observers[0])]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(one(index, observer))
-                    for index, observer in enumerate(observers)
-                ]
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
-        return [task.result() for task in tasks]
+        runner = ChoiceRunner(
+            make=lambda index: job.run(index, observers[index], outlet),
+            is_sent=lambda index: observers[index].has_begun,
+            on_finished=on_finished,
+            on_failed=lambda spent: self.metrics.failed(model, method, spent, scoring),
+            deadline_s=self.config.request_timeout_s,
+        )
+        return await runner.run(len(observers))
 
     async def score(
         self, request: ScoreRequest, request_id: str, clock: UpstreamClock
@@ -285,16 +286,17 @@ class Service:
         bridge = model.pair.bridge("teacher", question)
         model_context = ModelContext(model.pair.of("teacher"), bridge, question, call)
         with self.admission.admit(1):
-            work = score_steps(model_context, scorer, request.text, options, call)
+            scorers = (scorer, *model.fallbacks(options, scorer))
+            work = score_steps(model_context, scorers, request.text, options, call)
             scored = await self._within_deadline(work)
         spent = Usage(
             teacher_scored_tokens=scored.scored_tokens,
             teacher_cached_tokens=scored.cached_tokens,
             score_calls=1,
         )
-        self.metrics.usage(request.model, spent, scorer.scoring)
+        self.metrics.usage(request.model, spent, scored.scoring)
         head = Head("text", request_id, int(time.time()), request.model)
-        return scored_text(head, scored, options, scorer.scoring)
+        return scored_text(head, scored, options, scored.scoring)
 
     async def _token_logprobs(
         self, model: ServedModel, request: ScoreRequest, options: Options, call: Call

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from proxy.api.choices import Choices, failures_of
 from proxy.core.types import Author, StepTrace
 from proxy.engine.given_text import ScoredText, TextLogprobs
 from proxy.engine.usage import Outcome, Usage
@@ -23,11 +24,11 @@ class Head:
 
 
 def completion(
-    head: Head, outcomes: list[Outcome], options: Options, models: dict[str, str | None]
+    head: Head, made: Choices, options: Options, models: dict[str, str | None]
 ) -> dict[str, Any]:
-    """A whole answer: one choice per trajectory."""
+    """A whole answer: one choice per trajectory that finished, and the errors of the others."""
     choices: list[dict[str, Any]] = []
-    for index, outcome in enumerate(outcomes):
+    for index, outcome in made.done.items():
         text = outcome.trajectory.text
         choice: dict[str, Any] = {"index": index, "logprobs": None}
         if head.kind == "chat":
@@ -44,7 +45,8 @@ def completion(
         "created": head.created,
         "model": head.model,
         "choices": choices,
-        "usage": usage([outcome.usage for outcome in outcomes], options),
+        "usage": usage(made.usages(), options),
+        **({"motab": failures_of(made.failed)} if made.failed else {}),
     }
 
 
@@ -61,6 +63,8 @@ def trace(outcome: Outcome, options: Options, models: dict[str, str | None]) -> 
             {"role": span.role, "start": span.start, "end": span.end} for span in trajectory.spans
         ],
     }
+    if outcome.fallbacks:
+        found["scoring_fallbacks"] = {way: list(at) for way, at in outcome.fallbacks.items()}
     if options.trace == "full":
         found["steps"] = [step_trace(step) for step in trajectory.steps]
         found["params"] = asdict(options)
@@ -81,7 +85,7 @@ _STEP_FIELDS = tuple(name for name in StepTrace.__dataclass_fields__ if name != 
 def usage(usages: list[Usage], options: Options) -> dict[str, Any]:
     """OpenAI's counts of the text that the client sees, and the real cost under `motab`.
 
-    The prompt is counted once, as OpenAI does for n > 1.
+    The prompt is counted once, as OpenAI does for n > 1; the first usage has it.
     """
     prompt = usages[0].prompt_tokens
     completion_tokens = sum(one.completion_tokens for one in usages)

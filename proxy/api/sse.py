@@ -10,6 +10,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from proxy.api.choices import FailedChoice, failures_of
 from proxy.api.errors import as_motab_error, error_body, error_response
 from proxy.api.shapes import Head
 
@@ -65,6 +66,12 @@ class ChunkWriter:
         body = b'"delta":{}' if self._chat else b'"text":""'
         more = b"" if trace is None else b',"motab":' + orjson.dumps(trace)
         return self._choice(index, body, orjson.dumps(reason), more)
+
+    def failed(self, failed: FailedChoice) -> bytes:
+        """A choice failed: it gets no `finish_reason`, because OpenAI has none for it."""
+        body = b'"delta":{}' if self._chat else b'"text":""'
+        chunk = self._choice(failed.index, body, b"null").removesuffix(b"}\n\n")
+        return chunk + b',"motab":' + orjson.dumps(failures_of([failed])) + b"}\n\n"
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The chunk without choices that `include_usage` asks for."""

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -9,8 +10,9 @@ from proxy.backends.base import Call, Scorer, TokenScorer
 from proxy.core.params import Params
 from proxy.core.scoring import checked_logprob
 from proxy.core.segmenter import split_steps
-from proxy.core.types import Step, StepTrace
+from proxy.core.types import Scoring, Step, StepTrace
 from proxy.core.verdict import bifurcation_of, judge, placed
+from proxy.engine.ladder import score_by_ladder
 from proxy.engine.model_context import ModelContext
 from proxy.errors import RequestError, UpstreamMalformed
 
@@ -25,12 +27,14 @@ class ScoredText:
     prompt_tokens: int
     scored_tokens: int
     cached_tokens: int | None
+    scoring: Scoring
 
 
 async def score_steps(
-    model_context: ModelContext, scorer: Scorer, text: str, params: Params, call: Call
+    model_context: ModelContext, scorers: Sequence[Scorer], text: str, params: Params, call: Call
 ) -> ScoredText:
-    """Cut `text` into steps and score all of them with `scorer`, one of the teacher's.
+    """Cut `text` into steps and score all of them with the first of `scorers`, ways of the
+    teacher's, that makes sense of them.
 
     Raises `RequestError` for an empty text.
     """
@@ -40,9 +44,10 @@ async def score_steps(
     teacher = model_context.upstream
     async with teacher.scoring:
         context = await model_context.at(texts)
-        scores = await scorer.score(
-            context, len(texts), params.entropy_top_k, call, entropy_known=False
+        found = await score_by_ladder(
+            scorers, context, len(texts), params.entropy_top_k, call, entropy_known=False
         )
+    scores = found.scores
     steps: list[StepTrace] = []
     try:
         for step_text, score in zip(texts, scores.steps, strict=True):
@@ -58,6 +63,7 @@ async def score_steps(
         prompt_tokens=context.bounds[0],
         scored_tokens=scores.num_tokens,
         cached_tokens=scores.num_cached_tokens,
+        scoring=found.scoring,
     )
 
 

@@ -4,11 +4,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from proxy.backends.base import Call, Context, Question, Segment
 from proxy.core.thinking import Bridge, MappedSteps, StepPart, Translator, closes_thought
 from proxy.engine.upstream import Upstream
-from proxy.errors import MotabError
+from proxy.errors import MotabError, RequestError, UpstreamRefused
+
+_ABOUT_MESSAGES = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 
 
 class Prompts:
@@ -25,8 +28,7 @@ class Prompts:
         """Return the question in the template of that upstream's model."""
         async with self._rendering[upstream.name]:
             if upstream.name not in self._rendered:
-                rendered = await upstream.reader.render(question, call)
-                self._rendered[upstream.name] = rendered
+                self._rendered[upstream.name] = await _rendered(upstream, question, call)
             return self._rendered[upstream.name]
 
 
@@ -109,3 +111,15 @@ class ModelContext:
         if self.upstream.markup is None:
             raise MotabError(f"'{self.upstream.name}' reads no markup; please report this")
         return await self.upstream.markup.markup(text, self.call)
+
+
+async def _rendered(upstream: Upstream, question: Question, call: Call) -> Segment:
+    """Render the question. A server that refuses to do so refuses the client's messages."""
+    try:
+        return await upstream.reader.render(question, call)
+    except UpstreamRefused as error:
+        if error.http_status not in {None, *_ABOUT_MESSAGES}:
+            raise
+        message = f"the chat template cannot render these messages: {error}"
+        field_name = "messages" if question.prompt is None else "prompt"
+        raise RequestError(message, param=field_name) from error

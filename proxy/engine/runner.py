@@ -5,6 +5,7 @@ decisions are the monitor's: this module obeys its commands and reports what hap
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -37,11 +38,13 @@ from proxy.core.types import (
     Resume,
     Score,
     Scored,
+    Scoring,
     Trajectory,
     Write,
     WriteEnded,
     Wrote,
 )
+from proxy.engine.ladder import score_by_ladder
 from proxy.engine.model_context import ModelContext, Prompts
 from proxy.engine.outlet import Outlet, WideOutlet
 from proxy.engine.pair import Pair
@@ -50,6 +53,8 @@ from proxy.engine.seeds import seed_of_draws, seed_of_write
 from proxy.engine.upstream import Gate, Upstream
 from proxy.engine.usage import Outcome, Usage
 from proxy.errors import MotabError, UpstreamMalformed
+
+_log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -82,6 +87,8 @@ class TrajectoryRun:
     """Shared by all trajectories of the question."""
     outlet: Outlet = field(default_factory=WideOutlet)
     """Where the observer's text goes."""
+    fallbacks: tuple[Scorer, ...] = ()
+    """The scorers for steps of which `scorer` makes no sense twice, best first."""
     _monitor: Monitor = field(init=False)
     _group: asyncio.TaskGroup = field(init=False)
     _usage: Usage = field(init=False, default_factory=Usage)
@@ -97,6 +104,7 @@ class TrajectoryRun:
     _authors: dict[int, Author] = field(init=False, default_factory=dict)
     _num_writes: dict[Author, int] = field(init=False, default_factory=dict)
     _revise_tokens: int = field(init=False, default=0)
+    _fell_back: dict[Scoring, tuple[int, ...]] = field(init=False, default_factory=dict)
     _trajectory: Trajectory | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -118,6 +126,11 @@ class TrajectoryRun:
         if self._trajectory is None:
             raise MotabError("the trajectory ended without a result; please report this")
         return self._outcome(self._trajectory)
+
+    def abandoned(self) -> Usage:
+        """Return what a trajectory that failed or was cancelled has cost until then."""
+        self._usage.abandon()
+        return self._usage
 
     def _obey(self, commands: list[Command]) -> None:
         for command in commands:
@@ -241,7 +254,8 @@ class TrajectoryRun:
         async with teacher.scoring:
             context = await self._model_context("teacher").at(command.steps)
             with teacher.computing_speed.computing(len(context.token_ids)):
-                scores = await self.scorer.score(
+                found = await score_by_ladder(
+                    (self.scorer, *self.fallbacks),
                     context,
                     command.num_new,
                     self.params.entropy_top_k,
@@ -250,6 +264,11 @@ class TrajectoryRun:
                 )
             if self._schedule is not None:
                 self._schedule.num_context = len(context.token_ids)
+        scores = found.scores
+        if found.scoring != self.scorer.scoring:
+            num_steps = len(command.steps)
+            marked = range(num_steps - command.num_new, num_steps)
+            self._fell_back[found.scoring] = (*self._fell_back.get(found.scoring, ()), *marked)
         self._usage.count_scoring(scores)
         self._tell(Scored(scores.steps, scores.next_entropy), teacher)
 
@@ -283,16 +302,21 @@ class TrajectoryRun:
         return sampling
 
     async def _count_revise(self) -> None:
-        student = self.pair.of("student").reader
-        (segment,) = await student.encode([self.params.revise + "\n\n"], self.call)
-        self._revise_tokens = len(segment.token_ids)
+        """Count the revise token's tokens. A count is no reason to lose the trajectory."""
+        student = self.pair.of("student")
+        try:
+            self._revise_tokens = await student.num_tokens(revise_text(self.params), self.call)
+        except (MotabError, ExceptionGroup) as error:
+            if not isinstance(cause := first_error(error), MotabError):
+                raise
+            _log.warning("%s; completion_tokens lacks the revise token's", cause)
 
     def _outcome(self, trajectory: Trajectory) -> Outcome:
         self._usage.conclude(trajectory, self._revise_tokens)
         scoring = None if self.scorer is None else self.scorer.scoring
         in_thought = self._formats().begins_in_thought(self.question)
         quality = quality_of(trajectory, self.params, in_thought=in_thought)
-        return Outcome(trajectory, self._usage, scoring, quality)
+        return Outcome(trajectory, self._usage, scoring, quality, self._fell_back)
 
 
 def _first(
@@ -306,8 +330,13 @@ def _first(
     return tuple(logprobs.popleft() for _ in range(num_pieces))
 
 
-def first_error(errors: BaseExceptionGroup) -> BaseException:
-    """The first single error in a group of groups."""
+def revise_text(params: Params) -> str:
+    """The revise token as it is counted: with the blank line after it."""
+    return params.revise + "\n\n"
+
+
+def first_error(errors: BaseException) -> BaseException:
+    """The first single error in a group of groups, or the error itself."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

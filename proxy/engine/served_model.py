@@ -72,6 +72,17 @@ class ServedModel:
             raise RequestError(message, param="motab.method")
         return scorer
 
+    def fallbacks(self, options: Options, scorer: Scorer | None) -> tuple[Scorer, ...]:
+        """Return the judges below `scorer`, for steps that it cannot mark.
+
+        None if the client wants one way of scoring, or if `scorer` gives probabilities, with which
+        a mark cannot be compared.
+        """
+        if scorer is None or scorer.scoring not in JUDGES or options.scoring != "auto":
+            return ()
+        scorers = self.pair.of("teacher").scorers
+        return scorers[scorers.index(scorer) + 1 :]
+
     def _scorer(self, options: Options) -> Scorer:
         if self.pair.teacher is None:
             raise RequestError("this model has no teacher to score with", param="model")

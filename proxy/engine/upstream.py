@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
-from proxy.backends.base import GatedWriter, MarkupReader, Reader, Scorer, Writer
+from proxy.backends.base import Call, GatedWriter, MarkupReader, Reader, Scorer, Writer
 from proxy.core.thinking import Reasoning
 from proxy.core.types import Scoring
 from proxy.engine.outlet import Outlet
 from proxy.engine.schedule import ComputingSpeed, WritingSpeed
 from proxy.errors import ScoringUnavailable
+
+_MOST_COUNTED = 1000
 
 
 class WritingPlaces:
@@ -85,6 +87,8 @@ class Upstream:
     """The price of a second of its server, in seconds of a server with one GPU."""
     on_wait: Callable[[], None] = lambda: None
     """Called when a text that it writes has to wait for verdicts."""
+    num_tokens_of: dict[str, int] = field(init=False, default_factory=dict)
+    """The tokens of texts that recur, such as the revise token's, counted once."""
     gated_writer: GatedWriter | None = field(init=False)
     """`writer`, if it can be paused."""
     writing: WritingPlaces = field(init=False)
@@ -97,6 +101,16 @@ class Upstream:
         self.gated_writer = self.writer if isinstance(self.writer, GatedWriter) else None
         self.writing = WritingPlaces(self.max_concurrent)
         self.scoring = asyncio.Semaphore(self.max_concurrent)
+
+    async def num_tokens(self, text: str, call: Call) -> int:
+        """Return the number of tokens of a text that recurs from request to request."""
+        found = self.num_tokens_of.get(text)
+        if found is None:
+            (segment,) = await self.reader.encode([text], call)
+            found = len(segment.token_ids)
+            if len(self.num_tokens_of) < _MOST_COUNTED:  # clients choose the texts
+                self.num_tokens_of[text] = found
+        return found
 
     def scorer(self, way: Scoring | Literal["auto"]) -> Scorer:
         """Return the scorer of that rung, or the best one. Raises `ScoringUnavailable`."""

@@ -1,6 +1,7 @@
 """Counts what a trajectory costs, in tokens and in calls."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from proxy.backends.base import Scores
 from proxy.core.types import Author, Quality, Scoring, Trajectory
@@ -52,6 +53,17 @@ class Usage:
                 None if num_tokens is None else self.teacher_cached_tokens + num_tokens
             )
 
+    def abandon(self) -> None:
+        """Count all that was written as discarded: the trajectory came to no end."""
+        self.student_tokens_discarded = self.student_tokens
+        self.teacher_tokens_discarded = self.teacher_tokens
+
+    def add_wasted(self, other: "Usage") -> None:
+        """Add the cost of an abandoned attempt at the same text."""
+        for name in _SPENT:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.count_cached(other.teacher_cached_tokens)
+
     def conclude(self, trajectory: Trajectory, num_revise: int) -> None:
         """Separate the output's tokens from the rest; `num_revise` are the revise token's own."""
         self.student_tokens_discarded = self.student_tokens - trajectory.student_tokens
@@ -59,13 +71,23 @@ class Usage:
         self.completion_tokens = trajectory.student_tokens + num_revise + trajectory.teacher_tokens
 
 
+# The fields that are sums over attempts; the others describe the text that the client sees.
+_SPENT = tuple(
+    name
+    for name in Usage.__dataclass_fields__
+    if name not in {"prompt_tokens", "completion_tokens", "teacher_cached_tokens"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A finished trajectory and its cost. `scoring` names the way the teacher scored, if it did;
-    `quality` has the flags of a text that would teach something wrong.
+    `quality` has the flags of a text that would teach something wrong; `fallbacks` are the steps,
+    by index, that another judge had to mark.
     """
 
     trajectory: Trajectory
     usage: Usage
     scoring: Scoring | None
     quality: tuple[Quality, ...] = ()
+    fallbacks: Mapping[Scoring, tuple[int, ...]] = field(default_factory=dict)

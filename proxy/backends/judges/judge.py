@@ -38,6 +38,7 @@ only begins or structures the solution well is a good step.
 Give the step a mark from 0 (wrong or leading astray) to 9 (certainly right). {format}"""
 _DIGIT_ONLY = "Answer with that one digit and nothing else."
 _DIGIT_LAST = "The last line of your answer must be that one digit and nothing else."
+_AGAIN = "An answer without that digit cannot be read: no word or sign may come after it."
 _NOTHING_YET = "(nothing yet: this is the first step)"
 
 MIN_DIGIT_MASS = 0.5
@@ -113,8 +114,13 @@ class _Judge(ABC):
         self._asker = asker
 
     @abstractmethod
-    async def mark(self, question: str, solution: str, step: str, call: Call) -> Mark:
-        """Return the mark for `step`. Raises ValueError if the answer holds none."""
+    async def mark(
+        self, question: str, solution: str, step: str, call: Call, *, again: bool = False
+    ) -> Mark:
+        """Return the mark for `step`. Raises ValueError if the answer holds none.
+
+        `again` says in the prompt that an answer without a mark came before.
+        """
 
     async def score(
         self,
@@ -136,11 +142,7 @@ class _Judge(ABC):
         scores: list[StepScore] = []
         num_cached: int | None = 0
         for index in range(len(texts) - num_new, len(texts)):
-            try:
-                mark = await self.mark(question, "".join(texts[:index]), texts[index], call)
-            except ValueError as error:
-                message = f"{self.scoring}: {error}"
-                raise UpstreamMalformed(self._asker.upstream, message) from error
+            mark = await self._mark(question, "".join(texts[:index]), texts[index], call)
             num_tokens = context.bounds[index + 1] - context.bounds[index]
             scores.append(StepScore(mark.value, None, num_tokens))
             if num_cached is not None:
@@ -148,6 +150,20 @@ class _Judge(ABC):
                 num_cached = None if cached is None else num_cached + cached
         num_scored = sum(score.num_tokens for score in scores)
         return Scores(tuple(scores), None, num_scored, num_cached)
+
+    async def _mark(self, question: str, solution: str, step: str, call: Call) -> Mark:
+        """Return the mark, which is asked for once more if the first answer holds none."""
+        try:
+            return await self.mark(question, solution, step, call)
+        except (ValueError, UpstreamMalformed) as error:
+            _log.info(
+                "upstream '%s': %s: %s; asking again", self._asker.upstream, self.scoring, error
+            )
+        try:
+            return await self.mark(question, solution, step, call, again=True)
+        except ValueError as error:
+            message = f"{self.scoring}: {error}"
+            raise UpstreamMalformed(self._asker.upstream, message) from error
 
 
 class JudgeLogprob(_Judge):
@@ -159,8 +175,11 @@ class JudgeLogprob(_Judge):
         super().__init__(asker)
         self._top_logprobs = top_logprobs
 
-    async def mark(self, question: str, solution: str, step: str, call: Call) -> Mark:
-        prompt = _prompt(question, solution, step, _DIGIT_ONLY)
+    async def mark(
+        self, question: str, solution: str, step: str, call: Call, *, again: bool = False
+    ) -> Mark:
+        form = f"{_DIGIT_ONLY} {_AGAIN}" if again else _DIGIT_ONLY
+        prompt = _prompt(question, solution, step, form)
         answer = await self._asker.ask(prompt, 1, self._top_logprobs, call)
         if not answer.top:
             raise ValueError("no log-probabilities of the answer's first token")
@@ -172,8 +191,11 @@ class JudgeSample(_Judge):
 
     scoring: Scoring = "judge_sample"
 
-    async def mark(self, question: str, solution: str, step: str, call: Call) -> Mark:
-        prompt = _prompt(question, solution, step, _DIGIT_LAST)
+    async def mark(
+        self, question: str, solution: str, step: str, call: Call, *, again: bool = False
+    ) -> Mark:
+        form = f"{_DIGIT_LAST} {_AGAIN}" if again else _DIGIT_LAST
+        prompt = _prompt(question, solution, step, form)
         answer = await self._asker.ask(prompt, _MAX_ANSWER_TOKENS, None, call)
         if not answer.is_whole:
             raise ValueError(f"the answer was cut off, its end is {answer.text[-80:]!r}")

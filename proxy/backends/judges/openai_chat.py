@@ -9,7 +9,7 @@ from typing import Any
 from proxy.backends.base import Call
 from proxy.backends.judges.judge import Answer, Candidate
 from proxy.backends.tokens.openai_usage import cached_tokens
-from proxy.backends.tokens.wire_values import text_of
+from proxy.backends.tokens.wire_values import end_of, text_of
 from proxy.backends.transport.http import UpstreamClient
 
 _PATH = "/v1/chat/completions"
@@ -42,7 +42,7 @@ class OpenAIChatAsker:
             choice = reply["choices"][0]
             return Answer(
                 text=text_of(choice["message"].get("content")),
-                is_whole=choice["finish_reason"] == "stop",
+                is_whole=end_of(choice.get("finish_reason"), self.upstream) in {None, "stop"},
                 top=_first_top(choice.get("logprobs")),
                 num_cached_tokens=cached_tokens(reply),
             )

@@ -20,14 +20,19 @@ def seam_of(so_far: str) -> str:
 class ChatText:
     """Joins the parts of an answer into the text that continues `so_far`.
 
-    If whitespace was cut off the begun answer, the model may write it again: leading whitespace is
-    dropped, because the text already has it. Thoughts that the API sends separately are put between
-    `<think>` and `</think>`, unless the begun answer is inside a thought already.
+    If whitespace was cut off the begun answer, the model may write it again: line ends, or the
+    blanks in the place of blanks, are dropped, because the text already has them. The indentation
+    of a line stays, but one blank alone at the beginning of a line separates words that the model
+    believes to be on one line. Thoughts that the API sends separately are put between `<think>` and
+    `</think>`, unless the begun answer is inside a thought already.
     """
 
     def __init__(self, so_far: str, *, keep_reasoning: bool) -> None:
         self._keep_reasoning = keep_reasoning
-        self._at_seam = seam_of(so_far) != so_far
+        self._cut = so_far[len(seam_of(so_far)) :]
+        """Whitespace that the model may write again; empty once other text has come."""
+        self._leading = ""
+        """Whitespace that the model has written so far in its place."""
         self._inside = so_far.rfind(_OPEN) > so_far.rfind(_CLOSE)
         self._has_thoughts = False
 
@@ -45,10 +50,25 @@ class ChatText:
                 self._inside = False
                 text += f"\n{_CLOSE}\n\n"
             text += content
-        if self._at_seam:
-            text = text.lstrip()
-            self._at_seam = not text
-        return text
+        if not self._cut:
+            return text
+        begun = self._leading + text
+        rest = begun.lstrip()
+        if not rest:
+            self._leading = begun
+            return ""
+        kept = _new_part(begun[: len(begun) - len(rest)], self._cut)
+        self._cut = self._leading = ""
+        return kept + rest
+
+
+def _new_part(leading: str, cut: str) -> str:
+    """Return what an answer's leading whitespace adds to the whitespace that was cut off."""
+    if "\n" in leading:
+        if "\n" in cut:
+            return leading[leading.rindex("\n") + 1 :]
+        return leading[leading.index("\n") :]
+    return "" if "\n" not in cut or leading == " " else leading
 
 
 async def counted_pieces(text: str, reader: Reader, call: Call) -> tuple[str, ...]:

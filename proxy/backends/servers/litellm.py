@@ -98,12 +98,6 @@ class LiteLLM:
             message = "upstream '%s' refuses temperature 0: the same step may get different marks"
             _log.warning(message, self.upstream)
 
-    async def aclose(self) -> None:
-        """Close litellm's connections; they are shared by all upstreams of this kind."""
-        await self._library.close_litellm_async_clients()
-        # Otherwise it would keep using the closed clients.
-        self._library.in_memory_llm_clients_cache.flush_cache()
-
     async def check(self) -> None:
         """Ask for the list of models if there is a `base_url`, because every call costs money.
         Without a `base_url`, make a short call, but only after a call that failed.
@@ -174,7 +168,7 @@ class LiteLLM:
             choice = reply.choices[0]
             return Answer(
                 text=text_of(choice.message.content),
-                is_whole=choice.finish_reason == "stop",
+                is_whole=end_of(choice.finish_reason, self.upstream) in {None, "stop"},
                 top=_first_top(getattr(choice, "logprobs", None)),
                 num_cached_tokens=_cached_tokens(getattr(reply, "usage", None)),
             )

@@ -4,21 +4,21 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
+from proxy.backends.transport.refusals import refusal_of
 from proxy.backends.transport.retry import parse_retry_after
 from proxy.errors import (
     ConfigError,
+    ContentRefused,
     ContextExceeded,
     MotabError,
     UnsupportedField,
-    UpstreamFailed,
-    UpstreamRefused,
     UpstreamUnreachable,
 )
 
@@ -51,6 +51,27 @@ def load_library() -> Any:  # noqa: ANN401 - a wire library, whose types stay in
     # It logs every call, also to a handler of its own.
     logging.getLogger("LiteLLM").setLevel(logging.WARNING)
     return library
+
+
+_users: Final[set[object]] = set()
+"""The upstreams of this process that use the library's connections, which it keeps in one place."""
+
+
+@asynccontextmanager
+async def shared_connections(library: Any) -> AsyncIterator[None]:  # noqa: ANN401
+    """Use the library's connections. The last of all users closes them: earlier, the streams of the
+    others would break.
+    """
+    user = object()
+    _users.add(user)
+    try:
+        yield
+    finally:
+        _users.discard(user)
+        if not _users:
+            await library.close_litellm_async_clients()
+            # Otherwise it would keep using the closed clients.
+            library.in_memory_llm_clients_cache.flush_cache()
 
 
 @contextmanager
@@ -89,13 +110,15 @@ def _translation(
     error: Exception,
     message: str,
 ) -> MotabError:
-    if isinstance(error, library.exceptions.ContextWindowExceededError):
-        return ContextExceeded(f"upstream '{upstream}': {message}")
-    if isinstance(error, library.exceptions.UnsupportedParamsError):
-        return UnsupportedField(f"upstream '{upstream}': {message}")
-    status = getattr(error, "status_code", HTTPStatus.INTERNAL_SERVER_ERROR)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
-        headers = getattr(error, "litellm_response_headers", None) or {}
-        wished_s = parse_retry_after(headers.get("retry-after"))
-        return UpstreamFailed(upstream, message, retry_after_s=wished_s)
-    return UpstreamRefused(upstream, message)
+    exceptions = library.exceptions
+    shown = f"upstream '{upstream}': {message}"
+    if isinstance(error, exceptions.ContextWindowExceededError):
+        return ContextExceeded(shown)
+    if isinstance(error, exceptions.ContentPolicyViolationError):
+        return ContentRefused(shown, param="messages")
+    if isinstance(error, exceptions.UnsupportedParamsError):
+        return UnsupportedField(shown)
+    status = getattr(error, "status_code", None) or HTTPStatus.INTERNAL_SERVER_ERROR
+    headers = getattr(error, "litellm_response_headers", None) or {}
+    wished_s = parse_retry_after(headers.get("retry-after"))
+    return refusal_of(upstream, int(status), str(error), message, retry_after_s=wished_s)

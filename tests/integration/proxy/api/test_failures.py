@@ -5,7 +5,7 @@ from math import inf
 
 import pytest
 
-from proxy.backends.base import Sampling, Scores
+from proxy.backends.base import Scores
 from proxy.errors import ContextExceeded, MotabError, UpstreamFailed, UpstreamUnreachable
 from tests.support.patience import longer_and_longer
 from tests.support.proxy.api import (
@@ -23,7 +23,7 @@ from tests.support.proxy.api import (
     streamed_text,
     text,
 )
-from tests.support.scripted import Script, ScriptedBackend, says
+from tests.support.scripted import ScriptedBackend, says
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -106,21 +106,6 @@ async def test_an_impossible_score_is_a_502_and_never_an_answer() -> None:
     service = service_of(ScriptedBackend(says(A)), ScriptedBackend(distort=distort))
     status, error = await error_of(service, CHAT, chat())
     assert (status, error["code"]) == (502, "upstream_malformed")
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_one_choices_failure_ends_the_others_and_is_told_once(stream: bool) -> None:
-    failed = UpstreamFailed("student", "down")
-
-    def script(sampling: Sampling) -> Script:
-        return says(failed if sampling.seed == 1 else asyncio.Event())
-
-    student = ScriptedBackend(script)
-    service = service_of(student)
-    status, error = await error_of(service, CHAT, chat(n=3, seed=0, stream=stream))
-    assert (status, error["code"]) == (502, "upstream_failed")
-    assert all(writing.closed.is_set() for writing in student.writes)
-    assert service.admission.num_active == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,0 +1,45 @@
+"""Scores by the first way of the fallback ladder that makes sense of the steps."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy.backends.base import Call, Context, Scorer, Scores
+from proxy.core.types import Scoring
+from proxy.errors import UpstreamMalformed
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LadderScores:
+    """Scores, and the way in which they were obtained."""
+
+    scores: Scores
+    scoring: Scoring
+
+
+async def score_by_ladder(
+    scorers: Sequence[Scorer],
+    context: Context,
+    num_new: int,
+    top_k: int,
+    call: Call,
+    *,
+    entropy_known: bool,
+) -> LadderScores:
+    """Score the last `num_new` steps of `context` by the first of `scorers`, best first.
+
+    The next is asked only if an answer of the one before made no sense; the last one's error is
+    raised.
+    """
+    *first, last = scorers
+    for scorer in first:
+        try:
+            scores = await scorer.score(context, num_new, top_k, call, entropy_known=entropy_known)
+        except UpstreamMalformed as error:
+            _log.warning("%s; the next way of scoring is asked", error)
+        else:
+            return LadderScores(scores, scorer.scoring)
+    scores = await last.score(context, num_new, top_k, call, entropy_known=entropy_known)
+    return LadderScores(scores, last.scoring)
