@@ -97,7 +97,7 @@ class ModelContext:
 
     async def _encoded(self, steps: Sequence[tuple[StepPart, ...]]) -> list[Segment]:
         words = [part.text for parts in steps for part in parts if not part.markup]
-        encoded = iter(await self.upstream.reader.encode(words, self.call))
+        encoded = iter(await self.upstream.reader.encode(words, self.call) if words else ())
         segments: list[Segment] = []
         for parts in steps:
             own = [

@@ -17,7 +17,7 @@ from proxy.backends.judges.judge import find_judges
 from proxy.backends.judges.openai_chat import OpenAIChatAsker
 from proxy.backends.servers.chat_text import CountingReader
 from proxy.backends.servers.litellm import HostedModel, LiteLLM
-from proxy.backends.servers.litellm_library import load_library, shared_connections
+from proxy.backends.servers.litellm_library import load_library
 from proxy.backends.servers.llamacpp import LlamaCpp
 from proxy.backends.servers.openai import OpenAI
 from proxy.backends.servers.sglang import SGLang
@@ -230,8 +230,8 @@ async def _open_hosted(
         config.continuation,
         keep_reasoning=config.reasoning == "keep",
     )
-    await stack.enter_async_context(shared_connections(library))
     backend = LiteLLM(library, calls, models, hosted, reader)
+    stack.push_async_callback(backend.aclose)
     await _once_up(lambda: backend.connect(scores=scores), wait_s)
     calls.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
     # Its thoughts are written in tags; it reads the text unchanged, as it has no prompt to tag.

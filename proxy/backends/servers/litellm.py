@@ -13,7 +13,11 @@ from typing import Any, Literal
 from proxy.backends.base import Call, Context, Decoded, Draft, Reader, Sampling
 from proxy.backends.judges.judge import Answer, Candidate, JudgeLogprob, JudgeSample, find_judges
 from proxy.backends.servers.chat_text import ChatText, counted_pieces, seam_of
-from proxy.backends.servers.litellm_library import translated
+from proxy.backends.servers.litellm_library import (
+    leave_connections,
+    share_connections,
+    translated,
+)
 from proxy.backends.tokens.wire_values import end_of, text_of
 from proxy.backends.transport.calls import Calls, affinity_headers
 from proxy.backends.transport.http import UpstreamClient
@@ -71,6 +75,7 @@ class LiteLLM:
         self._hosted = hosted
         self._reader = reader
         self._last_failed = False
+        share_connections(self)
         with self._translated():
             _, self._provider, _, _ = self._library.get_llm_provider(
                 hosted.model, api_base=hosted.base_url
@@ -97,6 +102,10 @@ class LiteLLM:
         if not self._is_steady:
             message = "upstream '%s' refuses temperature 0: the same step may get different marks"
             _log.warning(message, self.upstream)
+
+    async def aclose(self) -> None:
+        """Close litellm's connections, if no other upstream of this kind uses them."""
+        await leave_connections(self._library, self)
 
     async def check(self) -> None:
         """Ask for the list of models if there is a `base_url`, because every call costs money.

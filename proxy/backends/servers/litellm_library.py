@@ -4,10 +4,11 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
+from weakref import WeakSet
 
 import aiohttp
 
@@ -53,25 +54,22 @@ def load_library() -> Any:  # noqa: ANN401 - a wire library, whose types stay in
     return library
 
 
-_users: Final[set[object]] = set()
+_users: Final[WeakSet[object]] = WeakSet()
 """The upstreams of this process that use the library's connections, which it keeps in one place."""
 
 
-@asynccontextmanager
-async def shared_connections(library: Any) -> AsyncIterator[None]:  # noqa: ANN401
-    """Use the library's connections. The last of all users closes them: earlier, the streams of the
-    others would break.
-    """
-    user = object()
+def share_connections(user: object) -> None:
+    """Keep the library's connections open until `user` has left them."""
     _users.add(user)
-    try:
-        yield
-    finally:
-        _users.discard(user)
-        if not _users:
-            await library.close_litellm_async_clients()
-            # Otherwise it would keep using the closed clients.
-            library.in_memory_llm_clients_cache.flush_cache()
+
+
+async def leave_connections(library: Any, user: object) -> None:  # noqa: ANN401
+    """Close the library's connections, unless another user's streams would break."""
+    _users.discard(user)
+    if not _users:
+        await library.close_litellm_async_clients()
+        # Otherwise it would keep using the closed clients.
+        library.in_memory_llm_clients_cache.flush_cache()
 
 
 @contextmanager

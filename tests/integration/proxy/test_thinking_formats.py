@@ -184,7 +184,7 @@ async def test_a_given_text_is_scored_as_the_student_s() -> None:
     reads = ModelContext(
         pair.of("teacher"), pair.bridge("teacher", QUESTION), QUESTION, Call("r-0")
     )
-    scored = await score_steps(reads, teacher, "a\n</think>\n\nb", Params(), Call("r-0"))
+    scored = await score_steps(reads, [teacher], "a\n</think>\n\nb", Params(), Call("r-0"))
     assert teacher.scorings[0].context == f"{PROMPT}{ANALYSIS}a{TO_FINAL}b"
     assert scored.prompt_tokens == len(PROMPT + ANALYSIS)
 

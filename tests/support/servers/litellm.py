@@ -36,6 +36,7 @@ class Hosted:
     def __init__(self, up: Replay) -> None:
         self._up = up
         self._library = load_library()
+        self._made: list[LiteLLM] = []
 
     def __call__(
         self,
@@ -57,10 +58,18 @@ class Hosted:
         )
         hosted = HostedModel(model, "secret", base_url or f"{up.client.base_url}/v1", **how)
         models = up.client if lists_models else None
-        return LiteLLM(self._library, calls, models, hosted, ScriptedBackend())
+        self._made.append(LiteLLM(self._library, calls, models, hosted, ScriptedBackend()))
+        return self._made[-1]
 
     async def aclose(self) -> None:
-        await self._library.close_litellm_async_clients()
+        for backend in self._made:
+            await backend.aclose()
+
+
+def connections() -> dict[str, Any]:
+    """The clients that litellm keeps."""
+    found: dict[str, Any] = load_library().in_memory_llm_clients_cache.cache_dict
+    return dict(found)
 
 
 def context(*steps: str, question: Question = QUESTION) -> Context:
