@@ -9,7 +9,7 @@ from http import HTTPStatus
 from proxy.backends.base import Call, Context, Question, Segment
 from proxy.core.thinking import Bridge, MappedSteps, StepPart, Translator, closes_thought
 from proxy.engine.upstream import Upstream
-from proxy.errors import MotabError, RequestError, UpstreamRefused
+from proxy.errors import MotabError, RequestError, UpstreamDenied, UpstreamRefused
 
 _ABOUT_MESSAGES = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 
@@ -118,7 +118,8 @@ async def _rendered(upstream: Upstream, question: Question, call: Call) -> Segme
     try:
         return await upstream.reader.render(question, call)
     except UpstreamRefused as error:
-        if error.http_status not in {None, *_ABOUT_MESSAGES}:
+        is_known = error.http_status is not None or isinstance(error, UpstreamDenied)
+        if is_known and error.http_status not in _ABOUT_MESSAGES:
             raise
         message = f"the chat template cannot render these messages: {error}"
         field_name = "messages" if question.prompt is None else "prompt"

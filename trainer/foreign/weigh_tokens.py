@@ -101,14 +101,40 @@ def tokens_of(learn: dict[str, Any], ends: list[int], fit: Fit | None) -> list[T
 def ends_in(tokenizer: Any, ids: list[int], output: str) -> list[int]:  # noqa: ANN401
     """Return the character of `output` at which each token of an answer ends.
 
-    Tokens before the output end at 0 or less. Raises ValueError if the tokens spell another text.
+    Tokens before the output end at 0 or less. A tokenizer that rewrites text (NFC) counts the
+    characters of the output as it was written. Raises ValueError if the tokens spell another text.
     """
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    whole = untrimmed(tokenizer)
     start = text.find(output)
-    encoded = untrimmed(tokenizer).encode(text, add_special_tokens=False)
+    is_rewritten = start < 0 and whole.normalizer is not None
+    if is_rewritten:
+        rewritten = whole.normalizer.normalize_str(output)
+        start = text.find(rewritten)
+        text = text[:start] + output + text[start + len(rewritten) :]
+    encoded = whole.encode(text, add_special_tokens=False)
     if start < 0 or encoded.ids != ids:
-        raise ValueError("the student's tokens spell another text")
-    return [end - start for _, end in encoded.offsets]
+        by = (
+            "" if whole.normalizer is None else f", which its normaliser ({whole.normalizer}) makes"
+        )
+        raise ValueError(f"the student's tokens spell another text{by}")
+    offsets = joined(encoded.offsets) if is_rewritten else encoded.offsets
+    return [end - start for _, end in offsets]
+
+
+def joined(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the offsets of a rewritten text, in which a letter's marks belong to its tokens."""
+    found: list[tuple[int, int]] = []
+    following = None
+    for index in reversed(range(len(offsets))):
+        start, end = offsets[index]
+        if index + 1 < len(offsets) and offsets[index + 1] == (start, end):
+            end = found[-1][1]  # another part of the same character
+        elif following is not None:
+            end = max(end, following)
+        found.append((start, end))
+        following = start
+    return found[::-1]
 
 
 def untrimmed(tokenizer: Any) -> Any:  # noqa: ANN401

@@ -12,8 +12,15 @@ from proxy.backends.tokens.alignment import (
     without_follower,
 )
 from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
+from proxy.backends.tokens.normal_form import (
+    FORMS,
+    PROBES,
+    NormalForm,
+    may_be_rewritten,
+    split_for,
+)
 from proxy.backends.transport.http import UpstreamClient
-from proxy.errors import UpstreamRefused
+from proxy.errors import TokenizerFailed, UpstreamRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,8 @@ class ServerReader:
         self._model = model
         self._template = chat_template
         self._follower = follower
+        self._forms: tuple[NormalForm, ...] | None = None
+        """The normal forms into which the tokenizer brings texts; None until that matters."""
 
     @classmethod
     async def connect(
@@ -83,6 +92,8 @@ class ServerReader:
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         # The server parses control tokens in any text, and no option turns that off.
         parts = [split_control(as_in_running_text(text)) for text in texts]
+        if any(map(may_be_rewritten, texts)):
+            parts = await self._unrewritten(parts, call)
         rows = iter(await self._ids_of([part for of_text in parts for part in of_text], call))
         segments: list[Segment] = []
         with self._client.expecting(self._route):
@@ -90,6 +101,25 @@ class ServerReader:
                 ids = [token_id for _ in of_text for token_id in next(rows)]
                 segments.append(Segment(text, without_follower(text, ids, self._follower)))
         return segments
+
+    async def _unrewritten(self, parts: list[list[str]], call: Call) -> list[list[str]]:
+        """Split the parts of texts further, so that the tokenizer's normal form changes none.
+
+        Raises `TokenizerFailed` if that cannot be.
+        """
+        if self._forms is None:
+            probes = [text for form in FORMS for text in PROBES[form]]
+            found = iter(await self._ids_of(probes, call))
+            self._forms = tuple(form for form in FORMS if next(found) == next(found))
+        try:
+            for form in self._forms:
+                parts = [
+                    [shorter for part in of_text for shorter in split_for(form, part)]
+                    for of_text in parts
+                ]
+        except ValueError as error:
+            raise TokenizerFailed(f"upstream '{self._client.upstream}': {error}") from error
+        return parts
 
     async def _ids_of(self, texts: Sequence[str], call: Call) -> Sequence[Sequence[int]]:
         """The tokens of each text."""

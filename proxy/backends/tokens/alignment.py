@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from proxy.backends.base import Decoded, ScoredToken, Segment
+from proxy.backends.tokens.normal_form import may_be_rewritten
 
 # Stands for "more text follows" while a step is tokenised.
 FOLLOWED_BY = "a"
@@ -164,6 +165,8 @@ def align(tokens: Sequence[str], offsets: Sequence[int] | None, text: str) -> Al
                 continue
             reaches = placed
         return Alignment(num, (*[Reach(0, 0)] * num, *reaches))
+    if may_be_rewritten(text):
+        complaint += " (the text is in no normal form of Unicode, and the tokenizer may rewrite it)"
     raise ValueError(f"the tokens do not spell the text that was sent: {complaint}")
 
 

@@ -124,7 +124,7 @@ def refusal_of(
     if not is_final or status == HTTPStatus.TOO_MANY_REQUESTS:
         return UpstreamFailed(upstream, message, retry_after_s=retry_after_s)
     if status in _DENIALS:
-        return UpstreamDenied(upstream, message)
+        return UpstreamDenied(upstream, message, status=status)
     return UpstreamRefused(upstream, message, status=status)
 
 

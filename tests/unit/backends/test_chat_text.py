@@ -22,6 +22,26 @@ def test_whitespace_that_the_text_has_already_is_not_written_twice(first: str) -
     assert joined("Two.\n\n", ("", first[:1]), ("", first[1:]), ("", " x")) == "Three x"
 
 
+@pytest.mark.parametrize(
+    ("so_far", "answer", "text"),
+    [
+        ("def f():\n    return 1.\n\n", "    x = 1\n    y = 2", "    x = 1\n    y = 2"),
+        ("Code:\n", "    indented", "    indented"),
+        ("Code:\n", "\n    indented", "    indented"),
+        ("Code:\n", "\tindented", "\tindented"),
+        ("Code:\n", "  - a point", "  - a point"),
+        ("One.\n\n", " Two", "Two"),
+        ("One. ", " Two", "Two"),
+        ("One. ", "\n\n  Two", "\n\n  Two"),
+        ("One. ", " \nTwo", "\nTwo"),
+        ("One.\n", "\n\n", ""),
+    ],
+)
+def test_indentation_stays(so_far: str, answer: str, text: str) -> None:
+    assert joined(so_far, ("", answer)) == text
+    assert joined(so_far, *(("", character) for character in answer)) == text
+
+
 def test_where_nothing_was_cut_off_whitespace_is_text() -> None:
     assert joined("", ("", "\n"), ("", " One")) == "\n One"
     assert joined("Tw", ("", " o")) == " o"

@@ -1,13 +1,18 @@
 """Tests which errors a client's answers become."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
+from proxy.errors import MotabError
 from synth_client.asking.client import SynthClient
-from synth_client.asking.errors import SynthesisError, Trouble
+from synth_client.asking.errors import _TROUBLE_OF_CODE, SynthesisError, Trouble
 from synth_client.errors import RunAborted
+from synth_client.questions.question import Synthesis
+from synth_client.record import Record
 from tests.support.records import breached, unbroken
 from tests.support.synth_client.client import (
     PLAIN,
@@ -222,3 +227,87 @@ async def test_a_connection_that_is_refused_is_told_in_the_systems_words() -> No
 async def test_an_answer_that_is_no_json_is_quoted() -> None:
     error = await refused(answering(b"<html>\n<body>hello"))
     assert error.message.endswith(": '<html> <body>hello'")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "trouble"),
+    [
+        (502, "upstream_refused", Trouble.PERMANENT),
+        (502, "upstream_malformed", Trouble.CONTENT),
+        (500, "tokenizer_failed", Trouble.PERMANENT),
+        (500, "internal_error", Trouble.CONTENT),
+        (504, "deadline_exceeded", Trouble.CONTENT),
+        (400, "context_length_exceeded", Trouble.PERMANENT),
+        (400, "content_policy_violation", Trouble.PERMANENT),
+        (502, "upstream_failed", Trouble.TRANSIENT),
+        (502, "upstream_unreachable", Trouble.TRANSIENT),
+        (502, "upstream_interrupted", Trouble.TRANSIENT),
+        (502, "upstream_denied", Trouble.TRANSIENT),
+        (503, "draining", Trouble.CAPACITY),
+        (429, "over_capacity", Trouble.CAPACITY),
+        (None, "upstream_refused", Trouble.TRANSIENT),
+    ],
+)
+def test_the_proxys_code_says_what_its_status_cannot(
+    status: int | None, code: str, trouble: Trouble
+) -> None:
+    error = SynthesisError("", status=status, code=code)
+    assert error.trouble is trouble
+    assert not error.ends_the_run
+
+
+def test_every_code_of_the_proxy_has_its_class() -> None:
+    codes = {kind.code for kind in _kinds(MotabError) if kind.status >= 400}
+    ends = {"invalid_api_key", "model_not_found"}
+    by_status = {"over_capacity", "draining", "upstream_failed", "upstream_unreachable"}
+    by_status |= {"upstream_interrupted", "upstream_denied", "unsupported_field"}
+    by_status |= {"scoring_unavailable", "invalid_value", "body_too_large"}
+    assert codes == ends | by_status | set(_TROUBLE_OF_CODE)
+
+
+def _kinds(kind: type[MotabError]) -> Iterator[type[MotabError]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)
+
+
+@pytest.mark.parametrize("left_out", ["usage", "model", "role", "finish_reason", "content"])
+async def test_what_a_plain_server_leaves_out_keeps_no_record_from_being_made(
+    left_out: str,
+) -> None:
+    answer = plain_answer(content="It is 36.")
+    for part in (answer, answer["choices"][0], answer["choices"][0]["message"]):
+        part.pop(left_out, None)
+    if left_out == "content":
+        with pytest.raises(SynthesisError, match="the output is empty"):
+            await ask(answering(answer), synthesis=PLAIN)
+        return
+    record = await ask(answering(answer), synthesis=PLAIN)
+    assert (record.output, record.finish_reason) == ("It is 36.", "stop")
+    assert record.models.teacher == ("m" if left_out == "model" else "m-2026")
+    num_tokens = None if left_out == "usage" else 5
+    assert record.usage.completion_tokens == num_tokens
+    assert record.usage.motab.teacher_tokens == num_tokens
+    assert Record.from_json_line(record.to_json_line()) == record
+
+
+@pytest.mark.parametrize(
+    ("word", "means"),
+    [
+        ("eos", "stop"),
+        ("content_filter", "content_filter"),
+        ("MAX_TOKENS", "length"),
+        ("x", "stop"),
+    ],
+)
+async def test_a_plain_servers_own_word_for_the_end_is_understood(word: str, means: str) -> None:
+    answer = plain_answer(content="It is 36.")
+    answer["choices"][0]["finish_reason"] = word
+    assert (await ask(answering(answer), synthesis=PLAIN)).finish_reason == means
+
+
+@pytest.mark.parametrize("synthesis", [PLAIN, SYNTHESIS])
+async def test_a_byte_order_mark_costs_no_answer(synthesis: Synthesis) -> None:
+    answer = plain_answer(content="36") if synthesis is PLAIN else answer_of(breached())
+    content = b"\xef\xbb\xbf" + orjson.dumps(answer)
+    assert (await ask(answering(content), synthesis=synthesis)).output

@@ -285,3 +285,35 @@ async def test_what_cannot_be_delivered_ends_the_run() -> None:
     pool = Pool(asker(lambda _unit, _attempt: None), Limiter(1, 4), num_workers=4)
     with pytest.raises(OutputError, match="the disk is full"):
         await pool.run(units(100), deliver)
+
+
+async def test_questions_that_are_refused_cost_the_others_nothing() -> None:
+    """Counted in attempts and on a clock that stands, so that no machine's speed matters."""
+    asked: Counter[str] = Counter()
+
+    def fault(unit: Unit, _attempt: int) -> SynthesisError | None:
+        asked[unit.question.id] += 1
+        if int(unit.question.id) < 32:
+            return SynthesisError("refused", status=502, code="upstream_refused")
+        return None
+
+    budgets = Budgets(first_s=3600.0)  # a retry would never come
+    outcomes = await work(asker(fault), 64, budgets)
+    assert [isinstance(outcomes[str(i)].result, Record) for i in range(64)] == [
+        i >= 32 for i in range(64)
+    ]
+    assert set(asked.values()) == {1}
+
+
+async def test_in_an_outage_other_questions_are_asked_before_those_that_failed() -> None:
+    """A server that fails at its first questions only is found to be up by the next ones."""
+    asked: list[str] = []
+
+    def fault(unit: Unit, _attempt: int) -> SynthesisError | None:
+        asked.append(unit.question.id)
+        return status(502) if int(unit.question.id) < 6 else None
+
+    await work(asker(fault), 12, Budgets(first_s=0.01, longest_s=0.01), num_workers=4)
+    begun_at = asked.index("6")
+    assert begun_at < 12
+    assert max(Counter(asked[:begun_at]).values()) <= 2

@@ -29,9 +29,7 @@ async def test_an_upstream_that_closes_breaks_no_stream_of_another(
     assert text_of(await litellm.drafts_of(first, litellm.context())) == "12 + 30"
 
 
-async def test_the_last_upstream_closes_the_connections(
-    up: Replay, hosted: litellm.Hosted
-) -> None:
+async def test_the_last_upstream_closes_the_connections(up: Replay, hosted: litellm.Hosted) -> None:
     up.on("POST", litellm.CHAT, stream_reply(litellm.chunk('{"content":"x"}', '"stop"')))
     first, second = hosted(), hosted()
     await litellm.drafts_of(first, litellm.context())
