@@ -182,3 +182,49 @@ async def test_faults_of_every_kind_lose_nothing_and_double_nothing(
     assert units(found) == [(f"q{i}", 0) for i in range(60)]
     assert Counter(record.attempts for record in found) == {1: 30, 2: 30}
     assert set(server.answered.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(502, "upstream_refused"), (400, "context_length_exceeded"), (500, "tokenizer_failed")],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_run_half_of_which_is_refused_asks_each_question_once(
+    server: Scripted,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    code: str,
+    *,
+    is_first: bool,
+) -> None:
+    """So it takes the time of the good half: a refusal holds up nothing, and none is repeated."""
+    refused = [f"What is {i}?" for i in (range(24) if is_first else range(0, 48, 2))]
+
+    def script(body: dict[str, Any], _number: int) -> Fault | None:
+        if body["messages"][-1]["content"] not in refused:
+            return None
+        return Fault(status, {"error": {"message": "refused", "code": code}})
+
+    server.script = script
+    source = write_questions(tmp_path / "in.jsonl", 48)
+    assert await run(server, source, tmp_path / "out.jsonl") == Totals(24, 24)
+    assert server.num_requests == 48
+    assert "asking one at a time" not in caplog.text
+    failed = lines(tmp_path / "out.failed.jsonl")
+    assert {(row["error"]["kind"], row["attempts"]) for row in failed} == {("permanent", 1)}
+
+
+async def test_a_malformed_answer_is_one_rows(
+    server: Scripted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def script(body: dict[str, Any], _number: int) -> Fault | None:
+        if body["messages"][-1]["content"] not in {f"What is {i}?" for i in range(6)}:
+            return None
+        return Fault(502, {"error": {"message": "no score", "code": "upstream_malformed"}})
+
+    server.script = script
+    source = write_questions(tmp_path / "in.jsonl", 12)
+    assert await run(server, source, tmp_path / "out.jsonl") == Totals(6, 6)
+    assert server.num_requests == 6 * 3 + 6
+    assert "asking one at a time" not in caplog.text
