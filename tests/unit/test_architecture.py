@@ -145,7 +145,10 @@ ALLOWED: dict[str, frozenset[str]] = {
             "benchmarks.scenarios",
             "benchmarks.simulator",
             "proxy.backends.embedded",
+            "synth_client.asking",
             "synth_client.files",
+            "synth_client.questions",
+            "synth_client.runs",
             "trainer.reproduce",
         }
     ),

@@ -47,7 +47,7 @@ def is_failure(reason: object) -> bool:
 
 
 def end_of(reason: object, upstream: str) -> FinishReason | None:
-    """Return why a text ended; None while it goes on, for which some servers write "".
+    """Return why a text ended; None if it has not, for which some servers write "".
 
     A reason that nobody knows says that the model ended its text, as OpenAI's clients take it.
     """
