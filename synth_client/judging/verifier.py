@@ -23,7 +23,8 @@ import orjson
 import psutil
 
 from synth_client.errors import InputError, Interrupted
-from synth_client.judging.rules import PLAIN_RULES, Judgement, check_rule
+from synth_client.judging.judgement import Judgement
+from synth_client.judging.rules import PLAIN_RULES, check_rule
 from synth_client.record import Record, Verification
 
 _START_LIMIT_S: Final = 120.0

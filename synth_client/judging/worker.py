@@ -15,7 +15,8 @@ from typing import Any
 
 import orjson
 
-from synth_client.judging.rules import MATH, PLAIN_RULES, Judgement
+from synth_client.judging.judgement import Judgement
+from synth_client.judging.rules import MATH, PLAIN_RULES
 
 Judge = Callable[[Mapping[str, Any]], Judgement]
 

@@ -108,7 +108,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "synth_client.record": _CORE | {"synth_client.complaints", "synth_client.errors"},
     "synth_client.files": _CLIENT_GROUND,
     "synth_client.questions": _CLIENT_GROUND,
-    "synth_client.judging": _CLIENT_GROUND,
+    "synth_client.judging": _CLIENT_GROUND | {"synth_client.judging.numbers"},
+    "synth_client.judging.numbers": frozenset(),
     "synth_client.asking": _CLIENT_GROUND | _CORE | {"synth_client.questions"},
     "synth_client.cluster": _CLIENT_GROUND | {"synth_client.questions", "synth_client.asking"},
     "synth_client.training_data": _CLIENT_GROUND

@@ -45,7 +45,7 @@ def math() -> Iterator[Verifier]:
     ("output", "answer", "predicted", "correct"),
     [
         ("So the answer is $\\boxed{\\frac{2}{4}}$.", "\\frac12", "\\frac{2}{4}", True),
-        ("So the answer is $\\boxed{0.5}$.", "1/2", "\\frac{1}{2}", True),
+        ("So the answer is $\\boxed{0.5}$.", "1/2", "0.5", True),
         ("The answer is 1,234.", "1234", "1234", True),
         ("Hence $x = 3$.", "3", "x = 3", True),
         ("It is $2\\sqrt{3}$.", "$\\sqrt{12}$", "2\\sqrt{3}", True),

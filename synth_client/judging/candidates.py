@@ -1,0 +1,211 @@
+"""Reads the answers that the rule `math` compares: each as a number, or as a formula."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final
+
+from synth_client.judging.latex import latex_of
+from synth_client.judging.number_rule import NumberAnswer, last_of, of_box, of_clause, of_content
+from synth_client.judging.numbers.plain_text import formulas, plain
+from synth_client.judging.numbers.quantity import Quantity
+from synth_client.judging.numbers.runs import numbers_of
+from synth_client.judging.place import Box, labelled, last_boxes, sentences_from_the_end
+
+_LONGEST: Final = 20_000
+# A letter that is set equal to the number, and a unit of a few words.
+_BEFORE: Final = re.compile(r"[\s$€£¥=≈~]*(?:[A-Za-z]\w?(?:\([A-Za-z]\))?\s*[=:≈]\s*)?[\s$€£¥-]*")
+_AFTER: Final = re.compile(r"[\s-]*(?:[A-Za-z°][A-Za-z°'/-]*[\s-]*){0,6}(?:\^?[23])?[\s.$]*")
+# What may be set equal to the answer: a letter, and sums of numbers; no equation in unknowns.
+_COMPUTED: Final = re.compile(
+    r"(?:[A-Za-z]\w?(?:\([A-Za-z]\))?\s*=)?(?:[^A-Za-z<>≤≥≠≈,=]|\\[a-z]+|=)*"
+)
+_BRACKETED: Final = re.compile(r"[\s$]*\(([^()]*)\)[\s$.]*")
+_LIST_COMMA: Final = re.compile(r"(?<=\d), (?=\d{1,2}(?!\d)|\d{4})")
+_GOES_ON: Final = re.compile(r"\^|/|!|\\[dtc]?frac|[A-Za-z\d(]")
+# `$n$` and `$f(x)$` only name what is sought.
+_NAME: Final = re.compile(r"\\?[A-Za-z]+(?:_\w|')?(?:\([A-Za-z]\))?")
+_MAX_PROSE_WORDS: Final = 6
+_NO_ANSWERS: Final = frozenset({"nan", "null", "n/a", ""})
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An answer as written (`text`), in plain signs, and as a number or as LaTeX.
+
+    `numbers` are those that it has where it is open which of them is the answer.
+    """
+
+    text: str
+    plain: str
+    quantity: Quantity | None = None
+    latex: str = ""
+    in_doubt: bool = False
+    numbers: tuple[Quantity, ...] = ()
+
+
+def answer_candidates(text: str) -> list[Candidate]:
+    """Return the answers of an output: one, or two if it is open which is meant; none without one.
+
+    The answer is in the last box, else in what "the answer is" announces, else the last formula or
+    number. What is announced after the last box is a second answer, or, as the final answer, the
+    only one.
+    """
+    found = last_boxes(text)
+    if found:
+        after = text[found[-1].end :]
+        final = next(labelled(after, by="final"), None)
+        later = _announced(next(labelled(after), ""))
+        if later is None or later.quantity is None:
+            return [_boxed(found)]
+        return [later] if final is not None else [_boxed(found), later]
+    is_passed_over = False
+    for announced in labelled(text):
+        candidate = _announced(announced)
+        if candidate is not None:
+            return [replace(candidate, in_doubt=candidate.in_doubt or is_passed_over)]
+        is_passed_over = True
+    for sentence in sentences_from_the_end(text):
+        candidates = _of_sentence(sentence)
+        if candidates:
+            return [replace(one, in_doubt=one.in_doubt or is_passed_over) for one in candidates]
+    return []
+
+
+def reference_candidate(reference: str) -> Candidate | None:
+    """Return the answer that a reference gives, None if it gives none that is certain."""
+    text = reference.strip()
+    if text.casefold() in _NO_ANSWERS:
+        return None
+    _, mark, after = text.rpartition("####")
+    if mark:
+        return _of_content(after)
+    found = last_boxes(text)
+    if found:
+        return _boxed(found)
+    if "\n" in text or len(plain(text[:_LONGEST]).split()) > _MAX_PROSE_WORDS:
+        return _of_prose(text)
+    marked = formulas(text)
+    return _of_formulas(text, marked, first=True) if marked else _of_content(text)
+
+
+def _of_prose(text: str) -> Candidate | None:
+    """Read a solution that names its answer, or ends with a formula that is marked."""
+    announced = next(map(_announced, labelled(text)), None)
+    if announced is not None:
+        return None if announced.in_doubt else announced
+    marked = formulas(text)
+    ends_marked = text.rstrip(".").endswith(("$", "\\]", "\\)"))
+    if marked and ends_marked:
+        return _of_formulas(text, marked, first=False)
+    return None if numbers_of(plain(text[:_LONGEST])) else _of_content(text)
+
+
+def _boxed(found: list[Box]) -> Candidate:
+    content = ", ".join(box.content.strip() for box in found)
+    candidate = _of_content(content, in_doubt=not found[-1].is_closed)
+    whole = of_box(found[0]) if len(found) == 1 else None
+    if whole is not None and candidate.quantity is not None:
+        if whole.numbers[0] == candidate.quantity:
+            return candidate
+        return replace(_of_numbers(whole), text=candidate.text, in_doubt=candidate.in_doubt)
+    if found[0].before.strip("\\$ ") or _GOES_ON.match(found[-1].after):
+        return replace(candidate, in_doubt=True)
+    return candidate
+
+
+def _of_content(content: str, *, in_doubt: bool = False) -> Candidate:
+    """Read a text that is the answer and nothing else."""
+    text = content.strip()
+    return Candidate(text, _plain(text), _whole_number(_readable(text)), latex_of(text), in_doubt)
+
+
+def _plain(text: str) -> str:
+    """Return the text in a form in which equal answers look equal."""
+    return _LIST_COMMA.sub(",", _readable(text))
+
+
+def _readable(text: str) -> str:
+    return re.sub(r"(?<=\S)\.$", "", " ".join(plain(text[:_LONGEST]).split()))
+
+
+def _whole_number(text: str) -> Quantity | None:
+    """Return the number that the plain text is, with nothing around it but a unit and a letter."""
+    bracketed = _BRACKETED.fullmatch(text)
+    if bracketed is not None and "," not in bracketed[1]:
+        text = bracketed[1]
+    if len(text) > _LONGEST:
+        return None
+    before, equals, after = text.rpartition("=")
+    if equals and _COMPUTED.fullmatch(before):
+        text = after
+    groups = numbers_of(text)
+    if len(groups) != 1 or len(groups[0].runs) != 1:
+        return None
+    run = groups[0].runs[0]
+    is_pair = "," in run.quantity.text and text[run.start] in "([{"
+    is_alone = (
+        not is_pair and _BEFORE.fullmatch(text[: run.start]) and _AFTER.fullmatch(text[run.end :])
+    )
+    return run.quantity if is_alone and _is_number(run.quantity) else None
+
+
+def _is_number(quantity: Quantity) -> bool:
+    """Return whether its value is known here; factorials and plus-minus are math-verify's."""
+    is_open = quantity.is_expression or quantity.bounded or not quantity.values
+    return not is_open and not any(sign in quantity.text for sign in "!±")
+
+
+def _announced(announced: str) -> Candidate | None:
+    marked = formulas(announced)
+    answer = of_clause(announced)
+    telling = [one for one in marked if not _NAME.fullmatch(one)]
+    if telling or (marked and answer is None):
+        return _of_formulas(announced, telling or marked, first=True)
+    if answer is not None:
+        return _of_numbers(answer)
+    words = _plain(announced)
+    return Candidate(words, words, in_doubt=True) if words else None
+
+
+def _of_sentence(line: str) -> list[Candidate]:
+    answer = last_of(line)
+    named = formulas(line)
+    marked = [one for one in named if not _NAME.fullmatch(one)] or (named if not answer else [])
+    if not marked:
+        return [] if answer is None else [_of_numbers(answer)]
+    candidate = _of_formulas(line, marked, first=False)
+    after = last_of(line[line.rfind(marked[-1]) + len(marked[-1]) :])
+    if answer is None or after is None or answer.written in candidate.plain:
+        return [candidate]
+    is_same = candidate.quantity is not None and candidate.quantity in answer.numbers
+    return [candidate] if is_same else [candidate, _of_numbers(answer)]
+
+
+def _of_formulas(text: str, marked: list[str], *, first: bool) -> Candidate:
+    """Read a marked formula, with the sign, the unit or the rest of a number outside its marks."""
+    chosen = _of_content(marked[0] if first else marked[-1])
+    number = of_content(chosen.text)
+    if chosen.quantity is None or number is None:
+        return chosen
+    wanted = number.numbers[0].text
+    groups = [
+        group
+        for group in numbers_of(plain(text))
+        if any(wanted in run.quantity.text for run in group.runs)
+    ]
+    if not groups:
+        return chosen
+    group = groups[0] if first else groups[-1]
+    numbers = tuple(run.quantity for run in group.runs)
+    found = _of_numbers(NumberAnswer(numbers, written=plain(text)[group.start : group.end]))
+    return replace(found, text=chosen.text) if len(numbers) == 1 else found
+
+
+def _of_numbers(answer: NumberAnswer) -> Candidate:
+    number = answer.numbers[0]
+    text = answer.written if len(answer.numbers) > 1 or not answer.text else answer.text
+    is_number = _is_number(number) or number.bounded or "!" in number.text
+    if len(answer.numbers) == 1 and is_number:
+        return Candidate(text, _plain(text), number, latex_of(text), answer.in_doubt)
+    latex = latex_of(answer.written)
+    return Candidate(text, _plain(text), None, latex, answer.in_doubt, answer.numbers)

@@ -1,0 +1,1 @@
+"""Reads the numbers of an answer, each one whole, and compares them."""

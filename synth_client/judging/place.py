@@ -1,0 +1,172 @@
+r"""Finds where in an output the answer stands: in a box, after the word "answer", in the last line.
+
+A box that is never closed was cut off, so what it holds may be a part of the answer.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+_BRACES: Final = re.compile(r"\\+(?:boxed|fbox|framebox)\s*\{|\\[^A-Za-z]|[{}]")
+_BARE: Final = re.compile(r"\\+(?:boxed|fbox|framebox)\s*([^\s{}$\\][^\s{}$]*)")
+_TAGGED: Final = re.compile(
+    r"<answer>((?:(?!</?answer>).){1,2000})</answer>", re.DOTALL | re.IGNORECASE
+)
+_VERB: Final = (
+    r"(?:\s[-\u2013\u2014]\s|\b(?:is|are|was|be|equals?)\b(?:\s+(?:therefore|thus|then|simply))?\s*:?"
+    r"|[:=])"
+)
+_CHINESE: Final = "\u7b54\u6848\\s*(?:\u662f|\u4e3a|[:\uff1a])"
+_MARKS: Final = r"(?:\s|[*_])*"
+_LABELS: Final = {
+    name: re.compile(f"(?:{pattern}){_MARKS}", re.IGNORECASE)
+    for name, pattern in (
+        (
+            "answer",
+            rf"\banswers?\b[^.\n:=?]{{0,60}}?{_VERB}|####|\banswer\b[*_\s]*\n|{_CHINESE}",
+        ),
+        ("option", rf"\b(?:answer|option|choice)s?\b[^.\n:=?]{{0,60}}?{_VERB}|####|{_CHINESE}"),
+        ("final", rf"\bfinal answers?\b[^.\n:=?]{{0,60}}?{_VERB}"),
+    )
+}
+# It praises the answer, and does not give it.
+_PRAISE: Final = re.compile(
+    r"\W*(?:indeed\s+)?(?:helpful|correct|clear|useful|right|verified|consistent|reasonable|valid"
+    r"|complete|boxed|below|above|as follows)\b",
+    re.IGNORECASE,
+)
+_JOINT: Final = re.compile(r"[\s$()\\*.]*(?:,|;|&)?[\s$()\\*]*(?:and|or)?[\s$()\\*]*")
+_NEAR: Final = re.compile(r"[^A-Za-z=]{0,9}")
+_JOINS: Final = re.compile(r"\b(?:and|or)\b|,|;")
+_TAKES_BACK: Final = re.compile(
+    r"\b(?:no|not|but|wait|actually|instead|correct|correction|wrong|mistake)\b", re.IGNORECASE
+)
+_SENTENCE: Final = re.compile(r"(?:(?<=[.!?])|(?<=[.!?]\$)|(?<=[.!?]\$\$))\s+(?=[A-Z\\$(*<])")
+_TOUCHING: Final = re.compile(
+    r"((?:\\\$\s?)?[-\u2212+\u00b1*/^]|\\\$\s?|\d[\d.,]*)(?:\\[(\[]|[$*_`])*$"
+)
+_LONGEST: Final = 2000
+_MAX_JOINT: Final = 70
+_MOST_LABELS: Final = 20
+_MOST_BOXES: Final = 50
+_LABELLED_CHARS: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """What a box holds, and where the whole of it is in the text.
+
+    `before` and `after` are what touches it and may belong to its number.
+    """
+
+    content: str
+    start: int
+    end: int
+    is_closed: bool = True
+    before: str = ""
+    after: str = ""
+
+
+def boxes(text: str) -> list[Box]:
+    """Return the outermost boxes that hold something, in order."""
+    found = [*_braced(text), *(Box(one[1], *one.span()) for one in _BARE.finditer(text))]
+    found += [Box(one[1], *one.span()) for one in _TAGGED.finditer(text)]
+    found.sort(key=lambda box: (box.start, -box.end))
+    outermost: list[Box] = []
+    for box in found:
+        is_inside = bool(outermost) and box.end <= outermost[-1].end
+        if box.content.strip() and not is_inside:
+            outermost.append(box)
+    return outermost
+
+
+def _braced(text: str) -> list[Box]:
+    opened: list[tuple[int, int] | None] = []
+    found: list[Box] = []
+    for brace in _BRACES.finditer(text):
+        if brace[0].endswith("{") and brace[0] != "\\{":
+            opened.append(brace.span() if brace[0] != "{" else None)
+        elif brace[0] == "}" and opened:
+            span = opened.pop()
+            if span is not None:
+                found.append(Box(text[span[1] : brace.start()], span[0], brace.end()))
+    last = max((span for span in opened if span is not None), default=None)
+    if last is not None and all(box.end <= last[0] for box in found):
+        found.append(Box(text[last[1] :], last[0], len(text), is_closed=False))
+    return found
+
+
+def last_boxes(text: str) -> list[Box]:
+    r"""Return the boxes that are the answer together: `\boxed{1}` and `\boxed{2}`.
+
+    They are the last box and those before it that a comma or an "and" joins to it. Equal neighbours
+    are one.
+    """
+    chosen: list[Box] = []
+    for box in reversed(boxes(text)):
+        if len(chosen) == _MOST_BOXES or (chosen and not _are_joined(text, box, chosen[-1])):
+            break
+        if not chosen or chosen[-1].content.strip() != box.content.strip():
+            chosen.append(box)
+    if len(chosen) == 1:
+        return [_with_surroundings(text, chosen[0])]
+    return chosen[::-1]
+
+
+def _with_surroundings(text: str, box: Box) -> Box:
+    before = _TOUCHING.search(text[max(box.start - 20, 0) : box.start])
+    after = text[box.end : box.end + 40].partition("\n")[0]
+    after = re.sub(r"^(?:\\[)\]]|[$*_`])+", "", after)
+    return replace(box, before=before[1] if before else "", after=after)
+
+
+def _are_joined(text: str, box: Box, after: Box) -> bool:
+    between = text[box.end : after.start]
+    if box.content.strip() == after.content.strip():
+        return True
+    if len(between) >= _MAX_JOINT or _TAKES_BACK.search(between):
+        return False
+    is_near = _NEAR.fullmatch(between) or _JOINT.fullmatch(between)
+    return bool(is_near or _JOINS.search(between))
+
+
+def labelled(text: str, *, by: Literal["answer", "option", "final"] = "answer") -> Iterator[str]:
+    """Yield what the labels announce ("the answer is"), the last first, each up to its line's end.
+
+    By "option", the words "option" and "choice" announce an answer, too; by "final", only "final
+    answer" does.
+    """
+    text = text[-_LABELLED_CHARS:]
+    found = list(_LABELS[by].finditer(text))
+    for label in found[: -_MOST_LABELS - 1 : -1]:
+        announced = text[label.end() : label.end() + _LONGEST]
+        for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
+            end = announced.find(closing, 2) if announced.startswith(opening) else -1
+            if end >= 0:
+                line_end = announced.find("\n", end)
+                announced = announced if line_end < 0 else announced[:line_end]
+                break
+        else:
+            announced = announced.partition("\n")[0]
+        if announced.strip() and not _PRAISE.match(announced):
+            yield announced
+
+
+def sentences_from_the_end(text: str) -> Iterator[str]:
+    """Yield the sentences, the last first. A line ends a sentence."""
+    for line in lines_from_the_end(text):
+        yield from reversed(_SENTENCE.split(line))
+
+
+def lines_from_the_end(text: str) -> Iterator[str]:
+    """Yield the lines that hold something, the last first, of a long line its end."""
+    end = len(text)
+    while end > 0:
+        start = text.rfind("\n", 0, end) + 1
+        line = text[start:end].strip()
+        if len(line) > _LONGEST:
+            line = line[-_LONGEST:].partition(" ")[2]
+        if line:
+            yield line
+        end = start - 1
