@@ -45,6 +45,24 @@ Split = Annotated[str, typer.Option(help="The split of a dataset.")]
 Subset = Annotated[
     str | None, typer.Option(help="The configuration of a dataset. Default: the dataset's own.")
 ]
+QuestionColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The question's column; A.B is the field B of column A. Default: messages, question,"
+        " problem, prompt, instruction or input.",
+    ),
+]
+AnswerColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The reference answer's column. Default: answer, or what the row's layout gives.",
+    ),
+]
+IdColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The column of the rows' ids. Default: id.")
+]
 Temperature = Annotated[
     float | None,
     typer.Option(

@@ -22,6 +22,7 @@ from synth_client.files.workspace import Workspace
 from synth_client.judging.rules import MATH, check_rule
 from synth_client.judging.verifier import Limits
 from synth_client.questions.dataset import open_dataset
+from synth_client.questions.layout import Columns
 from synth_client.questions.question import Synthesis
 from synth_client.runs.outputs import Totals
 from synth_client.runs.session import run_loop
@@ -52,6 +53,9 @@ def synth_command(
     ] = None,
     split: options.Split = "train",
     subset: options.Subset = None,
+    question_column: options.QuestionColumn = None,
+    answer_column: options.AnswerColumn = None,
+    id_column: options.IdColumn = None,
     concurrency: options.Concurrency = 64,
     min_concurrency: options.MinConcurrency = 1,
     temperature: options.Temperature = None,
@@ -106,7 +110,13 @@ def synth_command(
     if plain and params:
         raise typer.BadParameter("--plain sends no motab object, so there is no --param")
     run = Run(
-        dataset=open_dataset(source, limit=limit, split=split, subset=subset),
+        dataset=open_dataset(
+            source,
+            limit=limit,
+            split=split,
+            subset=subset,
+            columns=Columns(question_column, answer_column, id_column),
+        ),
         output=output,
         servers=servers,
         synthesis=Synthesis(

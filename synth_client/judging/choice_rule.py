@@ -40,7 +40,9 @@ _DENIED: Final = re.compile(r"\b(?:not|neither|nor|isn't|cannot|can't|except|wro
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class LetterAnswer:
+    """The letters that an output chooses, with the text of the choice where it is given."""
+
     letters: tuple[str, ...]
     text: str = ""
     in_doubt: bool = False
@@ -77,12 +79,12 @@ def judge_choice(output: str, answer: str | None) -> Judgement:
     return Judgement(predicted, is_right)
 
 
-def _chosen(text: str) -> _Choice | None:
+def _chosen(text: str) -> LetterAnswer | None:
     found = last_boxes(text)
     choices = [_read(box.content) for box in found]
     letters = [letter for choice in choices if choice is not None for letter in choice.letters]
     if letters:
-        return _Choice(tuple(dict.fromkeys(letters)), in_doubt=not found[-1].is_closed)
+        return LetterAnswer(tuple(dict.fromkeys(letters)), in_doubt=not found[-1].is_closed)
     is_passed_over = bool(found)
     for announced in labelled(text, by="option"):
         choice = _announced(plain(announced).strip())
@@ -97,42 +99,42 @@ def _chosen(text: str) -> _Choice | None:
     return replace(choice, in_doubt=choice.in_doubt or is_passed_over or bool(choice.text))
 
 
-def _stated(sentence: str) -> _Choice | None:
+def _stated(sentence: str) -> LetterAnswer | None:
     found = list(_STATED.finditer(sentence))
     letters = tuple(dict.fromkeys("".join(filter(None, one.groups())) for one in found))
     is_denied = _DENIED.search(sentence) is not None
-    return _Choice(letters, is_denied=is_denied) if letters else None
+    return LetterAnswer(letters, is_denied=is_denied) if letters else None
 
 
-def _read(content: str) -> _Choice | None:
+def _read(content: str) -> LetterAnswer | None:
     """Read a text that is a choice and nothing else."""
     if len(content) > _LONGEST:
         return None
     text = plain(content).strip()
     if (whole := _WHOLE.fullmatch(text)) is not None:
-        return _Choice((whole[1].upper(),))
+        return LetterAnswer((whole[1].upper(),))
     if (several := _several(text)) is not None:
         return several
     if (named := _WITH_TEXT.fullmatch(text)) is not None:
         letter = named[1] or named[2] or named[3]
-        return _Choice((letter.upper(),), named[4].strip())
+        return LetterAnswer((letter.upper(),), named[4].strip())
     begins = _BEGINS.match(text)
-    return None if begins is None else _Choice((begins[1],), in_doubt=True)
+    return None if begins is None else LetterAnswer((begins[1],), in_doubt=True)
 
 
-def _several(text: str) -> _Choice | None:
+def _several(text: str) -> LetterAnswer | None:
     found = _SEVERAL.match(text)
     if found is not None:
         rest = text[found.end() :].strip(" .)")
         letters = re.findall(r"\b[A-J]\b", found[0])
-        return _Choice(tuple(dict.fromkeys(letters)), in_doubt=bool(rest))
+        return LetterAnswer(tuple(dict.fromkeys(letters)), in_doubt=bool(rest))
     together = _TOGETHER.fullmatch(text)
     if together is not None and len(set(together[1])) == len(together[1]):
-        return _Choice(tuple(together[1]))
+        return LetterAnswer(tuple(together[1]))
     return None
 
 
-def _announced(text: str) -> _Choice | None:
+def _announced(text: str) -> LetterAnswer | None:
     choice = _read(text)
     if choice is not None:
         return choice
@@ -146,17 +148,17 @@ def _announced(text: str) -> _Choice | None:
     joined = _SEVERAL.match(text, letter.start())
     if joined is not None:
         letters = tuple(dict.fromkeys(re.findall(r"\b[A-J]\b", joined[0])))
-        return _Choice(letters, is_denied=is_denied)
+        return LetterAnswer(letters, is_denied=is_denied)
     chosen = (letter[1] or letter[2]).upper()
-    return _Choice((chosen,), in_doubt=is_article, is_denied=is_denied)
+    return LetterAnswer((chosen,), in_doubt=is_article, is_denied=is_denied)
 
 
-def _lower(text: str) -> _Choice | None:
+def _lower(text: str) -> LetterAnswer | None:
     found = re.match(r"\W*([b-hj])(?=[.,;:]?\s+(?:because|since|as)\b|[.,;:]\s)", text)
-    return None if found is None else _Choice((found[1].upper(),))
+    return None if found is None else LetterAnswer((found[1].upper(),))
 
 
-def _known(reference: str) -> _Choice | None:
+def _known(reference: str) -> LetterAnswer | None:
     choice = _read(reference)
     if choice is not None:
         return choice

@@ -55,7 +55,7 @@ _LABELLED_CHARS: Final = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """What a box holds, and where the whole of it is in the text.
+    """The content of a box, and where the whole of the box is in the text.
 
     `before` and `after` are what touches it and may belong to its number.
     """

@@ -4,24 +4,20 @@ import csv
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
 
-from synth_client.complaints import complaints_of
 from synth_client.errors import InputError
+from synth_client.questions.json_numbers import exact, loads_exactly
+from synth_client.questions.layout import Columns, check_columns, read_row
 from synth_client.questions.parquet_and_hub import read_hub, read_parquet
 from synth_client.questions.question import BadRow, Question
-from synth_client.record import Message
 
-QUESTION_COLUMNS: Final = ("question", "problem", "prompt", "instruction", "input")
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
-_COLUMNS: Final = ("messages", *QUESTION_COLUMNS)
-_MESSAGES: Final = TypeAdapter(tuple[Message, ...])
 _MAX_FIELD_CHARS: Final = 2**31 - 1
 _COUNT_BYTES: Final = 2**20
 # An input that begins with this many bad rows, and no question, is refused.
@@ -43,7 +39,8 @@ class Dataset:
 
     `rows` raises `InputError` where the rest of the input is unreadable; a row that is wrong on its
     own is a `BadRow`. `count` gives the number of rows, None if that takes reading them all.
-    `source` is the input as the user named it, `name` identifies it wherever it lies.
+    `source` is the input as the user named it, `name` identifies it wherever it lies. `columns` are
+    those that the user named.
     """
 
     name: str
@@ -51,13 +48,14 @@ class Dataset:
     cells: Callable[[], Iterator[Cells]]
     count_all: Callable[[], int | None]
     limit: int | None
+    columns: Columns = field(default_factory=Columns)
 
     def rows(self) -> Iterator[Question | BadRow]:
         """Yield every row in order, up to the limit.
 
         Raises `InputError` if there is no row, or if none of the first rows holds a question.
         """
-        rows = (_row(cells, i) for i, cells in enumerate(islice(self.cells(), self.limit)))
+        rows = (self._row(cells, i) for i, cells in enumerate(islice(self.cells(), self.limit)))
         first: list[Question | BadRow] = []
         for row in islice(rows, _MOST_BAD_FIRST):
             first.append(row)
@@ -67,6 +65,11 @@ class Dataset:
             raise self._asks_nothing(first)
         yield from first
         yield from rows
+
+    def _row(self, cells: Cells, index: int) -> Question | BadRow:
+        if cells.columns is None:
+            return BadRow(str(index), cells.place, cells.fault)
+        return read_row(cells.columns, index=index, place=cells.place, columns=self.columns)
 
     def _asks_nothing(self, rows: Sequence[Question | BadRow]) -> InputError:
         row = rows[0] if rows else None
@@ -82,7 +85,12 @@ class Dataset:
 
 
 def open_dataset(
-    source: str, *, limit: int | None = None, split: str = "train", subset: str | None = None
+    source: str,
+    *,
+    limit: int | None = None,
+    split: str = "train",
+    subset: str | None = None,
+    columns: Columns = Columns(),  # noqa: B008 - it is frozen
 ) -> Dataset:
     """Open a file (by its suffix), a dataset's folder, or a Hugging Face dataset.
 
@@ -96,7 +104,12 @@ def open_dataset(
             raise InputError(f"{path}: unknown format '{suffix}'; known formats are {known}")
         reader = _READERS[suffix]
         return Dataset(
-            path.name, source, lambda: reader.read(path), lambda: reader.count(path), limit
+            path.name,
+            source,
+            lambda: reader.read(path, columns),
+            lambda: reader.count(path),
+            limit,
+            columns,
         )
     if suffix in _READERS:
         raise InputError(f"{path}: no such file")
@@ -108,7 +121,7 @@ def open_dataset(
         return _numbered(hub.rows())
 
     name = " ".join(part for part in (hub.name, subset, split) if part)
-    return Dataset(name, source, cells, lambda: hub.num_rows, limit)
+    return Dataset(name, source, cells, lambda: hub.num_rows, limit, columns)
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Cells]:
@@ -116,74 +129,19 @@ def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterator[Cells]:
         yield Cells(f"row {number}", row)
 
 
-def _row(cells: Cells, index: int) -> Question | BadRow:
-    columns = cells.columns
-    name = str(index)
-    if columns is None:
-        return BadRow(name, cells.place, cells.fault)
-    given = columns.get("id")
-    if isinstance(given, str | int) and not isinstance(given, bool) and given != "":
-        name = str(given)
-    try:
-        return Question(name, _messages(columns), _answer(columns.get("answer")))
-    except ValueError as error:
-        return BadRow(name, cells.place, str(error))
-
-
-def _messages(columns: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Return the row's messages; raises ValueError with the row's fault."""
-    column = next((name for name in _COLUMNS if columns.get(name) not in (None, "")), None)
-    if column is None:
-        there = ", ".join(map(str, columns)) or "none"
-        raise ValueError(f"no question: none of {', '.join(_COLUMNS)} found (columns: {there})")
-    value = columns[column]
-    if column != "messages":
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{column} is not a text, or is empty")
-        return (Message(role="user", content=_clean(column, value)),)
-    try:
-        # Tables hold conversations as JSON text.
-        content = value if isinstance(value, str | bytes) else orjson.dumps(value)
-        messages = _MESSAGES.validate_json(content)
-    except ValidationError as error:
-        raise ValueError(f"messages: {complaints_of(error)}") from error
-    except TypeError as error:
-        raise ValueError(f"messages: {error}") from error
-    if not messages:
-        raise ValueError("messages is empty")
-    if messages[-1].role == "assistant":
-        raise ValueError("messages ends with an assistant message, so there is no question")
-    return messages
-
-
-def _clean(column: str, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{column} is not valid UTF-8") from error
-    return text
-
-
-def _answer(value: object) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return _clean("answer", value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(f"answer is neither text nor a number: {type(value).__name__}")
-
-
-def _read_jsonl(path: Path) -> Iterator[Cells]:
+def _read_jsonl(path: Path, _columns: Columns) -> Iterator[Cells]:
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             place = f"line {number}"
             try:
-                columns = orjson.loads(line.removeprefix(b"\xef\xbb\xbf").rstrip())
+                columns = loads_exactly(line.removeprefix(b"\xef\xbb\xbf").rstrip())
             except orjson.JSONDecodeError as error:
                 yield Cells(place, None, _json_fault(line, error))
+                continue
+            except ValueError as error:
+                yield Cells(place, None, f"invalid JSON: {error}")
                 continue
             yield _cells(place, columns)
 
@@ -202,15 +160,22 @@ def _cells(place: str, columns: object) -> Cells:
     return Cells(place, None, f"a {type(columns).__name__}, not an object")
 
 
-def _read_json(path: Path) -> Iterator[Cells]:
+def _exact_cells(place: str, columns: object) -> Cells:
+    try:
+        return _cells(place, exact(columns))
+    except RecursionError:
+        return Cells(place, None, "it is nested too deeply")
+
+
+def _read_json(path: Path, _columns: Columns) -> Iterator[Cells]:
     """Read an array of objects piece by piece."""
     import ijson  # noqa: PLC0415 - only this format needs it
 
     number = 0
     with _opened(path) as file:
         try:
-            for number, columns in enumerate(ijson.items(file, "item", use_float=True), start=1):
-                yield _cells(f"row {number}", columns)
+            for number, columns in enumerate(ijson.items(file, "item"), start=1):
+                yield _exact_cells(f"row {number}", columns)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             # yajl draws an arrow under the place of the error.
             reason = " ".join(str(error).partition("(right here)")[0].split())
@@ -219,7 +184,7 @@ def _read_json(path: Path) -> Iterator[Cells]:
         raise InputError(f"{path}: does not hold an array of rows")
 
 
-def _read_csv(path: Path) -> Iterator[Cells]:
+def _read_csv(path: Path, columns: Columns) -> Iterator[Cells]:
     csv.field_size_limit(min(sys.maxsize, _MAX_FIELD_CHARS))
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     # Bytes that are not UTF-8 fail only their own row, so they are let through here.
@@ -230,7 +195,7 @@ def _read_csv(path: Path) -> Iterator[Cells]:
             header = next(reader, None)
             if header is None:
                 return
-            _check_columns(path, header)
+            check_columns(path, header, columns)
             num_read = reader.line_num
             for values in reader:
                 if values:
@@ -249,18 +214,10 @@ def _csv_cells(header: list[str], values: list[str], place: str) -> Cells:
     return Cells(place, dict(zip(header, filled, strict=True)))
 
 
-def _read_parquet(path: Path) -> Iterator[Cells]:
+def _read_parquet(path: Path, columns: Columns) -> Iterator[Cells]:
     table = read_parquet(path)
-    _check_columns(path, table.columns)
+    check_columns(path, table.columns, columns)
     return _numbered(table.rows())
-
-
-def _check_columns(path: Path, columns: Iterable[str]) -> None:
-    """Raise `InputError` if a file whose rows all have the same columns lacks a question column."""
-    there = list(columns)
-    if not set(_COLUMNS) & set(there):
-        wanted = ", ".join(_COLUMNS)
-        raise InputError(f"{path}: no column {wanted}; its columns: {', '.join(there) or 'none'}")
 
 
 def _opened(path: Path) -> Any:  # noqa: ANN401 - typeshed's BufferedReader is generic by version
@@ -286,7 +243,7 @@ def _unknown(_path: Path) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    read: Callable[[Path], Iterator[Cells]]
+    read: Callable[[Path, Columns], Iterator[Cells]]
     count: Callable[[Path], int | None]
 
 

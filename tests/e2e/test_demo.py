@@ -21,7 +21,7 @@ from proxy.backends.transport.http import UpstreamClient
 from proxy.backends.transport.resume import ResumingWriter
 from proxy.backends.transport.retry import RetryPolicy
 from synth_client.files.record_file import read_records
-from synth_client.judging.rules import last_number
+from synth_client.judging.rules import PLAIN_RULES
 from synth_client.record import Record
 from tests.support.pages import data_of
 from tests.support.paths import ROOT
@@ -48,7 +48,8 @@ def demo_into(folder: Path, *options: str) -> tuple[list[Record], str]:
 def test_the_demo_writes_records_and_a_report(tmp_path: Path) -> None:
     records, output = demo_into(tmp_path, "--limit", "2")
     assert {record.id for record in records} == {"demo-01", "demo-02"}
-    assert all(record.predicted == last_number(record.output) for record in records)
+    judge = PLAIN_RULES["number"]
+    assert all(record.predicted == judge(record.output, None).predicted for record in records)
     assert "2 trajectories" in output
     index = data_of((tmp_path / "report.html").read_text(encoding="utf-8"))["index"]
     assert [entry[0] for entry in index] == ["demo-01", "demo-02"]

@@ -13,6 +13,7 @@ from synth_client.cli.shared import log_console, say_failed, servers_of
 from synth_client.files.workspace import Workspace
 from synth_client.judging.rules import CHOICE, MATH, check_rule
 from synth_client.judging.verifier import Limits
+from synth_client.questions.layout import Columns
 from synth_client.questions.question import Synthesis
 from synth_client.runs.session import run_loop
 from synth_client.runs.synthesise import Run
@@ -70,6 +71,9 @@ def eval_command(
     ] = None,
     split: options.Split = "test",
     subset: options.Subset = None,
+    question_column: options.QuestionColumn = None,
+    answer_column: options.AnswerColumn = None,
+    id_column: options.IdColumn = None,
     concurrency: options.Concurrency = 64,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -104,13 +108,23 @@ def eval_command(
             "split": split != "test",
             "subset": subset,
             "verify": rule,
+            "question-column": question_column,
+            "answer-column": answer_column,
+            "id-column": id_column,
         }
         _refuse(own, f"EvalScope has its own for {benchmark}; ./{benchmark} is a file")
     with ExitStack() as stack:
         loaded = (
             stack.enter_context(named_benchmark(Source(benchmark, data, limit), python))
             if is_named
-            else load_benchmark(benchmark, prompt=prompt, limit=limit, split=split, subset=subset)
+            else load_benchmark(
+                benchmark,
+                prompt=prompt,
+                limit=limit,
+                split=split,
+                subset=subset,
+                columns=Columns(question_column, answer_column, id_column),
+            )
         )
         name = loaded.name if is_named or not Path(benchmark).is_file() else Path(loaded.name).stem
         folder = output or Path("runs/eval", _file_name(model), _file_name(name))

@@ -13,6 +13,7 @@ from synth_client.errors import InputError
 from synth_client.judging.rules import CHOICE, MATH
 from synth_client.judging.verifier import Program
 from synth_client.questions.dataset import Cells, Dataset, open_dataset
+from synth_client.questions.layout import Columns
 from synth_client.questions.question import BadRow, Question
 from trainer.evaluation.multiple_choice import has_choices, laid_out
 
@@ -58,17 +59,23 @@ def load_benchmark(
     limit: int | None = None,
     split: str = "test",
     subset: str | None = None,
+    columns: Columns = Columns(),  # noqa: B008 - it is frozen
 ) -> Benchmark:
     """Read all rows first, because one bad row would make it another benchmark.
 
-    `prompt` is the last message's text, with `{problem}` in the place of the problem. Raises
+    `prompt` is the last message's text, with `{problem}` in the place of the problem; `columns` are
+    those to read, where the benchmark's own names are not recognised. Raises
     `InputError`, naming the row, if a row has no question, no answer, or another row's id.
     """
-    found = open_dataset(source, limit=limit, split=split, subset=subset)
+    found = open_dataset(source, limit=limit, split=split, subset=subset, columns=columns)
     there = list(islice(found.cells(), limit))
-    are_choices = all(cells.columns and has_choices(cells.columns) for cells in there)
-    read = [_as_synth_reads(cells, found.name) for cells in there]
-    return benchmark_of(_over(found, read), prompt=prompt, rule=CHOICE if are_choices else MATH)
+    if columns.question is None:
+        are_choices = all(cells.columns and has_choices(cells.columns) for cells in there)
+        there = [_as_synth_reads(cells, found.name) for cells in there]
+    else:
+        are_choices = False
+    rule = CHOICE if are_choices else MATH
+    return benchmark_of(_over(found, there, columns), prompt=prompt, rule=rule)
 
 
 def benchmark_of(
@@ -95,7 +102,7 @@ def benchmark_of(
         asked.append(Cells(cells.place, columns))
     return Benchmark(
         name=found.name,
-        dataset=_over(found, asked),
+        dataset=_over(found, asked, Columns()),
         prompt=prompt,
         rule=rule,
         problems=tuple(problems.values()),
@@ -103,8 +110,10 @@ def benchmark_of(
     )
 
 
-def _over(dataset: Dataset, cells: list[Cells]) -> Dataset:
-    return replace(dataset, cells=lambda: iter(cells), count_all=lambda: len(cells))
+def _over(dataset: Dataset, cells: list[Cells], columns: Columns) -> Dataset:
+    return replace(
+        dataset, cells=lambda: iter(cells), count_all=lambda: len(cells), columns=columns
+    )
 
 
 def _as_synth_reads(cells: Cells, benchmark: str) -> Cells:

@@ -19,7 +19,7 @@ def value_of(pieces: Sequence[Piece]) -> Fraction | None:
     if len(pieces) > _MAX_TOKENS:
         return None
     try:
-        return _Reader(pieces).whole()
+        return _SumReader(pieces).whole()
     except (_NoSum, ZeroDivisionError):
         return None
 
@@ -28,7 +28,7 @@ class _NoSum(Exception):
     """There is something else than a sum of known numbers."""
 
 
-class _Reader:
+class _SumReader:
     """Reads the pieces from left to right, products before sums."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-from synth_client.judging.numbers.units import BASIC, Unit
+from synth_client.judging.numbers.units import BASIC, Measure
 
 _MIN_DECIMALS: Final = 6
 # The least numbers of six digits and of the fifteen that a float has at least.
@@ -41,7 +41,7 @@ class Quantity:
     num_decimals: int | None = None
     percent: bool = False
     base: int | None = None
-    unit: Unit | None = None
+    unit: Measure | None = None
     maybe_variable: bool = False
     word: str = ""
 

@@ -29,7 +29,7 @@ _MAX_FACTORIAL: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class NumberRun:
     """A number or an expression, and where it is in the text."""
 
     quantity: Quantity
@@ -41,7 +41,7 @@ class Run:
 class Group:
     """Numbers that stand next to each other. `joint` is what is between them, "" for one number."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[NumberRun, ...]
     joint: str = ""
 
     @property
@@ -67,9 +67,9 @@ def numbers_of(text: str) -> list[Group]:
     return groups
 
 
-def _runs_of(text: str) -> list[Run]:
+def _runs_of(text: str) -> list[NumberRun]:
     tokens = list(tokens_of(text))
-    runs: list[Run] = []
+    runs: list[NumberRun] = []
     current: list[Token] = []
     for index, token in enumerate(tokens):
         after = tokens[index + 1] if index + 1 < len(tokens) else None
@@ -124,12 +124,12 @@ def _is_number(token: Token | None) -> bool:
     return token is not None and token.kind == "number"
 
 
-def _close(text: str, tokens: list[Token], runs: list[Run]) -> None:
+def _close(text: str, tokens: list[Token], runs: list[NumberRun]) -> None:
     """Add the run of these tokens, without the operators and brackets that lead nowhere."""
     if len(tokens) > _MOST_TOKENS:
         start, end = tokens[0].start, tokens[-1].end
         number = Quantity(_compact(text[start:end]), (), is_expression=True)
-        runs.append(Run(number, start, end))
+        runs.append(NumberRun(number, start, end))
         return
     tokens = _trimmed(text, list(tokens))
     if not any(token.kind in {"number", "function"} for token in tokens):
@@ -142,9 +142,9 @@ def _close(text: str, tokens: list[Token], runs: list[Run]) -> None:
         value = value_of([(token.kind, token.text, token.quantity) for token in tokens])
         values = () if value is None else (value,)
         quantity = Quantity(_compact(written), values, doubtful=True, is_expression=True)
-        runs.append(Run(quantity, start, end))
+        runs.append(NumberRun(quantity, start, end))
         return
-    runs.append(Run(_in_context(text, _signed(text, bare, single), start, end), start, end))
+    runs.append(NumberRun(_in_context(text, _signed(text, bare, single), start, end), start, end))
 
 
 def _trimmed(text: str, tokens: list[Token]) -> list[Token]:
@@ -236,15 +236,15 @@ def _in_context(text: str, number: Quantity, start: int, end: int) -> Quantity:
     return number
 
 
-def _joined(group: Group, run: Run, between: str) -> Group | None:
+def _joined(group: Group, run: NumberRun, between: str) -> Group | None:
     last = group.runs[-1]
     if between in {"", ",", "and"} and not group.joint and (sum_ := _sum(last, run)) is not None:
-        return Group((Run(sum_, last.start, run.end),))
+        return Group((NumberRun(sum_, last.start, run.end),))
     if between.lower() == "and" and not group.joint and _is_mixed(last, run):
         value = last.quantity.values[0] + run.quantity.values[0]
         text = f"{last.quantity.text} and {run.quantity.text}"
         mixed = replace(run.quantity, text=text, values=(value,), doubtful=True)
-        return Group((Run(mixed, last.start, run.end),))
+        return Group((NumberRun(mixed, last.start, run.end),))
     if _LIST.fullmatch(between):
         return Group((*group.runs, run), between.lower())
     if _COMPOUND.fullmatch(between):
@@ -252,7 +252,7 @@ def _joined(group: Group, run: Run, between: str) -> Group | None:
     return None
 
 
-def _sum(first: Run, second: Run) -> Quantity | None:
+def _sum(first: NumberRun, second: NumberRun) -> Quantity | None:
     """Return `2 hours 30 minutes` as one quantity, which may be meant in either unit."""
     one, two = first.quantity, second.quantity
     if one.unit is None or two.unit is None or not (one.is_certain and two.is_certain):
@@ -269,7 +269,7 @@ def _sum(first: Run, second: Run) -> Quantity | None:
     )
 
 
-def _is_mixed(first: Run, second: Run) -> bool:
+def _is_mixed(first: NumberRun, second: NumberRun) -> bool:
     one, two = first.quantity, second.quantity
     are_certain = one.is_certain and two.is_certain
     return are_certain and "/" in two.text and one.values[0].denominator == 1 and two.values[0] < 1

@@ -8,7 +8,7 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Measure:
     """A unit: what it measures, and its size in that dimension's own unit."""
 
     dimension: str
@@ -76,7 +76,7 @@ BASIC: Final = frozenset(
     | {"fahrenheit", "kelvin", "length^2", "length^3"}
 )
 _UNITS: Final = {
-    name: Unit(dimension, Fraction(size))
+    name: Measure(dimension, Fraction(size))
     for dimension, sizes in _SIZES.items()
     for size, names in sizes.items()
     for name in names.split()
@@ -96,15 +96,15 @@ _INCH_AT_THE_END: Final = re.compile(r"in\s*(?:[.,;)]|$)")
 
 
 @dataclass(frozen=True, slots=True)
-class FoundUnit:
+class UnitInText:
     """A unit in a text: what it is, and where it ends."""
 
-    unit: Unit
+    unit: Measure
     end: int
     is_letter: bool
 
 
-def unit_at(text: str, start: int) -> FoundUnit | None:
+def unit_at(text: str, start: int) -> UnitInText | None:
     """Return the unit that starts there, None if the text has none there."""
     found = _UNIT.match(text, start)
     if found is None or (found[0] == "in" and not _INCH_AT_THE_END.match(text, start)):
@@ -114,14 +114,14 @@ def unit_at(text: str, start: int) -> FoundUnit | None:
         under = _factor(found, "under_")
         speed = (unit.dimension, under.dimension) == ("length", "time")
         dimension = "speed" if speed else f"{unit.dimension} per {under.dimension}"
-        unit = Unit(dimension, unit.size / under.size)
-    return FoundUnit(unit, found.end(), len(found[0]) == 1 and found[0].isalpha())
+        unit = Measure(dimension, unit.size / under.size)
+    return UnitInText(unit, found.end(), len(found[0]) == 1 and found[0].isalpha())
 
 
-def _factor(found: re.Match[str], prefix: str) -> Unit:
+def _factor(found: re.Match[str], prefix: str) -> Measure:
     unit = _UNITS[found[f"{prefix}name"]]
     word = (found[f"{prefix}before"] or found[f"{prefix}after"] or "").rstrip(".")
     power = _POWERS.get(word, int(found[f"{prefix}power"] or 1))
     if power == 1:
         return unit
-    return Unit(f"{unit.dimension}^{power}", unit.size**power)
+    return Measure(f"{unit.dimension}^{power}", unit.size**power)

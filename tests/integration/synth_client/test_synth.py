@@ -50,6 +50,19 @@ async def test_the_command_says_what_there_is(server: Scripted, tmp_path: Path) 
     assert (body["seed"], body["max_tokens"]) == (7, 9)
 
 
+async def test_the_command_reads_the_columns_that_it_is_given(
+    server: Scripted, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(
+        b'{"question": "no", "text": "Why?", "reward": {"truth": 2e-05}, "uuid": "u1", "answer": 1}'
+    )
+    named = ("--question-column", "text", "--answer-column", "reward.truth", "--id-column", "uuid")
+    await Process(server.base_url, source, tmp_path / "out.jsonl", *named).ended(0)
+    (record,) = records(tmp_path / "out.jsonl")
+    assert (record.id, record.question, record.answer) == ("u1", "Why?", "0.00002")
+
+
 @pytest.mark.parametrize(
     "more",
     [

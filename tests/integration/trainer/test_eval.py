@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from motab.cli import app
+from synth_client.files.record_file import read_records
 from tests.support.paths import ROOT
 from tests.support.patience import longer_and_longer
 from tests.support.synth_client.openai_server import Fault, Script, Scripted, scripted
@@ -83,6 +84,17 @@ class Eval:
 
     def counts(self, *names: str) -> list[tuple[Any, ...]]:
         return [tuple(one[name] for name in names) for one in self.results()["problems"]]
+
+
+async def test_the_columns_of_a_benchmark_can_be_named(server: Scripted, tmp_path: Path) -> None:
+    named = ("--question-column", "level", "--answer-column", "problem", "--id-column", "answer")
+    _, err = await Eval(server, tmp_path, *named).ended(1)
+    assert "line 1: level is not a text, or is empty" in err
+    named = ("--question-column", "problem", "--answer-column", "level", "--id-column", "unique_id")
+    run = Eval(server, tmp_path, *named)
+    await run.ended(0)
+    assert run.counts("id") == [("p0",), ("p1",), ("p2",), ("p3",)]
+    assert {record.answer for record in read_records(run.folder / "records.jsonl")} == {"1", "2"}
 
 
 async def test_a_model_is_asked_plainly_and_judged_by_math(
@@ -295,6 +307,10 @@ KNOWN = "EvalScope's are aime24, aime25, math_500, gpqa_diamond, ifeval"
         (
             ("--benchmark", "aime24", "--verify", "math", "--split", "train"),
             "--split, --verify: EvalScope has its own for aime24; ./aime24 is a file",
+        ),
+        (
+            ("--benchmark", "aime24", "--answer-column", "target"),
+            "--answer-column: EvalScope has its own for aime24; ./aime24 is a file",
         ),
     ],
 )

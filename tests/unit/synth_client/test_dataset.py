@@ -1,11 +1,9 @@
-import csv
 import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import datasets
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +12,7 @@ from synth_client.errors import InputError
 from synth_client.questions.dataset import Dataset, open_dataset
 from synth_client.questions.question import BadRow, Question
 from synth_client.record import Message
+from tests.support.synth_client.rows import ASSISTANT, USER, only, rows_of, write
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "question": "How many?", "answer": "3"},
@@ -25,37 +24,6 @@ QUESTIONS = [
     Question("b", (Message(role="user", content='Say "é", or\nnot?'),), "4"),
     Question("c", (Message(role="user", content="Why?"),), None),
 ]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """The rows in the format of the suffix."""
-    match path.suffix:
-        case ".jsonl":
-            path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-        case ".json":
-            path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        case ".csv" | ".tsv":
-            with path.open("w", encoding="utf-8", newline="") as file:
-                delimiter = "\t" if path.suffix == ".tsv" else ","
-                writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
-                writer.writeheader()
-                writer.writerows(rows)
-        case ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows), path)
-        case "":
-            datasets.Dataset.from_list(rows).save_to_disk(str(path))
-    return path
-
-
-def rows_of(path: Path, **how: Any) -> list[Question | BadRow]:
-    return list(open_dataset(str(path), **how).rows())
-
-
-def only(tmp_path: Path, row: Any) -> Question | BadRow:
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(b'{"question": "first"}\n' + orjson.dumps(row))
-    _, found = rows_of(path)
-    return found
 
 
 @pytest.mark.parametrize("name", ["q.jsonl", "q.json", "q.parquet", "q"])
@@ -129,10 +97,32 @@ def test_messages_come_before_all(tmp_path: Path) -> None:
         ({"messages": "hello"}, "messages: invalid JSON"),
         ({"messages": [{"role": "user"}]}, "messages: 0.content is missing"),
         (
-            {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
-            "messages ends with an assistant message",
+            {"messages": [{"role": "assistant", "content": "!"}]},
+            "messages has no message before the assistant's, so there is no question",
         ),
-        ({"question": "?", "answer": ["3"]}, "answer is neither text nor a number: list"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "!"}, ASSISTANT]},
+            "messages ends with an assistant message before the answer",
+        ),
+        ({"messages": {"role": "user"}}, "messages is no list of messages"),
+        ({"messages": ["hello"]}, "messages: 0: "),
+        ({"messages": [USER | {"role": 3}]}, "messages: 0.role: "),
+        ({"messages": [USER, None]}, "messages: 1: "),
+        (
+            {"messages": [USER | {"tool_calls": [{"id": "1"}]}]},
+            "messages: 0.tool_calls: a question can only have text",
+        ),
+        (
+            {"messages": [USER | {"content": [{"type": "image", "text": None}]}]},
+            "messages: 0.content: only parts of type text can be asked",
+        ),
+        ({"prompt": [{"role": "user"}]}, "prompt: 0.content is missing"),
+        ({"question": ["?"]}, "question is not a text, or is empty"),
+        (
+            {"question": "?", "answer": {"value": "3", "aliases": []}},
+            "answer is an object, not an answer; its fields: value, aliases",
+        ),
+        ({"question": "?", "answer": [["3"]]}, "answer is no answer, but a list"),
     ],
 )
 def test_a_row_that_asks_nothing_is_told_with_its_place(

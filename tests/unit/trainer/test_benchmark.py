@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from synth_client.errors import InputError
+from synth_client.questions.layout import Columns
 from synth_client.questions.question import BadRow, Question
 from trainer.evaluation.benchmark import Benchmark, Problem, load_benchmark
 
@@ -94,7 +95,7 @@ def test_the_digest_changes_with_what_is_asked_and_expected_and_with_nothing_els
         ({"problem": "a"}, "no answer; every problem of a benchmark needs one"),
         ({"problem": "a", "answer": None}, "no answer; every problem of a benchmark needs one"),
         ({"problem": "a", "answer": " "}, "no answer; every problem of a benchmark needs one"),
-        ({"problem": "a", "answer": [1]}, "answer is neither text nor a number: list"),
+        ({"problem": "a", "answer": [[1]]}, "answer is no answer, but a list"),
         ({"text": "a", "answer": "1"}, "no question: none of messages, question, problem,"),
         ({"problem": "a", "answer": "1", "id": "0"}, "repeats the id 0"),
         ({"problem": "a", "answer": "1", "level": []}, "level is neither text nor a whole number"),
@@ -167,3 +168,12 @@ def test_a_folder_of_data_files_is_read_by_its_test_split(tmp_path: Path) -> Non
     assert found.name == "math test"
     assert [problem.level for problem in found.problems] == ["2", None]
     assert asked(found) == ["What is $1+1$?"] * 2
+
+
+def test_the_columns_of_a_benchmark_can_be_named(tmp_path: Path) -> None:
+    row = GPQA | {"text": "Why?", "meta": {"target": [7, 8]}}
+    named = Columns(question="text", answer="meta.target", id="Record ID")
+    found = load(tmp_path, row, columns=named)
+    (question,) = questions(found)
+    assert (found.rule, asked(found)) == ("math", ["Why?"])
+    assert (question.id, question.answer) == ("rec1", '["7","8"]')
