@@ -1,9 +1,11 @@
 """Exports records as training data, in the formats of the trainers.
 
 Records are read one at a time. In every format the output appears character for character, and a
-conversation that the format cannot hold is an error, never left out.
+conversation that the format cannot hold is an error, never left out. Only texts that LLaMA-Factory
+would take for media are left out of its formats, and counted.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +19,11 @@ from synth_client.errors import InputError
 from synth_client.files.atomic import atomic_folder, output_errors
 from synth_client.files.record_file import read_records
 from synth_client.record import Message, Record
-from synth_client.training_data.filters import Filters, Kept
+from synth_client.training_data.filters import MEDIA_WORDS, NO_MEDIA_WORDS, Filters, Kept
 from synth_client.training_data.masks import Mask
 from synth_client.training_data.parquet import TableWriter, hf_writer, parquet_writer
+
+_log = logging.getLogger(__name__)
 
 Format = Literal["llamafactory", "sharegpt", "alpaca", "messages", "parquet", "hf"]
 MARKER: Final = ".motab-export.json"
@@ -31,6 +35,9 @@ _TABLES: Final[Mapping[str, Callable[[Path, Mask], Any]]] = {
     "hf": hf_writer,
 }
 _JSON_LINES: Final = "train.jsonl"
+# LLaMA-Factory's own formats. Its templates for models that see or hear count these words in every
+# text, and end the whole training where there are not as many pictures, films and sounds.
+_WITH_MEDIA: Final = frozenset({"llamafactory", "sharegpt", "alpaca"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +64,40 @@ def export(job: Export) -> Kept:
     """
     check_mask(job.format, job.mask)
     kept = Kept()
+    filters = filters_of(job)
     with atomic_folder(job.output, MARKER, overwrite=job.overwrite) as folder:
         with output_errors(job.output), _open_writer(folder, job) as writer:
-            for record, passes in job.filters.split(lambda: read_records(job.source), kept):
+            for record, passes in filters.split(lambda: read_records(job.source), kept):
                 if passes:
                     _write(writer, record, job)
+        _note_media_words(job, kept)
         if not kept.num_kept:
             dropped = "".join(f"; {name} dropped {n}" for name, n in kept.dropped.items())
             raise InputError(f"{job.source}: no record is left to export{dropped}")
         with output_errors(job.output):
             _mark(folder, job, kept)
     return kept
+
+
+def filters_of(job: Export) -> Filters:
+    """Return the filters that choose the records, with the one that the format needs."""
+    return job.filters.after(NO_MEDIA_WORDS) if job.format in _WITH_MEDIA else job.filters
+
+
+def _note_media_words(job: Export, kept: Kept) -> None:
+    """Warn if records were left out for their words, and do not mention the filter otherwise."""
+    if NO_MEDIA_WORDS in job.filters.names or job.format not in _WITH_MEDIA:
+        return
+    number = kept.dropped[NO_MEDIA_WORDS]
+    if not number:
+        del kept.dropped[NO_MEDIA_WORDS]
+        return
+    _log.warning(
+        "%s records have %s in their texts and are left out, because LLaMA-Factory takes these"
+        " words for media; messages, parquet and hf keep them",
+        f"{number:,}",
+        ", ".join(MEDIA_WORDS),
+    )
 
 
 def check_mask(format: Format, mask: Mask) -> None:  # noqa: A002 - its name everywhere

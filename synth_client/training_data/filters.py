@@ -24,6 +24,10 @@ Keep = Literal["first", "shortest", "best"]
 Records = Callable[[], Iterator[Record]]
 """Each call starts over from the first record."""
 
+NO_MEDIA_WORDS: Final = "no-media-words"
+MEDIA_WORDS: Final = ("<image>", "<video>", "<audio>")
+"""What LLaMA-Factory takes for a picture, a film or a sound, wherever it stands in a text."""
+
 _BOUND: Final = re.compile(r"([a-z]+)(<=|>=)([0-9]+(?:\.[0-9]+)?)")
 
 
@@ -55,6 +59,10 @@ class Filters:
         self._filters = tuple(parse_filter(text) for text in dict.fromkeys(texts))
         if sum(one.keep is not None for one in self._filters) > 1:
             raise InputError("--filter unique is given twice with different values")
+
+    def after(self, text: str) -> "Filters":
+        """Return these filters with another one before them."""
+        return Filters((text, *self.names))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -172,11 +180,17 @@ def _key(record: Record) -> bytes:
     return blake2b(orjson.dumps(messages), digest_size=16).digest()
 
 
+def _has_no_media_words(record: Record) -> bool:
+    texts = [record.output, *(message.content for message in record.messages)]
+    return not any(word in text for text in texts for word in MEDIA_WORDS)
+
+
 _PLAIN: Final[Mapping[str, Callable[[Record], bool]]] = {
     "correct": lambda record: record.correct is True,
     "breach": lambda record: record.breach is not None,
     "no-breach": lambda record: record.breach is None,
     "sound": lambda record: not record.flags(),
+    NO_MEDIA_WORDS: _has_no_media_words,
 }
 _NUMBERS: Final[Mapping[str, Callable[[Record], float | None]]] = {
     "chars": lambda record: len(record.output),

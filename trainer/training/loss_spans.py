@@ -14,7 +14,7 @@ import orjson
 from synth_client.files.atomic import AtomicFile, output_errors
 from synth_client.files.record_file import read_records
 from synth_client.record import ModelLogprobs, Record
-from synth_client.training_data.export import Export, export
+from synth_client.training_data.export import Export, export, filters_of
 from synth_client.training_data.filters import Filters, Kept
 from synth_client.training_data.masks import loss_spans, step_ends
 from trainer.errors import RecipeError
@@ -26,8 +26,12 @@ LINES: Final = "train.jsonl"
 
 def export_llamafactory(source: Path, folder: Path, filters: Filters) -> Kept:
     """Write a LLaMA-Factory export in place of an earlier one."""
-    return export(
-        Export(source=source, output=folder, format="llamafactory", filters=filters, overwrite=True)
+    return export(_job(source, folder, filters))
+
+
+def _job(source: Path, folder: Path, filters: Filters) -> Export:
+    return Export(
+        source=source, output=folder, format="llamafactory", filters=filters, overwrite=True
     )
 
 
@@ -41,7 +45,9 @@ def export_with_spans(source: Path, folder: Path, filters: Filters, loss: DataLo
     path = folder / LINES
     num_empty = 0
     with output_errors(path), path.open("rb") as lines, AtomicFile(path) as chosen:
-        split = filters.split(lambda: read_records(source), Kept())
+        split = filters_of(_job(source, folder, filters)).split(
+            lambda: read_records(source), Kept()
+        )
         passed = (record for record, passes in split if passes)
         for line, record in zip(lines, passed, strict=True):
             if not loss_spans(record, loss.mask):

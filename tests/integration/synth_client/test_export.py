@@ -191,6 +191,56 @@ def test_a_conversation_that_a_format_cannot_hold_is_refused_not_left_out(
     assert not (tmp_path / "out").exists()
 
 
+MARKUP = record_of(
+    unbroken(
+        output="In SVG it is <image>.",
+        spans=[{"role": "student", "start": 0, "end": 21}],
+        steps=[],
+        correct=True,
+    )
+)
+
+
+@pytest.mark.parametrize("to", ["llamafactory", "sharegpt", "alpaca"])
+def test_texts_that_llamafactory_takes_for_media_are_left_out_and_counted(
+    to: Format, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path / "records.jsonl", [RECORDS[0], MARKUP])
+    output = run(tmp_path, to, "correct")
+    assert b"<image>" not in (output / "train.jsonl").read_bytes()
+    marker = orjson.loads((output / MARKER).read_bytes())
+    assert marker["num_kept"] == 1
+    assert marker["dropped"] == {"no-media-words": 1, "correct": 0}
+    (warning,) = caplog.messages
+    assert warning == (
+        "1 records have <image>, <video>, <audio> in their texts and are left out, because"
+        " LLaMA-Factory takes these words for media; messages, parquet and hf keep them"
+    )
+
+
+@pytest.mark.parametrize("to", ["messages", "parquet", "hf"])
+def test_texts_with_markup_of_llamafactory_stay_in_the_formats_of_others(
+    to: Format, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path / "records.jsonl", [RECORDS[0], MARKUP])
+    marker = orjson.loads((run(tmp_path, to) / MARKER).read_bytes())
+    assert (marker["num_kept"], marker["dropped"]) == (2, {})
+    assert caplog.messages == []
+
+
+def test_an_export_of_nothing_but_media_words_says_so(tmp_path: Path) -> None:
+    written(tmp_path / "records.jsonl", [MARKUP])
+    with pytest.raises(InputError, match="no record is left to export; no-media-words dropped 1"):
+        run(tmp_path, "alpaca")
+
+
+def test_one_record_a_question_is_chosen_among_those_that_the_format_holds(tmp_path: Path) -> None:
+    good = record_of(unbroken(sample=1))
+    written(tmp_path / "records.jsonl", [MARKUP, good])
+    rows = rows_of(run(tmp_path, "alpaca", "unique=first"))
+    assert [row["output"] for row in rows] == [good.output]
+
+
 def test_a_line_that_is_no_record_leaves_what_was_there(tmp_path: Path) -> None:
     output = run(tmp_path, "messages")
     with (tmp_path / "records.jsonl").open("ab") as file:

@@ -65,6 +65,29 @@ def test_a_filter_lets_through_what_it_says(text: str, passed: list[int]) -> Non
     assert sift([BREACHED, UNBROKEN], text)[0] == passed
 
 
+@pytest.mark.parametrize(
+    ("text", "is_kept"),
+    [
+        ("In SVG it is <image>.", False),
+        ("a <video>b", False),
+        ("<audio>", False),
+        ("<img>, <Image>, <images>, image>, < image >", True),
+    ],
+)
+def test_words_that_a_trainer_takes_for_media_are_found_in_every_text(
+    text: str, is_kept: bool
+) -> None:
+    spans = [{"role": "student", "start": 0, "end": len(text)}]
+    said = record_of(unbroken(output=text, spans=spans, steps=[]))
+    asked = record_of(unbroken(messages=[{"role": "user", "content": text}]))
+    told = record_of(
+        unbroken(messages=[{"role": "system", "content": text}, {"role": "user", "content": "?"}])
+    )
+    passed, dropped = sift([said, asked, told, UNBROKEN], "no-media-words")
+    assert passed == ([0, 1, 2, 3] if is_kept else [3])
+    assert dropped == {"no-media-words": 0 if is_kept else 3}
+
+
 def test_an_answer_that_nobody_judged_is_not_correct() -> None:
     assert sift([record_of(breached() | {"correct": None})], "correct") == ([], {"correct": 1})
 
@@ -151,8 +174,9 @@ def test_what_is_no_filter_is_refused_with_those_there_are(text: str) -> None:
         Filters([text])
     assert str(caught.value) == (
         f"--filter {text}: no such filter; known filters are correct, breach, no-breach,"
-        " sound, finish=stop|length|content_filter, unique=first|shortest|best, chars<=N,"
-        " tokens<=N, value<=N, bifurcation<=N, depth<=N, student<=N, flawed<=N, teacher<=N (or >=)"
+        " sound, no-media-words, finish=stop|length|content_filter, unique=first|shortest|best,"
+        " chars<=N, tokens<=N, value<=N, bifurcation<=N, depth<=N, student<=N, flawed<=N,"
+        " teacher<=N (or >=)"
     )
 
 

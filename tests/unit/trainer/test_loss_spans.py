@@ -177,6 +177,19 @@ def test_records_without_anything_to_learn_are_left_out_and_counted(tmp_path: Pa
         export_with_spans(alone, tmp_path / "data", Filters(()), mask)
 
 
+def test_the_marks_stay_with_their_records_where_texts_are_left_out(tmp_path: Path) -> None:
+    text = "It is <video>."
+    spans = [{"role": "teacher", "start": 0, "end": len(text)}]
+    markup = record_of(unbroken(id="markup", output=text, spans=spans, steps=[]))
+    source = written(tmp_path / "records.jsonl", [markup, record_of(breached())])
+    mask = SftLoss(kind="sft", mask="unflawed")
+    kept = export_with_spans(source, tmp_path / "data", Filters(()), mask)
+    assert (kept.num_kept, dict(kept.dropped)) == (1, {"no-media-words": 1})
+    (line,) = (tmp_path / "data" / "train.jsonl").read_bytes().splitlines()
+    fields = orjson.loads(line)
+    assert fields["messages"][-1]["content"] == fields["learn"]["output"]
+
+
 def test_weights_need_scored_records(tmp_path: Path) -> None:
     source = written(tmp_path / "records.jsonl", [record_of(unbroken(id="x"))])
     with pytest.raises(RecipeError, match=r"token_logprobs in every record, but x, .* motab score"):
