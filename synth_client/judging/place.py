@@ -46,10 +46,9 @@ _SENTENCE: Final = re.compile(r"(?:(?<=[.!?])|(?<=[.!?]\$)|(?<=[.!?]\$\$))\s+(?=
 _TOUCHING: Final = re.compile(
     r"((?:\\\$\s?)?[-\u2212+\u00b1*/^]|\\\$\s?|\d[\d.,]*)(?:\\[(\[]|[$*_`])*$"
 )
+# Bounds on what is read, because outputs are hostile texts of any length.
 _LONGEST: Final = 2000
-_MAX_JOINT: Final = 70
-_MOST_LABELS: Final = 20
-_MOST_BOXES: Final = 50
+_MOST_BOXES, _MOST_LABELS, _MAX_JOINT = 50, 20, 70
 _LABELLED_CHARS: Final = 50_000
 
 

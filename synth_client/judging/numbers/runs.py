@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Final
+from typing import Final, NamedTuple
 
 from synth_client.judging.numbers.arithmetic import value_of
 from synth_client.judging.numbers.quantity import Quantity
@@ -28,13 +28,14 @@ _MOST_TOKENS: Final = 100
 _MAX_FACTORIAL: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class NumberRun:
+class NumberRun(NamedTuple):
     """A number or an expression, and where it is in the text."""
 
     quantity: Quantity
+    """The value, once the expression is computed."""
     start: int
     end: int
+    """Exclusive."""
 
 
 @dataclass(frozen=True, slots=True)

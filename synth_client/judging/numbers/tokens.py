@@ -6,9 +6,9 @@ of such a number for the number.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from synth_client.judging.numbers.quantity import Quantity, fraction_of
 from synth_client.judging.numbers.units import CURRENCIES, unit_at
@@ -78,15 +78,16 @@ _GROUPS: Final = re.compile(r"[ ,'_](?=\d)")
 _MAX_EXPONENT: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A piece of the text. `quantity` is the number, without its sign."""
+class Token(NamedTuple):
+    """A piece of the text."""
 
     kind: Kind
     text: str
     start: int
     end: int
+    """Exclusive."""
     quantity: Quantity | None = None
+    """The number without its sign; None for a token that is no number."""
 
 
 def tokens_of(text: str) -> Iterator[Token]:

@@ -13,15 +13,21 @@ from tests.support.proxy.runs import A, B, error_of, outcome_of, run_of
 from tests.support.scripted import ScriptedBackend, pair, says, values
 
 
-async def test_cancelling_while_student_and_teacher_work_closes_both_calls() -> None:
-    scoring = asyncio.Event()
-    student = ScriptedBackend(says(A, asyncio.Event()))
-    teacher = ScriptedBackend(faults={("score", 0): scoring})
+async def cancel_when_called(
+    student: ScriptedBackend, teacher: ScriptedBackend, method: str
+) -> None:
+    """Cancel a run at the teacher's first call of that method."""
     task = asyncio.create_task(run_of(pair(student, teacher)).run())
-    await teacher.until_called("score")
+    await teacher.until_called(method)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_cancelling_while_student_and_teacher_work_closes_both_calls() -> None:
+    student = ScriptedBackend(says(A, asyncio.Event()))
+    teacher = ScriptedBackend(faults={("score", 0): asyncio.Event()})
+    await cancel_when_called(student, teacher, "score")
     assert student.writes[0].cancelled
     assert teacher.scorings[0].closed.is_set()
 
@@ -29,11 +35,7 @@ async def test_cancelling_while_student_and_teacher_work_closes_both_calls() -> 
 async def test_cancelling_while_the_teacher_corrects_closes_its_write() -> None:
     student = ScriptedBackend(says(A, asyncio.Event()))
     teacher = ScriptedBackend(says("x", asyncio.Event()), values({A: 0.01}))
-    task = asyncio.create_task(run_of(pair(student, teacher)).run())
-    await teacher.until_called("write")
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancel_when_called(student, teacher, "write")
     assert teacher.writes[0].cancelled
     assert student.writes[0].cancelled
 

@@ -29,6 +29,20 @@ MOTAB_CHAT, MOTAB_TEXT, SCORE = (
     "/v1/motab/completions",
     "/v1/motab/score",
 )
+NO_OPS: list[dict[str, Any]] = [
+    {"best_of": 1},
+    {"echo": False},
+    {"frequency_penalty": 0.0},
+    {"logit_bias": {}},
+    {"logprobs": False},
+    {"metadata": {}},
+    {"presence_penalty": 0},
+    {"response_format": {"type": "text"}},
+    {"store": False},
+    {"suffix": ""},
+    {"tools": []},
+]
+"""Fields whose values ask for nothing."""
 PROMPT_TOKENS = len("<user>Q<answer>")
 
 

@@ -13,6 +13,7 @@ from proxy.api.schema import (
 )
 from proxy.backends.base import Message, Question
 from proxy.errors import RequestError, UnsupportedField
+from tests.support.proxy.api import NO_OPS
 
 JSON = "application/json"
 ASKED = {"role": "user", "content": "Q"}
@@ -201,20 +202,7 @@ def test_a_body_that_is_no_object_is_told_so(body: object) -> None:
 
 @pytest.mark.parametrize(
     "no_op",
-    [
-        {"best_of": 1},
-        {"echo": False},
-        {"frequency_penalty": 0.0},
-        {"logit_bias": {}},
-        {"logprobs": False},
-        {"metadata": {}},
-        {"presence_penalty": 0},
-        {"response_format": {"type": "text"}},
-        {"store": False},
-        {"suffix": ""},
-        {"tools": []},
-        {"anything": None},
-    ],
+    [*NO_OPS, {"anything": None}],
     ids=str,
 )
 def test_a_value_that_asks_for_nothing_is_dropped(no_op: dict[str, Any]) -> None:

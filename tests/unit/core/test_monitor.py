@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from proxy.core.monitor import monitor_for
+from proxy.core.monitor import Monitor, monitor_for
 from proxy.core.params import ParameterError, Params
 from proxy.core.types import (
     Breached,
@@ -23,6 +23,14 @@ ONE_TOKEN = 1
 
 def scored(*values: float, entropy: float | None = 0.0, after: float | None = None) -> Scored:
     return Scored(tuple(StepScore(value, entropy, ONE_TOKEN) for value in values), after)
+
+
+def begun() -> Monitor:
+    """A monitor with default parameters after the student's first step."""
+    monitor = monitor_for(Params())
+    monitor.start()
+    monitor.handle(Wrote(0, ("a.\n\n",)))
+    return monitor
 
 
 def without_notices(commands: list[Command]) -> list[Command]:
@@ -65,9 +73,7 @@ def test_waiting_steps_share_one_call_and_only_one_is_in_flight() -> None:
 
 
 def test_the_entropy_of_the_next_state_is_used_where_the_call_gives_none() -> None:
-    monitor = monitor_for(Params())
-    monitor.start()
-    monitor.handle(Wrote(0, ("a.\n\n",)))
+    monitor = begun()
     monitor.handle(scored(0.9, after=2.0))
     monitor.handle(Wrote(0, ("b",)))
     monitor.handle(WriteEnded(0, "stop"))
@@ -124,26 +130,20 @@ def test_an_empty_answer_is_a_trajectory() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, -0.1, 1.1, math.inf])
 def test_an_impossible_value_is_no_verdict(value: float) -> None:
-    monitor = monitor_for(Params())
-    monitor.start()
-    monitor.handle(Wrote(0, ("a.\n\n",)))
+    monitor = begun()
     with pytest.raises(ValueError, match="value must be"):
         monitor.handle(scored(value))
 
 
 @pytest.mark.parametrize("entropy", [None, math.nan, -0.1, math.inf])
 def test_a_step_without_an_entropy_is_no_verdict(entropy: float | None) -> None:
-    monitor = monitor_for(Params())
-    monitor.start()
-    monitor.handle(Wrote(0, ("a.\n\n",)))
+    monitor = begun()
     with pytest.raises(ValueError, match="entropy must be"):
         monitor.handle(scored(0.9, entropy=entropy))
 
 
 def test_the_entropy_of_the_next_state_serves_one_step_only() -> None:
-    monitor = monitor_for(Params())
-    monitor.start()
-    monitor.handle(Wrote(0, ("a.\n\n",)))
+    monitor = begun()
     monitor.handle(scored(0.9, after=1.0))
     monitor.handle(Wrote(0, ("b.\n\n",)))
     with pytest.raises(ValueError, match="2 scores came"):

@@ -158,11 +158,10 @@ def test_the_summary_gives_no_share_of_nothing() -> None:
 
 def test_the_summary_adds_up_the_tokens_of_either_model() -> None:
     facts = facts_of(*[unbroken(sample=sample) for sample in range(30)])
-    assert facts["written by the student"] == "1,200"
-    assert facts["of the student, discarded"] == "120"
-    assert facts["scored by the teacher"] == "960"
-    assert facts["context from its cache"] == "480"
-    assert facts["written by the teacher"] == "600"
+    student = ("written by the student", "of the student, discarded")
+    teacher = ("scored by the teacher", "context from its cache", "written by the teacher")
+    assert [facts[name] for name in student] == ["1,200", "120"]
+    assert [facts[name] for name in teacher] == ["960", "480", "600"]
     assert facts["calls to score"] == "120"
 
 

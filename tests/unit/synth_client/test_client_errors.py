@@ -230,30 +230,25 @@ async def test_an_answer_that_is_no_json_is_quoted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "trouble"),
+    ("trouble", "failures"),
     [
-        (502, "upstream_refused", Trouble.PERMANENT),
-        (502, "upstream_malformed", Trouble.CONTENT),
-        (500, "tokenizer_failed", Trouble.PERMANENT),
-        (500, "internal_error", Trouble.CONTENT),
-        (504, "deadline_exceeded", Trouble.CONTENT),
-        (400, "context_length_exceeded", Trouble.PERMANENT),
-        (400, "content_policy_violation", Trouble.PERMANENT),
-        (502, "upstream_failed", Trouble.TRANSIENT),
-        (502, "upstream_unreachable", Trouble.TRANSIENT),
-        (502, "upstream_interrupted", Trouble.TRANSIENT),
-        (502, "upstream_denied", Trouble.TRANSIENT),
-        (503, "draining", Trouble.CAPACITY),
-        (429, "over_capacity", Trouble.CAPACITY),
-        (None, "upstream_refused", Trouble.TRANSIENT),
+        (Trouble.PERMANENT, {"upstream_refused": 502, "tokenizer_failed": 500}),
+        (Trouble.PERMANENT, {"context_length_exceeded": 400, "content_policy_violation": 400}),
+        (Trouble.CONTENT, {"upstream_malformed": 502, "internal_error": 500}),
+        (Trouble.CONTENT, {"deadline_exceeded": 504}),
+        (Trouble.TRANSIENT, {"upstream_failed": 502, "upstream_unreachable": 502}),
+        (Trouble.TRANSIENT, {"upstream_interrupted": 502, "upstream_denied": 502}),
+        (Trouble.TRANSIENT, {"upstream_refused": None}),
+        (Trouble.CAPACITY, {"draining": 503, "over_capacity": 429}),
     ],
 )
 def test_the_proxys_code_says_what_its_status_cannot(
-    status: int | None, code: str, trouble: Trouble
+    trouble: Trouble, failures: dict[str, int | None]
 ) -> None:
-    error = SynthesisError("", status=status, code=code)
-    assert error.trouble is trouble
-    assert not error.ends_the_run
+    for code, status in failures.items():
+        error = SynthesisError("", status=status, code=code)
+        assert error.trouble is trouble
+        assert not error.ends_the_run
 
 
 def test_every_code_of_the_proxy_has_its_class() -> None:

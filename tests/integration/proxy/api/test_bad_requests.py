@@ -9,6 +9,7 @@ import pytest
 from tests.support.proxy.api import (
     CHAT,
     MODEL,
+    NO_OPS,
     SCORE,
     TEXT,
     answer,
@@ -122,19 +123,9 @@ async def test_a_body_that_is_no_json_object_is_a_bad_request(
 @pytest.mark.parametrize(
     "field",
     [
-        {"best_of": 1},
-        {"echo": False},
+        *NO_OPS,
         {"frequency_penalty": 0},
-        {"frequency_penalty": 0.0},
-        {"logit_bias": {}},
-        {"logprobs": False},
         {"logprobs": None},
-        {"metadata": {}},
-        {"presence_penalty": 0},
-        {"response_format": {"type": "text"}},
-        {"store": False},
-        {"suffix": ""},
-        {"tools": []},
         {"tool_choice": None},
         {"user": "someone"},
         {"n": None, "stop": None, "temperature": None, "motab": None, "stream_options": None},
