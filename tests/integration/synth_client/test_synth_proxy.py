@@ -70,6 +70,7 @@ async def _kill_again_and_again(synth: Process, proxy: Proxy, servers: Mapping[s
     draw = random.Random(1)
     victims = ["client"] * NUM_CLIENT_KILLS + ["proxy"] * NUM_PROXY_KILLS
     draw.shuffle(victims)
+    victims.append("proxy")  # what it held is asked again by the client that ends the run
     client = await synth.start()
     for victim in victims:
         await _requests(servers["teacher"], draw.randint(1, 60))
