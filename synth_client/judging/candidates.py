@@ -5,8 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from synth_client.judging.latex import latex_of
-from synth_client.judging.number_rule import NumberAnswer, last_of, of_box, of_clause, of_content
-from synth_client.judging.numbers.plain_text import formulas, plain
+from synth_client.judging.number_rule import (
+    NumberAnswer,
+    last_of,
+    of_box,
+    of_clause,
+    of_content,
+    without_bullet,
+)
+from synth_client.judging.numbers.plain_text import Formula, formulas, plain
 from synth_client.judging.numbers.quantity import Quantity
 from synth_client.judging.numbers.runs import numbers_of
 from synth_client.judging.place import Box, labelled, last_boxes, sentences_from_the_end
@@ -14,7 +21,15 @@ from synth_client.judging.place import Box, labelled, last_boxes, sentences_from
 _LONGEST: Final = 20_000
 # A letter that is set equal to the number, and a unit of a few words.
 _BEFORE: Final = re.compile(r"[\s$€£¥=≈~]*(?:[A-Za-z]\w?(?:\([A-Za-z]\))?\s*[=:≈]\s*)?[\s$€£¥-]*")
-_AFTER: Final = re.compile(r"[\s-]*(?:[A-Za-z°][A-Za-z°'/-]*[\s-]*){0,6}(?:\^?[23])?[\s.$]*")
+_AFTER: Final = re.compile(
+    r"[\s-]*(?:[A-Za-z°][A-Za-z°'/-]*[\s-]*){0,6}(?:\^?[23])?(?:\([A-Za-z ,'-]*\))?[\s.$]*"
+)
+_JOINED: Final = re.compile(r"\s*(?:[,;]\s*(?:and|or)?|and|or)\s*", re.IGNORECASE)
+_SAYS: Final = re.compile(
+    r"\b(?:is|are|was|be|equals?|gives?|has|have|makes?)\s+"
+    r"(?:(?:only|exactly|just|then|thus|equal to)\s+)?[$(]*$"
+)
+_WORD: Final = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 # What may be set equal to the answer: a letter, and sums of numbers; no equation in unknowns.
 _COMPUTED: Final = re.compile(
     r"(?:[A-Za-z]\w?(?:\([A-Za-z]\))?\s*=)?(?:[^A-Za-z<>≤≥≠≈,=]|\\[a-z]+|=)*"
@@ -72,7 +87,10 @@ def answer_candidates(text: str) -> list[Candidate]:
 
 
 def reference_candidate(reference: str) -> Candidate | None:
-    """Return the answer that a reference gives, None if it gives none that is certain."""
+    """Return the answer that a reference gives, None if there is none.
+
+    Where prose leaves it open which answer it gives, only the same text is the same answer.
+    """
     text = reference.strip()
     if text.casefold() in _NO_ANSWERS:
         return None
@@ -82,22 +100,26 @@ def reference_candidate(reference: str) -> Candidate | None:
     found = last_boxes(text)
     if found:
         return _boxed(found)
-    if "\n" in text or len(plain(text[:_LONGEST]).split()) > _MAX_PROSE_WORDS:
+    num_words = len(_WORD.findall(plain(text[:_LONGEST])))
+    if num_words > _MAX_PROSE_WORDS or ("\n" in text and num_words > 1):
         return _of_prose(text)
-    marked = formulas(text)
-    return _of_formulas(text, marked, first=True) if marked else _of_content(text)
+    chains = _chains(text)
+    around = "" if not chains else text[: chains[0].start] + text[chains[-1].end :]
+    if len(chains) == 1 and not re.search(r"\d", around):
+        return _of_formulas(text, chains[0], first=True)
+    return _of_content(text)
 
 
-def _of_prose(text: str) -> Candidate | None:
+def _of_prose(text: str) -> Candidate:
     """Read a solution that names its answer, or ends with a formula that is marked."""
     announced = next(map(_announced, labelled(text)), None)
-    if announced is not None:
-        return None if announced.in_doubt else announced
-    marked = formulas(text)
+    chains = _chains(text)
     ends_marked = text.rstrip(".").endswith(("$", "\\]", "\\)"))
-    if marked and ends_marked:
-        return _of_formulas(text, marked, first=False)
-    return None if numbers_of(plain(text[:_LONGEST])) else _of_content(text)
+    if announced is not None and not announced.in_doubt:
+        return announced
+    if announced is None and chains and ends_marked:
+        return _of_formulas(text, chains[-1], first=False)
+    return Candidate(text, _plain(text))
 
 
 def _boxed(found: list[Box]) -> Candidate:
@@ -115,13 +137,13 @@ def _boxed(found: list[Box]) -> Candidate:
 
 def _of_content(content: str, *, in_doubt: bool = False) -> Candidate:
     """Read a text that is the answer and nothing else."""
-    text = content.strip()
+    text = without_bullet(content.strip())
     return Candidate(text, _plain(text), _whole_number(_readable(text)), latex_of(text), in_doubt)
 
 
 def _plain(text: str) -> str:
     """Return the text in a form in which equal answers look equal."""
-    return _LIST_COMMA.sub(",", _readable(text))
+    return _LIST_COMMA.sub(",", " ".join(_readable(text).replace("$", "").split()))
 
 
 def _readable(text: str) -> str:
@@ -155,38 +177,60 @@ def _is_number(quantity: Quantity) -> bool:
     return not is_open and not any(sign in quantity.text for sign in "!±")
 
 
+def _chains(text: str) -> list[Formula]:
+    """Return the marked formulas; those that a comma or an "and" joins are one, with commas."""
+    chains: list[Formula] = []
+    for one in formulas(text):
+        if chains and _JOINED.fullmatch(text[chains[-1].end : one.start]):
+            before = chains.pop()
+            content = f"{before.content}, {one.content}"
+            chains.append(Formula(content, before.start, one.end, is_joined=True))
+        else:
+            chains.append(one)
+    return chains
+
+
 def _announced(announced: str) -> Candidate | None:
-    marked = formulas(announced)
+    chains = _chains(announced)
     answer = of_clause(announced)
-    telling = [one for one in marked if not _NAME.fullmatch(one)]
-    if telling or (marked and answer is None):
-        return _of_formulas(announced, telling or marked, first=True)
+    telling = [one for one in chains if not _NAME.fullmatch(one.content)]
+    if telling or (chains and answer is None):
+        return _of_formulas(announced, (telling or chains)[0], first=True)
     if answer is not None:
         return _of_numbers(answer)
     words = _plain(announced)
     return Candidate(words, words, in_doubt=True) if words else None
 
 
-def _of_sentence(line: str) -> list[Candidate]:
-    answer = last_of(line)
-    named = formulas(line)
-    marked = [one for one in named if not _NAME.fullmatch(one)] or (named if not answer else [])
-    if not marked:
+def _of_sentence(sentence: str) -> list[Candidate]:
+    """Return the last formula or number. A number that stands after it is a second answer, unless
+    the sentence says that it is the answer: "the sum of $x$ and $y$ is 8".
+    """
+    answer = last_of(sentence)
+    named = _chains(sentence)
+    telling = [one for one in named if not _NAME.fullmatch(one.content)]
+    chains = telling or ([] if answer else named)
+    if not chains:
         return [] if answer is None else [_of_numbers(answer)]
-    candidate = _of_formulas(line, marked, first=False)
-    after = last_of(line[line.rfind(marked[-1]) + len(marked[-1]) :])
-    if answer is None or after is None or answer.written in candidate.plain:
+    candidate = _of_formulas(sentence, chains[-1], first=False)
+    rest = plain(sentence[chains[-1].end :])
+    later = numbers_of(rest)
+    if answer is None or not later or answer.written in candidate.plain:
         return [candidate]
+    if _SAYS.search(rest[: later[-1].start]):
+        return [_of_numbers(answer)]
     is_same = candidate.quantity is not None and candidate.quantity in answer.numbers
     return [candidate] if is_same else [candidate, _of_numbers(answer)]
 
 
-def _of_formulas(text: str, marked: list[str], *, first: bool) -> Candidate:
+def _of_formulas(text: str, formula: Formula, *, first: bool) -> Candidate:
     """Read a marked formula, with the sign, the unit or the rest of a number outside its marks."""
-    chosen = _of_content(marked[0] if first else marked[-1])
-    number = of_content(chosen.text)
-    if chosen.quantity is None or number is None:
+    chosen = _of_content(formula.content)
+    number = of_content(formula.content)
+    if number is None or len(number.numbers) != 1:
         return chosen
+    if chosen.quantity is None:
+        return _of_numbers(number) if formula.is_joined else chosen
     wanted = number.numbers[0].text
     groups = [
         group

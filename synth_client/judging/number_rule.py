@@ -20,6 +20,7 @@ _CLAUSE: Final = re.compile(
     r"|\s[\u2013\u2014-]\s(?=[A-Za-z])",
     re.IGNORECASE,
 )
+_LOOSE_MINUS: Final = re.compile(r"^\s*[-\u2212]\s+(?=[\d.(\\])")
 _EQUALS: Final = re.compile(r"[=≈](?!.*[=≈]\s*\S)", re.DOTALL)
 _NEXT_UNKNOWN: Final = re.compile(r"[=≈].*(?:[,;]|\b(?:and|or)\b)\s*[A-Za-z]\w?\s*$", re.DOTALL)
 _JOINTS: Final = frozenset({"", "and", "or", "to", "through", "\u2013", ":"})
@@ -114,12 +115,19 @@ def number_answer(text: str) -> NumberAnswer | None:
 
 
 def last_of(sentence: str) -> NumberAnswer | None:
-    """Return the last number of a sentence, with those that it is joined to."""
+    """Return the last number of a sentence, with those that it is joined to.
+
+    In "2 * 5 = 10 eggs in 2 days" it is open whether the sum or the last number is the answer.
+    """
     if _DIGIT.search(sentence) is None:
         return None
     text = plain(sentence)
     groups = numbers_of(text)
-    return _answer(text, groups[-1:], in_doubt=len(groups[-1].runs) > 1) if groups else None
+    if not groups:
+        return None
+    equals = _EQUALS.search(text)
+    sums = [group for group in groups[:-1] if equals is not None and group.start >= equals.end()]
+    return _answer(text, [*sums[:1], groups[-1]], in_doubt=len(groups[-1].runs) > 1)
 
 
 def _of_boxes(found: list[Box]) -> NumberAnswer | None:
@@ -145,9 +153,14 @@ def of_content(content: str) -> NumberAnswer | None:
     """Return the numbers of a text that is the answer and nothing else."""
     if len(content) > _LONGEST:
         return None
-    text = plain(content)
+    text = plain(without_bullet(content))
     groups = _after_equals(text)
     return _answer(text, groups) if groups else None
+
+
+def without_bullet(content: str) -> str:
+    """Return the content with its minus at its number: it is the answer, and no list."""
+    return _LOOSE_MINUS.sub("-", content)
 
 
 def of_clause(announced: str) -> NumberAnswer | None:
@@ -168,6 +181,12 @@ def _answer(text: str, groups: list[Group], *, in_doubt: bool = False) -> Number
     in_doubt = in_doubt or (len(groups) > 1 and not are_unknowns)
     start, end = groups[0].start, groups[-1].end
     numbers = tuple(run.quantity for group in groups for run in group.runs)
+    if (
+        len(numbers) > 1
+        and numbers[0].values
+        and {one.values for one in numbers} == {numbers[0].values}
+    ):
+        return NumberAnswer(numbers[-1:], written=numbers[-1].text)
     if len(numbers) > 1:
         while text[start - 1 : start] in {"(", "[", "{"} and text[end : end + 1] in {")", "]", "}"}:
             start, end, in_doubt = start - 1, end + 1, False

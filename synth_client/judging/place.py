@@ -42,6 +42,10 @@ _JOINS: Final = re.compile(r"\b(?:and|or)\b|,|;")
 _TAKES_BACK: Final = re.compile(
     r"\b(?:no|not|but|wait|actually|instead|correct|correction|wrong|mistake)\b", re.IGNORECASE
 )
+_SET_OFF: Final = (
+    re.compile(r"\$\$[^$]{1,2000}\$\$"),
+    re.compile(r"\\\[(?:[^\\]|\\(?!\])){1,2000}\\\]"),
+)
 _SENTENCE: Final = re.compile(r"(?:(?<=[.!?])|(?<=[.!?]\$)|(?<=[.!?]\$\$))\s+(?=[A-Z\\$(*<])")
 _TOUCHING: Final = re.compile(
     r"((?:\\\$\s?)?[-\u2212+\u00b1*/^]|\\\$\s?|\d[\d.,]*)(?:\\[(\[]|[$*_`])*$"
@@ -159,7 +163,13 @@ def sentences_from_the_end(text: str) -> Iterator[str]:
 
 
 def lines_from_the_end(text: str) -> Iterator[str]:
-    """Yield the lines that hold something, the last first, of a long line its end."""
+    """Yield the lines that hold something, the last first, of a long line its end.
+
+    A formula that is set off in lines of its own is a part of one line.
+    """
+    text = text[-_LABELLED_CHARS:]
+    for pattern in _SET_OFF:
+        text = pattern.sub(lambda found: found[0].replace("\n", " "), text)
     end = len(text)
     while end > 0:
         start = text.rfind("\n", 0, end) + 1

@@ -7,6 +7,7 @@ is left out, and what is not understood stays as it is.
 
 import re
 import unicodedata
+from dataclasses import dataclass
 from typing import Final
 
 _SUPERSCRIPTS: Final = {ord(a): b for a, b in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾", "0123456789+-()", strict=True)}
@@ -87,6 +88,7 @@ _REPLACED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])", "°"),
         (r"(?<=\d)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?", r".\1(\2)"),
         (r"\\[$]", "$"),
+        (r"(?<![A-Za-z])([ap])\.\s?m\b\.?", r"\1m"),
     )
 )
 _MARKDOWN: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
@@ -127,15 +129,25 @@ def without_dollars(text: str) -> str:
     return _INLINE.sub(_unmarked, text).replace("$$", " ")
 
 
-def formulas(text: str) -> list[str]:
-    r"""Return what is marked as mathematics on its own: `$x$`, `$$x$$`, `\(x\)` and `\[x\]`."""
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A part that is marked as mathematics, and where it is in the text, with its marks."""
+
+    content: str
+    start: int
+    end: int
+    is_joined: bool = False
+
+
+def formulas(text: str) -> list[Formula]:
+    r"""Return what is marked as mathematics, in order: `$x$`, `$$x$$`, `\(x\)` and `\[x\]`."""
     found = [
-        (one.start(), one[1] if one.re is not _INLINE else (one[1] or one[2]))
+        Formula((one[1] if one.re is not _INLINE else (one[1] or one[2])).strip(), *one.span())
         for pattern in (_DISPLAY, _INLINE, _BRACKETED)
         for one in pattern.finditer(text)
         if _is_mathematics(one[1] or "x")
     ]
-    return [formula.strip() for _, formula in sorted(found)]
+    return sorted(found, key=lambda formula: formula.start)
 
 
 def _is_mathematics(content: str) -> bool:

@@ -68,9 +68,11 @@ _NOT_COUNTED: Final = re.compile(
     r"|into|wait|but|not|more|less)",
     re.IGNORECASE,
 )
+# A function has an argument: "a log of wood" and "root beer" are none.
 _FUNCTION: Final = re.compile(
-    r"(?:sqrt|root|cbrt|pi|infty|sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan)"
-    r"(?![A-Za-z])|\\[A-Za-z]+"
+    r"(?:pi|infty)(?![A-Za-z])|root(?=\()|\\[A-Za-z]+"
+    r"|(?:sqrt|cbrt|sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan)"
+    r"(?=\s?[\d(_^]|\s?(?:pi|[a-z])(?![A-Za-z]))"
 )
 _WORD: Final = re.compile(r"[A-Za-z][\w']*")
 _CURRENCY_CODE: Final = re.compile(r"(?:US\$|USD|EUR|GBP|INR|Rs\.?|HK\$|CHF)(?=\s?[-\d.])")
@@ -156,7 +158,7 @@ def _number(text: str, found: re.Match[str]) -> Token:
     if percent is not None and num_decimals is not None:
         num_decimals += 2
     quantity = Quantity(
-        text=_canonical(found) + "".join(text[found.end() : end].split()),
+        text=_canonical(found) + _tail(text[found.end() : end]),
         values=values,
         rivals=rivals,
         doubtful=doubtful,
@@ -165,6 +167,10 @@ def _number(text: str, found: re.Match[str]) -> Token:
         base=core.base,
     )
     return _with_unit(text, found.start(), end, quantity)
+
+
+def _tail(text: str) -> str:
+    return f" {text.strip()}" if text[:1].isspace() else text
 
 
 def _with_unit(text: str, start: int, end: int, quantity: Quantity) -> Token:
