@@ -7,6 +7,7 @@ from typing import Final
 from synth_client.judging.latex import latex_of
 from synth_client.judging.number_rule import (
     NumberAnswer,
+    is_said,
     last_of,
     of_box,
     of_clause,
@@ -25,20 +26,22 @@ _AFTER: Final = re.compile(
     r"[\s-]*(?:[A-Za-z°][A-Za-z°'/-]*[\s-]*){0,6}(?:\^?[23])?(?:\([A-Za-z ,'-]*\))?[\s.$]*"
 )
 _JOINED: Final = re.compile(r"\s*(?:[,;]\s*(?:and|or)?|and|or)\s*", re.IGNORECASE)
-_SAYS: Final = re.compile(
-    r"\b(?:is|are|was|be|equals?|gives?|has|have|makes?)\s+"
-    r"(?:(?:only|exactly|just|then|thus|equal to)\s+)?[$(]*$"
-)
 _WORD: Final = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 # What may be set equal to the answer: a letter, and sums of numbers; no equation in unknowns.
 _COMPUTED: Final = re.compile(
     r"(?:[A-Za-z]\w?(?:\([A-Za-z]\))?\s*=)?(?:[^A-Za-z<>≤≥≠≈,=]|\\[a-z]+|=)*"
 )
+_CHAIN: Final = re.compile(r"[^=<>≤≥≠,;]+=[^<>≤≥≠,;]+")
+_IMPLIES: Final = re.compile(r"\\(?:Rightarrow|implies|Longrightarrow|therefore)(?![A-Za-z])")
 _BRACKETED: Final = re.compile(r"[\s$]*\(([^()]*)\)[\s$.]*")
 _LIST_COMMA: Final = re.compile(r"(?<=\d), (?=\d{1,2}(?!\d)|\d{4})")
 _GOES_ON: Final = re.compile(r"\^|/|!|\\[dtc]?frac|[A-Za-z\d(]")
+_ROWS: Final = re.compile(
+    r"\\begin\{(?:align|aligned|gather|gathered|split|eqnarray)\*?\}(.*)\\end\{[a-z]+\*?\}[\s.]*",
+    re.DOTALL,
+)
 # `$n$` and `$f(x)$` only name what is sought.
-_NAME: Final = re.compile(r"\\?[A-Za-z]+(?:_\w|')?(?:\([A-Za-z]\))?")
+_NAME: Final = re.compile(r"\\?[A-Za-z]+(?:_\w|')?(?:\([A-Za-z]\))?|\(\*+\)")
 _MAX_PROSE_WORDS: Final = 6
 _NO_ANSWERS: Final = frozenset({"nan", "null", "n/a", ""})
 
@@ -47,7 +50,8 @@ _NO_ANSWERS: Final = frozenset({"nan", "null", "n/a", ""})
 class Candidate:
     """An answer as written (`text`), in plain signs, and as a number or as LaTeX.
 
-    `numbers` are those that it has where it is open which of them is the answer.
+    `numbers` are those that it has where it is open which of them is the answer. `last` is the last
+    part of an answer of several, which may be all that is meant.
     """
 
     text: str
@@ -56,6 +60,7 @@ class Candidate:
     latex: str = ""
     in_doubt: bool = False
     numbers: tuple[Quantity, ...] = ()
+    last: "Candidate | None" = None
 
 
 def answer_candidates(text: str) -> list[Candidate]:
@@ -157,8 +162,9 @@ def _whole_number(text: str) -> Quantity | None:
         text = bracketed[1]
     if len(text) > _LONGEST:
         return None
+    text = _IMPLIES.split(text)[-1]
     before, equals, after = text.rpartition("=")
-    if equals and _COMPUTED.fullmatch(before):
+    if equals and (_COMPUTED.fullmatch(before) or _CHAIN.fullmatch(before)):
         text = after
     groups = numbers_of(text)
     if len(groups) != 1 or len(groups[0].runs) != 1:
@@ -178,16 +184,25 @@ def _is_number(quantity: Quantity) -> bool:
 
 
 def _chains(text: str) -> list[Formula]:
-    """Return the marked formulas; those that a comma or an "and" joins are one, with commas."""
+    """Return the marked formulas; those that a comma or an "and" joins are one."""
     chains: list[Formula] = []
     for one in formulas(text):
+        found = replace(one, parts=tuple(_last_row(part) for part in one.parts))
         if chains and _JOINED.fullmatch(text[chains[-1].end : one.start]):
             before = chains.pop()
-            content = f"{before.content}, {one.content}"
-            chains.append(Formula(content, before.start, one.end, is_joined=True))
+            parts = (*before.parts, *found.parts)
+            chains.append(Formula(parts, before.start, one.end))
         else:
-            chains.append(one)
+            chains.append(found)
     return chains
+
+
+def _last_row(content: str) -> str:
+    """Return the last row of formulas that are set below each other."""
+    rows = _ROWS.fullmatch(content)
+    if rows is None:
+        return content
+    return rows[1].replace("\\\\[", "\\\\ [").rpartition("\\\\")[2].replace("&", " ").strip()
 
 
 def _announced(announced: str) -> Candidate | None:
@@ -213,11 +228,15 @@ def _of_sentence(sentence: str) -> list[Candidate]:
     if not chains:
         return [] if answer is None else [_of_numbers(answer)]
     candidate = _of_formulas(sentence, chains[-1], first=False)
+    parts = chains[-1].parts
+    unknowns = {part.partition("=")[0].strip() for part in parts if "=" in part}
+    if len(unknowns) > 1 and "=" in parts[-1]:  # `n - 2 = 9`, and `n = 11`
+        candidate = replace(candidate, last=_of_content(parts[-1]))
     rest = plain(sentence[chains[-1].end :])
     later = numbers_of(rest)
     if answer is None or not later or answer.written in candidate.plain:
         return [candidate]
-    if _SAYS.search(rest[: later[-1].start]):
+    if is_said(rest[: later[-1].start]):
         return [_of_numbers(answer)]
     is_same = candidate.quantity is not None and candidate.quantity in answer.numbers
     return [candidate] if is_same else [candidate, _of_numbers(answer)]
@@ -227,10 +246,12 @@ def _of_formulas(text: str, formula: Formula, *, first: bool) -> Candidate:
     """Read a marked formula, with the sign, the unit or the rest of a number outside its marks."""
     chosen = _of_content(formula.content)
     number = of_content(formula.content)
-    if number is None or len(number.numbers) != 1:
+    if len(formula.parts) > 1:
+        return _of_parts([_of_content(part) for part in formula.parts], chosen)
+    is_number = number is not None and len(number.numbers) == 1 and chosen.quantity is not None
+    is_set_in_rows = "\\begin{" in text[formula.start : formula.end]
+    if number is None or not is_number or is_set_in_rows:
         return chosen
-    if chosen.quantity is None:
-        return _of_numbers(number) if formula.is_joined else chosen
     wanted = number.numbers[0].text
     groups = [
         group
@@ -243,6 +264,14 @@ def _of_formulas(text: str, formula: Formula, *, first: bool) -> Candidate:
     numbers = tuple(run.quantity for run in group.runs)
     found = _of_numbers(NumberAnswer(numbers, written=plain(text)[group.start : group.end]))
     return replace(found, text=chosen.text) if len(numbers) == 1 else found
+
+
+def _of_parts(parts: list[Candidate], whole: Candidate) -> Candidate:
+    """Return the answer that several formulas are together, one number if all are that number."""
+    values = {part.quantity.values if part.quantity is not None else None for part in parts}
+    if len(values) == 1 and None not in values:
+        return parts[-1]
+    return replace(whole, quantity=None, latex="$ and $".join(part.latex for part in parts))
 
 
 def _of_numbers(answer: NumberAnswer) -> Candidate:

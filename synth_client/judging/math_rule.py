@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
 
 from synth_client.judging.candidates import Candidate, answer_candidates, reference_candidate
 from synth_client.judging.judgement import Judgement, any_of, final_part
@@ -50,6 +52,8 @@ judge_math = any_of(_judge)
 
 def _compared(candidate: Candidate, known: Candidate) -> Judgement:
     correct, fault = _verdict(candidate, known)
+    if correct is False and candidate.last is not None and _verdict(candidate.last, known)[0]:
+        correct, fault = None, DOUBT
     if candidate.in_doubt and (correct or _may_be(candidate, known)):
         correct, fault = None, DOUBT
     return Judgement(candidate.text, correct, fault)
@@ -86,7 +90,8 @@ def _by_algebra(candidate: Candidate, known: Candidate) -> tuple[bool | None, st
         for answer in answers:
             try:
                 if _are_equal(gold.form, answer.form, candidate, known):
-                    is_certain = gold.is_certain and answer.is_certain
+                    is_open = _is_open_equation(answer.form, gold.form)
+                    is_certain = gold.is_certain and answer.is_certain and not is_open
                     return (True, None) if is_certain else (None, DOUBT)
             except Exception as error:  # noqa: BLE001 - sympy raises whatever it likes
                 fault = f"not comparable: {type(error).__name__}"
@@ -98,6 +103,18 @@ def _are_equal(gold: Any, answer: Any, candidate: Candidate, known: Candidate) -
         return True
     is_equal = verify(gold, answer, timeout_seconds=None, raise_on_error=True)
     return is_equal and _is_confirmed(gold, answer)
+
+
+def _is_open_equation(answer: Any, gold: Any) -> bool:  # noqa: ANN401
+    """Return whether an equation in unknowns was taken for its right side: `2x + y = 0` is no 0."""
+    if not isinstance(answer, sympy.Eq) or isinstance(gold, Relational):
+        return False
+    named = (sympy.Symbol, AppliedUndef)
+    left = answer.lhs
+    is_name = isinstance(left, named) or (
+        isinstance(left, sympy.Mul) and all(isinstance(one, named) for one in left.args)
+    )
+    return isinstance(left, sympy.Expr) and bool(left.free_symbols) and not is_name
 
 
 @dataclass(frozen=True, slots=True)

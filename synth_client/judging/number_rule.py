@@ -21,6 +21,14 @@ _CLAUSE: Final = re.compile(
     re.IGNORECASE,
 )
 _LOOSE_MINUS: Final = re.compile(r"^\s*[-\u2212]\s+(?=[\d.(\\])")
+# The left side of an equation in unknowns, whose right side is no answer.
+_IN_UNKNOWNS: Final = re.compile(
+    r"(?<![A-Za-z\\])[A-Za-z]\s*[-+*/^]|[-+*/^]\s*\d*[A-Za-z](?![A-Za-z])|\d[A-Za-z](?![A-Za-z])"
+)
+_SAYS: Final = re.compile(
+    r"\b(?:is|are|was|be|equals?|gives?|has|have|makes?)\s+"
+    r"(?:(?:only|exactly|just|then|thus|equal to)\s+)?[$(]*$"
+)
 _EQUALS: Final = re.compile(r"[=≈](?!.*[=≈]\s*\S)", re.DOTALL)
 _NEXT_UNKNOWN: Final = re.compile(r"[=≈].*(?:[,;]|\b(?:and|or)\b)\s*[A-Za-z]\w?\s*$", re.DOTALL)
 _JOINTS: Final = frozenset({"", "and", "or", "to", "through", "\u2013", ":"})
@@ -114,10 +122,16 @@ def number_answer(text: str) -> NumberAnswer | None:
     return None
 
 
+def is_said(before: str) -> bool:
+    """Return whether the text before a number says that the number is the answer."""
+    return _SAYS.search(before) is not None
+
+
 def last_of(sentence: str) -> NumberAnswer | None:
     """Return the last number of a sentence, with those that it is joined to.
 
-    In "2 * 5 = 10 eggs in 2 days" it is open whether the sum or the last number is the answer.
+    In "2 * 5 = 10 eggs in 2 days" it is open whether the sum or the last number is the answer, but
+    not in "2 * 5 = 10, so the number of days is 2".
     """
     if _DIGIT.search(sentence) is None:
         return None
@@ -125,7 +139,7 @@ def last_of(sentence: str) -> NumberAnswer | None:
     groups = numbers_of(text)
     if not groups:
         return None
-    equals = _EQUALS.search(text)
+    equals = None if is_said(text[: groups[-1].start]) else _EQUALS.search(text)
     sums = [group for group in groups[:-1] if equals is not None and group.start >= equals.end()]
     return _answer(text, [*sums[:1], groups[-1]], in_doubt=len(groups[-1].runs) > 1)
 
@@ -142,7 +156,7 @@ def of_box(box: Box) -> NumberAnswer | None:
     answer = of_content(box.content)
     if answer is None or len(answer.numbers) != 1:
         return answer
-    text = plain(f"{box.before}{box.content}{box.after}")
+    text = plain(f"{box.before}{without_bullet(box.content)}{box.after}")
     wanted = answer.numbers[0].text
     runs = [run for group in numbers_of(text) for run in group.runs]
     whole = next((run.quantity for run in runs if wanted in run.quantity.text), None)
@@ -155,7 +169,8 @@ def of_content(content: str) -> NumberAnswer | None:
         return None
     text = plain(without_bullet(content))
     groups = _after_equals(text)
-    return _answer(text, groups) if groups else None
+    is_equation = text.count("=") == 1 and _IN_UNKNOWNS.search(text.partition("=")[0]) is not None
+    return _answer(text, groups, in_doubt=is_equation) if groups else None
 
 
 def without_bullet(content: str) -> str:

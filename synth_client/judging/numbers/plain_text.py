@@ -81,7 +81,7 @@ _REPLACED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"\\gt(?![A-Za-z])", ">"),
         (r"\\neq?(?![A-Za-z])|!=", "≠"),
         (r"(?<=[\w}])~(?=\\?\w)", " "),
-        (r"\\(?:approx|sim|simeq|cong|equiv)(?![A-Za-z])", "≈"),
+        (r"\\(?:approx|sim|simeq|cong|equiv|doteq)(?![A-Za-z])", "≈"),
         (r"\\(?:ldots|cdots|dots)(?![A-Za-z])", "..."),
         (r"(?<=[A-Za-z])\\(pi|infty|sin|cos|tan|log|ln|exp)(?![A-Za-z])", r" \1"),
         (r"\\(pi|infty|sin|cos|tan|log|ln|exp)(?![A-Za-z])", r"\1"),
@@ -131,18 +131,21 @@ def without_dollars(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """A part that is marked as mathematics, and where it is in the text, with its marks."""
+    """Text that is marked as mathematics, in one part or several, and its place with the marks."""
 
-    content: str
+    parts: tuple[str, ...]
     start: int
     end: int
-    is_joined: bool = False
+
+    @property
+    def content(self) -> str:
+        return ", ".join(self.parts)
 
 
 def formulas(text: str) -> list[Formula]:
     r"""Return what is marked as mathematics, in order: `$x$`, `$$x$$`, `\(x\)` and `\[x\]`."""
     found = [
-        Formula((one[1] if one.re is not _INLINE else (one[1] or one[2])).strip(), *one.span())
+        Formula(((one[1] or one[one.lastindex or 1]).strip(),), *one.span())
         for pattern in (_DISPLAY, _INLINE, _BRACKETED)
         for one in pattern.finditer(text)
         if _is_mathematics(one[1] or "x")
