@@ -64,11 +64,9 @@ def judge_choice(output: str, answer: str | None) -> Judgement:
     predicted = found.shown if found is not None else None
     if answer is None:
         return Judgement(predicted, None)
-    known = _known(answer)
-    if known is None:
-        return Judgement(
-            predicted, None, f"the reference answer {answer[:80]!r} is no letter A to J"
-        )
+    if (known := _known(answer)) is None:
+        fault = f"the reference answer {answer[:80]!r} is no letter A to J"
+        return Judgement(predicted, None, fault)
     if found is None:
         return Judgement(None, correct=_is_text(text, known.text))
     if found.is_denied:
