@@ -20,6 +20,12 @@ from pydantic import (
 from proxy.complaints import complaints_of
 from proxy.errors import ConfigError
 from proxy.options import OptionsError, parse_options
+from proxy.secrets import (
+    hide,
+    secrets_of_environment,
+    secrets_of_url,
+    without_userinfo,
+)
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -35,7 +41,7 @@ class ServerConfig(_Section):
     host: str = "127.0.0.1"
     port: int = Field(8800, ge=0, le=65535)
     """0 takes any free port."""
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = Field((), repr=False)
     """Keys that clients may use. None: no authentication, and loopback addresses only."""
     max_concurrent: int = Field(256, ge=1)
     """Trajectories under way at once; one more is answered with 429."""
@@ -104,7 +110,8 @@ def _checked_url(url: str) -> str:
     except ValueError:  # no number, or beyond 65535
         has_port = False
     if parts.scheme not in {"http", "https"} or not parts.hostname or not has_port:
-        raise ValueError(f"must be a URL such as http://127.0.0.1:30011, not '{url}'")
+        shown = without_userinfo(url)
+        raise ValueError(f"must be a URL such as http://127.0.0.1:30011, not '{shown}'")
     return url.rstrip("/")
 
 
@@ -112,17 +119,17 @@ _ApiKey = Annotated[str, AfterValidator(_fits_into_a_header)]
 
 
 class _RemoteUpstream(_Upstream):
-    base_url: str
+    base_url: str = Field(repr=False)
     """The server's root, without `/v1`."""
     model: str
-    api_key: _ApiKey | None = None
+    api_key: _ApiKey | None = Field(None, repr=False)
 
     @field_validator("base_url")
     @classmethod
     def _is_a_server_root(cls, url: str) -> str:
         root = _checked_url(url)
         if root.endswith("/v1"):
-            raise ValueError(f"is the server's root: leave '/v1' out of '{url}'")
+            raise ValueError(f"is the server's root: leave '/v1' out of '{without_userinfo(url)}'")
         return root
 
 
@@ -159,9 +166,9 @@ class LiteLLMConfig(_Upstream):
     kind: Literal["litellm"]
     model: str
     """With litellm's name of the provider in front: `openrouter/openai/gpt-oss-120b`."""
-    api_key: _ApiKey | None = None
+    api_key: _ApiKey | None = Field(None, repr=False)
     """None: the provider's own environment variable holds it."""
-    base_url: Annotated[str, AfterValidator(_checked_url)] | None = None
+    base_url: Annotated[str, AfterValidator(_checked_url)] | None = Field(None, repr=False)
     """The API's address, if it is not the provider's own; with `/v1` if the API has it."""
     tokenizer: str = Field("tiktoken:o200k_base", min_length=1)
     """The tokenizer that counts tokens; they are sent nowhere."""
@@ -239,6 +246,20 @@ class Config(_Section):
     server: ServerConfig = ServerConfig()
     upstreams: dict[str, UpstreamConfig] = Field(min_length=1)
     models: dict[str, ModelConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _hide_secrets(self) -> Self:
+        """Whoever has a configuration shows none of its secrets."""
+        hide((*self.server.api_keys, *secrets_of_environment()))
+        for name, upstream in self.upstreams.items():
+            if isinstance(upstream, EmbeddedConfig):
+                continue
+            of_url, key = set(secrets_of_url(upstream.base_url or "")), upstream.api_key
+            hide(of_url if key is None else {key, *of_url})
+            if of_url and key is not None:
+                message = "base_url has a user, who is sent in the key's place: leave one out"
+                raise ValueError(f"upstreams.{name}.api_key: {message}")
+        return self
 
     @model_validator(mode="after")
     def _models_name_upstreams(self) -> Self:

@@ -6,9 +6,14 @@ arise, with `raise ... from`.
 
 from typing import ClassVar
 
+from proxy.secrets import masked
+
 
 class MotabError(Exception):
-    """Root of the tree. HTTP clients receive `status`, `type` and `code`."""
+    """Root of the tree. HTTP clients receive `status`, `type` and `code`.
+
+    The message hides the configuration's secrets, which an upstream may quote.
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -17,7 +22,7 @@ class MotabError(Exception):
     """Whether the same call may succeed if it is repeated."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(masked(message))
         self.param = param
 
 

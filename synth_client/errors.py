@@ -3,9 +3,17 @@
 The client knows the proxy only over HTTP, so these errors are separate from the proxy's.
 """
 
+from proxy.secrets import masked
+
 
 class ClientError(Exception):
-    """Root of the tree. Work done before the error is on disk; the same command continues it."""
+    """Root of the tree. Work done before the error is on disk; the same command continues it.
+
+    The message hides the keys that were sent, which a server may quote.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 class InputError(ClientError):

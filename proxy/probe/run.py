@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from proxy.api.metrics import Metrics
 from proxy.backends.base import Call
-from proxy.config import Config, EmbeddedConfig, RetriesConfig
+from proxy.config import Config, EmbeddedConfig, RetriesConfig, UpstreamConfig
 from proxy.core.params import Params
 from proxy.engine.runner import first_error
 from proxy.engine.upstream import Upstream
@@ -24,6 +24,7 @@ from proxy.probe.report import (
     ok,
 )
 from proxy.probe.scoring import LADDER, unavailable, ways
+from proxy.secrets import without_userinfo
 from proxy.wiring.upstreams import open_upstream
 
 
@@ -54,7 +55,7 @@ async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -
     reports = {
         name: UpstreamReport(
             upstream.kind,
-            None if isinstance(upstream, EmbeddedConfig) else upstream.base_url,
+            _shown_url(upstream),
             upstream.model,
             probed[name].checks,
         )
@@ -63,6 +64,12 @@ async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -
     opened = {name: one.upstream for name, one in probed.items() if one.upstream is not None}
     models = {name: judge_pair(model, reports, opened) for name, model in config.models.items()}
     return Report(reports, models)
+
+
+def _shown_url(upstream: UpstreamConfig) -> str | None:
+    if isinstance(upstream, EmbeddedConfig) or upstream.base_url is None:
+        return None
+    return without_userinfo(upstream.base_url)
 
 
 def _by_server(config: Config) -> list[list[str]]:

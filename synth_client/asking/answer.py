@@ -7,6 +7,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from proxy.core.types import FinishReason, Scoring, finish_reason_of
+from proxy.secrets import masked
 from synth_client.asking.errors import REASONING_APART, SynthesisError
 from synth_client.complaints import complaints_of
 from synth_client.questions.question import Question
@@ -149,7 +150,7 @@ def _record(question: Question, *, output: str, **fields: Any) -> Record:  # noq
 def excerpt_of(content: bytes) -> str:
     """Return the beginning of an answer, in one line."""
     text = content[: 4 * _EXCERPT_CHARS].decode(errors="replace")
-    return " ".join(text.split())[:_EXCERPT_CHARS]
+    return masked(" ".join(text.split()))[:_EXCERPT_CHARS]
 
 
 def is_json(content: bytes) -> bool:

@@ -22,6 +22,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 from pydantic import JsonValue
 
+from proxy.secrets import hide, secrets_of_url, without_userinfo
 from synth_client.asking.answer import (
     excerpt_of,
     is_json,
@@ -61,6 +62,8 @@ class SynthClient:
     ) -> None:
         self._synthesis = synthesis
         urls = [base_urls] if isinstance(base_urls, str) else base_urls
+        hide(secret for url in urls for secret in secrets_of_url(url))
+        hide([] if api_key is None else [api_key])
         self._servers = [
             httpx.AsyncClient(
                 base_url=url,
@@ -193,7 +196,7 @@ def _refusal(response: httpx.Response) -> SynthesisError:
 
 
 def _url(server: httpx.AsyncClient) -> str:
-    return str(server.base_url).rstrip("/")
+    return without_userinfo(str(server.base_url)).rstrip("/")
 
 
 def _words(error: BaseException) -> str:

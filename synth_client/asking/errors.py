@@ -9,6 +9,8 @@ from functools import partial
 from http import HTTPStatus
 from typing import Final
 
+from proxy.secrets import masked
+
 REASONING_APART: Final = "reasoning_kept_apart"
 _SECONDS: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
 
@@ -27,7 +29,7 @@ class Trouble(StrEnum):
 
 
 class SynthesisError(Exception):
-    """A request did not lead to a trustworthy record.
+    """A request did not lead to a trustworthy record. The message hides the keys that were sent.
 
     `status` is the HTTP status, None if no answer arrived. `message`, `error_type`, `param` and
     `code` are the proxy's error object; a malformed answer has the type "malformed_answer", a
@@ -45,8 +47,8 @@ class SynthesisError(Exception):
         code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message if status is None else f"HTTP {status}: {message}")
-        self.message = message
+        self.message = masked(message)
+        super().__init__(self.message if status is None else f"HTTP {status}: {self.message}")
         self.status = status
         self.error_type = error_type
         self.param = param

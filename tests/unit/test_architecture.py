@@ -23,8 +23,10 @@ from tests.support.architecture import (
 from tests.support.paths import ROOT
 
 _CORE = frozenset({"proxy.core"})
-_PROXY_GROUND = frozenset({"proxy.core", "proxy.errors", "proxy.options", "proxy.config"})
-_WIRE = frozenset({"proxy.core", "proxy.errors", "proxy.backends.base"})
+_PROXY_GROUND = frozenset(
+    {"proxy.core", "proxy.errors", "proxy.options", "proxy.config", "proxy.secrets"}
+)
+_WIRE = frozenset({"proxy.core", "proxy.errors", "proxy.secrets", "proxy.backends.base"})
 _CLIENT_GROUND = frozenset(
     {
         "synth_client.complaints",
@@ -57,10 +59,13 @@ _CLIENT = frozenset(
 ALLOWED: dict[str, frozenset[str]] = {
     "proxy": frozenset(),
     "proxy.core": frozenset(),
-    "proxy.errors": frozenset(),
+    "proxy.errors": frozenset({"proxy.secrets"}),
+    "proxy.secrets": frozenset(),
     "proxy.complaints": frozenset(),
     "proxy.options": _CORE | {"proxy.complaints"},
-    "proxy.config": frozenset({"proxy.complaints", "proxy.errors", "proxy.options"}),
+    "proxy.config": frozenset(
+        {"proxy.complaints", "proxy.errors", "proxy.options", "proxy.secrets"}
+    ),
     "proxy.backends": _WIRE,
     "proxy.backends.base": _CORE,
     "proxy.backends.self_test": _WIRE,
@@ -100,17 +105,18 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.wiring",
     },
     "proxy.serving": _PROXY_GROUND | {"proxy.api", "proxy.backends.base", "proxy.wiring"},
-    # The client speaks HTTP to the proxy; it shares the algorithm's rules, which are pure.
+    # The client speaks HTTP to the proxy; it shares the algorithm's rules, which are pure, and the
+    # list of secrets, of which a process has one.
     "synth_client": frozenset(),
     "synth_client.complaints": frozenset(),
-    "synth_client.errors": frozenset(),
+    "synth_client.errors": frozenset({"proxy.secrets"}),
     "synth_client.prices": frozenset(),
     "synth_client.record": _CORE | {"synth_client.complaints", "synth_client.errors"},
     "synth_client.files": _CLIENT_GROUND,
     "synth_client.questions": _CLIENT_GROUND,
     "synth_client.judging": _CLIENT_GROUND | {"synth_client.judging.numbers"},
     "synth_client.judging.numbers": frozenset(),
-    "synth_client.asking": _CLIENT_GROUND | _CORE | {"synth_client.questions"},
+    "synth_client.asking": _CLIENT_GROUND | _CORE | {"proxy.secrets", "synth_client.questions"},
     "synth_client.cluster": _CLIENT_GROUND | {"synth_client.questions", "synth_client.asking"},
     "synth_client.training_data": _CLIENT_GROUND
     | _CORE

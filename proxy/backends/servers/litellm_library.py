@@ -22,8 +22,7 @@ from proxy.errors import (
     UnsupportedField,
     UpstreamUnreachable,
 )
-
-_ERROR_EXCERPT = 500
+from proxy.secrets import excerpt
 
 
 def load_library() -> Any:  # noqa: ANN401 - a wire library, whose types stay in this file
@@ -88,7 +87,7 @@ def translated(library: Any, upstream: str) -> Iterator[None]:  # noqa: ANN401
     try:
         yield
     except (openai.OpenAIError, *broken) as error:
-        message = " ".join(str(error).split())[:_ERROR_EXCERPT]
+        message = excerpt(" ".join(str(error).split()))
         # litellm calls a refused connection an internal server error; only its cause is right.
         if any(isinstance(cause, broken) for cause in _causes(error)):
             raise UpstreamUnreachable(upstream, message) from error

@@ -22,6 +22,7 @@ from proxy.backends.transport.calls import (
 from proxy.backends.transport.refusals import refusal_of, stream_failure_of, words_of
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy, parse_retry_after
 from proxy.errors import MotabError, UpstreamGarbled, UpstreamUnreachable
+from proxy.secrets import excerpt, without_userinfo
 
 # Shorter than the 5 s after which uvicorn, and so vLLM and SGLang, closes an idle connection, so
 # that no request goes out on a connection that the server is just closing.
@@ -29,7 +30,6 @@ _KEEPALIVE_S = 4.0
 _CONNECT_TIMEOUT_S = 10.0
 DONE = b"[DONE]"
 """The payload after a stream's last event, of the servers that send it."""
-_ERROR_EXCERPT = 500
 # A byte order mark, which the standard for event streams allows before the first line.
 _BOM = b"\xef\xbb\xbf"
 
@@ -204,7 +204,8 @@ class UpstreamClient(Calls):
 
     def _unreachable(self, error: Exception) -> UpstreamUnreachable:
         reason = str(error) or type(error).__name__
-        return UpstreamUnreachable(self.upstream, f"no connection to {self.base_url}: {reason}")
+        where = without_userinfo(self.base_url)
+        return UpstreamUnreachable(self.upstream, f"no connection to {where}: {reason}")
 
     def stream_failure(self, error: object) -> MotabError:
         """Translate an error object inside a stream."""
@@ -227,12 +228,8 @@ class _Answer:
     content: bytes
 
     @property
-    def text(self) -> str:
-        return self.content.decode("utf-8", "replace")
-
-    @property
     def excerpt(self) -> str:
-        return self.text[:_ERROR_EXCERPT]
+        return excerpt(self.content.decode("utf-8", "replace"))
 
 
 def _payload(line: bytes) -> bytes:

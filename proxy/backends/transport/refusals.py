@@ -15,8 +15,8 @@ from proxy.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
+from proxy.secrets import excerpt
 
-_EXCERPT = 500
 _WINDOW = r"(?:context|conversation)['s]*[ _-]*(?:length|window|size|limit)"
 _MORE = r"greater|larger|longer|more"
 _LIMIT = r"max(?:imum|\.)?[ _-]*(?:\w+ ){0,2}(?:model|input|prompt|sequence|seq)[ _-]*len(?:gth)?"
@@ -132,7 +132,7 @@ def stream_failure_of(upstream: str, error: object) -> MotabError:
     """Return the error for an error object inside of a stream, by its own status if it has one."""
     words = said_by(error)
     status = status_in(error)
-    message = f"the stream failed: {str(error)[:_EXCERPT]}"
+    message = f"the stream failed: {excerpt(str(error))}"
     return refusal_of(upstream, status, words, message)
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,17 +93,28 @@ async def motab(
     ready: bool = True,
     motab: tuple[str, ...] = MOTAB,
     cwd: Path = ROOT,
+    upstreams: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
     **server: Any,
 ) -> AsyncIterator[Served]:
-    """It serves with `num` workers, unless `ready` is not waited for. Afterwards it is gone."""
-    command = [*motab, "serve", "--config", str(config(llama, folder, **server)), "--port", "0"]
+    """It serves with `num` workers, unless `ready` is not waited for. Afterwards it is gone.
+
+    `upstreams` stands in place of the only one, which is `llama`.
+    """
+    path = config(llama, folder, upstreams, **server)
+    command = [*motab, "serve", "--config", str(path), "--port", "0"]
     process = await asyncio.create_subprocess_exec(
         *command,
         "--workers",
         str(num),
         *arguments,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(folder),
+            **(environment or {}),
+        },
         stderr=asyncio.subprocess.PIPE,
         # As a terminal's foreground job is.
         process_group=0,
@@ -123,12 +134,17 @@ async def motab(
             await process.wait()
 
 
-def config(llama: Replay, folder: Path, **server: Any) -> Path:
-    upstream = {"kind": "llamacpp", "base_url": llama.client.base_url, "model": "m"}
+def config(
+    llama: Replay, folder: Path, upstreams: Mapping[str, Any] | None = None, **server: Any
+) -> Path:
+    """A file with these upstreams, and a pair of the first and the last."""
+    only = {"only": {"kind": "llamacpp", "base_url": llama.client.base_url, "model": "m"}}
+    found = dict(upstreams or only)
+    names = list(found)
     written = {
         "server": server,
-        "upstreams": {"only": upstream},
-        "models": {"pair": {"student": "only", "teacher": "only"}},
+        "upstreams": found,
+        "models": {"pair": {"student": names[0], "teacher": names[-1]}},
     }
     path = folder / "motab.yaml"
     path.write_text(json.dumps(written), encoding="utf-8")

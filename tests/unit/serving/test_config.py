@@ -108,6 +108,20 @@ def test_a_missing_key_is_named(path: str, sentence: str, tmp_path: Path) -> Non
     assert complaint(without(path), tmp_path) == sentence
 
 
+def test_a_key_and_a_user_at_once_are_refused_without_a_word_of_either(tmp_path: Path) -> None:
+    walled = {"kind": "vllm", "model": "m", "base_url": "http://someone:pa55w0rd@host"}
+    sentence = complaint(changed("upstreams large", {**walled, "api_key": "k"}), tmp_path)
+    assert sentence.startswith("upstreams.large.api_key: base_url has a user")
+    assert "pa55w0rd" not in sentence
+
+
+def test_a_wrong_url_is_shown_without_its_user(tmp_path: Path) -> None:
+    for url in ("ftp://someone:pa55w0rd@host", "http://someone:pa55w0rd@host/v1"):
+        sentence = complaint(changed("upstreams large base_url", url), tmp_path)
+        assert "://host" in sentence
+        assert "pa55w0rd" not in sentence
+
+
 def test_of_several_complaints_the_first_is_told_and_the_others_counted(tmp_path: Path) -> None:
     content = changed("server", {"prot": 1, "port": "x"})
     sentence = complaint(content, tmp_path)
