@@ -47,19 +47,14 @@ _SEARCH_DEPTHS = (1_000, 1_000_000)
 
 @dataclass(frozen=True, slots=True)
 class _Forced:
-    """The answer to one forced token: its log-probability, and the most probable candidates'."""
+    """The answer to one forced token: its log-probability, its bytes (None if they did not come),
+    and the most probable candidates' log-probabilities.
+    """
 
     logprob: float
+    spelt: bytes | None
     top: list[float]
     num_cached_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A token of a text and the bytes that it stands for."""
-
-    token_id: int
-    spelt: bytes
 
 
 class LlamaCpp:
@@ -139,9 +134,6 @@ class LlamaCpp:
         return [task.result() for task in tasks]
 
     async def _encode(self, text: str, call: Call) -> Segment:
-        return Segment(text, tuple(piece.token_id for piece in await self._pieces(text, call)))
-
-    async def _pieces(self, text: str, call: Call) -> list[_Piece]:
         body = {
             "content": as_in_running_text(text),
             "add_special": False,
@@ -152,14 +144,14 @@ class LlamaCpp:
         with self._client.expecting("/tokenize"):
             rows = reply["tokens"]
             ids = without_follower(text, [int(row["id"]) for row in rows], self._follower)
-            pieces = [_Piece(i, _piece_bytes(r["piece"])) for i, r in zip(ids, rows, strict=False)]
-            if b"".join(piece.spelt for piece in pieces) != text.encode():
+            spelt = b"".join(_piece_bytes(row["piece"]) for row in rows[: len(ids)])
+            if spelt != text.encode():
                 message = (
                     f"its tokens of {text[-40:]!r} spell another text; set the upstream's "
                     "`tokenizer` to the model's Hugging Face name or folder"
                 )
                 raise ValueError(message)
-        return pieces
+        return Segment(text, ids)
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -252,13 +244,14 @@ class LlamaCpp:
 
     async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
         ids, start, text = context.token_ids, context.bounds[-2], context.steps[-1].text
-        pieces = await self._pieces(text, call)
-        with self._client.expecting("/tokenize"):
-            if [piece.token_id for piece in pieces] != ids[start:]:
-                raise ValueError(f"its tokens of {text[-40:]!r} are not those of `tokenizer`")
-        ends = accumulate(len(piece.spelt) for piece in pieces)
         async with self._slots.lease(call.session_id) as slot:
             forced = [await self._force(ids, i, 1, slot, call) for i in range(start, len(ids))]
+        with self._client.expecting("a forced token"):
+            # The ids may be those of `tokenizer`, which cuts otherwise than the server's own.
+            spelt = [_given_bytes(token) for token in forced]
+            if b"".join(spelt) != text.encode():
+                raise ValueError(f"the tokens of {text[-40:]!r} spell another text")
+        ends = accumulate(map(len, spelt))
         return tuple(
             ScoredToken(end, token.logprob) for end, token in zip(ends, forced, strict=True)
         )
@@ -274,7 +267,7 @@ class LlamaCpp:
                 entry = reply["completion_probabilities"][0]
                 if entry["id"] != target:
                     raise ValueError(f"token {target} was forced, {entry['id']} came")
-                return _forced(reply, entry["logprob"], num_top)
+                return _forced(reply, entry, num_top)
         # A token that ends inside a character comes without its probability. Another token is
         # therefore forced, and the target is looked up among the candidates.
         for depth in _SEARCH_DEPTHS:
@@ -282,7 +275,7 @@ class LlamaCpp:
             with self._client.expecting("a forced token"):
                 for candidate in reply["completion_probabilities"][0]["top_logprobs"]:
                     if candidate["id"] == target:
-                        return _forced(reply, candidate["logprob"], num_top)
+                        return _forced(reply, candidate, num_top)
         with self._client.expecting("a forced token"):
             raise ValueError(f"token {target} is not in the vocabulary")
 
@@ -355,12 +348,24 @@ class _StreamReader:
         return Draft(pieces, token_ids=token_ids, logprobs=piece_logprobs)
 
 
-def _forced(reply: dict[str, Any], logprob: float | None, num_top: int) -> _Forced:
+def _forced(reply: dict[str, Any], entry: dict[str, Any], num_top: int) -> _Forced:
     top = [row["logprob"] for row in reply["completion_probabilities"][0]["top_logprobs"]]
     if len(top) < num_top:
         raise ValueError(f"{num_top} candidates were asked for, {len(top)} came")
     cached = int(reply["timings"]["cache_n"])
-    return _Forced(_finite(logprob), [_finite(x) for x in top[:num_top]], cached)
+    spelt = entry.get("bytes")
+    return _Forced(
+        _finite(entry["logprob"]),
+        None if spelt is None else bytes(spelt),
+        [_finite(x) for x in top[:num_top]],
+        cached,
+    )
+
+
+def _given_bytes(token: _Forced) -> bytes:
+    if token.spelt is None:
+        raise ValueError("it came without its bytes")
+    return token.spelt
 
 
 def _pieces(text: str, num_tokens: int) -> tuple[str, ...]:

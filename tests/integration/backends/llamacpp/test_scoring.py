@@ -9,7 +9,7 @@ import pytest
 from proxy.backends.base import Context, Scores, Segment
 from proxy.errors import UpstreamMalformed
 from tests.support.replay import CALL, Replay, Reply, Seen, json_reply, replay
-from tests.support.scores import entropy_from, steps_at_the_end
+from tests.support.scores import entropy_from
 from tests.support.servers import llamacpp
 
 
@@ -128,9 +128,36 @@ async def test_a_step_with_a_character_split_over_tokens_is_scored(up: Replay) -
     assert scores.steps[0].value == pytest.approx((0.5 * 0.25 * 0.125 * 0.0625) ** 0.25)
 
 
-async def test_tokens_of_another_tokenizer_have_no_ends_here(up: Replay) -> None:
-    up.on("POST", "/tokenize", llamacpp.RECORDED.answering("encode_step2"))
-    context = steps_at_the_end([*llamacpp.scored_prompts()[-1], 34, 34], 6)
-    context.steps[-1] = Segment(llamacpp.STEPS[1], context.steps[-1].token_ids)
-    with pytest.raises(UpstreamMalformed, match="not those of `tokenizer`"):
+def forced_at_once(spelling: dict[int, str]) -> Callable[[Seen], Reply]:
+    """A server that decodes any token with probability 1/2, and spells it so."""
+
+    def answer(seen: Seen) -> Reply:
+        ((token, _),) = seen.body["logit_bias"]
+        row = {"id": token, "logprob": math.log(0.5), "top_logprobs": [{"logprob": -0.1}]}
+        if token in spelling:
+            row["bytes"] = list(spelling[token].encode())
+        return json_reply({"completion_probabilities": [row], "timings": {"cache_n": 0}})
+
+    return answer
+
+
+async def test_tokens_of_another_tokenizer_end_where_the_server_spells_them(up: Replay) -> None:
+    # The embedded demo's: its `tokenizer` cuts digits, and the server's own cuts otherwise.
+    up.on("POST", llamacpp.COMPLETION, forced_at_once({7: "1é", 8: "0", 9: "."}))
+    context = Context(Segment("", (1,)), [Segment("1é0.", (7, 8, 9))])
+    found = await llamacpp.backend(up).token_logprobs(context, CALL)
+    assert [token.end for token in found] == [3, 4, 5]
+    assert [token.logprob for token in found] == [math.log(0.5)] * 3
+
+
+@pytest.mark.parametrize(
+    ("spelling", "message"),
+    [({7: "1", 8: "1"}, "spell another text"), ({7: "1"}, "came without its bytes")],
+)
+async def test_tokens_that_do_not_spell_the_text_have_no_ends(
+    up: Replay, spelling: dict[int, str], message: str
+) -> None:
+    up.on("POST", llamacpp.COMPLETION, forced_at_once(spelling))
+    context = Context(Segment("", (1,)), [Segment("10", (7, 8))])
+    with pytest.raises(UpstreamMalformed, match=message):
         await llamacpp.backend(up).token_logprobs(context, CALL)
