@@ -53,7 +53,10 @@ def create_app(service: Service) -> ASGIApp:
         routes=[*routes, Route("/openapi.json", openapi)],
         middleware=[Middleware(RequestMiddleware, service.config, service.metrics)],
         # `RequestMiddleware` answers for every other error.
-        exception_handlers={HTTPException: on_http_error, ClientDisconnect: on_client_gone},
+        exception_handlers={
+            HTTPException: on_http_error(route.path for route in routes),
+            ClientDisconnect: on_client_gone,
+        },
     )
 
 
@@ -80,7 +83,9 @@ def _generation_routes(service: Service) -> list[Route]:
         request: Request, body: GenerationRequest, *, kind: Kind, always_full: bool = False
     ) -> Response:
         state = request.scope["state"]
-        job = service.job(body, kind, state["request_id"], state["clock"], always_full=always_full)
+        job = await service.job(
+            body, kind, state["request_id"], state["clock"], always_full=always_full
+        )
         if body.stream:
             return EventStream(
                 lambda outbox: service.stream(job, outbox),

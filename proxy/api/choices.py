@@ -38,6 +38,12 @@ class Choices:
         """The cost of all choices; the first is one that finished."""
         return [*(outcome.usage for outcome in self.done.values()), *self.wasted]
 
+    def prompt_tokens(self, n: int) -> int:
+        """The tokens of all prompts, each counted once for its `n` choices, as OpenAI does."""
+        finished = sorted(self.done.items(), reverse=True)
+        of_prompts = {index // n: outcome.usage.prompt_tokens for index, outcome in finished}
+        return sum(of_prompts.values())
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRunner:

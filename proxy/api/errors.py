@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from proxy.api.wrong_paths import right_path
 from proxy.errors import MotabError, OverCapacity, UpstreamFailed
 
 _log = logging.getLogger(__name__)
@@ -56,19 +58,30 @@ async def on_client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=_CLIENT_GONE)
 
 
-async def on_http_error(request: Request, error: Exception) -> Response:
-    """Answer unknown paths and methods, in the same shape."""
-    if not isinstance(error, HTTPException):
-        raise error
-    body = {
-        "message": f"{request.method} {request.url.path}: {error.detail}",
-        "type": "invalid_request_error",
-        "param": None,
-        "code": "invalid_value" if error.status_code == HTTPStatus.BAD_REQUEST else "unknown_url",
-    }
-    return Response(
-        orjson.dumps({"error": body}),
-        status_code=error.status_code,
-        headers=dict(error.headers or {}),
-        media_type="application/json",
-    )
+def on_http_error(paths: Iterable[str]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Return the handler of unknown paths and methods, which names one of the known `paths`."""
+    known = list(paths)
+
+    async def answer(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            message += f"; {right_path(request.url.path, known)}"
+        elif methods := (error.headers or {}).get("Allow"):
+            message += f"; it takes {methods}"
+        is_bad = error.status_code == HTTPStatus.BAD_REQUEST
+        body = {
+            "message": message,
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "invalid_value" if is_bad else "unknown_url",
+        }
+        return Response(
+            orjson.dumps({"error": body}),
+            status_code=error.status_code,
+            headers=dict(error.headers or {}),
+            media_type="application/json",
+        )
+
+    return answer

@@ -14,6 +14,7 @@ from proxy.config import ServerConfig
 from proxy.errors import BodyTooLarge, MotabError, Unauthorized
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_SECONDS_A_MINUTE = 60
 _OPEN_PATHS = {"/health", "/ready", "/metrics"}
 
 
@@ -27,6 +28,7 @@ class RequestMiddleware:
         self._app = app
         self._keys = [key.encode() for key in config.api_keys]
         self._max_body_bytes = config.max_body_bytes
+        self._limits = _rate_limits(config)
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,6 +50,7 @@ class RequestMiddleware:
                 own = [
                     (b"x-request-id", request_id.encode()),
                     (b"x-motab-overhead-ms", f"{overhead * 1000:.2f}".encode()),
+                    *self._limits,
                 ]
                 message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
@@ -76,6 +79,20 @@ class RequestMiddleware:
         if length.isdigit() and int(length) > self._max_body_bytes:
             return _too_large(self._max_body_bytes)
         return None
+
+
+def _rate_limits(config: ServerConfig) -> list[tuple[bytes, bytes]]:
+    """The headers from which clients such as curator learn how much they may ask.
+
+    The server limits how many trajectories run at once, and not how many begin in a minute. The
+    headers name what a minute could hold if each took a second, which is less than trajectories
+    take, so a client that obeys them is limited by the server's own answers only.
+    """
+    requests = config.max_concurrent * _SECONDS_A_MINUTE
+    return [
+        (b"x-ratelimit-limit-requests", str(requests).encode()),
+        (b"x-ratelimit-limit-tokens", str(requests * config.max_total_tokens).encode()),
+    ]
 
 
 def _limited(receive: Receive, max_bytes: int) -> Receive:

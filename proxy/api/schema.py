@@ -1,46 +1,50 @@
-"""Parses requests as OpenAI's clients send them, and refuses unsupported fields by name."""
+"""Parses requests as OpenAI's clients send them."""
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from proxy.api.acceptance import (
+    OF_CHAT,
+    OF_COMPLETIONS,
+    OF_MESSAGES,
+    OF_PARTS,
+    OF_REQUESTS,
+    OF_STREAM_OPTIONS,
+    Foreign,
+    Unsupported,
+    accepted,
+)
 from proxy.backends.base import Message, Question
 from proxy.complaints import complaints_of
 from proxy.errors import RequestError, UnsupportedField
 
-# OpenAI fields that motab does not have, with the value that asks for nothing. Some clients always
-# send them; any other value is refused.
-_NO_OPS: Mapping[str, object] = {
-    "best_of": 1,
-    "echo": False,
-    "frequency_penalty": 0,
-    "logit_bias": {},
-    "logprobs": False,
-    "metadata": {},
-    "presence_penalty": 0,
-    "response_format": {"type": "text"},
-    "store": False,
-    "suffix": "",
-    "tools": [],
-}
-
 _NO_OBJECT = "the body must be a JSON object, sent as application/json"
 
 
-def _is_same(value: object, no_op: object) -> bool:
-    """Return whether both are equal; 0 is not False, because `logprobs: 0` asks for something."""
-    return value == no_op and isinstance(value, bool) == isinstance(no_op, bool)
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Prompt = str | list[str] | list[TokenId] | list[list[TokenId]]
+"""A text, its tokens, or several of either."""
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    _foreign: ClassVar[Mapping[str, Foreign]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_no_ops(cls, data: object) -> object:
+        return accepted(data, cls.model_fields, cls._foreign) if isinstance(data, dict) else data
+
 
 class TextPart(_Strict):
     """A text part of a message's content."""
+
+    _foreign = OF_PARTS
 
     type: Literal["text"]
     text: str
@@ -49,34 +53,69 @@ class TextPart(_Strict):
 class ChatMessage(_Strict):
     """A chat message; its content is text, whole or in parts.
 
-    Clients send our answers back unchanged, with fields that are null.
+    Clients send our answers back, as their SDKs write them.
     """
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: object) -> object:
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if value is not None}
+    _foreign = OF_MESSAGES
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
+    reasoning_content: str | None = None
+    """The thought before the content. Of earlier turns it is left out."""
+    reasoning: str | None = None
+    """The same, as newer servers call it."""
+    prefix: bool = False
+    """DeepSeek's and Mistral's mark of an answer to continue."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_content(cls, data: object) -> object:
+        """Take an answer that is a thought alone."""
+        if not isinstance(data, dict) or data.get("content") is not None:
+            return data
+        if data.get("role") == "assistant" and (
+            data.get("reasoning_content") or data.get("reasoning")
+        ):
+            return {**data, "content": ""}
+        return data
 
     def to_message(self) -> Message:
         """`developer` is OpenAI's newer name for `system`, which chat templates know."""
-        role = "system" if self.role == "developer" else self.role
+        return Message("system" if self.role == "developer" else self.role, self.text())
+
+    def text(self) -> str:
+        """The content."""
         if isinstance(self.content, str):
-            return Message(role, self.content)
-        return Message(role, "".join(part.text for part in self.content))
+            return self.content
+        return "".join(part.text for part in self.content)
+
+    def begun_answer(self) -> str:
+        """The text that the models would have written up to here."""
+        thought, text = self.reasoning_content or self.reasoning, self.text()
+        if not thought:
+            return text
+        begun = f"<think>\n{thought}"
+        return f"{begun}\n</think>\n\n{text}" if text else begun
 
 
 class StreamOptions(_Strict):
     """The additions to a stream's text."""
 
+    _foreign = OF_STREAM_OPTIONS
+
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """The usage so far on every chunk, as vLLM has it; it takes `include_usage`."""
+
+    @property
+    def asks(self) -> bool:
+        """Return whether anything is to be added."""
+        return self.include_usage or self.continuous_usage_stats
 
 
 class _ModelRequest(_Strict):
+    _foreign = OF_REQUESTS
+
     model: str
     user: str | None = None
     """The user that the request is for; `--verbose` logs it."""
@@ -85,18 +124,13 @@ class _ModelRequest(_Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_no_ops(cls, data: object) -> object:
-        if not isinstance(data, dict):
-            return data
-        try:
-            orjson.dumps(data)
-        except TypeError as error:
-            raise _Untransportable(_untransportable(data), str(error)) from error
-        return {
-            key: value
-            for key, value in data.items()
-            if value is not None and not (key in _NO_OPS and _is_same(value, _NO_OPS[key]))
-        }
+    def _transportable(cls, data: object) -> object:
+        if isinstance(data, dict):
+            try:
+                orjson.dumps(data)
+            except TypeError as error:
+                raise _Untransportable(_untransportable(data), str(error)) from error
+        return data
 
 
 class GenerationRequest(_ModelRequest):
@@ -113,8 +147,8 @@ class GenerationRequest(_ModelRequest):
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    def question(self) -> Question:
-        """q, from messages or from the prompt."""
+    def questions(self) -> tuple[Question, ...]:
+        """q, from messages or from the prompt, or one for each of several prompts."""
         raise NotImplementedError
 
     def stops(self) -> tuple[str, ...]:
@@ -125,64 +159,124 @@ class GenerationRequest(_ModelRequest):
         return stops
 
 
-class ChatRequest(GenerationRequest):
+class _Continuing(_ModelRequest):
+    """Adds vLLM's and SGLang's names for what a last message of the assistant asks for."""
+
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    def _conversation(self, messages: list[ChatMessage]) -> Question:
+        """Return the question; a last message of the assistant's is the beginning of its answer."""
+        if not messages:
+            raise RequestError("messages is empty", param="messages")
+        *before, last = messages
+        if marked := [index for index, message in enumerate(before) if message.prefix]:
+            message = "prefix: only the last message can be continued"
+            raise RequestError(message, param=f"messages[{marked[0]}].prefix")
+        if last.role != "assistant":
+            self._refuse_continuing(len(before), last)
+            return Question(messages=tuple(message.to_message() for message in messages))
+        self._refuse_beginning()
+        if not before:
+            message = "messages has the beginning of an answer, but no question before it"
+            raise RequestError(message, param="messages")
+        asked = tuple(message.to_message() for message in before)
+        return Question(messages=asked, begun=last.begun_answer())
+
+    def _refuse_continuing(self, index: int, last: ChatMessage) -> None:
+        about = "only a last message of the assistant can be continued, and the last is the"
+        if self.continue_final_message:
+            message = f"continue_final_message: {about} {last.role}'s"
+            raise RequestError(message, param="continue_final_message")
+        if last.prefix:
+            message = f"prefix: {about} {last.role}'s"
+            raise RequestError(message, param=f"messages[{index}].prefix")
+        if self.add_generation_prompt is False:
+            message = f"add_generation_prompt: false continues the last message, and {about}"
+            raise RequestError(f"{message} {last.role}'s", param="add_generation_prompt")
+
+    def _refuse_beginning(self) -> None:
+        about = "asks for a new answer after the assistant's last message: leave it out to continue"
+        if self.continue_final_message is False:
+            message = f"continue_final_message: false {about} that message, or let a user ask"
+            raise RequestError(message, param="continue_final_message")
+        if self.add_generation_prompt:
+            message = f"add_generation_prompt: true {about} that message, or let a user ask"
+            raise RequestError(message, param="add_generation_prompt")
+
+
+class ChatRequest(GenerationRequest, _Continuing):
     """`POST /v1/chat/completions`."""
+
+    _foreign = OF_CHAT
 
     messages: list[ChatMessage]
 
-    def question(self) -> Question:
-        return _question(self.messages, None)
+    def questions(self) -> tuple[Question, ...]:
+        return (self._conversation(self.messages),)
 
 
 class CompletionRequest(GenerationRequest):
-    """`POST /v1/completions`: the prompt goes to the models as it is, without a chat template."""
+    """`POST /v1/completions`: a prompt goes to the models as it is, without a chat template."""
 
-    prompt: str | list[str]
+    _foreign = OF_COMPLETIONS
 
-    def question(self) -> Question:
-        return _question(None, self.prompt)
+    prompt: Prompt
+
+    def questions(self) -> tuple[Question, ...]:
+        return _prompts(self.prompt)
 
 
-class MotabRequest(GenerationRequest):
-    """`POST /v1/motab/completions`: messages or a prompt."""
+class MotabRequest(GenerationRequest, _Continuing):
+    """`POST /v1/motab/completions`: messages or prompts."""
 
     messages: list[ChatMessage] | None = None
-    prompt: str | list[str] | None = None
+    prompt: Prompt | None = None
 
-    def question(self) -> Question:
-        return _question(self.messages, self.prompt)
+    def questions(self) -> tuple[Question, ...]:
+        if (self.messages is None) == (self.prompt is None):
+            raise RequestError("give either messages or prompt", param="messages")
+        if self.prompt is not None:
+            return _prompts(self.prompt)
+        return (self._conversation(self.messages or []),)
 
 
-class ScoreRequest(_ModelRequest):
+class ScoreRequest(_Continuing):
     """`POST /v1/motab/score`: a question and the text that answers it."""
 
     messages: list[ChatMessage] | None = None
-    prompt: str | None = None
+    prompt: Prompt | None = None
     text: str
     token_logprobs: bool = False
     """Every token's log-probability under both models, in place of the steps."""
 
     def question(self) -> Question:
         """q, from messages or from the prompt."""
-        return _question(self.messages, self.prompt)
+        if (self.messages is None) == (self.prompt is None):
+            raise RequestError("give either messages or prompt", param="messages")
+        if self.prompt is None:
+            return self._conversation(self.messages or [])
+        prompts = _prompts(self.prompt)
+        if len(prompts) > 1:
+            raise RequestError("score one prompt per request", param="prompt")
+        return prompts[0]
 
 
-def _question(messages: list[ChatMessage] | None, prompt: str | list[str] | None) -> Question:
-    if (messages is None) == (prompt is None):
-        raise RequestError("give either messages or prompt", param="messages")
-    if prompt is not None:
-        if isinstance(prompt, list) and len(prompt) != 1:
-            raise RequestError("send one prompt per request", param="prompt")
-        text = prompt if isinstance(prompt, str) else prompt[0]
-        if not text:
-            raise RequestError("prompt is empty", param="prompt")
-        return Question(prompt=text)
-    if not messages:
-        raise RequestError("messages is empty", param="messages")
-    if messages[-1].role == "assistant":
-        message = "the last message must not be the assistant's: motab writes the answer"
-        raise RequestError(message, param=f"messages[{len(messages) - 1}].role")
-    return Question(messages=tuple(message.to_message() for message in messages))
+def _prompts(prompt: Prompt) -> tuple[Question, ...]:
+    """Return a question for each prompt. The text of tokens is not known yet."""
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return (_prompt(prompt, "prompt"),)
+    if not prompt:
+        raise RequestError("prompt is empty", param="prompt")
+    if len(prompt) == 1:
+        return (_prompt(prompt[0], "prompt"),)
+    return tuple(_prompt(one, f"prompt[{index}]") for index, one in enumerate(prompt))
+
+
+def _prompt(prompt: Any, path: str) -> Question:  # noqa: ANN401 - a text, or token ids
+    if not prompt:
+        raise RequestError(f"{path} is empty", param=path)
+    return Question(prompt=prompt) if isinstance(prompt, str) else Question(token_ids=tuple(prompt))
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -226,11 +320,11 @@ def _request_error(error: ValidationError) -> RequestError:
     first = max(complaints_of(error), key=lambda complaint: len(complaint.loc))
     if isinstance(first.cause, _Untransportable):
         return RequestError(str(first.cause), param=_path(first.cause.loc))
+    if isinstance(first.cause, Unsupported):
+        param = ".".join([*filter(None, [_path(first.loc)]), first.cause.field])
+        return UnsupportedField(first.cause.about(param), param=param)
     if not first.loc:
         return RequestError(_NO_OBJECT)
-    if first.kind == "extra_forbidden":
-        param = ".".join([*filter(None, [_path(first.loc[:-1])]), str(first.loc[-1])])
-        return UnsupportedField(f"{param} is not supported", param=param)
     param = _path(first.loc)
     return RequestError(first.about(param), param=param)
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -17,8 +18,9 @@ from proxy.config import ServerConfig
 from proxy.core.types import Author, Breached, Judged
 from proxy.engine.admission import Admission, OwnSeats, Seats
 from proxy.engine.given_text import TextLogprobs, score_steps, score_tokens
-from proxy.engine.model_context import ModelContext, Prompts
+from proxy.engine.model_context import ModelContext, Prompts, with_text
 from proxy.engine.outlet import Outlet, WideOutlet
+from proxy.engine.pair import Pair
 from proxy.engine.runner import TrajectoryRun, first_error
 from proxy.engine.seeds import seed_of_choice
 from proxy.engine.served_model import ServedModel
@@ -55,7 +57,8 @@ class Job:
 
     model: ServedModel
     request: GenerationRequest
-    question: Question
+    questions: tuple[Question, ...]
+    """Each gets `request.n` choices."""
     stops: tuple[str, ...]
     options: Options
     head: Head
@@ -63,21 +66,29 @@ class Job:
     clock: UpstreamClock
     scorer: Scorer | None
     """None if the method does not score."""
-    prompts: Prompts = field(default_factory=Prompts)
+    prompts: dict[int, Prompts] = field(default_factory=lambda: defaultdict(Prompts))
+    """The rendered prompts of each question."""
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.questions) * self.request.n
 
     def run(self, index: int, observer: "TextObserver", outlet: Outlet) -> TrajectoryRun:
-        """The trajectory of choice `index`. Each choice has a seed of its own."""
+        """The trajectory of choice `index`. Each choice of a question has a seed of its own, the
+        same as if the question came alone.
+        """
         request = self.request
-        seed = None if request.seed is None else seed_of_choice(request.seed, index)
+        asked, number = divmod(index, request.n)
+        seed = None if request.seed is None else seed_of_choice(request.seed, number)
         return TrajectoryRun(
             pair=self.model.pair,
-            question=self.question,
+            question=self.questions[asked],
             params=self.options,
             sampling=Sampling(request.temperature, request.top_p, seed, self.stops),
             call=Call(f"{self.request_id}-{index}", self.clock),
             observer=observer,
             scorer=self.scorer,
-            prompts=self.prompts,
+            prompts=self.prompts[asked],
             outlet=outlet,
             fallbacks=self.model.fallbacks(self.options, self.scorer),
         )
@@ -157,7 +168,7 @@ class Service:
         used = [u for pair in pairs for u in (pair.student, pair.teacher) if u is not None]
         return list({upstream.name: upstream for upstream in used}.values())
 
-    def job(
+    async def job(
         self,
         request: GenerationRequest,
         kind: Kind,
@@ -175,12 +186,15 @@ class Service:
         model.check_temperature(options, request.temperature)
         if request.n > self.config.max_n:
             raise RequestError(f"n must be at most {self.config.max_n} here", param="n")
-        if request.stream_options is not None and not request.stream:
+        if request.stream_options and request.stream_options.asks and not request.stream:
             raise RequestError("stream_options needs stream: true", param="stream_options")
         if options.events and not request.stream:
             raise RequestError("events need stream: true", param="motab.events")
         # Refused before anything starts, not by the first trajectory.
-        question, stops = request.question(), request.stops()
+        questions, stops = request.questions(), request.stops()
+        self._check_number(len(questions), request.n)
+        call = Call(request_id, clock)
+        questions = tuple([await _readable(q, model.pair, call) for q in questions])
         _log.debug(
             "%s: %s %s n=%d user=%s",
             request_id,
@@ -191,7 +205,16 @@ class Service:
         )
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         head = Head(kind, f"{prefix}-{request_id}", int(time.time()), request.model)
-        return Job(model, request, question, stops, options, head, request_id, clock, scorer)
+        return Job(model, request, questions, stops, options, head, request_id, clock, scorer)
+
+    def _check_number(self, num_prompts: int, n: int) -> None:
+        total, most = num_prompts * n, self.config.max_concurrent
+        if num_prompts > 1 and total > most:
+            message = (
+                f"{num_prompts} prompts with n = {n} are {total} texts, and this server writes"
+                f" {most} at once: send fewer prompts in a request"
+            )
+            raise RequestError(message, param="prompt")
 
     def _model(self, name: str) -> ServedModel:
         if name not in self.models:
@@ -214,10 +237,10 @@ class Service:
 
     async def complete(self, job: Job) -> dict[str, Any]:
         """All trajectories of a request, and the whole answer."""
-        with self.admission.admit(job.request.n):
-            observers = [TextObserver()] * job.request.n
+        with self.admission.admit(job.num_choices):
+            observers = [TextObserver()] * job.num_choices
             choices = await self._run_all(job, observers, WideOutlet())
-        return completion(job.head, choices, job.options, job.model.labels)
+        return completion(job.head, choices, job.request.n, job.options, job.model.labels)
 
     async def stream(self, job: Job, outbox: Outbox) -> None:
         """The same as chunks, sent as they become certain."""
@@ -226,7 +249,7 @@ class Service:
         include_usage = request.stream_options is not None and request.stream_options.include_usage
         writer = ChunkWriter(job.head, include_usage=include_usage)
         observers = [
-            StreamObserver(index, writer, put, options.events) for index in range(request.n)
+            StreamObserver(index, writer, put, options.events) for index in range(job.num_choices)
         ]
 
         def finished(index: int, outcome: Outcome) -> None:
@@ -236,12 +259,12 @@ class Service:
             observers[index].begin()
             put(writer.finish(index, outcome.trajectory.finish_reason, final_trace))
 
-        with self.admission.admit(request.n):
+        with self.admission.admit(job.num_choices):
             choices = await self._run_all(job, observers, outbox, finished)
         for failed in choices.failed:
             put(writer.failed(failed))
         if include_usage:
-            put(writer.usage(usage(choices.usages(), options)))
+            put(writer.usage(usage(choices, request.n, options)))
         put(DONE)
 
     async def _run_all(
@@ -282,7 +305,7 @@ class Service:
             return await self._token_logprobs(model, request, options, Call(request_id, clock))
         call = Call(request_id, clock)
         scorer = model.scorer(options, request.motab)
-        question = request.question()
+        question = await _readable(request.question(), model.pair, call)
         bridge = model.pair.bridge("teacher", question)
         model_context = ModelContext(model.pair.of("teacher"), bridge, question, call)
         with self.admission.admit(1):
@@ -302,8 +325,7 @@ class Service:
         self, model: ServedModel, request: ScoreRequest, options: Options, call: Call
     ) -> dict[str, Any]:
         scorers = {author: model.token_scorer(author, options) for author in _AUTHORS}
-        question = request.question()
-
+        question = await _readable(request.question(), model.pair, call)
         prompts = Prompts()
 
         async def one(author: Author) -> TextLogprobs:
@@ -334,6 +356,11 @@ class Service:
                 return await work
         except TimeoutError as error:
             raise DeadlineExceeded(f"the request took longer than {limit:g} s") from error
+
+
+async def _readable(question: Question, pair: Pair, call: Call) -> Question:
+    """Return the question with its prompt as text, which only the upstream knows for tokens."""
+    return await with_text(question, pair.visible, call) if question.token_ids else question
 
 
 def _length_limit(request: GenerationRequest) -> int | None:

@@ -24,9 +24,12 @@ class Head:
 
 
 def completion(
-    head: Head, made: Choices, options: Options, models: dict[str, str | None]
+    head: Head, made: Choices, n: int, options: Options, models: dict[str, str | None]
 ) -> dict[str, Any]:
-    """A whole answer: one choice per trajectory that finished, and the errors of the others."""
+    """A whole answer: one choice per trajectory that finished, and the errors of the others.
+
+    Each prompt has `n` choices.
+    """
     choices: list[dict[str, Any]] = []
     for index, outcome in made.done.items():
         text = outcome.trajectory.text
@@ -45,7 +48,7 @@ def completion(
         "created": head.created,
         "model": head.model,
         "choices": choices,
-        "usage": usage(made.usages(), options),
+        "usage": usage(made, n, options),
         **({"motab": failures_of(made.failed)} if made.failed else {}),
     }
 
@@ -82,12 +85,9 @@ def step_trace(step: StepTrace) -> dict[str, Any]:
 _STEP_FIELDS = tuple(name for name in StepTrace.__dataclass_fields__ if name != "text")
 
 
-def usage(usages: list[Usage], options: Options) -> dict[str, Any]:
-    """OpenAI's counts of the text that the client sees, and the real cost under `motab`.
-
-    The prompt is counted once, as OpenAI does for n > 1; the first usage has it.
-    """
-    prompt = usages[0].prompt_tokens
+def usage(made: Choices, n: int, options: Options) -> dict[str, Any]:
+    """OpenAI's counts of the text that the client sees, and the real cost under `motab`."""
+    usages, prompt = made.usages(), made.prompt_tokens(n)
     completion_tokens = sum(one.completion_tokens for one in usages)
     found: dict[str, Any] = {
         "prompt_tokens": prompt,

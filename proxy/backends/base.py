@@ -40,6 +40,11 @@ class Question:
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
+    begun: str = ""
+    """The beginning of the answer, which the models continue."""
+    token_ids: tuple[int, ...] = ()
+    """The prompt in the tokens of upstream `tokens_of`."""
+    tokens_of: str = ""
 
     def wire_messages(self) -> list[dict[str, str]]:
         """The messages as every chat route takes them."""
@@ -236,7 +241,10 @@ class MarkupReader(Reader, Protocol):
         ...
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
-        """The text of a prompt from `render`, special tokens included."""
+        """The text of a prompt from `render`, or of token ids alone, special tokens included.
+
+        Raises `RequestError` or `UpstreamRefused` for ids that are no tokens.
+        """
         ...
 
 

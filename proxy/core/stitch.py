@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from proxy.core.params import Params
 from proxy.core.segmenter import split_steps
+from proxy.core.thinking import is_in_thought
 from proxy.core.types import Quality, Role, Span, Trajectory
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -93,7 +94,7 @@ def _faults(
         yield "thought_opened_twice"
     if text.count(_CLOSE) > 1:
         yield "thought_closed_twice"
-    if num_opened and text.rfind(_OPEN) >= text.rfind(_CLOSE):  # both are -1 if neither is there
+    if is_in_thought(text, opened=in_thought):
         yield "thought_left_open"
 
 

@@ -230,6 +230,14 @@ def closes_thought(steps: Sequence[str]) -> bool:
     return any(_CLOSE in step for step in steps)
 
 
+def is_in_thought(text: str, *, opened: bool) -> bool:
+    """Return whether text after `text` is inside a thought; `opened` says that a thought was open
+    before it.
+    """
+    # Both are -1 if neither is there.
+    return (opened or _OPEN in text) and text.rfind(_OPEN) >= text.rfind(_CLOSE)
+
+
 def _is_opening(text: str) -> bool:
     return text.lstrip().startswith(_OPEN)
 

@@ -60,7 +60,7 @@ async def score_steps(
         steps=placed(steps),
         breach=breach,
         bifurcation=None if breach is None else bifurcation_of(steps[: breach + 1], params),
-        prompt_tokens=context.bounds[0],
+        prompt_tokens=context.bounds[-len(texts) - 1],
         scored_tokens=scores.num_tokens,
         cached_tokens=scores.num_cached_tokens,
         scoring=found.scoring,
@@ -105,7 +105,7 @@ async def score_tokens(
             _possible_logprob(token.logprob, index, upstream.name)
             for index, token in enumerate(tokens)
         ),
-        prompt_tokens=context.bounds[0],
+        prompt_tokens=context.bounds[-2],
     )
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 from proxy.backends.base import Call, Context, Question, Segment
@@ -12,6 +13,8 @@ from proxy.engine.upstream import Upstream
 from proxy.errors import MotabError, RequestError, UpstreamDenied, UpstreamRefused
 
 _ABOUT_MESSAGES = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
+# Shows what a tokenizer adds to a prompt.
+_PROBE = "a"
 
 
 class Prompts:
@@ -48,9 +51,20 @@ class ModelContext:
     _visible: list[str] = field(init=False, default_factory=list)
     _closed_at: int | None = field(init=False, default=None)
     """The first visible step that closes a thought."""
+    _beginning: tuple[str, ...] = field(init=False, default=())
+    """The answer's beginning in the question, as a step before all others."""
+
+    def __post_init__(self) -> None:
+        begun = self.question.begun
+        if self.bridge.visible.opened:  # the prompt has the tag already
+            begun = begun.removeprefix("<think>\n")
+        self._beginning = (begun,) if begun else ()
 
     async def at(self, steps: Sequence[str], before: str = "") -> Context:
-        """Return the prompt and exactly `steps`; see `Bridge.map_steps` for `before`."""
+        """Return the prompt, the begun answer and exactly `steps`; see `Bridge.map_steps` for
+        `before`.
+        """
+        steps = (*self._beginning, *steps)
         num_common = self._num_common(steps)
         closed = self._closed_at is not None and self._closed_at < num_common
         mapped = self.bridge.map_steps(steps, before, num_common, closed=closed)
@@ -79,6 +93,7 @@ class ModelContext:
 
     def translator(self, steps: Sequence[str], before: str = "") -> Translator:
         """Return the translator of the text that the model writes after `at(steps, before)`."""
+        steps = (*self._beginning, *steps)
         return self.bridge.translator(self.bridge.map_steps(steps, before, len(steps)).state)
 
     async def _begun(self, mapped: MappedSteps) -> Context:
@@ -115,12 +130,41 @@ class ModelContext:
 
 async def _rendered(upstream: Upstream, question: Question, call: Call) -> Segment:
     """Render the question. A server that refuses to do so refuses the client's messages."""
-    try:
+    if question.token_ids and question.tokens_of == upstream.name:
+        return Segment(question.prompt or "", question.token_ids)
+    with _refusing(question, "the chat template cannot render these messages"):
         return await upstream.reader.render(question, call)
+
+
+async def with_text(question: Question, upstream: Upstream, call: Call) -> Question:
+    """Return the question with the text of its tokens, which are in the upstream's vocabulary.
+
+    The upstream gets the tokens as they are. Other models read the text, without the tokens that
+    the tokenizer itself would put before it. Raises `RequestError` if it knows no such text.
+    """
+    reader = upstream.markup
+    if reader is None:
+        message = f"upstream '{upstream.name}' takes text only: send the prompt as a string"
+        raise RequestError(message, param="prompt")
+    ids = question.token_ids
+    with _refusing(question, "the prompt's tokens have no text"):
+        added = await reader.render(Question(prompt=_PROBE), call)
+        plain = await reader.markup(_PROBE, call)
+        lead = added.token_ids[: len(added.token_ids) - len(plain.token_ids)]
+        if ids[: len(lead)] == lead:
+            ids = ids[len(lead) :]
+        text = await reader.prompt_text(Segment("", ids), call) if ids else ""
+    return replace(question, prompt=text, tokens_of=upstream.name)
+
+
+@contextmanager
+def _refusing(question: Question, what: str) -> Iterator[None]:
+    """Turn a server's refusal into one of the client's question."""
+    try:
+        yield
     except UpstreamRefused as error:
         is_known = error.http_status is not None or isinstance(error, UpstreamDenied)
         if is_known and error.http_status not in _ABOUT_MESSAGES:
             raise
-        message = f"the chat template cannot render these messages: {error}"
-        field_name = "messages" if question.prompt is None else "prompt"
-        raise RequestError(message, param=field_name) from error
+        field_name = "messages" if question.messages else "prompt"
+        raise RequestError(f"{what}: {error}", param=field_name) from error

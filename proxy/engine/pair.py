@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from proxy.backends.base import Question
 from proxy.core.params import Method
-from proxy.core.thinking import Bridge, Reasoning
+from proxy.core.thinking import Bridge, Reasoning, is_in_thought
 from proxy.core.types import Author
 from proxy.engine.schedule import BreachRate, MeasuredSchedule
 from proxy.engine.upstream import Upstream
@@ -34,18 +34,26 @@ class Pair:
         that reads no markup, and if one of the formats is not known.
         """
         model = self.of(author)
-        student = self.of("teacher" if self.student is None else "student").reasoning
+        student = self.visible.reasoning
         reads_markup = model.markup is not None and question.prompt is None
         if not reads_markup or model.reasoning is None or student is None:
             return Bridge(Reasoning(), Reasoning())
         return Bridge(student.visible, model.reasoning)
 
+    @property
+    def visible(self) -> Upstream:
+        """The model in whose format the text is: the student's, unless the teacher is alone."""
+        return self.of("teacher" if self.student is None else "student")
+
     def begins_in_thought(self, question: Question) -> bool:
-        """Return whether the visible text begins inside a thought that its prompt has opened."""
+        """Return whether the visible text begins inside a thought, which its prompt or the begun
+        answer has opened.
+        """
         if question.prompt is not None:
             return question.prompt.rstrip().endswith("<think>")
-        reasoning = self.of("teacher" if self.student is None else "student").reasoning
-        return reasoning is not None and reasoning.visible.opened
+        reasoning = self.visible.reasoning
+        opened = reasoning is not None and reasoning.visible.opened
+        return is_in_thought(question.begun, opened=opened)
 
     def schedule(self, method: Method) -> MeasuredSchedule:
         """A trajectory's schedule if every scoring call computes its whole context."""

@@ -33,6 +33,8 @@ def seed_of_draws(seed: int | None, question: Question) -> int:
     if seed is None:
         return secrets.randbits(64)
     asked = [str(seed), question.prompt, *question.wire_messages()]
+    if question.begun:
+        asked.append(question.begun)
     return int.from_bytes(blake2b(orjson.dumps(asked), digest_size=8).digest())
 
 

@@ -143,7 +143,7 @@ class ScriptedBackend:
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
         del call
-        return rendered.text
+        return rendered.text or "".join(map(chr, rendered.token_ids))
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call

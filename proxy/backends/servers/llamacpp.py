@@ -116,8 +116,11 @@ class LlamaCpp:
         return Segment(text, await self._parsed(text, call, add_special=True))
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
-        del call
-        return rendered.text
+        if rendered.text:
+            return rendered.text
+        reply = await self._client.post("/detokenize", {"tokens": rendered.token_ids}, call)
+        with self._client.expecting("/detokenize"):
+            return whole_text(reply["content"])
 
     async def markup(self, text: str, call: Call) -> Segment:
         return Segment(text, await self._parsed(text, call, add_special=False))

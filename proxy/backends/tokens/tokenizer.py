@@ -54,6 +54,10 @@ class _Codec(Protocol):
         """The text that plain ids stand for, whatever precedes them."""
         ...
 
+    def prompt_text(self, ids: Sequence[int]) -> str:
+        """The text of a prompt's ids, special tokens included. Raises KeyError for no token."""
+        ...
+
 
 class LocalReader:
     """Turns text into a model's tokens, in this process.
@@ -104,7 +108,11 @@ class LocalReader:
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
         del call
-        return rendered.text
+        try:
+            return rendered.text or self._codec.prompt_text(rendered.token_ids)
+        except KeyError as error:
+            message = f"the tokenizer '{self._source}' has no token {error.args[0]}"
+            raise RequestError(message, param="prompt") from error
 
     async def markup(self, text: str, call: Call) -> Segment:
         del call
@@ -203,6 +211,12 @@ class _HuggingFace:
     def spelt(self, ids: Sequence[int]) -> str:
         return str(self._plain.decode(list(ids), skip_special_tokens=False))
 
+    def prompt_text(self, ids: Sequence[int]) -> str:
+        for token_id in ids:
+            if self._whole.id_to_token(token_id) is None:  # which `decode` would leave out
+                raise KeyError(token_id)
+        return str(self._whole.decode(list(ids), skip_special_tokens=False))
+
 
 def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
     # `encode` holds the interpreter's lock; a batch of one releases it.
@@ -227,6 +241,11 @@ class _Tiktoken:
         return self._encoding.encode_ordinary(text)
 
     def spelt(self, ids: Sequence[int]) -> str:
+        return self._encoding.decode(list(ids))
+
+    def prompt_text(self, ids: Sequence[int]) -> str:
+        for token_id in ids:
+            self._encoding.decode_single_token_bytes(token_id)
         return self._encoding.decode(list(ids))
 
 

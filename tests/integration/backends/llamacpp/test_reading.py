@@ -86,3 +86,9 @@ async def test_a_template_answer_without_a_prompt_is_malformed(up: Replay) -> No
     up.on("POST", "/apply-template", json_reply({"error": "no jinja"}))
     with pytest.raises(UpstreamMalformed, match="no 'prompt'"):
         await llamacpp.backend(up).render(QUESTION, CALL)
+
+
+async def test_ids_alone_are_spelled_by_the_server(up: Replay) -> None:
+    up.on("POST", "/detokenize", json_reply({"content": "7+5"}))
+    assert await llamacpp.backend(up).prompt_text(Segment("", (39, 27, 37)), CALL) == "7+5"
+    assert up.bodies("/detokenize") == [{"tokens": [39, 27, 37]}]

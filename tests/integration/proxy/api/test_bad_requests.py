@@ -124,6 +124,10 @@ async def test_a_body_that_is_no_json_object_is_a_bad_request(
     "field",
     [
         *NO_OPS,
+        {"best_of": 2, "n": 2},
+        {"continue_final_message": False},
+        {"add_generation_prompt": True},
+        {"stream_options": {"include_usage": False, "include_obfuscation": False}},
         {"frequency_penalty": 0},
         {"logprobs": None},
         {"tool_choice": None},
@@ -147,18 +151,20 @@ async def test_a_field_that_asks_for_nothing_is_accepted(field: dict[str, Any]) 
         {"logit_bias": {"1": 1}},
         {"logprobs": 1},
         {"logprobs": 0},  # of text completions: the sampled tokens' own
-        {"metadata": {"a": "b"}},
         {"presence_penalty": -1},
         {"response_format": {"type": "json_object"}},
         {"store": True},
         {"suffix": "x"},
         {"tools": [{"type": "function"}]},
-        {"tool_choice": "auto"},
-        {"functions": []},
+        {"tool_choice": "required"},
+        {"functions": [{"name": "f"}]},
+        {"web_search_options": {}},
         {"top_logprobs": 2},
         {"top_k": 40},
-        {"service_tier": "auto"},
+        {"service_tier": "priority"},
+        {"skip_special_tokens": False},
         {"x-unknown": 1},
+        {"x-unknown": False},
     ],
     ids=str,
 )
@@ -170,7 +176,32 @@ async def test_a_field_that_asks_for_something_else_is_refused_by_name(
     for path, body in ((CHAT, chat(**field)), (TEXT, text(**field))):
         status, error = await error_of(service, path, body)
         assert (status, error["param"], error["code"]) == (400, name, "unsupported_field")
-        assert error["message"] == f"{name} is not supported"
+        assert error["message"].startswith(f"{name} is not supported")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "advice"),
+    [
+        ({"extra_body": {"motab": {}}}, "extra_body", "put motab at the top level"),
+        ({"base_threshold": 0.2}, "base_threshold", "put it into the motab object"),
+        ({"max_new_tokens": 9}, "max_new_tokens", "send max_tokens"),
+        ({"logprobs": True, "top_logprobs": 5}, "logprobs", "/v1/motab/score"),
+        ({"tool_choice": "required", "tools": [{}], "n": 0}, "tools", "calls no tools"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}, "top_k": 5},
+            "response_format",
+            "describe it in the messages",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_refusal_says_what_to_do_instead_and_names_the_cause(
+    fields: dict[str, Any], param: str, advice: str
+) -> None:
+    service = service_of(ScriptedBackend(says("x")))
+    _, error = await error_of(service, CHAT, chat(**fields))
+    assert error["param"] == param
+    assert advice in error["message"]
 
 
 @pytest.mark.parametrize("path", [CHAT, SCORE])
@@ -194,6 +225,40 @@ async def test_unknown_paths_and_methods_are_told_in_openais_shape(
     assert error["code"] == "unknown_url"
     assert f"{method} {path}" in error["message"]
     assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "right"),
+    [
+        ("/chat/completions", "use /v1/chat/completions:"),
+        ("/v1/v1/chat/completions", "use /v1/chat/completions:"),
+        ("/openai/v1/completions", "use /v1/completions:"),
+        ("/v1/v1/motab/completions", "use /v1/motab/completions:"),
+        ("/v1/chat/completions/responses", "use /v1/chat/completions:"),
+        ("/v1/completions/completions", "use /v1/completions:"),
+        ("/motab/score", "use /v1/motab/score:"),
+        ("/models", "use /v1/models:"),
+        ("/v1/responses", "POST /v1/chat/completions"),
+        ("/responses", "POST /v1/chat/completions"),
+        ("/v1/messages", "POST /v1/chat/completions"),
+        ("/api/chat", "POST /v1/chat/completions"),
+        ("/api/generate", "POST /v1/completions"),
+        ("/", "/v1/chat/completions"),
+        ("/v1/nonsense", "/v1/chat/completions"),
+    ],
+)
+async def test_a_wrong_path_is_answered_with_the_right_one(path: str, right: str) -> None:
+    async with in_process(service_of(ScriptedBackend())) as client:
+        response = await client.post(path, json={})
+    assert response.status_code == 404
+    assert right in error_in(response)["message"]
+
+
+async def test_a_wrong_method_is_answered_with_the_right_one() -> None:
+    async with in_process(service_of(ScriptedBackend())) as client:
+        response = await client.get(CHAT)
+    assert response.status_code == 405
+    assert "it takes POST" in error_in(response)["message"]
 
 
 async def test_a_plain_model_has_only_its_own_method() -> None:

@@ -71,6 +71,15 @@ async def test_errors_have_the_headers_too() -> None:
     assert float(response.headers["x-motab-overhead-ms"]) >= 0
 
 
+async def test_answers_and_refusals_say_how_much_may_be_asked_in_a_minute() -> None:
+    # curator asks without messages, only to read these, and without them limits itself to 200.
+    service = service_of(ScriptedBackend(says("x")), max_concurrent=7, max_total_tokens=1000)
+    for body in (chat(), chat(messages=[])):
+        headers = (await answer(service, CHAT, body)).headers
+        assert int(headers["x-ratelimit-limit-requests"]) == 7 * 60
+        assert int(headers["x-ratelimit-limit-tokens"]) == 7 * 60 * 1000
+
+
 @pytest.mark.parametrize(
     "given", [None, "Bearer wrong", "Bearer ", "Bearer keys", "Bearer key ", "Basic key", ""]
 )
