@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from proxy.api.choices import ChoiceRunner, Choices
 from proxy.api.metrics import Metrics
-from proxy.api.schema import GenerationRequest, ScoreRequest
+from proxy.api.schema import GenerationRequest, ScoreRequest, StreamOptions
 from proxy.api.shapes import Head, Kind, completion, scored_text, text_logprobs, trace, usage
 from proxy.api.sse import DONE, ChunkWriter, Outbox, named_event
 from proxy.backends.base import Call, Question, Sampling, Scorer, UpstreamClock
@@ -80,7 +80,7 @@ class Job:
         request = self.request
         asked, number = divmod(index, request.n)
         seed = None if request.seed is None else seed_of_choice(request.seed, number)
-        return TrajectoryRun(
+        run = TrajectoryRun(
             pair=self.model.pair,
             question=self.questions[asked],
             params=self.options,
@@ -92,6 +92,8 @@ class Job:
             outlet=outlet,
             fallbacks=self.model.fallbacks(self.options, self.scorer),
         )
+        observer.usage = run.usage
+        return run
 
     def headers(self) -> dict[str, str]:
         """The answer's additional headers."""
@@ -103,6 +105,8 @@ class TextObserver:
 
     has_begun = False
     """Whether the client was sent something of the choice."""
+    usage = Usage()
+    """The trajectory's cost so far."""
 
     def text(self, text: str) -> None:
         """Not sent yet."""
@@ -120,6 +124,7 @@ class StreamObserver(TextObserver):
     put: Callable[[bytes], None]
     events: bool
     has_begun: bool = False
+    usage: Usage = field(default_factory=Usage)
 
     def begin(self) -> None:
         """Open the choice. Called only when there is something to send, so that a request that
@@ -127,12 +132,12 @@ class StreamObserver(TextObserver):
         """
         if not self.has_begun:
             self.has_begun = True
-            if role := self.writer.role(self.index):
+            if role := self.writer.role(self.index, self.usage):
                 self.put(role)
 
     def text(self, text: str) -> None:
         self.begin()
-        self.put(self.writer.text(self.index, text))
+        self.put(self.writer.text(self.index, text, self.usage))
 
     def notice(self, notice: Judged | Breached) -> None:
         if not self.events:
@@ -246,8 +251,12 @@ class Service:
         """The same as chunks, sent as they become certain."""
         put = outbox.put
         request, options = job.request, job.options
-        include_usage = request.stream_options is not None and request.stream_options.include_usage
-        writer = ChunkWriter(job.head, include_usage=include_usage)
+        wanted = request.stream_options or StreamOptions()
+        writer = ChunkWriter(
+            job.head,
+            include_usage=wanted.include_usage,
+            continuous_usage=wanted.include_usage and wanted.continuous_usage_stats,
+        )
         observers = [
             StreamObserver(index, writer, put, options.events) for index in range(job.num_choices)
         ]
@@ -257,13 +266,14 @@ class Service:
             if options.trace != "none":
                 final_trace = trace(outcome, options, job.model.labels)
             observers[index].begin()
-            put(writer.finish(index, outcome.trajectory.finish_reason, final_trace))
+            reason = outcome.trajectory.finish_reason
+            put(writer.finish(index, reason, final_trace, outcome.usage))
 
         with self.admission.admit(job.num_choices):
             choices = await self._run_all(job, observers, outbox, finished)
         for failed in choices.failed:
             put(writer.failed(failed))
-        if include_usage:
+        if wanted.include_usage:
             put(writer.usage(usage(choices, request.n, options)))
         put(DONE)
 

@@ -89,14 +89,19 @@ def usage(made: Choices, n: int, options: Options) -> dict[str, Any]:
     """OpenAI's counts of the text that the client sees, and the real cost under `motab`."""
     usages, prompt = made.usages(), made.prompt_tokens(n)
     completion_tokens = sum(one.completion_tokens for one in usages)
-    found: dict[str, Any] = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt + completion_tokens,
-    }
+    found: dict[str, Any] = dict(token_counts(prompt, completion_tokens))
     if options.trace != "none":
         found["motab"] = {name: _sum(getattr(one, name) for one in usages) for name in _COSTS}
     return found
+
+
+def token_counts(prompt: int, completion: int) -> dict[str, int]:
+    """OpenAI's own fields of a usage."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
@@ -132,9 +137,7 @@ def text_logprobs(
             for author, logprobs in found.items()
         },
         "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": 0,
-            "total_tokens": prompt_tokens,
+            **token_counts(prompt_tokens, 0),
             "motab": {**scored, "score_calls": len(found)},
         },
     }
@@ -152,9 +155,7 @@ def scored_text(head: Head, scored: ScoredText, options: Options, scoring: str) 
         "steps": [step_trace(step) for step in scored.steps],
         "params": asdict(options),
         "usage": {
-            "prompt_tokens": scored.prompt_tokens,
-            "completion_tokens": 0,
-            "total_tokens": scored.prompt_tokens,
+            **token_counts(scored.prompt_tokens, 0),
             "motab": {
                 "teacher_scored_tokens": scored.scored_tokens,
                 "teacher_cached_tokens": scored.cached_tokens,

@@ -12,7 +12,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from proxy.api.choices import FailedChoice, failures_of
 from proxy.api.errors import as_motab_error, error_body, error_response
-from proxy.api.shapes import Head
+from proxy.api.shapes import Head, token_counts
+from proxy.engine.usage import Usage
 
 _log = logging.getLogger(__name__)
 
@@ -31,46 +32,54 @@ PART_BYTES = 16 * 1024
 class ChunkWriter:
     """Writes a request's chunks. Their common part is encoded once."""
 
-    def __init__(self, head: Head, *, include_usage: bool) -> None:
+    def __init__(self, head: Head, *, include_usage: bool, continuous_usage: bool = False) -> None:
         kind = "chat.completion.chunk" if head.kind == "chat" else "text_completion"
         common = {"id": head.id, "object": kind, "created": head.created, "model": head.model}
         self._chat = head.kind == "chat"
         self._start = b"data: " + orjson.dumps(common)[:-1] + b',"choices":['
+        self._continuous_usage = continuous_usage
         # OpenAI: with include_usage every chunk but the last has a usage of null.
         self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
-    def _choice(self, index: int, body: bytes, finish: bytes, more: bytes = b"") -> bytes:
+    def _choice(
+        self, index: int, body: bytes, finish: bytes, usage: Usage | None, more: bytes = b""
+    ) -> bytes:
+        end = self._end
+        if self._continuous_usage and usage is not None:
+            end = b'],"usage":%s}\n\n' % orjson.dumps(
+                token_counts(usage.prompt_tokens, usage.completion_tokens)
+            )
         return b'%s{"index":%d,%s,"logprobs":null,"finish_reason":%s%s}%s' % (
             self._start,
             index,
             body,
             finish,
             more,
-            self._end,
+            end,
         )
 
-    def role(self, index: int) -> bytes:
+    def role(self, index: int, usage: Usage) -> bytes:
         """A chat choice begins; nothing for text completions."""
         if not self._chat:
             return b""
-        return self._choice(index, b'"delta":{"role":"assistant","content":""}', b"null")
+        return self._choice(index, b'"delta":{"role":"assistant","content":""}', b"null", usage)
 
-    def text(self, index: int, text: str) -> bytes:
+    def text(self, index: int, text: str, usage: Usage) -> bytes:
         """More of a choice's text."""
         encoded = orjson.dumps(text)
         body = b'"delta":{"content":%s}' % encoded if self._chat else b'"text":%s' % encoded
-        return self._choice(index, body, b"null")
+        return self._choice(index, body, b"null", usage)
 
-    def finish(self, index: int, reason: str, trace: dict[str, Any] | None) -> bytes:
+    def finish(self, index: int, reason: str, trace: dict[str, Any] | None, usage: Usage) -> bytes:
         """A choice ends; its trace comes with it."""
         body = b'"delta":{}' if self._chat else b'"text":""'
         more = b"" if trace is None else b',"motab":' + orjson.dumps(trace)
-        return self._choice(index, body, orjson.dumps(reason), more)
+        return self._choice(index, body, orjson.dumps(reason), usage, more)
 
     def failed(self, failed: FailedChoice) -> bytes:
         """A choice failed: it gets no `finish_reason`, because OpenAI has none for it."""
         body = b'"delta":{}' if self._chat else b'"text":""'
-        chunk = self._choice(failed.index, body, b"null").removesuffix(b"}\n\n")
+        chunk = self._choice(failed.index, body, b"null", None).removesuffix(b"}\n\n")
         return chunk + b',"motab":' + orjson.dumps(failures_of([failed])) + b"}\n\n"
 
     def usage(self, usage: dict[str, Any]) -> bytes:

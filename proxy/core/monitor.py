@@ -94,6 +94,10 @@ class MotabMonitor:
         self._bifurcation: int | None = None
         self._correction: list[str] = []
         self._correction_tokens = 0
+        self._emitted_tokens = 0
+        """Tokens of the text that was emitted, of both authors."""
+        self._final_tokens = 0
+        """Tokens of the steps that were emitted whole."""
         self._correction_started = False
         # All steps before this index were emitted, and this many characters of the step there.
         self._emitted_steps = 0
@@ -203,7 +207,7 @@ class MotabMonitor:
     def _corrected(self, text: str) -> list[Command]:
         self._correction.append(text)
         if self._params.stitch == "clean":
-            return [Emit(text)] if text else []
+            return [self._emit(text)] if text else []
         return self._emit_correction()
 
     def _emit_correction(self, *, ended: bool = False) -> list[Command]:
@@ -211,12 +215,20 @@ class MotabMonitor:
         line between it and the revise token.
         """
         if self._correction_started:
-            return [Emit(self._correction[-1])] if self._correction[-1] and not ended else []
+            return [self._emit(self._correction[-1])] if self._correction[-1] and not ended else []
         if not ended and not self._correction[-1].strip("\n"):
             return []
         so_far = "".join(self._correction)
         self._correction_started = True
-        return [Emit(blank_line_before(so_far) + so_far)]
+        return [self._emit(blank_line_before(so_far) + so_far)]
+
+    def _emit(self, text: str, num_open: int = 0) -> Emit:
+        """Emit the text of all final steps, of `num_open` tokens after them, and of the
+        correction.
+        """
+        num_so_far = self._final_tokens + num_open + self._correction_tokens
+        num_tokens, self._emitted_tokens = num_so_far - self._emitted_tokens, num_so_far
+        return Emit(text, num_tokens)
 
     def _emit_draft(self) -> list[Command]:
         """Release the student's text as far as no later verdict can take it back."""
@@ -225,6 +237,9 @@ class MotabMonitor:
         if num_final > self._emitted_steps:
             final = self._texts[self._emitted_steps : num_final]
             text = "".join(final)[self._emitted_chars :]
+            self._final_tokens += sum(
+                step.num_tokens for step in self._steps[self._emitted_steps : num_final]
+            )
             self._emitted_steps = num_final
             self._emitted_chars = 0
         if open_is_final:
@@ -232,7 +247,8 @@ class MotabMonitor:
             self._emitted_chars = self._segmenter.open_length
         if self._bifurcation is not None and self._params.stitch == "flawed":
             text += blank_line_after("".join(self._texts)) + self._params.revise
-        return [Emit(text)] if text else []
+        num_open = self._segmenter.open_tokens if open_is_final else 0
+        return [self._emit(text, num_open)] if text else []
 
     def _final_steps(self) -> tuple[int, bool]:
         """The number of steps sure to be in the output, and whether the open text is sure, too."""

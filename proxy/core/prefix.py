@@ -5,7 +5,7 @@ from random import Random
 
 from proxy.core.params import Params
 from proxy.core.relay import Relay
-from proxy.core.types import Command, Emit, Event, Scored, Step, WriteEnded, Wrote
+from proxy.core.types import Command, Event, Scored, Step, WriteEnded, Wrote
 from proxy.core.verdict import unscored
 
 
@@ -53,7 +53,7 @@ class PrefixMonitor(Relay):
         num_kept = int(len(self._drafted) * self._random.random())
         for step in self._drafted[:num_kept]:
             self._keep(unscored(step, "student"))
-        emit: list[Command] = [Emit("".join(self._kept))] if self._kept else []
+        emit: list[Command] = [self._emit("".join(self._kept))] if self._kept else []
         return [*emit, self._begin("teacher", _never)]
 
 

@@ -117,6 +117,8 @@ class Relay:
         self._budget = params.max_total_tokens
         """Tokens that are left; each step is counted in its author's tokens."""
         self._stretch: Stretch
+        self._num_emitted = 0
+        """Tokens of the text that was emitted."""
         self._num_writes = 0
         self._open: set[int] = set()
         """Writes whose servers have neither sent the end nor been stopped."""
@@ -152,13 +154,20 @@ class Relay:
         by_student = step.author == "student"
         self._budget -= step.student_tokens if by_student else step.teacher_tokens
 
+    def _emit(self, text: str, num_open: int = 0) -> Emit:
+        """Emit the text of all steps kept, and of `num_open` tokens after them."""
+        num_so_far = self._params.max_total_tokens - self._budget + num_open
+        num_tokens, self._num_emitted = num_so_far - self._num_emitted, num_so_far
+        return Emit(text, num_tokens)
+
     def _wrote(self, event: Wrote) -> list[Command]:
         """Take more of a stretch that is kept as it is written."""
         stretch = self._stretch
         taken = stretch.take(event.pieces)
         for step in taken.steps:
             self._keep(unscored(step, stretch.author))
-        commands: list[Command] = [Emit(taken.text)] if taken.text else []
+        num_open = 0 if stretch.is_cut else stretch.open_tokens
+        commands: list[Command] = [self._emit(taken.text, num_open)] if taken.text else []
         if stretch.is_cut:
             commands += self._halt(stretch.write_id)
             return commands + (self._pass_on() if self._budget else [self._finish("length")])

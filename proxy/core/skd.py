@@ -8,7 +8,6 @@ from proxy.core.relay import Relay
 from proxy.core.scoring import oracle_value
 from proxy.core.types import (
     Command,
-    Emit,
     Event,
     FinishReason,
     Judged,
@@ -126,7 +125,7 @@ class SkdMonitor(Relay):
                 rewrite = self._begin("teacher", lambda _num: True)
                 return [*commands, *self._halt(rewrite.write_id - 1), rewrite]
             self._keep(step)
-            commands.append(Emit(step.text))
+            commands.append(self._emit(step.text))
         return commands + self._advance()
 
     def _judged(self, drafted: _Drafted, score: StepScore) -> StepTrace:

@@ -34,6 +34,8 @@ class SoloMonitor:
             params.delimiter, params.max_total_tokens, params.max_total_tokens
         )
         self._steps: list[Step] = []
+        self._num_unreported = 0
+        """Tokens whose text, if they have any, is not emitted yet."""
         self._ended = False
 
     def start(self) -> list[Command]:
@@ -57,10 +59,16 @@ class SoloMonitor:
         for index, piece in enumerate(pieces):
             self._steps.extend(self._segmenter.feed(piece))
             if self._segmenter.exhausted:
-                text = "".join(pieces[: index + 1])
-                return [*([Emit(text)] if text else []), self._finish("length")]
+                return [*self._emit(pieces[: index + 1]), self._finish("length")]
+        return self._emit(pieces)
+
+    def _emit(self, pieces: tuple[str, ...]) -> list[Command]:
+        self._num_unreported += len(pieces)
         text = "".join(pieces)
-        return [Emit(text)] if text else []
+        if not text:
+            return []
+        num_tokens, self._num_unreported = self._num_unreported, 0
+        return [Emit(text, num_tokens)]
 
     def _finish(self, reason: FinishReason) -> Finish:
         self._ended = True

@@ -1,6 +1,6 @@
 """Defines the state machine's input (events), its output (commands), and the finished result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Author = Literal["student", "teacher"]
@@ -210,9 +210,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """This text of the output can no longer change."""
+    """This text of the output can no longer change.
+
+    `num_tokens` tokens of its author's are complete with it. Information only.
+    """
 
     text: str
+    num_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,8 @@ class TrajectoryRun:
     """The scorers for steps of which `scorer` makes no sense twice, best first."""
     _monitor: Monitor = field(init=False)
     _group: asyncio.TaskGroup = field(init=False)
-    _usage: Usage = field(init=False, default_factory=Usage)
+    usage: Usage = field(init=False, default_factory=Usage)
+    """The cost so far; `completion_tokens` are those of the text that the observer has."""
     _contexts: dict[Author, ModelContext] = field(init=False, default_factory=dict)
     _first_step: str = field(init=False, default="")
     """The first step that was scored."""
@@ -129,8 +130,8 @@ class TrajectoryRun:
 
     def abandoned(self) -> Usage:
         """Return what a trajectory that failed or was cancelled has cost until then."""
-        self._usage.abandon()
-        return self._usage
+        self.usage.abandon()
+        return self.usage
 
     def _obey(self, commands: list[Command]) -> None:
         for command in commands:
@@ -145,7 +146,8 @@ class TrajectoryRun:
                     self._gates[write_id].set()
                 case Score():
                     self._group.create_task(self._score(command))
-                case Emit(text):
+                case Emit(text, num_tokens):
+                    self.usage.completion_tokens += num_tokens
                     self.observer.text(text)
                 case Judged() | Breached():
                     self._notice(command)
@@ -182,7 +184,7 @@ class TrajectoryRun:
         self._halted.add(write_id)
         task = self._writes[write_id]
         if self._authors[write_id] == "teacher":  # its end, which has the count, will not come
-            self._usage.count_cached(None)
+            self.usage.count_cached(None)
         # A write that halts itself, at a token cap, ends by returning.
         if task is not asyncio.current_task():
             task.cancel()
@@ -198,7 +200,7 @@ class TrajectoryRun:
         await self._places[command.write_id]
         context = await model_context.at(command.steps, before)
         translator = model_context.translator(command.steps, before)
-        self._usage.count_call(command.author, len(context.token_ids))
+        self.usage.count_call(command.author, len(context.token_ids))
         with upstream.writing_speed.writing():
             async with aclosing(self._drafts(command, context, sampling)) as drafts:
                 await self._take(command, drafts, translator)
@@ -212,7 +214,7 @@ class TrajectoryRun:
         was_full = upstream.gated_writer is None
         async for draft in drafts:
             upstream.writing_speed.count(len(draft.pieces))
-            self._usage.count_tokens(command.author, len(draft.pieces))
+            self.usage.count_tokens(command.author, len(draft.pieces))
             logprobs.extend(draft.logprobs or ())
             pieces = translator.feed(draft.pieces)
             if draft.end is not None:
@@ -222,7 +224,7 @@ class TrajectoryRun:
                 self._tell(Wrote(command.write_id, pieces, piece_logprobs), upstream)
             if draft.end is not None:
                 if command.author == "teacher":
-                    self._usage.count_cached(draft.num_cached_tokens)
+                    self.usage.count_cached(draft.num_cached_tokens)
                 self._tell(WriteEnded(command.write_id, draft.end), upstream)
             if draft.end is not None or command.write_id in self._halted:
                 return
@@ -269,7 +271,7 @@ class TrajectoryRun:
             num_steps = len(command.steps)
             marked = range(num_steps - command.num_new, num_steps)
             self._fell_back[found.scoring] = (*self._fell_back.get(found.scoring, ()), *marked)
-        self._usage.count_scoring(scores)
+        self.usage.count_scoring(scores)
         self._tell(Scored(scores.steps, scores.next_entropy), teacher)
 
     def _model_context(self, author: Author) -> ModelContext:
@@ -312,11 +314,11 @@ class TrajectoryRun:
             _log.warning("%s; completion_tokens lacks the revise token's", cause)
 
     def _outcome(self, trajectory: Trajectory) -> Outcome:
-        self._usage.conclude(trajectory, self._revise_tokens)
+        self.usage.conclude(trajectory, self._revise_tokens)
         scoring = None if self.scorer is None else self.scorer.scoring
         in_thought = self._formats().begins_in_thought(self.question)
         quality = quality_of(trajectory, self.params, in_thought=in_thought)
-        return Outcome(trajectory, self._usage, scoring, quality, self._fell_back)
+        return Outcome(trajectory, self.usage, scoring, quality, self._fell_back)
 
 
 def _first(

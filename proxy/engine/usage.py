@@ -55,6 +55,7 @@ class Usage:
 
     def abandon(self) -> None:
         """Count all that was written as discarded: the trajectory came to no end."""
+        self.completion_tokens = 0
         self.student_tokens_discarded = self.student_tokens
         self.teacher_tokens_discarded = self.teacher_tokens
 

@@ -34,7 +34,7 @@ from proxy.backends.tokens.wire_values import end_of, error_in, text_of, whole_t
 from proxy.backends.transport.http import DONE, UpstreamClient
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import Scoring, StepScore
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, RequestError
 
 # Added to the logit of the one allowed token; log-probabilities are computed before the addition.
 _FORCE = 1000
@@ -118,6 +118,15 @@ class LlamaCpp:
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
         if rendered.text:
             return rendered.text
+        # Asked for the text of what is no token, the server fails with a 500.
+        models = await self._client.get("/v1/models")
+        with self._client.expecting("/v1/models"):
+            num_tokens = int(models["data"][0]["meta"]["n_vocab"])
+        if (highest := max(rendered.token_ids)) >= num_tokens:
+            message = (
+                f"upstream '{self._client.upstream}' has {num_tokens} tokens, none is {highest}"
+            )
+            raise RequestError(message, param="prompt")
         reply = await self._client.post("/detokenize", {"tokens": rendered.token_ids}, call)
         with self._client.expecting("/detokenize"):
             return whole_text(reply["content"])

@@ -7,7 +7,7 @@ import pytest
 
 from proxy.backends.base import Segment
 from proxy.backends.servers.llamacpp import LlamaCpp
-from proxy.errors import ConfigError, UpstreamFailed, UpstreamMalformed
+from proxy.errors import ConfigError, RequestError, UpstreamFailed, UpstreamMalformed
 from proxy.wiring.models import open_service
 from tests.support.replay import CALL, QUESTION, Replay, Reply, Seen, json_reply
 from tests.support.servers import llamacpp
@@ -89,6 +89,9 @@ async def test_a_template_answer_without_a_prompt_is_malformed(up: Replay) -> No
 
 
 async def test_ids_alone_are_spelled_by_the_server(up: Replay) -> None:
+    up.on("GET", "/v1/models", json_reply({"data": [{"meta": {"n_vocab": 40}}]}))
     up.on("POST", "/detokenize", json_reply({"content": "7+5"}))
     assert await llamacpp.backend(up).prompt_text(Segment("", (39, 27, 37)), CALL) == "7+5"
     assert up.bodies("/detokenize") == [{"tokens": [39, 27, 37]}]
+    with pytest.raises(RequestError, match="has 40 tokens, none is 40"):
+        await llamacpp.backend(up).prompt_text(Segment("", (39, 40)), CALL)

@@ -30,7 +30,7 @@ from tests.support.proxy.api import (
     streamed_text,
     text,
 )
-from tests.support.scripted import ScriptedBackend, says
+from tests.support.scripted import ScriptedBackend, says, values
 
 
 async def test_a_chat_stream_is_role_text_finish_and_done() -> None:
@@ -193,3 +193,51 @@ async def test_a_waiting_stream_is_kept_open_by_comments() -> None:
     assert bodies[:3] == [b": ping\n\n"] * 3
     assert bodies[-2:] == [b"data: x\n\n", b""]
     assert [message["more_body"] for message in sent[1:]][-2:] == [True, False]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"motab": {"stitch": "clean"}},
+        {"motab": {"method": "student"}},
+        {"motab": {"method": "teacher"}},
+        {"motab": {"method": "imitkd"}, "seed": 3},
+        {"motab": {"method": "skd"}, "max_tokens": 40},
+        {"motab": {"method": "prefix"}, "seed": 3},
+        {"n": 2},
+    ],
+    ids=str,
+)
+async def test_continuous_usage_counts_the_tokens_sent_so_far(
+    path: str, fields: dict[str, Any]
+) -> None:
+    student = ScriptedBackend(says(*A, *B, "", "t", "ail"))
+    teacher = ScriptedBackend(says("\n", "Right", "."), values({A: 0.9, B: 0.05}))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {**(chat if path == CHAT else text)(**fields), "stream_options": options}
+    chunks = await chunks_of(service_of(student, teacher), path, body)
+    *streamed, last, done = chunks
+    assert done == "[DONE]"
+    for index in range(fields.get("n", 1)):
+        own = [c["usage"] for c in streamed if c["choices"][0]["index"] == index]
+        counts = [usage["completion_tokens"] for usage in own]
+        assert counts == sorted(counts)
+        assert len(set(counts)) > 2
+        assert {usage["prompt_tokens"] for usage in own} == {last["usage"]["prompt_tokens"]}
+        assert all(u["total_tokens"] == u["prompt_tokens"] + u["completion_tokens"] for u in own)
+        # The revise token's tokens are counted at the end.
+        revise = len("However,\n\n") if last["usage"]["motab"]["correction_calls"] else 0
+        assert counts[-1] - counts[-2] in {0, revise}
+    total = sum(
+        [c["usage"] for c in streamed if c["choices"][0]["index"] == index][-1]["completion_tokens"]
+        for index in range(fields.get("n", 1))
+    )
+    assert last["usage"]["completion_tokens"] == total
+
+
+async def test_continuous_usage_needs_the_usage() -> None:
+    body = chat(stream_options={"continuous_usage_stats": True})
+    chunks = await chunks_of(service_of(ScriptedBackend(says("x"))), CHAT, body)
+    assert all("usage" not in chunk for chunk in chunks[:-1])
