@@ -87,12 +87,13 @@ _ON = Foreign((True,))
 _ZERO = Foreign((0,))
 _ONE = Foreign((1,))
 _NO_TOOLS = (
-    "motab calls no tools; say in the messages what the text must contain, or ask the server of the"
-    " model itself"
+    "motab calls no tools; say in the messages what the text must contain, or ask student/NAME or"
+    " teacher/NAME, which pass the request on unless the model is a hosted one"
 )
 _NO_FORMAT = (
     "a correction may begin anywhere, so no format can be enforced; describe it in the messages and"
-    " check the answer, or ask the server of the model itself"
+    " check the answer, or ask student/NAME or teacher/NAME, which pass the request on unless the"
+    " model is a hosted one"
 )
 _NO_LOGPROBS = "POST /v1/motab/score with token_logprobs: true gives those of a finished text"
 _ONLY_JSON = (

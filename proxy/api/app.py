@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive
 from proxy import __version__
 from proxy.api.errors import on_client_gone, on_http_error
 from proxy.api.middleware import RequestMiddleware
+from proxy.api.plain_calls import plain_call
 from proxy.api.schema import (
     ChatRequest,
     CompletionRequest,
@@ -33,7 +34,7 @@ from proxy.api.shapes import Kind
 from proxy.api.sse import EventStream, until_disconnected
 from proxy.engine.runner import first_error
 from proxy.engine.upstream import Upstream
-from proxy.errors import ModelNotFound, UpstreamError
+from proxy.errors import ModelNotFound, RequestError, UpstreamError
 
 T = TypeVar("T")
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -68,10 +69,19 @@ class _BodyRoute(Route):
         path: str,
         model: type[_Body],
         endpoint: Callable[[Request, _Body], Awaitable[Response]],
+        otherwise: Callable[[Request, bytes], Awaitable[Response | None]] | None = None,
     ) -> None:
+        """`otherwise` may answer bodies that `model` refuses."""
+
         async def answer(request: Request) -> Response:
-            content_type = request.headers.get("content-type", "")
-            body = parse_body(model, content_type, await request.body())
+            content_type, content = request.headers.get("content-type", ""), await request.body()
+            try:
+                body = parse_body(model, content_type, content)
+            except RequestError:
+                response = None if otherwise is None else await otherwise(request, content)
+                if response is None:
+                    raise
+                return response
             return await endpoint(request, body)
 
         super().__init__(path, answer, methods=["POST"])
@@ -95,6 +105,16 @@ def _generation_routes(service: Service) -> list[Route]:
         done = await _unless_disconnected(request.receive, service.complete(job))
         return _json(done, headers=job.headers())
 
+    async def pass_on(request: Request, content: bytes) -> Response | None:
+        state = request.scope["state"]
+        plain = plain_call(service, content, state["request_id"], state["clock"])
+        if plain is None:
+            return None
+        if plain.is_stream:
+            limit_s = service.config.client_stall_timeout_s
+            return EventStream(plain.stream, {}, stall_timeout_s=limit_s)
+        return _json(await _unless_disconnected(request.receive, plain.complete()))
+
     async def score(request: Request, body: ScoreRequest) -> Response:
         state = request.scope["state"]
         work = service.score(body, state["request_id"], state["clock"])
@@ -102,7 +122,7 @@ def _generation_routes(service: Service) -> list[Route]:
 
     chat, text = partial(generate, kind="chat"), partial(generate, kind="text")
     return [
-        _BodyRoute("/v1/chat/completions", ChatRequest, chat),
+        _BodyRoute("/v1/chat/completions", ChatRequest, chat, pass_on),
         _BodyRoute("/v1/completions", CompletionRequest, text),
         _BodyRoute("/v1/motab/chat/completions", ChatRequest, partial(chat, always_full=True)),
         _BodyRoute("/v1/motab/completions", MotabRequest, partial(text, always_full=True)),

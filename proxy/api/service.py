@@ -321,7 +321,7 @@ class Service:
         with self.admission.admit(1):
             scorers = (scorer, *model.fallbacks(options, scorer))
             work = score_steps(model_context, scorers, request.text, options, call)
-            scored = await self._within_deadline(work)
+            scored = await self.within_deadline(work)
         spent = Usage(
             teacher_scored_tokens=scored.scored_tokens,
             teacher_cached_tokens=scored.cached_tokens,
@@ -352,14 +352,15 @@ class Service:
             return {author: task.result() for author, task in tasks.items()}
 
         with self.admission.admit(1):
-            found = await self._within_deadline(both())
+            found = await self.within_deadline(both())
         scoring = {author: scorer.scoring for author, scorer in scorers.items()}
         of_teacher = Usage(teacher_scored_tokens=len(found["teacher"].ends), score_calls=1)
         self.metrics.usage(request.model, of_teacher, scoring["teacher"])
         head = Head("text", call.session_id, int(time.time()), request.model)
         return text_logprobs(head, found, scoring)
 
-    async def _within_deadline(self, work: Coroutine[Any, Any, T]) -> T:
+    async def within_deadline(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return the result of `work`. Raises `DeadlineExceeded` if it takes too long."""
         limit = self.config.request_timeout_s
         try:
             async with asyncio.timeout(limit):

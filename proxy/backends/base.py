@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from proxy.core.scoring import oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
@@ -281,6 +281,21 @@ class GatedWriter(Writer, Protocol):
     ) -> AsyncGenerator[Draft]:
         """As `write`, but pauses while the gate is not set, after the next draft from which the
         text can be continued as if it had never stopped.
+        """
+        ...
+
+
+class PlainChat(Protocol):
+    """A server's own chat route, which gets a client's request as it is."""
+
+    async def complete(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        """Return the answer. Raises `RequestError` if the server refuses the request."""
+        ...
+
+    def stream(self, body: Mapping[str, Any], call: Call) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the chunks of the answer, as `complete` otherwise.
+
+        Closing the iterator cancels the request at the server.
         """
         ...
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
-from proxy.backends.base import Call, GatedWriter, MarkupReader, Reader, Scorer, Writer
+from proxy.backends.base import (
+    Call,
+    GatedWriter,
+    MarkupReader,
+    PlainChat,
+    Reader,
+    Scorer,
+    Writer,
+)
 from proxy.core.thinking import Reasoning
 from proxy.core.types import Scoring
 from proxy.engine.outlet import Outlet
@@ -85,6 +93,8 @@ class Upstream:
     """The reasons that the server lacks ways to score that others of its kind have."""
     gpus: float = 1.0
     """The price of a second of its server, in seconds of a server with one GPU."""
+    chat: PlainChat | None = None
+    """Its chat route for requests that pass as they are; None if there is none."""
     on_wait: Callable[[], None] = lambda: None
     """Called when a text that it writes has to wait for verdicts."""
     num_tokens_of: dict[str, int] = field(init=False, default_factory=dict)

@@ -15,6 +15,7 @@ from proxy.backends.embedded.gguf_files import converted, dequantized, model_pat
 from proxy.backends.embedded.server import embedded_server
 from proxy.backends.judges.judge import find_judges
 from proxy.backends.judges.openai_chat import OpenAIChatAsker
+from proxy.backends.servers.chat_route import ChatRoute
 from proxy.backends.servers.chat_text import CountingReader
 from proxy.backends.servers.litellm import HostedModel, LiteLLM
 from proxy.backends.servers.litellm_library import load_library
@@ -142,6 +143,7 @@ async def _open_server(
             reader,
             "scaled" if isinstance(config, SGLangConfig) else "yes",
             gpus=config.gpus,
+            chat=ChatRoute(client, config.model),
             on_wait=partial(metrics.student_wait, name),
         )
 
@@ -169,6 +171,7 @@ async def _text_server(
         reader,
         why_not=backend.why_not,
         gpus=config.gpus,
+        chat=ChatRoute(client, config.model),
     )
 
 

@@ -1,0 +1,191 @@
+"""Tests requests for tools and formats, which a model that is served alone gets as they are."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from proxy.api.service import Service
+from proxy.backends.base import Call
+from proxy.errors import RequestError, UpstreamFailed
+from tests.support.proxy.api import (
+    CHAT,
+    MODEL,
+    MOTAB_CHAT,
+    TEXT,
+    answer,
+    chat,
+    chunks_of,
+    error_of,
+    in_process,
+    samples_of,
+    service_of,
+    text,
+)
+from tests.support.scripted import ScriptedBackend, says
+
+TOOLS = {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}
+FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]}
+USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+
+
+@dataclass(slots=True)
+class Route:
+    """A server's chat route in this process."""
+
+    fault: Exception | None = None
+    asked: list[Mapping[str, Any]] = field(default_factory=list)
+    gate: asyncio.Event | None = None
+    num_open: int = 0
+    full: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once 16 requests have come."""
+
+    async def complete(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        del call
+        await self._ask(body)
+        choice = {"index": 0, "message": CALLED, "finish_reason": "tool_calls"}
+        return {"id": "1", "model": "own-name", "choices": [choice], "usage": USAGE}
+
+    async def stream(self, body: Mapping[str, Any], call: Call) -> AsyncGenerator[dict[str, Any]]:
+        del call
+        await self._ask(body)
+        delta = {"index": 0, "delta": {"content": "{}"}, "finish_reason": None}
+        yield {"id": "1", "model": "own-name", "choices": [delta]}
+        yield {"id": "1", "model": "own-name", "choices": [], "usage": USAGE}
+
+    async def _ask(self, body: Mapping[str, Any]) -> None:
+        self.asked.append(body)
+        if self.gate is not None:
+            self.num_open += 1
+            if self.num_open == 16:
+                self.full.set()
+            await self.gate.wait()
+        if self.fault is not None:
+            raise self.fault
+
+
+def serving(route: Route, **server: Any) -> Service:
+    """A service whose upstreams both have that chat route."""
+    service = service_of(ScriptedBackend(says("x")), ScriptedBackend(says("y")), **server)
+    for upstream in service.upstreams():
+        upstream.chat = route
+    return service
+
+
+@pytest.mark.parametrize("model", ["student/s", "teacher/t"])
+@pytest.mark.parametrize("fields", [TOOLS, FORMAT, {"functions": [{"name": "f"}]}], ids=str)
+async def test_a_model_alone_gets_the_request_as_it_is(model: str, fields: dict[str, Any]) -> None:
+    route = Route()
+    body = chat(model=model, top_k=5, **fields)
+    body["messages"] += [CALLED, {"role": "tool", "tool_call_id": "1", "content": "3"}]
+    told = await answer(serving(route), CHAT, body)
+    assert told.status_code == 200
+    assert told.json()["choices"][0]["message"] == CALLED
+    assert told.json()["model"] == model
+    assert route.asked == [body]
+
+
+async def test_its_stream_passes_chunk_by_chunk() -> None:
+    chunks = await chunks_of(serving(Route()), CHAT, chat(model="student/s", **FORMAT))
+    assert chunks.pop() == "[DONE]"
+    assert [chunk["model"] for chunk in chunks] == ["student/s"] * 2
+    assert chunks[0]["choices"][0]["delta"] == {"content": "{}"}
+
+
+async def test_what_the_server_wrote_is_counted() -> None:
+    async with in_process(serving(Route())) as client:
+        for stream in (False, True):
+            await client.post(CHAT, json=chat(model="student/s", stream=stream, **TOOLS))
+        samples = await samples_of(client)
+    assert samples["motab_tokens_total", "student", "student/s"] == 6
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat(**TOOLS)),
+        (CHAT, chat(**FORMAT)),
+        (MOTAB_CHAT, chat(model="student/s", **TOOLS)),
+        (TEXT, text(model="student/s", **FORMAT)),
+        (CHAT, chat(model="student/s", logprobs=True)),
+    ],
+    ids=["tools", "format", "the traced route", "the text route", "another field"],
+)
+async def test_nothing_else_passes(path: str, body: dict[str, Any]) -> None:
+    route = Route()
+    status, error = await error_of(serving(route), path, body)
+    assert (status, error["code"]) == (400, "unsupported_field")
+    assert not route.asked
+    if body["model"] == MODEL:
+        assert "ask student/NAME" in error["message"]
+
+
+async def test_a_request_that_asks_for_neither_is_ours() -> None:
+    route = Route()
+    body = chat(model="student/s", tools=[], response_format={"type": "text"})
+    told = (await answer(serving(route), CHAT, body)).json()
+    assert told["choices"][0]["motab"]["method"] == "student"
+    assert not route.asked
+
+
+async def test_a_hosted_model_has_no_route_of_its_own() -> None:
+    service = service_of(ScriptedBackend())
+    status, error = await error_of(service, CHAT, chat(model="student/s", **TOOLS))
+    assert (status, error["param"]) == (400, "tools")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"motab": {"trace": "full"}}, "motab"),
+        ({"n": 65}, "n"),
+        ({"n": "2"}, "n"),
+        ({"n": -1}, "n"),
+    ],
+)
+async def test_a_field_that_a_plain_call_cannot_have_is_refused(
+    fields: dict[str, Any], param: str
+) -> None:
+    route = Route()
+    body = chat(model="student/s", **TOOLS, **fields)
+    status, error = await error_of(serving(route), CHAT, body)
+    assert (status, error["param"]) == (400, param)
+    assert not route.asked
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "status"), [(RequestError("no such format"), 400), (UpstreamFailed("s", "down"), 502)]
+)
+async def test_a_failure_has_its_status(stream: bool, fault: Exception, status: int) -> None:
+    body = chat(model="student/s", stream=stream, **FORMAT)
+    told, error = await error_of(serving(Route(fault)), CHAT, body)
+    assert told == status
+    assert str(fault) in error["message"]
+
+
+@pytest.mark.parametrize(("most", "status"), [(16, 429), (17, 200)])
+async def test_plain_calls_take_seats_and_places(most: int, status: int) -> None:
+    gate = asyncio.Event()
+    route = Route(gate=gate)
+    service = serving(route, max_concurrent=most)
+    body = chat(model="student/s", **TOOLS)
+    async with in_process(service) as client, asyncio.TaskGroup() as group:
+        calls = [group.create_task(client.post(CHAT, json=body)) for _ in range(16)]
+        await route.full.wait()
+        last = group.create_task(client.post(CHAT, json=body))
+        await asyncio.sleep(0.05)
+        assert route.num_open == 16  # the upstream's own limit
+        gate.set()
+    assert {call.result().status_code for call in calls} == {200}
+    assert last.result().status_code == status
+    assert service.admission.num_active == 0
+
+
+async def test_a_plain_call_ends_at_the_deadline() -> None:
+    service = serving(Route(gate=asyncio.Event()), request_timeout_s=0.1)
+    status, _ = await error_of(service, CHAT, chat(model="student/s", **TOOLS))
+    assert status == 504
