@@ -5,7 +5,7 @@ with the value that means "as if it were not there" to the server that defined i
 value if it is only a label. The tables below name these; every other value is refused.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,15 @@ class Unsupported(ValueError):
 
 
 def accepted(
-    sent: Mapping[str, Any], own: Container[str], foreign: Mapping[str, Foreign]
+    sent: dict[str, Any], own: Mapping[str, Any], foreign: Mapping[str, Foreign]
 ) -> dict[str, Any]:
     """Return the fields of `sent` that are our `own`, without nulls.
 
     Raises `Unsupported` for the first other field, in the order of `foreign`, that asks for
     something.
     """
+    if own.keys() >= sent.keys() and None not in sent.values():  # nearly always
+        return sent
     given = {name: value for name, value in sent.items() if value is not None}
     others = [
         name
@@ -160,6 +162,7 @@ OF_REQUESTS: Mapping[str, Foreign] = {
         _OFF,
     ),
     "detokenize": _ON,
+    "usage": Foreign(({"include": True}, {"include": False})),
     "verbosity": Foreign(("medium",), "say in the messages how long the answer shall be"),
     # How tokens are chosen.
     "logit_bias": Foreign(instead="the two models have different tokens"),

@@ -68,6 +68,7 @@ NO_OPS: list[dict[str, Any]] = [
     {"top_k": 0},
     {"top_logprobs": 0},
     {"transforms": []},
+    {"usage": {"include": True}},
     {"use_beam_search": False},
     {"x-unknown": None},
     {"x-unknown": []},
