@@ -15,6 +15,7 @@ COPY motab motab
 COPY proxy proxy
 COPY synth_client synth_client
 COPY trainer trainer
+COPY trajectory_records trajectory_records
 RUN python -m pip wheel --no-build-isolation --no-deps --wheel-dir /wheels . \
     && python -m pip --python /opt/motab/bin/python install --no-deps /wheels/*.whl \
     && mkdir /home/motab

@@ -22,9 +22,9 @@ from synth_client.asking.errors import SynthesisError
 from synth_client.files.atomic import AtomicFile, output_errors
 from synth_client.judging.verifier import Verifier
 from synth_client.questions.question import Question, Synthesis, units_of
-from synth_client.record import Message, Record
 from synth_client.report.report import write_report
 from synth_client.report.terminal import legend, render_trajectory
+from trajectory_records.record import Message, Record
 
 MODEL = "motab/demo"
 # Two trajectories keep both cores busy; more would only share them.

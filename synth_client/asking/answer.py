@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from proxy.core.types import FinishReason, Scoring, finish_reason_of
 from proxy.secrets import masked
 from synth_client.asking.errors import REASONING_APART, SynthesisError
-from synth_client.complaints import complaints_of
 from synth_client.questions.question import Question
-from synth_client.record import (
+from trajectory_records.complaints import complaints_of
+from trajectory_records.record import (
     Count,
     Models,
     MotabUsage,

@@ -34,7 +34,7 @@ from synth_client.asking.answer import (
 from synth_client.asking.errors import SynthesisError, parse_retry_after
 from synth_client.errors import RunAborted
 from synth_client.questions.question import Synthesis, Unit, scoring_body
-from synth_client.record import Record
+from trajectory_records.record import Record
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 # Shorter than the 5 s after which uvicorn, by default, closes an idle connection.

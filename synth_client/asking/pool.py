@@ -20,7 +20,7 @@ from synth_client.asking.errors import SynthesisError, Trouble
 from synth_client.asking.limiter import Limiter, Permit, wait_for
 from synth_client.errors import ClientError, RunAborted, first_of
 from synth_client.questions.question import Unit
-from synth_client.record import Record
+from trajectory_records.record import Record
 
 _log = logging.getLogger(__name__)
 

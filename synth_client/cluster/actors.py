@@ -18,7 +18,7 @@ from synth_client.asking.pool import Load, Outcome, Pool
 from synth_client.asking.servers import Servers
 from synth_client.errors import ClientError
 from synth_client.questions.question import Question, Synthesis, Unit
-from synth_client.record import Message
+from trajectory_records.record import Message
 
 Handle: TypeAlias = Any
 """A handle to an actor, which Ray does not type."""

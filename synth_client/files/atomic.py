@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 from synth_client.errors import OutputError
+from trajectory_records.disk import sync
 
 _BUFFER_BYTES: Final = 2**20
 
@@ -114,15 +115,3 @@ def _check_replaceable(path: Path, marker: str, *, overwrite: bool) -> None:
         raise OutputError(f"{path} is not empty; choose another folder, or use --overwrite")
     if not (path / marker).is_file():
         raise OutputError(f"{path} is not an export, so it is not overwritten; choose another")
-
-
-def sync(path: Path) -> None:
-    """Make a file's content, or a folder's new and renamed entries, survive a power cut.
-
-    Raises OSError.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from synth_client.errors import OutputError, first_of
-from synth_client.files.atomic import output_errors, sync
+from synth_client.files.atomic import output_errors
 from synth_client.files.spill_table import SpillTable
+from trajectory_records.disk import sync
 
 _log = logging.getLogger(__name__)
 

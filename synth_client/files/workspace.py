@@ -15,9 +15,10 @@ import orjson
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError, RunMismatch
-from synth_client.files.atomic import output_errors, sync, write_whole
+from synth_client.files.atomic import output_errors, write_whole
+from trajectory_records.complaints import complaints_of
+from trajectory_records.disk import sync
 
 _MANIFEST: Final = "manifest.json"
 _JOURNAL: Final = "journal"

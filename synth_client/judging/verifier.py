@@ -25,7 +25,7 @@ import psutil
 from synth_client.errors import InputError, Interrupted
 from synth_client.judging.judgement import Judgement
 from synth_client.judging.rules import PLAIN_RULES, check_rule
-from synth_client.record import Record, Verification
+from trajectory_records.record import Record, Verification
 
 _START_LIMIT_S: Final = 120.0
 _LOOK_EVERY_MS: Final = 50

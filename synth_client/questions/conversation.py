@@ -6,9 +6,9 @@ from typing import Any, Final, TypeGuard
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from synth_client.complaints import complaints_of
 from synth_client.questions.reference import checked_text
-from synth_client.record import Message
+from trajectory_records.complaints import complaints_of
+from trajectory_records.record import Message
 
 _MESSAGES: Final = TypeAdapter(tuple[Message, ...])
 _ASSISTANT: Final = "assistant"

@@ -17,7 +17,7 @@ from synth_client.questions.conversation import (
 )
 from synth_client.questions.question import BadRow, Question
 from synth_client.questions.reference import checked_text, number_text, reference_of
-from synth_client.record import Message
+from trajectory_records.record import Message
 
 _MESSAGES: Final = "messages"
 _CHOSEN: Final = "chosen"

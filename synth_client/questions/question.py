@@ -8,7 +8,7 @@ from typing import Final
 import orjson
 from pydantic import JsonValue
 
-from synth_client.record import Message, Record
+from trajectory_records.record import Message, Record
 
 _KEY_BYTES: Final = 16
 
@@ -91,12 +91,12 @@ def units_of(question: Question, synthesis: Synthesis, num_samples: int) -> Iter
 
 def scoring_body(model: str, record: Record) -> dict[str, JsonValue]:
     """Return the request for a record's token log-probabilities."""
-    return {
-        "model": model,
-        "messages": [message.model_dump() for message in record.messages],
-        "text": record.output,
-        "token_logprobs": True,
+    asked: dict[str, JsonValue] = {
+        "messages": [message.model_dump() for message in record.messages]
     }
+    if record.raw_prompt:
+        asked = {"prompt": record.question}
+    return {"model": model, **asked, "text": record.output, "token_logprobs": True}
 
 
 @dataclass(frozen=True, slots=True)

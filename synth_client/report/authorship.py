@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.core.types import Author
-from synth_client.record import Record
+from trajectory_records.record import Record
 
 
 @dataclass(frozen=True, slots=True)

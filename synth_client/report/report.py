@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Final
 
 from synth_client.prices import costs_of
-from synth_client.record import ROLE_LABELS, Record
 from synth_client.report.likelihood import Likelihoods
 from synth_client.report.page import page, require_plotly, write_page
 from synth_client.report.statistics import Statistics, summarise
 from synth_client.report.trajectory_viewer import Sample
+from trajectory_records.record import ROLE_LABELS, Record
 
 MAX_TRAJECTORIES: Final = 10_000
 

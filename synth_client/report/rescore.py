@@ -17,7 +17,7 @@ from proxy.core.credit import bifurcation
 from proxy.core.params import Params
 from proxy.core.types import JUDGES
 from synth_client.errors import ClientError
-from synth_client.record import Record
+from trajectory_records.record import Record
 
 # Within one table, all records must share the meaning of a step and of its numbers.
 _SHARED: Final = ("delimiter", "entropy_top_k", "max_step_tokens", "backtrack", "boundary")

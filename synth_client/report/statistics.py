@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from synth_client.record import Record, StepRecord
+from trajectory_records.record import Record, StepRecord
 
 NUM_STEPS_SHOWN: Final = 60
 """Plots over steps end here: only smaller step indices are kept."""
@@ -176,7 +176,9 @@ class Statistics:
     def add(self, record: Record) -> None:
         """Add a record."""
         self.num_records += 1
-        self.questions.add(hash(record.id))
+        # A server knows no question's id: its records have ids of their own.
+        is_served = record.response_id is not None
+        self.questions.add(hash(record.messages if is_served else record.id))
         self.outcomes[record.breach is not None].add(record.correct)
         self._add_setting(record)
         self._add_tokens(record)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy.core.types import Role
-from synth_client.record import ROLE_LABELS, Record
+from trajectory_records.record import ROLE_LABELS, Record
 
 ROLE_STYLES: Final[Mapping[Role, str]] = {
     "student": "green",

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import orjson
 
-from synth_client.record import Record
 from synth_client.report.page import Block, block
 from synth_client.report.text_logprobs import MODELS, BothModels
+from trajectory_records.record import Record
 
 _INDEX_CHARS: Final = 200
 _CHUNK_BYTES: Final = 512 * 1024

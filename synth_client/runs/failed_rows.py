@@ -4,10 +4,10 @@ import orjson
 from pydantic import ValidationError
 
 from synth_client.asking.errors import SynthesisError
-from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError
 from synth_client.questions.question import BadRow, Unit
-from synth_client.record import Count, Message, Part
+from trajectory_records.complaints import complaints_of
+from trajectory_records.record import Count, Message, Part
 
 BAD_ROW = "bad_row"
 

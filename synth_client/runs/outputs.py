@@ -13,9 +13,9 @@ from synth_client.files.workspace import Workspace
 from synth_client.judging.verifier import Verifier
 from synth_client.questions.question import BadRow, Unit
 from synth_client.questions.repeated_ids import RepeatedIds
-from synth_client.record import Record, RecordError
 from synth_client.runs.failed_rows import failed_row, read_failed
 from synth_client.training_data.filters import Kept
+from trajectory_records.record import Record, RecordError
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,16 @@ from rich.console import Console
 from synth_client.asking.client import SynthClient
 from synth_client.asking.pool import Pool
 from synth_client.asking.servers import Servers
-from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError
 from synth_client.files.journal import Journal
 from synth_client.files.record_file import read_records
 from synth_client.files.workspace import Manifest, Workspace, open_workspace
 from synth_client.questions.question import ScoringUnit, Synthesis, Unit, scoring_unit
-from synth_client.record import Record, TokenLogprobs
 from synth_client.runs.outputs import Totals, journalled, write_lines
 from synth_client.runs.progress import Tally
 from synth_client.runs.session import Session, run_session
+from trajectory_records.complaints import complaints_of
+from trajectory_records.record import Record, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

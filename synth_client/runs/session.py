@@ -20,10 +20,10 @@ from synth_client.errors import ClientError, Interrupted, first_of
 from synth_client.files.journal import FAILURE, RECORD, Entry, Journal, open_journal
 from synth_client.files.workspace import Workspace
 from synth_client.questions.question import Synthesis, Unit
-from synth_client.record import Record
 from synth_client.runs.failed_rows import failed_unit
 from synth_client.runs.outputs import Totals
 from synth_client.runs.progress import Progress, Tally
+from trajectory_records.record import Record
 
 T = TypeVar("T")
 

@@ -22,12 +22,12 @@ from synth_client.files.workspace import Manifest, Workspace, open_workspace
 from synth_client.judging.verifier import Limits, Program, Verifier
 from synth_client.questions.dataset import Dataset
 from synth_client.questions.question import BadRow, Synthesis, Unit, units_of
-from synth_client.record import Record
 from synth_client.runs.outputs import Totals, write_final
 from synth_client.runs.progress import Tally
 from synth_client.runs.session import Executor, Session, run_session
 from synth_client.training_data.filters import Filters
 from synth_client.training_data.rewrite import filter_records
+from trajectory_records.record import Record
 
 _log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ import orjson
 from synth_client.errors import InputError
 from synth_client.files.atomic import atomic_folder, output_errors
 from synth_client.files.record_file import read_records
-from synth_client.record import Message, Record
 from synth_client.training_data.filters import MEDIA_WORDS, NO_MEDIA_WORDS, Filters, Kept
 from synth_client.training_data.masks import Mask
 from synth_client.training_data.parquet import TableWriter, hf_writer, parquet_writer
+from trajectory_records.record import Message, Record
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import orjson
 from proxy.core.types import FinishReason, Role
 from synth_client.errors import InputError
 from synth_client.files.spill_table import SpillTable
-from synth_client.record import Record
+from trajectory_records.record import Record
 
 Keep = Literal["first", "shortest", "best"]
 Records = Callable[[], Iterator[Record]]

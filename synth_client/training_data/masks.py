@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from proxy.core.segmenter import split_steps
 from proxy.core.types import Role
-from synth_client.record import Record, Span
+from trajectory_records.record import Record, Span
 
 Mask = Literal["all", "correction", "unflawed"]
 _LEARNED: Final[Mapping[Mask, frozenset[Role]]] = {

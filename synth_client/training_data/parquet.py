@@ -16,8 +16,8 @@ from typing import Any, Final, Self
 import orjson
 
 from synth_client.questions.parquet_and_hub import library
-from synth_client.record import MotabUsage, Record
 from synth_client.training_data.masks import Mask, loss_spans
+from trajectory_records.record import MotabUsage, Record
 
 _PARQUET_NAME: Final = "train.parquet"
 _BATCH_RECORDS: Final = 256
@@ -146,6 +146,9 @@ def _schema() -> Any:  # noqa: ANN401
             "motab_version": text,
             "verification": arrow.struct({"rule": text, "fault": text, "scores": text}),
             "quality": arrow.list_(text),
+            "request_id": text,
+            "response_id": text,
+            "raw_prompt": truth,
             "token_logprobs": arrow.struct({"student": logprobs, "teacher": logprobs}),
             "loss_spans": listed(start=count, end=count),
         }

@@ -10,8 +10,8 @@ from typing import Final
 from synth_client.files.atomic import AtomicFile, output_errors
 from synth_client.files.record_file import read_records
 from synth_client.judging.verifier import Verifier
-from synth_client.record import Record
 from synth_client.training_data.filters import Filters, Kept
+from trajectory_records.record import Record
 
 _AHEAD_OF_A_WORKER: Final = 4
 

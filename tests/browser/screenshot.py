@@ -11,9 +11,9 @@ from rich.console import Console
 
 from motab.demo import DemoPair, demo
 from synth_client.files.record_file import read_records
-from synth_client.record import Record
 from tests.browser.conftest import launch
 from tests.support.paths import ROOT
+from trajectory_records.record import Record
 
 PICTURE: Final = ROOT / "docs" / "images" / "trajectory.png"
 _WIDTH, _MARGIN = 1040, 16

@@ -22,12 +22,12 @@ from proxy.backends.transport.resume import ResumingWriter
 from proxy.backends.transport.retry import RetryPolicy
 from synth_client.files.record_file import read_records
 from synth_client.judging.rules import PLAIN_RULES
-from synth_client.record import Record
 from tests.support.pages import data_of
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.live import line_with
 from trainer.reproduce.task import problems
+from trajectory_records.record import Record
 
 MOTAB = Path(sys.executable).parent / "motab"
 

@@ -16,8 +16,8 @@ from proxy.config import Config
 from proxy.serving.serve import running
 from synth_client.asking.client import SynthClient
 from synth_client.questions.question import Synthesis, units_of
-from synth_client.record import Record
 from tests.servers.reference import Case, forward_pass
+from trajectory_records.record import Record
 
 NUM_QUESTIONS = 4
 VALUE_TOLERANCE = 0.02  # relative, a step

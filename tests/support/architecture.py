@@ -11,12 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-PACKAGES: Final = ("motab", "proxy", "synth_client", "trainer", "configs", "benchmarks")
-TYPED: Final = ("motab", "proxy", "synth_client", "trainer")
+PACKAGES: Final = (
+    *("motab", "proxy", "synth_client", "trainer", "trajectory_records", "configs", "benchmarks"),
+)
+TYPED: Final = ("motab", "proxy", "synth_client", "trainer", "trajectory_records")
 MAX_MODULES: Final = 16
 MAX_LINES: Final = 400
 _DOTTED: Final = re.compile(
-    r"(?<![\w./-])(?:proxy|synth_client|trainer|benchmarks)(?:\.[A-Za-z_]\w*)+"
+    r"(?<![\w./-])(?:proxy|synth_client|trainer|trajectory_records|benchmarks)(?:\.[A-Za-z_]\w*)+"
 )
 _FILES: Final = (".yaml", ".log", ".json", ".toml")
 

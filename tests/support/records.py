@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from proxy.core.types import Role
-from synth_client.record import Record
+from trajectory_records.record import Record
 
 SAFE = ("Tom has 12 bags [of apples].\n\n", "Each bag holds 3 apples.\n\n")
 

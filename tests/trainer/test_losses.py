@@ -9,10 +9,10 @@ import orjson
 import pytest
 import yaml
 
-from synth_client.record import Record
 from tests.support.records import CORRECTION, FLAWED, REVISE, SAFE, breached, record_of
 from tests.support.synth_client.exports import written
 from tests.support.trainer.llamafactory import Motab, in_trainer
+from trajectory_records.record import Record
 
 NUM_EXAMPLES = 6
 TURN_END = "<|im_end|>\n"

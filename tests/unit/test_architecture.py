@@ -29,19 +29,16 @@ _PROXY_GROUND = frozenset(
 _WIRE = frozenset({"proxy.core", "proxy.errors", "proxy.secrets", "proxy.backends.base"})
 _CLIENT_GROUND = frozenset(
     {
-        "synth_client.complaints",
         "synth_client.errors",
-        "synth_client.record",
         "synth_client.files",
+        "trajectory_records",
     }
 )
 _TRAINER_GROUND = frozenset({"trainer.errors", "trainer.environments"})
 _CLIENT = frozenset(
     {
         "synth_client",
-        "synth_client.complaints",
         "synth_client.errors",
-        "synth_client.record",
         "synth_client.prices",
         "synth_client.files",
         "synth_client.questions",
@@ -52,6 +49,7 @@ _CLIENT = frozenset(
         "synth_client.runs",
         "synth_client.report",
         "synth_client.cli",
+        "trajectory_records",
     }
 )
 # A row for every folder, and for each module that is a floor of its own: what of ours it may
@@ -82,7 +80,13 @@ ALLOWED: dict[str, frozenset[str]] = {
     },
     "proxy.engine": _WIRE | {"proxy.options"},
     "proxy.api": _PROXY_GROUND
-    | {"proxy", "proxy.backends.base", "proxy.complaints", "proxy.engine"},
+    | {
+        "proxy",
+        "proxy.backends.base",
+        "proxy.complaints",
+        "proxy.engine",
+        "trajectory_records",
+    },
     "proxy.wiring": _PROXY_GROUND
     | {
         "proxy.api",
@@ -93,6 +97,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.backends.servers",
         "proxy.backends.tokens",
         "proxy.backends.transport",
+        "trajectory_records",
     },
     "proxy.probe": _PROXY_GROUND
     | {
@@ -105,13 +110,13 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.wiring",
     },
     "proxy.serving": _PROXY_GROUND | {"proxy.api", "proxy.backends.base", "proxy.wiring"},
+    # Both the proxy and the client make records, and neither may import the other.
+    "trajectory_records": _CORE,
     # The client speaks HTTP to the proxy; it shares the algorithm's rules, which are pure, and the
     # list of secrets, of which a process has one.
     "synth_client": frozenset(),
-    "synth_client.complaints": frozenset(),
     "synth_client.errors": frozenset({"proxy.secrets"}),
     "synth_client.prices": frozenset(),
-    "synth_client.record": _CORE | {"synth_client.complaints", "synth_client.errors"},
     "synth_client.files": _CLIENT_GROUND,
     "synth_client.questions": _CLIENT_GROUND,
     "synth_client.judging": _CLIENT_GROUND | {"synth_client.judging.numbers"},

@@ -11,13 +11,11 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from synth_client.asking.answer import EMPTY_OUTPUT
-from synth_client.complaints import complaints_of
 from synth_client.errors import OutputError
 from synth_client.files.atomic import output_errors, write_whole
 from synth_client.files.record_file import read_records
 from synth_client.files.workspace import Workspace
 from synth_client.judging.verifier import name_of
-from synth_client.record import Record
 from synth_client.runs.failed_rows import FailedRow
 from synth_client.runs.synthesise import Run, synthesise
 from trainer.evaluation.benchmark import Benchmark, Problem
@@ -30,6 +28,8 @@ from trainer.evaluation.results import (
     scores_of,
     table_of,
 )
+from trajectory_records.complaints import complaints_of
+from trajectory_records.record import Record
 
 RECORDS: Final = "records.jsonl"
 RESULTS: Final = "results.json"

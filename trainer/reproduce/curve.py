@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from synth_client.files.record_file import read_records
-from synth_client.record import Record
 from synth_client.report.rescore import Row, rescore, scored_steps
+from trajectory_records.record import Record
 
 BASE_THRESHOLDS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ENTROPY_SCALES: Final = (0.0, 1.0)

@@ -13,12 +13,12 @@ import orjson
 
 from synth_client.files.atomic import AtomicFile, output_errors
 from synth_client.files.record_file import read_records
-from synth_client.record import ModelLogprobs, Record
 from synth_client.training_data.export import Export, export, filters_of
 from synth_client.training_data.filters import Filters, Kept
 from synth_client.training_data.masks import loss_spans, step_ends
 from trainer.errors import RecipeError
 from trainer.training.recipe import DataLoss, WeightedLoss
+from trajectory_records.record import ModelLogprobs, Record
 
 COLUMN: Final = "learn"
 LINES: Final = "train.jsonl"

@@ -6,10 +6,10 @@ from typing import Annotated, Final, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from synth_client.complaints import complaints_of
 from synth_client.training_data.masks import Mask
 from trainer.environments import Trainer
 from trainer.errors import RecipeError
+from trajectory_records.complaints import complaints_of
 
 _UNIONS: Final = {"data", "loss", "hardware"}
 

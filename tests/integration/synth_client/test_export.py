@@ -11,12 +11,12 @@ import pyarrow.parquet
 import pytest
 
 from synth_client.errors import InputError, OutputError
-from synth_client.record import Record
 from synth_client.training_data.export import FORMATS, MARKER, Export, Format, export
 from synth_client.training_data.filters import Filters
 from synth_client.training_data.masks import Mask
 from tests.support.records import record_of, unbroken
 from tests.support.synth_client.exports import RECORDS, THINKING, written
+from trajectory_records.record import Record
 
 ASKED = "How many apples are in 12 bags [of 3]?"
 

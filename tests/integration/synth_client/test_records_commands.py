@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from motab.cli import app
 from synth_client.files.record_file import read_records
-from synth_client.record import Record
 from tests.support.patience import longer_and_longer
 from tests.support.records import breached, record_of, unbroken
+from trajectory_records.record import Record
 
 RIGHT = record_of(breached())
 WRONG = record_of(unbroken(id="wrong", answer="4"))

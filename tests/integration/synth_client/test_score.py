@@ -12,13 +12,13 @@ import httpx
 import pytest
 
 from synth_client.files.record_file import read_records
-from synth_client.record import Record
 from tests.support.paths import ROOT
 from tests.support.proxy.toy_pair import STUDENT, TEACHER, Proxy, toys, write_config
 from tests.support.records import record_of, unbroken
 from tests.support.synth_client.exports import written
 from tests.support.synth_client.runs import ENV
 from tests.support.toy_servers import Model, Toy
+from trajectory_records.record import Record
 
 OUTPUTS = ("So the sum is √27.\n\n", "So 🎉 the sum is 4.\n\nSo", "é")
 MODEL = "motab/pair"

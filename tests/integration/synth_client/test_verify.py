@@ -15,9 +15,9 @@ import pytest
 
 from synth_client.errors import InputError
 from synth_client.judging.verifier import Limits, Verifier
-from synth_client.record import Record, Verification
 from tests.support.patience import PATIENCE_S, longer_and_longer
 from tests.support.records import record_of, unbroken
+from trajectory_records.record import Record, Verification
 
 GIB = 2**30
 
@@ -198,7 +198,7 @@ def test_an_orphan_ends_by_itself() -> None:
     bombed = record("\\boxed{9^{9^{9^9}}}", "3").to_json_line().decode()
     script = (
         "import sys\n"
-        "from synth_client.record import Record\n"
+        "from trajectory_records.record import Record\n"
         "from synth_client.judging.verifier import Limits, Verifier\n"
         "verifier = Verifier('math', limits=Limits(seconds=2.0), num_workers=1)\n"
         "verifier.start()\n"

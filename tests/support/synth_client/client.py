@@ -10,7 +10,7 @@ import pytest
 from synth_client.asking.client import SynthClient
 from synth_client.asking.errors import SynthesisError
 from synth_client.questions.question import Question, Synthesis, Unit, units_of
-from synth_client.record import Message, Record
+from trajectory_records.record import Message, Record
 
 QUESTION = Question(
     id="apples",

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from synth_client.record import Record
 from tests.support.records import breached, record_of, scored, spans_of, unbroken
+from trajectory_records.record import Record
 
 THINKING = "<think>\nIs it 36?\n</think>\n\n  Yes: “36” \U0001f34e\r\n\t\\boxed{36}\n\n"
 

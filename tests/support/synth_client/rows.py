@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from synth_client.questions.dataset import open_dataset
 from synth_client.questions.question import BadRow, Question
-from synth_client.record import Message
+from trajectory_records.record import Message
 
 USER = {"role": "user", "content": "What is 3 + 4?"}
 ASSISTANT = {"role": "assistant", "content": "It is \\boxed{7}."}

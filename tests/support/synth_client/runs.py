@@ -18,11 +18,11 @@ from synth_client.errors import ClientError
 from synth_client.files.record_file import read_records
 from synth_client.questions.dataset import open_dataset
 from synth_client.questions.question import Synthesis
-from synth_client.record import Record
 from synth_client.runs.outputs import Totals
 from synth_client.runs.synthesise import Run, synthesise
 from tests.support.paths import ROOT
 from tests.support.synth_client.openai_server import Scripted
+from trajectory_records.record import Record
 
 # What a user's terminal may set is taken out: a pipe has 80 columns, and no line may be cut there.
 ENV = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "FORCE_COLOR", "TERM"}}

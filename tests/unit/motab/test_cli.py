@@ -258,7 +258,7 @@ def test_one_worker_loads_nothing_of_several() -> None:
 
 
 def test_a_command_does_not_wait_for_the_modules_of_others() -> None:
-    heavy = {"aiohttp", "httpx", "starlette", "proxy.serving.serve", "synth_client.record"}
+    heavy = {"aiohttp", "httpx", "starlette", "proxy.serving.serve", "trajectory_records.record"}
     assert loaded_by("motab.cli").isdisjoint(heavy)
 
 

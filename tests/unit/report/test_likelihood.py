@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from proxy.core.types import Role
-from synth_client.record import ModelLogprobs
 from synth_client.report.authorship import TextKind, handover_of, passages_of
 from synth_client.report.likelihood import (
     BIN_WIDTHS,
@@ -29,6 +28,7 @@ from tests.support.records import (
     unbroken,
 )
 from tests.support.synth_client.reports import evenly
+from trajectory_records.record import ModelLogprobs
 
 STUDENT, TEACHER = TextKind("student", after_other=False), TextKind("teacher", after_other=False)
 CORRECTED, RESUMED = TextKind("teacher", after_other=True), TextKind("student", after_other=True)

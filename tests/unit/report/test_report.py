@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from synth_client.errors import OutputError
-from synth_client.record import Record
 from synth_client.report import page
 from synth_client.report.likelihood import Likelihoods
 from synth_client.report.likelihood_plots import likelihood_plots_of
@@ -30,6 +29,7 @@ from tests.support.records import (
     unbroken,
 )
 from tests.support.synth_client.reports import EVIL, hostile, statistics_of, with_tokens
+from trajectory_records.record import Record
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

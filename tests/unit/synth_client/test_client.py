@@ -14,7 +14,6 @@ import pytest
 from synth_client.asking.client import SynthClient
 from synth_client.errors import RunAborted
 from synth_client.questions.question import Synthesis
-from synth_client.record import Record
 from tests.support.records import SAFE, breached, record_of, steps_of, unbroken
 from tests.support.synth_client.client import (
     PLAIN,
@@ -25,6 +24,7 @@ from tests.support.synth_client.client import (
     plain_answer,
     unit_of,
 )
+from trajectory_records.record import Record
 
 
 async def test_an_answer_becomes_the_record_it_describes() -> None:

@@ -12,7 +12,6 @@ from synth_client.asking.client import SynthClient
 from synth_client.asking.errors import _TROUBLE_OF_CODE, SynthesisError, Trouble
 from synth_client.errors import RunAborted
 from synth_client.questions.question import Synthesis
-from synth_client.record import Record
 from tests.support.records import breached, unbroken
 from tests.support.synth_client.client import (
     PLAIN,
@@ -24,6 +23,7 @@ from tests.support.synth_client.client import (
     refused,
     unit_of,
 )
+from trajectory_records.record import Record
 
 
 async def test_an_error_of_the_proxy_is_carried_whole() -> None:

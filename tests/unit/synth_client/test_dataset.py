@@ -11,8 +11,8 @@ import pytest
 from synth_client.errors import InputError
 from synth_client.questions.dataset import Dataset, open_dataset
 from synth_client.questions.question import BadRow, Question
-from synth_client.record import Message
 from tests.support.synth_client.rows import ASSISTANT, USER, only, rows_of, write
+from trajectory_records.record import Message
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "question": "How many?", "answer": "3"},

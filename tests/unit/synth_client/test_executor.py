@@ -15,9 +15,9 @@ from synth_client.cluster.actors import Mailbox, Report, row_of, unit_of
 from synth_client.cluster.executor import require_ray
 from synth_client.errors import ClusterError
 from synth_client.questions.question import Question, Unit
-from synth_client.record import Message
 from tests.support.patience import PATIENCE_S
 from tests.support.records import breached, record_of
+from trajectory_records.record import Message
 
 REPORT = Report("w", Load(), ())
 

@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 
 from synth_client.errors import InputError
-from synth_client.record import Record
 from synth_client.training_data.filters import Filters, Kept
 from tests.support.records import (
     CORRECTION,
@@ -16,6 +15,7 @@ from tests.support.records import (
     steps_of,
     unbroken,
 )
+from trajectory_records.record import Record
 
 # The first has a breach, is right and long; the second has none, is wrong and short.
 BREACHED, UNBROKEN = record_of(breached()), record_of(unbroken())

@@ -11,9 +11,9 @@ from synth_client.asking.limiter import Limiter
 from synth_client.asking.pool import Asker, Budgets, Failed, Outcome, Pool
 from synth_client.errors import InputError, OutputError, RunAborted
 from synth_client.questions.question import Question, Synthesis, Unit, units_of
-from synth_client.record import Message, Record
 from tests.support.patience import PATIENCE_S
 from tests.support.records import breached, record_of
+from trajectory_records.record import Message, Record
 
 FAST = Budgets(first_s=0.01, longest_s=0.02)
 SYNTHESIS = Synthesis(model="m")

@@ -11,10 +11,10 @@ from synth_client.asking.limiter import Limiter
 from synth_client.asking.pool import Failed, Outcome, Pool
 from synth_client.errors import OutputError
 from synth_client.questions.question import Unit
-from synth_client.record import Record
 from synth_client.runs.progress import Progress, Tally, render_progress
 from tests.support.records import breached, record_of, unbroken
 from tests.support.synth_client.client import SYNTHESIS, unit_of
+from trajectory_records.record import Record
 
 UNIT = unit_of(SYNTHESIS)
 BREACHED = Outcome(UNIT, record_of(breached()))

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from synth_client.errors import InputError
 from synth_client.files.record_file import read_records
-from synth_client.record import Piece, Record, RecordError, Span, StepRecord
 from tests.support.records import (
     FIELDS,
     FLAWED,
@@ -22,6 +21,7 @@ from tests.support.records import (
     steps_of,
     unbroken,
 )
+from trajectory_records.record import Piece, Record, RecordError, Span, StepRecord
 
 
 def test_a_record_survives_the_way_through_its_line() -> None:

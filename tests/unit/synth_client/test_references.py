@@ -14,8 +14,8 @@ from synth_client.questions.dataset import open_dataset
 from synth_client.questions.layout import Columns
 from synth_client.questions.question import BadRow, Question
 from synth_client.questions.reference import reference_of
-from synth_client.record import Message
 from tests.support.synth_client.rows import rows_of, write
+from trajectory_records.record import Message
 
 REFERENCES: list[tuple[Any, str | None]] = [
     (2e-05, "0.00002"),

@@ -9,8 +9,8 @@ import pytest
 from synth_client.errors import InputError
 from synth_client.questions.layout import Columns
 from synth_client.questions.question import Question
-from synth_client.record import Message
 from tests.support.synth_client.rows import ASKED, ASSISTANT, USER, only, rows_of, write
+from trajectory_records.record import Message
 
 
 @pytest.mark.parametrize(

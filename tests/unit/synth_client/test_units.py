@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from synth_client.record import Message
 from tests.support.synth_client.client import QUESTION, SYNTHESIS, unit_of
+from trajectory_records.record import Message
 
 
 def test_units_have_a_key_for_what_is_asked_and_not_for_what_it_is_called() -> None:

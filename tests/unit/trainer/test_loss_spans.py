@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synth_client.record import Record
 from synth_client.training_data.filters import Filters
 from tests.support.records import breached, record_of, unbroken
 from tests.support.synth_client.exports import written
@@ -18,6 +17,7 @@ from trainer.errors import RecipeError
 from trainer.foreign.weigh_tokens import Fit, Token, log_ratio, place_of, tokens_of
 from trainer.training.loss_spans import export_with_spans, learned
 from trainer.training.recipe import DftLoss, Recipe, SftLoss, WeightedLoss
+from trajectory_records.record import Record
 
 LOG = math.log
 

@@ -1,7 +1,7 @@
 """Defines a record: one trajectory with its question, trace and outcome, as one line of JSON.
 
-Records are the interchange between synthesis, report, rescoring, export and training, so a line
-that breaks one of the format's promises is refused, never repaired.
+Records are the interchange between the server, synthesis, report, rescoring, export and training,
+so a line that breaks one of the format's promises is refused, never repaired.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,7 @@ from pydantic import (
 from proxy.core.params import Params
 from proxy.core.stitch import quality
 from proxy.core.types import Author, FinishReason, Role, Scoring
-from synth_client.complaints import complaints_of
-from synth_client.errors import InputError
+from trajectory_records.complaints import complaints_of
 
 Verdict = Literal["safe", "unsafe", "breach", "unscored"]
 
@@ -41,7 +40,7 @@ Count = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class RecordError(InputError):
+class RecordError(Exception):
     """A line is not a record. `path` and `line` (counted from 1) are None outside a file."""
 
     def __init__(self, fault: str, *, path: Path | None = None, line: int | None = None) -> None:
@@ -204,6 +203,10 @@ class Record(Part):
     proxy's flags of a text that would teach something wrong, None if it gave none. `token_logprobs`
     are present once `motab score` has added them.
     `seconds` is the wall-clock time of the attempt that succeeded.
+
+    A server's record has the ids of the request and of the answer, `sample` is the index of the
+    choice, and `raw_prompt` says that the one message was no message but a prompt, which the models
+    read as it is.
     """
 
     id: str
@@ -228,6 +231,9 @@ class Record(Part):
     motab_version: str
     verification: Verification | None = None
     quality: tuple[str, ...] | None = None
+    request_id: str | None = None
+    response_id: str | None = None
+    raw_prompt: bool = False
     token_logprobs: TokenLogprobs | None = None
 
     @model_validator(mode="after")
@@ -236,6 +242,8 @@ class Record(Part):
         self._check_steps()
         self._check_breach()
         self._check_logprobs()
+        if self.raw_prompt and len(self.messages) != 1:
+            raise ValueError(f"a raw prompt is one message, not {len(self.messages)}")
         return self
 
     def _check_spans(self) -> None:
@@ -343,12 +351,16 @@ class Record(Part):
         return "breach" if index == self.breach else "unsafe"
 
     def to_json_line(self) -> bytes:
-        """Return one line of JSON in UTF-8, newline included; `quality` and `token_logprobs` only
-        if present.
+        """Return one line of JSON in UTF-8, newline included; without the optional fields that are
+        not given.
         """
-        left_out = {name for name in ("quality", "token_logprobs") if getattr(self, name) is None}
+        left_out = {name for name in _OPTIONAL if getattr(self, name) in (None, False)}
         fields = self.model_dump(exclude=left_out)
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+    def _is_given(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not None and value is not False
 
     @classmethod
     def from_json_line(cls, line: bytes) -> "Record":
@@ -357,3 +369,6 @@ class Record(Part):
             return cls.model_validate_json(line)
         except ValidationError as error:
             raise RecordError(complaints_of(error)) from error
+
+
+_OPTIONAL: Final = ("quality", "request_id", "response_id", "raw_prompt", "token_logprobs")
