@@ -1,7 +1,7 @@
 """The command `motab serve`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,14 +16,24 @@ def serve_command(
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for upstreams that are still starting.")
     ] = 0.0,
+    records: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Append every trajectory as a record. Default: server.records."
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that serve the one address (above 1: on Linux).")
     ] = 1,
 ) -> None:
     """Serve the configured models behind an OpenAI-compatible API."""
     asked = {"host": host, "port": port}
-    changes = {key: value for key, value in asked.items() if value is not None}
-    loaded = load_config(config).with_server(changes)
+    changes: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+    loaded = load_config(config)
+    if records is not None:
+        kept = loaded.server.records
+        changes["records"] = {**(kept.model_dump() if kept else {}), "file": records}
+    loaded = loaded.with_server(changes)
     if workers == 1:
         run(serve(loaded, wait))
         return

@@ -35,6 +35,14 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class RecordsConfig(_Section):
+    """The file of records."""
+
+    file: str = Field(min_length=1)
+    rotate_mb: float | None = Field(1024, gt=0)
+    """The size in MB at which the next file begins; None: never."""
+
+
 class ServerConfig(_Section):
     """The proxy itself."""
 
@@ -53,6 +61,17 @@ class ServerConfig(_Section):
     request_timeout_s: float = Field(3600, gt=0)
     client_stall_timeout_s: float = Field(120, gt=0)
     """Seconds in which a client may read nothing of its stream; then its trajectories end."""
+    records: RecordsConfig | None = None
+    """Where every finished trajectory is appended as a record: a path, or a `RecordsConfig`."""
+
+    @field_validator("records", mode="before")
+    @classmethod
+    def _records_may_be_a_path(cls, records: object) -> object:
+        if isinstance(records, str):
+            return {"file": records}
+        if records is None or isinstance(records, dict | RecordsConfig):
+            return records
+        raise ValueError("must be a file's path, or {file: PATH, rotate_mb: NUMBER}")
 
     @field_validator("api_keys")
     @classmethod

@@ -117,6 +117,14 @@ class Draining(MotabError):
     retryable = True
 
 
+class RecordNotWritten(MotabError):
+    """The file of records cannot be written, so no trajectory may end, or begin."""
+
+    status = 503
+    code = "record_not_written"
+    retryable = True
+
+
 class DeadlineExceeded(MotabError):
     """The request took longer than `server.request_timeout_s`."""
 

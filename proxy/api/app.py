@@ -152,9 +152,10 @@ def _information_routes(service: Service) -> list[Route]:
         states = await asyncio.gather(*(_state(upstream) for upstream in service.upstreams()))
         upstreams = dict(zip((u.name for u in service.upstreams()), states, strict=True))
         draining = service.admission.draining
-        is_ready = not draining and all(state == "ok" for state in states)
+        own = {} if service.records is None else {"records": await service.records.check() or "ok"}
+        is_ready = not draining and all(state == "ok" for state in (*states, *own.values()))
         status = "draining" if draining else "ready" if is_ready else "unready"
-        return _json({"status": status, "upstreams": upstreams}, 200 if is_ready else 503)
+        return _json({"status": status, "upstreams": upstreams, **own}, 200 if is_ready else 503)
 
     async def metrics(_: Request) -> Response:
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -19,6 +19,14 @@ class ChoiceRun(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """The attempt that made a choice: its number, from 1, and its seconds."""
+
+    number: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class FailedChoice:
     """A choice that came to no end, and its last attempt's error."""
 
@@ -48,13 +56,15 @@ class Choices:
 @dataclass(frozen=True, slots=True)
 class ChoiceRunner:
     """Makes the choices. `make` begins an attempt at one of them; `is_sent` says whether the client
-    has some of its text already; every end is reported.
+    has some of its text already; every end is reported. `keep` gets a choice when its usage has
+    what failed attempts at it have cost.
     """
 
     make: Callable[[int], ChoiceRun]
     is_sent: Callable[[int], bool]
     on_finished: Callable[[int, Outcome], None]
     on_failed: Callable[[Usage], None]
+    keep: Callable[[int, Outcome, Attempt], None]
     deadline_s: float
 
     async def run(self, num_choices: int) -> Choices:
@@ -79,8 +89,9 @@ class ChoiceRunner:
 
     async def _one(self, index: int, choices: Choices, until: float, num_attempts: int) -> None:
         wasted: list[Usage] = []
+        clock = asyncio.get_running_loop().time
         for attempt in range(1, num_attempts + 1):
-            made = self.make(index)
+            made, began = self.make(index), clock()
             try:
                 outcome = await self._before(until, made.run())
             except Exception as error:  # noqa: BLE001 - the client gets any error
@@ -100,6 +111,7 @@ class ChoiceRunner:
                 self.on_finished(index, outcome)
                 for spent in wasted:
                     outcome.usage.add_wasted(spent)
+                self.keep(index, outcome, Attempt(attempt, clock() - began))
                 choices.done[index] = outcome
                 return
 

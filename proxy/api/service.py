@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from proxy.api.choices import ChoiceRunner, Choices
 from proxy.api.metrics import Metrics
+from proxy.api.recording import Recording, check_records
 from proxy.api.schema import GenerationRequest, ScoreRequest, StreamOptions
 from proxy.api.shapes import Head, Kind, completion, scored_text, text_logprobs, trace, usage
 from proxy.api.sse import DONE, ChunkWriter, Outbox, named_event
@@ -33,6 +34,7 @@ from proxy.errors import (
     UnsupportedField,
 )
 from proxy.options import Options, OptionsError, parse_options
+from trajectory_records.appender import Appender
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -94,6 +96,13 @@ class Job:
         )
         observer.usage = run.usage
         return run
+
+    def recording(self, records: Appender | None) -> Recording:
+        """The recording of the trajectories."""
+        questions = tuple(self.questions[i // self.request.n] for i in range(self.num_choices))
+        return Recording(
+            records, self.head, self.request_id, questions, self.options, self.model.labels
+        )
 
     def headers(self) -> dict[str, str]:
         """The answer's additional headers."""
@@ -161,6 +170,8 @@ class Service:
     models: Mapping[str, ServedModel]
     metrics: Metrics
     seats: Seats = field(default_factory=OwnSeats)
+    records: Appender | None = None
+    """None: no trajectory is recorded."""
     admission: Admission = field(init=False)
     started_at: float = field(init=False, default_factory=time.time)
 
@@ -242,6 +253,7 @@ class Service:
 
     async def complete(self, job: Job) -> dict[str, Any]:
         """All trajectories of a request, and the whole answer."""
+        await check_records(self.records)
         with self.admission.admit(job.num_choices):
             observers = [TextObserver()] * job.num_choices
             choices = await self._run_all(job, observers, WideOutlet())
@@ -249,6 +261,7 @@ class Service:
 
     async def stream(self, job: Job, outbox: Outbox) -> None:
         """The same as chunks, sent as they become certain."""
+        await check_records(self.records)
         put = outbox.put
         request, options = job.request, job.options
         wanted = request.stream_options or StreamOptions()
@@ -284,7 +297,8 @@ class Service:
         outlet: Outlet,
         finished: Callable[[int, Outcome], None] = lambda _index, _outcome: None,
     ) -> Choices:
-        """All trajectories of a request at once."""
+        """All trajectories of a request at once; at the end each finished one is recorded."""
+        recording = job.recording(self.records)
         model, method = job.head.model, job.options.method
         scoring = None if job.scorer is None else job.scorer.scoring
 
@@ -297,9 +311,12 @@ class Service:
             is_sent=lambda index: observers[index].has_begun,
             on_finished=on_finished,
             on_failed=lambda spent: self.metrics.failed(model, method, spent, scoring),
+            keep=recording.add,
             deadline_s=self.config.request_timeout_s,
         )
-        return await runner.run(len(observers))
+        choices = await runner.run(len(observers))
+        await recording.on_disk()
+        return choices
 
     async def score(
         self, request: ScoreRequest, request_id: str, clock: UpstreamClock

@@ -5,7 +5,7 @@ import logging
 from rich.console import Console
 from rich.logging import RichHandler
 
-_PACKAGES = ("motab", "proxy", "synth_client", "trainer")
+_PACKAGES = ("motab", "proxy", "synth_client", "trainer", "trajectory_records")
 
 
 def show_logs(console: Console, level: int, speaker: str = "") -> None:

@@ -3,19 +3,25 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from proxy.api.metrics import Metrics
 from proxy.api.service import Service
 from proxy.backends.base import ALL_SLOTS, WorkerSlots
 from proxy.backends.servers.litellm import LiteLLM
-from proxy.config import Config
+from proxy.config import Config, RecordsConfig
 from proxy.engine.admission import OwnSeats, Seats
 from proxy.engine.pair import Pair
 from proxy.engine.served_model import ServedModel
 from proxy.engine.upstream import Upstream
-from proxy.errors import ConfigError, RequestError
+from proxy.errors import ConfigError, RequestError, StartError
 from proxy.options import parse_options
 from proxy.wiring.upstreams import open_upstream
+from trajectory_records.appender import Appender, open_appender
+from trajectory_records.record import RecordError
+from trajectory_records.record_writer import RecordWriter
+
+_MB = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +39,40 @@ async def open_service(
 ) -> AsyncIterator[Service]:
     """Start everything that `config` names; stop and close it at the end.
 
-    Raises the `UpstreamError` of an upstream that does not answer within `wait_s` seconds.
+    Raises the `UpstreamError` of an upstream that does not answer within `wait_s` seconds, and
+    `StartError` if the file of records cannot be used.
     """
     resources = resources or WorkerResources()
     async with AsyncExitStack() as stack:
+        records = None
+        if config.server.records is not None:
+            records = await _open_records(config.server.records, stack)
         upstreams = {
             name: await stack.enter_async_context(
                 open_upstream(name, config, resources.metrics, wait_s, resources.worker_slots)
             )
             for name in config.upstreams
         }
-        yield Service(config.server, _models(config, upstreams), resources.metrics, resources.seats)
+        yield Service(
+            config.server,
+            _models(config, upstreams),
+            resources.metrics,
+            resources.seats,
+            records,
+        )
+
+
+async def _open_records(config: RecordsConfig, stack: AsyncExitStack) -> Appender:
+    max_bytes = None if config.rotate_mb is None else max(1, int(config.rotate_mb * _MB))
+    writer = RecordWriter(Path(config.file), max_bytes)
+    try:
+        return await stack.enter_async_context(open_appender(writer))
+    except OSError as error:
+        reason = error.strerror or error
+        raise StartError(f"server.records: {config.file} cannot be written: {reason}") from error
+    except RecordError as error:
+        message = f"server.records: {error}; choose another file, or move this one away"
+        raise StartError(message) from error
 
 
 def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedModel]:

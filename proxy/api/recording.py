@@ -1,0 +1,120 @@
+"""Makes records of finished trajectories and hands them to the file of records."""
+
+import asyncio
+import logging
+from dataclasses import asdict, dataclass, field, replace
+from os import urandom
+
+from pydantic import ValidationError
+
+from proxy import __version__
+from proxy.api.choices import Attempt
+from proxy.api.shapes import Head, step_trace, usage
+from proxy.backends.base import Question
+from proxy.engine.usage import Outcome
+from proxy.errors import MotabError, RecordNotWritten
+from proxy.options import Options
+from trajectory_records.appender import Appender, Problem
+from trajectory_records.record import (
+    Message,
+    Models,
+    MotabUsage,
+    Record,
+    Span,
+    StepRecord,
+    Usage,
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Recording:
+    """The records of one request; none if `appender` is None."""
+
+    appender: Appender | None
+    head: Head
+    request_id: str
+    questions: tuple[Question, ...]
+    """The question of each choice."""
+    options: Options
+    models: dict[str, str | None]
+    _pending: list[asyncio.Future[Problem]] = field(init=False, default_factory=list)
+    _fault: ValidationError | None = field(init=False, default=None)
+
+    def add(self, index: int, outcome: Outcome, attempt: Attempt) -> None:
+        """Record a finished choice. It will be on disk even if the client leaves now."""
+        if self.appender is None:
+            return
+        if not outcome.trajectory.text.strip():
+            # Nothing can be learnt from it; `motab synth` takes it for a failure, too.
+            _log.warning("%s: choice %d is empty and is not recorded", self.request_id, index)
+            return
+        try:
+            record = self._record(index, outcome, attempt)
+        except ValidationError as error:
+            self._fault = error
+        else:
+            self._pending.append(self.appender.add(record))
+
+    async def on_disk(self) -> None:
+        """Return when all records are on disk. Raises `RecordNotWritten` if one is not."""
+        if self._fault is not None:
+            message = (
+                f"a trajectory breaks the format of records: {self._fault}; please report this"
+            )
+            raise MotabError(message) from self._fault
+        if self.appender is None:
+            return
+        for written in self._pending:
+            problem = await self.appender.within_limit(written)
+            if problem is not None:
+                message = f"the answer is complete, but its record is not on disk: {problem}"
+                raise RecordNotWritten(message)
+
+    def _record(self, index: int, outcome: Outcome, attempt: Attempt) -> Record:
+        trajectory, question = outcome.trajectory, self.questions[index]
+        prompt = question.prompt
+        asked = [Message(role=message.role, content=message.content) for message in question.messages]
+        if question.begun:
+            asked.append(Message(role="assistant", content=question.begun))
+        if prompt is not None:
+            asked = [Message(role="user", content=prompt)]
+        options = replace(self.options, trace="full")
+        spent = usage([outcome.usage], options)
+        return Record(
+            # A client may name two requests alike, and the answers' ids are made of that name.
+            id=f"{self.head.id}-{index}-{urandom(4).hex()}",
+            sample=index,
+            messages=tuple(asked),
+            output=trajectory.text,
+            spans=tuple(
+                Span(role=span.role, start=span.start, end=span.end) for span in trajectory.spans
+            ),
+            method=options.method,
+            params=asdict(options),
+            models=Models(**self.models),
+            scoring=outcome.scoring,
+            breach=trajectory.breach,
+            bifurcation=trajectory.bifurcation,
+            steps=tuple(StepRecord(**step_trace(step)) for step in trajectory.steps),
+            finish_reason=trajectory.finish_reason,
+            usage=Usage(**{**spent, "motab": MotabUsage(**spent["motab"])}),
+            answer=None,
+            predicted=None,
+            correct=None,
+            attempts=attempt.number,
+            seconds=attempt.seconds,
+            motab_version=__version__,
+            quality=tuple(outcome.quality),
+            request_id=self.request_id,
+            response_id=self.head.id,
+            raw_prompt=prompt is not None,
+        )
+
+
+async def check_records(appender: Appender | None) -> None:
+    """Raise `RecordNotWritten` if records are wanted and cannot be written now."""
+    problem = None if appender is None else await appender.check()
+    if problem is not None:
+        raise RecordNotWritten(f"no trajectory begins while records cannot be written: {problem}")
