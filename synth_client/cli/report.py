@@ -1,7 +1,8 @@
 """The commands `motab report` and `motab rescore`."""
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import chain, product
 from pathlib import Path
 from typing import Annotated
@@ -19,10 +20,13 @@ from synth_client.report.rescore import (
     Calibrator,
     RescoreError,
     Scored,
+    first_to_rescore,
+    of_method,
     own_thresholds,
     rescore,
     scored_steps,
 )
+from trajectory_records.record import Record
 
 
 def report_command(
@@ -79,15 +83,21 @@ def rescore_command(
         raise typer.BadParameter("a threshold must be a finite number")
     if output is not None:
         check_output(output, records)
-    first = next(read_records(records), None)
+    first = first_to_rescore(read_records(records))
     if first is None:
         raise RescoreError(f"{records} holds no records")
+    others: Counter[str] = Counter()
+
+    def alike() -> Iterator[Record]:
+        others.clear()
+        return of_method(first.method, read_records(records), others)
+
     own = own_thresholds(first)
     scales = entropy_scale or [own[1]]
     with_entropy = any(scales)
     calibrations = []
     if calibrate is not None:
-        steps = scored_steps(read_records(records), with_entropy=with_entropy)
+        steps = scored_steps(alike(), with_entropy=with_entropy)
         calibrations = _calibrate(steps, scales, calibrate)
     bases = base_threshold or ([own[0]] if calibrate is None else [])
     pairs = sorted(
@@ -97,7 +107,7 @@ def rescore_command(
         },
         key=lambda pair: (pair[1], pair[0]),
     )
-    rows = rescore(scored_steps(read_records(records), with_entropy=with_entropy), pairs)
+    rows = rescore(scored_steps(alike(), with_entropy=with_entropy), pairs)
     require_plotly()
     # It imports Plotly, which is slow.
     from synth_client.report.rescore_page import (  # noqa: PLC0415
@@ -111,6 +121,11 @@ def rescore_command(
     console.print(render_rows(rows, own))
     for note in notes:
         console.print(note, markup=False, highlight=False)
+    if others:
+        left_out = ", ".join(f"{number:,} of {method}" for method, number in others.items())
+        console.print(
+            f"left out, because other methods have no thresholds: {left_out}", style="dim"
+        )
     if any(row.num_open for row in rows):
         console.print(
             "open: passes its stored steps but was cut at its breach, so it may breach later or"

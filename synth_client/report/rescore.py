@@ -21,6 +21,8 @@ from trajectory_records.record import Record
 
 # Within one table, all records must share the meaning of a step and of its numbers.
 _SHARED: Final = ("delimiter", "entropy_top_k", "max_step_tokens", "backtrack", "boundary")
+METHOD: Final = "motab"
+"""The one method with thresholds."""
 
 
 class RescoreError(ClientError):
@@ -137,6 +139,25 @@ class Row:
     def accepted_share(self) -> float:
         """The share of the student's scored tokens; a lower bound if trajectories are open."""
         return self.accepted_tokens / self.student_tokens if self.student_tokens else 0.0
+
+
+def first_to_rescore(records: Iterable[Record]) -> Record | None:
+    """Return the first record of MOTAB; the first of all if there is none."""
+    first: Record | None = None
+    for record in records:
+        if record.method == METHOD:
+            return record
+        first = first or record
+    return first
+
+
+def of_method(method: str, records: Iterable[Record], others: Counter[str]) -> Iterator[Record]:
+    """Yield the records of one method, and count the others by theirs."""
+    for record in records:
+        if record.method == method:
+            yield record
+        else:
+            others[record.method] += 1
 
 
 def scored_steps(records: Iterable[Record], *, with_entropy: bool) -> Iterator[Scored]:
@@ -286,7 +307,7 @@ def _check_same(first: Record, record: Record) -> None:
 
 
 def _scored_of(record: Record, *, with_entropy: bool) -> Scored:
-    if record.method != "motab":
+    if record.method != METHOD:
         raise RescoreError(
             f"record {record.id} is of method {record.method}, which has no MOTAB thresholds:"
             " rescoring needs records of method motab"

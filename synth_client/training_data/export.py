@@ -63,14 +63,16 @@ def export(job: Export) -> Kept:
     the mask, and `OutputError` if the folder cannot be written.
     """
     check_mask(job.format, job.mask)
-    kept = Kept()
+    kept, num_raw = Kept(), 0
     filters = filters_of(job)
     with atomic_folder(job.output, MARKER, overwrite=job.overwrite) as folder:
         with output_errors(job.output), _open_writer(folder, job) as writer:
             for record, passes in filters.split(lambda: read_records(job.source), kept):
                 if passes:
                     _write(writer, record, job)
+                    num_raw += record.raw_prompt
         _note_media_words(job, kept)
+        _note_raw_prompts(job, num_raw)
         if not kept.num_kept:
             dropped = "".join(f"; {name} dropped {n}" for name, n in kept.dropped.items())
             raise InputError(f"{job.source}: no record is left to export{dropped}")
@@ -98,6 +100,22 @@ def _note_media_words(job: Export, kept: Kept) -> None:
         f"{number:,}",
         ", ".join(MEDIA_WORDS),
     )
+
+
+def _note_raw_prompts(job: Export, number: int) -> None:
+    """Warn if prompts that had no chat template will get one in training."""
+    if number and job.format not in _TABLES:
+        answers = (
+            "1 record answers a raw prompt"
+            if number == 1
+            else f"{number:,} records answer raw prompts"
+        )
+        _log.warning(
+            "%s, which %s can only hold as a user's message, so the trainer wraps it in its chat"
+            " template; parquet and hf mark such records (raw_prompt)",
+            answers,
+            job.format,
+        )
 
 
 def check_mask(format: Format, mask: Mask) -> None:  # noqa: A002 - its name everywhere

@@ -102,7 +102,7 @@ def test_help_names_the_commands() -> None:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("serve", ("--config", "--host", "--port", "--wait", "--workers")),
+        ("serve", ("--config", "--host", "--port", "--wait", "--records", "--workers")),
         ("probe", ("--config", "--json", "--wait")),
     ],
 )

@@ -200,6 +200,24 @@ def test_the_command_lines_address_replaces_the_files_and_nothing_else(tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("value", "rotate_mb"),
+    [
+        ("out/records.jsonl", 1024),
+        ({"file": "out/records.jsonl"}, 1024),
+        ({"file": "out/records.jsonl", "rotate_mb": 0.5}, 0.5),
+        ({"file": "out/records.jsonl", "rotate_mb": None}, None),
+    ],
+)
+def test_records_are_a_path_or_a_path_with_a_size(
+    value: object, rotate_mb: float | None, tmp_path: Path
+) -> None:
+    assert loaded(FILE, tmp_path).server.records is None
+    records = loaded(changed("server records", value), tmp_path).server.records
+    assert records is not None
+    assert (records.file, records.rotate_mb) == ("out/records.jsonl", rotate_mb)
+
+
+@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"port": 65536}, "server.port: input should be less than or equal to 65535"),
