@@ -32,6 +32,10 @@ def always(*items: str) -> Callable[[Sampling], Script]:
     return lambda _sampling: says(*items)
 
 
+def asking(question: str) -> Any:
+    return [{"role": "user", "content": question}]
+
+
 async def ask(path: Path) -> list[str]:
     """The texts that a stock client gets: of three chats, two choices and a raw prompt."""
     student = ScriptedBackend(always(A, B, "tail"))
@@ -44,11 +48,10 @@ async def ask(path: Path) -> list[str]:
     ):
         texts = []
         for question in QUESTIONS:
-            messages: Any = [{"role": "user", "content": question}]
-            chat = await client.chat.completions.create(model=MODEL, messages=messages)
+            chat = await client.chat.completions.create(model=MODEL, messages=asking(question))
             texts.append(chat.choices[0].message.content or "")
         two = await client.chat.completions.create(
-            model="student/s", messages=messages, n=2, stream=True
+            model="student/s", messages=asking(QUESTIONS[-1]), n=2, stream=True
         )
         pieces = {0: "", 1: ""}
         async for chunk in two:

@@ -18,7 +18,7 @@ from trajectory_records.record_writer import RecordWriter
 
 
 class ControlledWriter(RecordWriter):
-    """Fails or waits when told to, as a disk may."""
+    """Fails or waits when the test says so, as a disk may."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
