@@ -239,7 +239,7 @@ async def test_an_answer_that_is_no_json_is_quoted() -> None:
         (Trouble.TRANSIENT, {"upstream_failed": 502, "upstream_unreachable": 502}),
         (Trouble.TRANSIENT, {"upstream_interrupted": 502, "upstream_denied": 502}),
         (Trouble.TRANSIENT, {"upstream_refused": None}),
-        (Trouble.CAPACITY, {"draining": 503, "over_capacity": 429}),
+        (Trouble.CAPACITY, {"draining": 503, "over_capacity": 429, "record_not_written": 503}),
     ],
 )
 def test_the_proxys_code_says_what_its_status_cannot(
@@ -256,7 +256,7 @@ def test_every_code_of_the_proxy_has_its_class() -> None:
     ends = {"invalid_api_key", "model_not_found"}
     by_status = {"over_capacity", "draining", "upstream_failed", "upstream_unreachable"}
     by_status |= {"upstream_interrupted", "upstream_denied", "unsupported_field"}
-    by_status |= {"scoring_unavailable", "invalid_value", "body_too_large"}
+    by_status |= {"scoring_unavailable", "invalid_value", "body_too_large", "record_not_written"}
     assert codes == ends | by_status | set(_TROUBLE_OF_CODE)
 
 
