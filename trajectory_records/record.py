@@ -6,14 +6,11 @@ so a line that breaks one of the format's promises is refused, never repaired.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
     SerializerFunctionWrapHandler,
@@ -26,6 +23,7 @@ from proxy.core.params import Params
 from proxy.core.stitch import quality
 from proxy.core.types import Author, FinishReason, Role, Scoring
 from trajectory_records.complaints import complaints_of
+from trajectory_records.parts import Count, Part, TokenLogprobs
 
 Verdict = Literal["safe", "unsafe", "breach", "unscored"]
 
@@ -36,7 +34,6 @@ ROLE_LABELS: Final[Mapping[Role, str]] = {
     "teacher": "teacher",
 }
 
-Count = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -48,12 +45,6 @@ class RecordError(Exception):
         self.fault = fault
         self.path = path
         self.line = line
-
-
-class Part(BaseModel):
-    """The base of all parts of a record: frozen, without coercion or unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Message(Part):
@@ -154,34 +145,6 @@ class Verification(Part):
         if not self.scores:
             del fields["scores"]
         return fields
-
-
-class ModelLogprobs(Part):
-    """The log-probabilities of the output under one model, for its own tokens, which cover it all.
-
-    `logprobs` are natural logarithms. `ends[i]` is the number of characters that are complete once
-    token i is read: the offset at which the token ends or, if it ends inside a character, the
-    offset at which that character begins. A token that ends the turn is not included.
-    """
-
-    ends: tuple[Count, ...]
-    logprobs: tuple[Annotated[float, Field(le=0.0)], ...]
-
-    @model_validator(mode="after")
-    def _is_one_each(self) -> "ModelLogprobs":
-        if len(self.ends) != len(self.logprobs):
-            raise ValueError(f"{len(self.ends)} ends, but {len(self.logprobs)} logprobs")
-        for index, (before, end) in enumerate(pairwise(self.ends), start=1):
-            if end < before:
-                raise ValueError(f"token {index} ends at {end}, before the one before it")
-        return self
-
-
-class TokenLogprobs(Part):
-    """The output under both models, without any sampling temperature."""
-
-    student: ModelLogprobs
-    teacher: ModelLogprobs
 
 
 @dataclass(frozen=True, slots=True)

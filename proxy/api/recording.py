@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from os import urandom
 
 from pydantic import ValidationError
 
 from proxy import __version__
 from proxy.api.choices import Attempt
-from proxy.api.shapes import Head, step_trace, usage
+from proxy.api.shapes import Head, trace
 from proxy.backends.base import Question
 from proxy.engine.usage import Outcome
+from proxy.engine.usage import Usage as Spent
 from proxy.errors import MotabError, RecordNotWritten
 from proxy.options import Options
 from trajectory_records.appender import Appender, Problem
@@ -36,11 +37,16 @@ class Recording:
     head: Head
     request_id: str
     questions: tuple[Question, ...]
-    """The question of each choice."""
+    num_choices: int
+    """The number of choices of each question."""
     options: Options
     models: dict[str, str | None]
+    """The models' own names."""
     _pending: list[asyncio.Future[Problem]] = field(init=False, default_factory=list)
     _fault: ValidationError | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.options = replace(self.options, trace="full")
 
     def add(self, index: int, outcome: Outcome, attempt: Attempt) -> None:
         """Record a finished choice. It will be on disk even if the client leaves now."""
@@ -73,33 +79,29 @@ class Recording:
                 raise RecordNotWritten(message)
 
     def _record(self, index: int, outcome: Outcome, attempt: Attempt) -> Record:
-        trajectory, question = outcome.trajectory, self.questions[index]
-        prompt = question.prompt
-        asked = [Message(role=message.role, content=message.content) for message in question.messages]
+        trajectory, found = outcome.trajectory, trace(outcome, self.options, self.models)
+        question = self.questions[index // self.num_choices]
+        asked = [Message(role=one.role, content=one.content) for one in question.messages]
         if question.begun:
             asked.append(Message(role="assistant", content=question.begun))
-        if prompt is not None:
-            asked = [Message(role="user", content=prompt)]
-        options = replace(self.options, trace="full")
-        spent = usage([outcome.usage], options)
+        if question.prompt is not None:
+            asked = [Message(role="user", content=question.prompt)]
         return Record(
             # A client may name two requests alike, and the answers' ids are made of that name.
             id=f"{self.head.id}-{index}-{urandom(4).hex()}",
             sample=index,
             messages=tuple(asked),
             output=trajectory.text,
-            spans=tuple(
-                Span(role=span.role, start=span.start, end=span.end) for span in trajectory.spans
-            ),
-            method=options.method,
-            params=asdict(options),
-            models=Models(**self.models),
+            spans=tuple(Span(**span) for span in found["spans"]),
+            method=found["method"],
+            params=found["params"],
+            models=Models(**found["models"]),
             scoring=outcome.scoring,
             breach=trajectory.breach,
             bifurcation=trajectory.bifurcation,
-            steps=tuple(StepRecord(**step_trace(step)) for step in trajectory.steps),
+            steps=tuple(StepRecord(**step) for step in found["steps"]),
             finish_reason=trajectory.finish_reason,
-            usage=Usage(**{**spent, "motab": MotabUsage(**spent["motab"])}),
+            usage=_usage_of(outcome.usage),
             answer=None,
             predicted=None,
             correct=None,
@@ -109,8 +111,18 @@ class Recording:
             quality=tuple(outcome.quality),
             request_id=self.request_id,
             response_id=self.head.id,
-            raw_prompt=prompt is not None,
+            raw_prompt=question.prompt is not None,
         )
+
+
+def _usage_of(spent: Spent) -> Usage:
+    motab = {name: getattr(spent, name) for name in MotabUsage.model_fields}
+    return Usage(
+        prompt_tokens=spent.prompt_tokens,
+        completion_tokens=spent.completion_tokens,
+        total_tokens=spent.prompt_tokens + spent.completion_tokens,
+        motab=MotabUsage(**motab),
+    )
 
 
 async def check_records(appender: Appender | None) -> None:

@@ -99,9 +99,14 @@ class Job:
 
     def recording(self, records: Appender | None) -> Recording:
         """The recording of the trajectories."""
-        questions = tuple(self.questions[i // self.request.n] for i in range(self.num_choices))
         return Recording(
-            records, self.head, self.request_id, questions, self.options, self.model.labels
+            records,
+            self.head,
+            self.request_id,
+            self.questions,
+            self.request.n,
+            self.options,
+            self.model.labels,
         )
 
     def headers(self) -> dict[str, str]:

@@ -11,14 +11,13 @@ from proxy.secrets import masked
 from synth_client.asking.errors import REASONING_APART, SynthesisError
 from synth_client.questions.question import Question
 from trajectory_records.complaints import complaints_of
+from trajectory_records.parts import Count, TokenLogprobs
 from trajectory_records.record import (
-    Count,
     Models,
     MotabUsage,
     Record,
     Span,
     StepRecord,
-    TokenLogprobs,
     Usage,
 )
 

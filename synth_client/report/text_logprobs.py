@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Literal, NamedTuple, get_args
 
-from trajectory_records.record import ModelLogprobs, TokenLogprobs
+from trajectory_records.parts import ModelLogprobs, TokenLogprobs
 
 Model = Literal["student", "teacher"]
 MODELS: Final[tuple[Model, ...]] = get_args(Model)

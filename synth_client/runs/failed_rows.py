@@ -7,7 +7,8 @@ from synth_client.asking.errors import SynthesisError
 from synth_client.errors import OutputError
 from synth_client.questions.question import BadRow, Unit
 from trajectory_records.complaints import complaints_of
-from trajectory_records.record import Count, Message, Part
+from trajectory_records.parts import Count, Part
+from trajectory_records.record import Message
 
 BAD_ROW = "bad_row"
 

@@ -22,7 +22,8 @@ from synth_client.runs.outputs import Totals, journalled, write_lines
 from synth_client.runs.progress import Tally
 from synth_client.runs.session import Session, run_session
 from trajectory_records.complaints import complaints_of
-from trajectory_records.record import Record, TokenLogprobs
+from trajectory_records.parts import TokenLogprobs
+from trajectory_records.record import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

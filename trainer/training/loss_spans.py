@@ -18,7 +18,8 @@ from synth_client.training_data.filters import Filters, Kept
 from synth_client.training_data.masks import loss_spans, step_ends
 from trainer.errors import RecipeError
 from trainer.training.recipe import DataLoss, WeightedLoss
-from trajectory_records.record import ModelLogprobs, Record
+from trajectory_records.parts import ModelLogprobs
+from trajectory_records.record import Record
 
 COLUMN: Final = "learn"
 LINES: Final = "train.jsonl"

@@ -28,7 +28,7 @@ from tests.support.records import (
     unbroken,
 )
 from tests.support.synth_client.reports import evenly
-from trajectory_records.record import ModelLogprobs
+from trajectory_records.parts import ModelLogprobs
 
 STUDENT, TEACHER = TextKind("student", after_other=False), TextKind("teacher", after_other=False)
 CORRECTED, RESUMED = TextKind("teacher", after_other=True), TextKind("student", after_other=True)

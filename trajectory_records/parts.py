@@ -1,0 +1,42 @@
+"""Defines the base of a record's parts, and the part that holds token log-probabilities."""
+
+from itertools import pairwise
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Part(BaseModel):
+    """The base of all parts of a record: frozen, without coercion or unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelLogprobs(Part):
+    """The log-probabilities of the output under one model, for its own tokens, which cover it all.
+
+    `logprobs` are natural logarithms. `ends[i]` is the number of characters that are complete once
+    token i is read: the offset at which the token ends or, if it ends inside a character, the
+    offset at which that character begins. A token that ends the turn is not included.
+    """
+
+    ends: tuple[Count, ...]
+    logprobs: tuple[Annotated[float, Field(le=0.0)], ...]
+
+    @model_validator(mode="after")
+    def _is_one_each(self) -> "ModelLogprobs":
+        if len(self.ends) != len(self.logprobs):
+            raise ValueError(f"{len(self.ends)} ends, but {len(self.logprobs)} logprobs")
+        for index, (before, end) in enumerate(pairwise(self.ends), start=1):
+            if end < before:
+                raise ValueError(f"token {index} ends at {end}, before the one before it")
+        return self
+
+
+class TokenLogprobs(Part):
+    """The output under both models, without any sampling temperature."""
+
+    student: ModelLogprobs
+    teacher: ModelLogprobs
