@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from synth_client.errors import InputError
 from synth_client.files.record_file import read_records
 from tests.support.disk import watch_disk
+from tests.support.patience import PATIENCE_S
 from tests.support.records import record_of, unbroken
 from trajectory_records.record import RecordError
 from trajectory_records.record_writer import RecordWriter
@@ -200,6 +202,33 @@ def test_an_fsync_that_fails_leaves_no_line_that_would_come_twice(
             writer.append(lines)
     writer.append(lines)
     assert ids(path) == ["r0000"]
+
+
+def test_a_writer_waits_for_another_that_is_in_the_middle_of_a_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, half, more = os.write, threading.Event(), threading.Event()
+
+    def halting(descriptor: int, content: Any) -> int:
+        if half.is_set() or Path(f"/proc/self/fd/{descriptor}").readlink().suffix != ".jsonl":
+            return write(descriptor, content)
+        num = write(descriptor, bytes(content)[: len(content) // 2])
+        half.set()
+        more.wait(PATIENCE_S)
+        return num
+
+    first, second = prepared(path), prepared(path)
+    monkeypatch.setattr(os, "write", halting)
+    slow = threading.Thread(target=first.append, args=(deque([line(0)]),))
+    quick = threading.Thread(target=second.append, args=(deque([line(1)]),))
+    slow.start()
+    assert half.wait(PATIENCE_S)
+    quick.start()
+    quick.join(0.3)  # time enough to do harm
+    more.set()
+    slow.join()
+    quick.join()
+    assert ids(path) == ["r0000", "r0001"]
 
 
 def write_for_ever(path: Path, writer: int, max_bytes: int) -> None:
