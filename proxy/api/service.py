@@ -5,18 +5,19 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from proxy.api.choices import ChoiceRunner, Choices
 from proxy.api.metrics import Metrics
+from proxy.api.observers import StreamObserver, TextObserver
 from proxy.api.recording import Recording, check_records
 from proxy.api.schema import GenerationRequest, ScoreRequest, StreamOptions
 from proxy.api.shapes import Head, Kind, completion, scored_text, text_logprobs, trace, usage
-from proxy.api.sse import DONE, ChunkWriter, Outbox, named_event
+from proxy.api.sse import DONE, ChunkWriter, Outbox
 from proxy.backends.base import Call, Question, Sampling, Scorer, UpstreamClock
 from proxy.config import ServerConfig
-from proxy.core.types import Author, Breached, Judged
+from proxy.core.types import Author
 from proxy.engine.admission import Admission, OwnSeats, Seats
 from proxy.engine.given_text import TextLogprobs, score_steps, score_tokens
 from proxy.engine.model_context import ModelContext, Prompts, with_text
@@ -75,7 +76,7 @@ class Job:
     def num_choices(self) -> int:
         return len(self.questions) * self.request.n
 
-    def run(self, index: int, observer: "TextObserver", outlet: Outlet) -> TrajectoryRun:
+    def run(self, index: int, observer: TextObserver, outlet: Outlet) -> TrajectoryRun:
         """The trajectory of choice `index`. Each choice of a question has a seed of its own, the
         same as if the question came alone.
         """
@@ -112,59 +113,6 @@ class Job:
     def headers(self) -> dict[str, str]:
         """The answer's additional headers."""
         return {} if self.scorer is None else {"x-motab-scoring": self.scorer.scoring}
-
-
-class TextObserver:
-    """Ignores text and notices, for answers that are sent whole."""
-
-    has_begun = False
-    """Whether the client was sent something of the choice."""
-    usage = Usage()
-    """The trajectory's cost so far."""
-
-    def text(self, text: str) -> None:
-        """Not sent yet."""
-
-    def notice(self, notice: Judged | Breached) -> None:
-        """Not sent at all."""
-
-
-@dataclass(slots=True)
-class StreamObserver(TextObserver):
-    """Writes one choice's text, and its decisions if they were requested."""
-
-    index: int
-    writer: ChunkWriter
-    put: Callable[[bytes], None]
-    events: bool
-    has_begun: bool = False
-    usage: Usage = field(default_factory=Usage)
-
-    def begin(self) -> None:
-        """Open the choice. Called only when there is something to send, so that a request that
-        fails at once is answered with a status and not with a broken stream.
-        """
-        if not self.has_begun:
-            self.has_begun = True
-            if role := self.writer.role(self.index, self.usage):
-                self.put(role)
-
-    def text(self, text: str) -> None:
-        self.begin()
-        self.put(self.writer.text(self.index, text, self.usage))
-
-    def notice(self, notice: Judged | Breached) -> None:
-        if not self.events:
-            return
-        self.begin()
-        if isinstance(notice, Judged):
-            step = asdict(notice.step)
-            # Its place in the text may not be certain yet; the trace at the end has it.
-            del step["start"], step["end"]
-            self.put(named_event("motab.step", {"index": self.index, "step": notice.index, **step}))
-        else:
-            cut = {"breach": notice.breach, "bifurcation": notice.bifurcation}
-            self.put(named_event("motab.breach", {"index": self.index, **cut}))
 
 
 @dataclass(slots=True)
@@ -298,7 +246,7 @@ class Service:
     async def _run_all(
         self,
         job: Job,
-        observers: Sequence["TextObserver"],
+        observers: Sequence[TextObserver],
         outlet: Outlet,
         finished: Callable[[int, Outcome], None] = lambda _index, _outcome: None,
     ) -> Choices:

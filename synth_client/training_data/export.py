@@ -18,7 +18,13 @@ import orjson
 from synth_client.errors import InputError
 from synth_client.files.atomic import atomic_folder, output_errors
 from synth_client.files.record_file import read_records
-from synth_client.training_data.filters import MEDIA_WORDS, NO_MEDIA_WORDS, Filters, Kept
+from synth_client.training_data.filters import (
+    MEDIA_WORDS,
+    NO_MEDIA_WORDS,
+    WHOLE_ANSWERS,
+    Filters,
+    Kept,
+)
 from synth_client.training_data.masks import Mask
 from synth_client.training_data.parquet import TableWriter, hf_writer, parquet_writer
 from trajectory_records.record import Message, Record
@@ -52,6 +58,18 @@ class Export:
     overwrite: bool = False
 
 
+_LEFT_OUT: Final[Mapping[str, str]] = {
+    NO_MEDIA_WORDS: (
+        f"have {', '.join(MEDIA_WORDS)} in their texts and are left out, because LLaMA-Factory"
+        " takes these words for media; messages, parquet and hf keep them"
+    ),
+    WHOLE_ANSWERS: (
+        "continue an answer that the client began and are left out, because trainers take its"
+        " beginning for a turn of its own"
+    ),
+}
+
+
 class _Writer(Protocol):
     def write(self, record: Record) -> None: ...
 
@@ -71,7 +89,7 @@ def export(job: Export) -> Kept:
                 if passes:
                     _write(writer, record, job)
                     num_raw += record.raw_prompt
-        _note_media_words(job, kept)
+        _note_left_out(job, kept)
         _note_raw_prompts(job, num_raw)
         if not kept.num_kept:
             dropped = "".join(f"; {name} dropped {n}" for name, n in kept.dropped.items())
@@ -82,24 +100,21 @@ def export(job: Export) -> Kept:
 
 
 def filters_of(job: Export) -> Filters:
-    """Return the filters that choose the records, with the one that the format needs."""
-    return job.filters.after(NO_MEDIA_WORDS) if job.format in _WITH_MEDIA else job.filters
+    """Return the filters that choose the records, with those that the format needs."""
+    filters = job.filters.after(WHOLE_ANSWERS)
+    return filters.after(NO_MEDIA_WORDS) if job.format in _WITH_MEDIA else filters
 
 
-def _note_media_words(job: Export, kept: Kept) -> None:
-    """Warn if records were left out for their words, and do not mention the filter otherwise."""
-    if NO_MEDIA_WORDS in job.filters.names or job.format not in _WITH_MEDIA:
-        return
-    number = kept.dropped[NO_MEDIA_WORDS]
-    if not number:
-        del kept.dropped[NO_MEDIA_WORDS]
-        return
-    _log.warning(
-        "%s records have %s in their texts and are left out, because LLaMA-Factory takes these"
-        " words for media; messages, parquet and hf keep them",
-        f"{number:,}",
-        ", ".join(MEDIA_WORDS),
-    )
+def _note_left_out(job: Export, kept: Kept) -> None:
+    """Warn of records that our own filters left out; one that dropped nothing is not mentioned."""
+    for name, reason in _LEFT_OUT.items():
+        if name in job.filters.names or name not in kept.dropped:
+            continue
+        number = kept.dropped[name]
+        if number:
+            _log.warning("%s records %s", f"{number:,}", reason)
+        else:
+            del kept.dropped[name]
 
 
 def _note_raw_prompts(job: Export, number: int) -> None:

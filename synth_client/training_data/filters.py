@@ -25,6 +25,7 @@ Records = Callable[[], Iterator[Record]]
 """Each call starts over from the first record."""
 
 NO_MEDIA_WORDS: Final = "no-media-words"
+WHOLE_ANSWERS: Final = "whole-answers"
 MEDIA_WORDS: Final = ("<image>", "<video>", "<audio>")
 """What LLaMA-Factory takes for a picture, a film or a sound, wherever it stands in a text."""
 
@@ -191,6 +192,7 @@ _PLAIN: Final[Mapping[str, Callable[[Record], bool]]] = {
     "no-breach": lambda record: record.breach is None,
     "sound": lambda record: not record.flags(),
     NO_MEDIA_WORDS: _has_no_media_words,
+    WHOLE_ANSWERS: lambda record: record.messages[-1].role != "assistant",
 }
 _NUMBERS: Final[Mapping[str, Callable[[Record], float | None]]] = {
     "chars": lambda record: len(record.output),

@@ -2,7 +2,7 @@
 
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import orjson
@@ -216,6 +216,17 @@ def test_texts_that_llamafactory_takes_for_media_are_left_out_and_counted(
         "1 records have <image>, <video>, <audio> in their texts and are left out, because"
         " LLaMA-Factory takes these words for media; messages, parquet and hf keep them"
     )
+
+
+@pytest.mark.parametrize("to", get_args(Format))
+def test_answers_that_the_client_began_are_left_out_of_every_format(
+    to: Format, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "First, "}]
+    written(tmp_path / "records.jsonl", [RECORDS[0], record_of(unbroken(messages=asked))])
+    marker = orjson.loads((run(tmp_path, to) / MARKER).read_bytes())
+    assert (marker["num_kept"], marker["dropped"]) == (1, {"whole-answers": 1})
+    assert "1 records continue an answer that the client began" in caplog.text
 
 
 @pytest.mark.parametrize("to", ["messages", "parquet", "hf"])

@@ -174,9 +174,9 @@ def test_what_is_no_filter_is_refused_with_those_there_are(text: str) -> None:
         Filters([text])
     assert str(caught.value) == (
         f"--filter {text}: no such filter; known filters are correct, breach, no-breach,"
-        " sound, no-media-words, finish=stop|length|content_filter, unique=first|shortest|best,"
-        " chars<=N, tokens<=N, value<=N, bifurcation<=N, depth<=N, student<=N, flawed<=N,"
-        " teacher<=N (or >=)"
+        " sound, no-media-words, whole-answers, finish=stop|length|content_filter,"
+        " unique=first|shortest|best, chars<=N, tokens<=N, value<=N, bifurcation<=N, depth<=N,"
+        " student<=N, flawed<=N, teacher<=N (or >=)"
     )
 
 

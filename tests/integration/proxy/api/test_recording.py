@@ -129,6 +129,20 @@ async def test_a_raw_prompt_is_recorded_as_what_it_is(
     assert record.response_id.startswith("cmpl-")
 
 
+async def test_each_prompt_and_each_begun_answer_has_the_record_of_its_question(
+    recorded: Recorded,
+) -> None:
+    student = ScriptedBackend(lambda _sampling: says("One."))
+    await asked(recorded, service_of(student), TEXT, {**text(n=2), "prompt": ["P", "Q"]})
+    found = {record.sample: record.question for record in recorded.records()}
+    assert found == {0: "P", 1: "P", 2: "Q", 3: "Q"}
+    begun = [{"role": "user", "content": "R"}, {"role": "assistant", "content": "First, "}]
+    await asked(recorded, service_of(student), CHAT, {**chat(), "messages": begun})
+    (record,) = (one for one in recorded.records() if one.question == "R")
+    assert [message.model_dump() for message in record.messages] == begun
+    assert record.output == "One."
+
+
 @pytest.mark.parametrize(
     ("model", "role", "models"),
     [("student/s", "student", ("small", None)), ("teacher/t", "teacher", (None, "large"))],
