@@ -93,6 +93,10 @@ bench: $(VENV)/.dev  ## the proxy's speed on simulated servers, compared with th
 bench-real: $(VENV)/.dev $(SERVERS)/.installed  ## the same comparison on a real vLLM on the CPU
 	$(BIN)/python -m benchmarks.real
 
+.PHONY: bench-hostile
+bench-hostile: $(VENV)/.dev  ## what attacks on the proxy cost it, in memory, processor and time; ten minutes
+	$(BIN)/python -m benchmarks.hostile
+
 .PHONY: bench-env
 bench-env: .venv-litellm/.installed  ## the environment of litellm's proxy, which make bench then measures, too
 

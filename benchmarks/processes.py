@@ -27,6 +27,7 @@ PAIR = "pair"
 KEY = "sk-" + secrets.token_hex(16)
 """Sent with every request, because litellm's proxy requires a key; the others ignore it."""
 _START_S = 240.0
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +133,21 @@ async def simulated_pair(
 
 
 @asynccontextmanager
-async def proxy(pairs: dict[str, Pair[S]]) -> AsyncIterator[Process]:
-    """Run `motab serve` with each pair under its name, in its own process."""
+async def proxy(
+    pairs: dict[str, Pair[S]],
+    code: Path = _ROOT,
+    **server: Any,  # noqa: ANN401 - keys of the configuration
+) -> AsyncIterator[Process]:
+    """Run `motab serve` of the folder `code` with each pair under its name, in its own process.
+
+    `server` has more keys of that section of the configuration.
+    """
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
-        command = [sys.executable, "-m", "motab", "serve"]
-        async with served(command, _config(pairs, folder), "/health") as running:
+        config = _config(pairs, folder)
+        config["server"] |= server
+        command = [sys.executable, "-P", "-m", "motab", "serve"]
+        async with served(command, config, "/health", PYTHONPATH=str(code)) as running:
             yield running
 
 

@@ -154,6 +154,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     # The harness knows the proxy as a process; a real vLLM is started as the reproduction does.
     "benchmarks": frozenset(
         {
+            "benchmarks.hostile",
             "benchmarks.scenarios",
             "benchmarks.simulator",
             "proxy.backends.embedded",
@@ -164,6 +165,7 @@ ALLOWED: dict[str, frozenset[str]] = {
             "trainer.reproduce",
         }
     ),
+    "benchmarks.hostile": frozenset({"benchmarks", "benchmarks.simulator"}),
     "benchmarks.scenarios": frozenset({"benchmarks", "benchmarks.simulator"}),
     "benchmarks.simulator": frozenset(),
 }

@@ -1,0 +1,1 @@
+"""Attacks a running proxy and measures what that costs it: `python -m benchmarks.hostile`."""
