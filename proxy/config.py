@@ -28,6 +28,7 @@ from proxy.secrets import (
 )
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -51,6 +52,9 @@ class ServerConfig(_Section):
     """0 takes any free port."""
     api_keys: tuple[str, ...] = Field((), repr=False)
     """Keys that clients may use. None: no authentication, and loopback addresses only."""
+    allowed_hosts: tuple[str, ...] = ()
+    """More names that clients may send in `Host`. With none, every name is allowed if there are
+    keys, and loopback names alone if there are none."""
     max_concurrent: int = Field(256, ge=1)
     """Trajectories under way at once; one more is answered with 429."""
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1)
@@ -58,6 +62,9 @@ class ServerConfig(_Section):
     """The largest `n` of a request."""
     max_total_tokens: int = Field(131072, ge=1)
     """The largest `max_total_tokens` of a request."""
+    max_connections: int = Field(2048, ge=1)
+    """Connections of clients that each process holds open. One more closes the connection that has
+    waited longest for a request."""
     request_timeout_s: float = Field(3600, gt=0)
     client_stall_timeout_s: float = Field(120, gt=0)
     """Seconds in which a client may read nothing of its stream; then its trajectories end."""
@@ -79,6 +86,17 @@ class ServerConfig(_Section):
         if not all(keys):
             raise ValueError("an API key must not be empty")
         return keys
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts_are_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _HOST_NAME.fullmatch(host):
+                message = (
+                    f"must be names or addresses without a port, such as gpu1.lan, not '{host}'"
+                )
+                raise ValueError(message)
+        return hosts
 
     @model_validator(mode="after")
     def _open_only_on_loopback(self) -> Self:

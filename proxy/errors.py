@@ -48,6 +48,30 @@ class RequestError(MotabError):
     code = "invalid_value"
 
 
+class BadRequest(RequestError):
+    """The bytes on the connection are no request of HTTP."""
+
+
+class HeadTooLarge(RequestError):
+    """The head of a request, or its trailers, are larger than any client's."""
+
+    status = 431
+
+
+class TooSlow(RequestError):
+    """A request did not come as a whole within its time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class ForeignPage(RequestError):
+    """The request comes from a page of the web, or by a name that is not this server's."""
+
+    status = 403
+    code = "foreign_page"
+
+
 class UnsupportedField(RequestError):
     """The request asks for something that motab does not do."""
 

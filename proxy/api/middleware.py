@@ -1,6 +1,7 @@
 """Handles the id, the key, the size, the headers and the metrics of every request."""
 
 import hmac
+import ipaddress
 import os
 import re
 import time
@@ -11,17 +12,21 @@ from proxy.api.errors import as_motab_error, error_response
 from proxy.api.metrics import Metrics
 from proxy.backends.base import UpstreamClock
 from proxy.config import ServerConfig
-from proxy.errors import BodyTooLarge, MotabError, Unauthorized
+from proxy.errors import BodyTooLarge, ForeignPage, MotabError, Unauthorized
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _SECONDS_A_MINUTE = 60
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]+)?")
 _OPEN_PATHS = {"/health", "/ready", "/metrics"}
+# The answers to clients that should not send the rest of what they are sending.
+_LAST_ANSWERS = {401, 403, 413}
 
 
 class RequestMiddleware:
     """Pure ASGI, so that streams pass untouched and disconnects stay visible.
 
-    Puts `request_id` and `clock` into the request's state.
+    Puts `request_id`, `clock` and `is_trusted` into the request's state; whoever is trusted has a
+    key, or the server has none.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig, metrics: Metrics) -> None:
@@ -29,6 +34,7 @@ class RequestMiddleware:
         self._keys = [key.encode() for key in config.api_keys]
         self._max_body_bytes = config.max_body_bytes
         self._limits = _rate_limits(config)
+        self._hosts = _Hosts(config) if config.allowed_hosts or not config.api_keys else None
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,7 +45,10 @@ class RequestMiddleware:
         headers = dict(scope["headers"])
         request_id = _request_id(headers.get(b"x-request-id", b""))
         clock = UpstreamClock()
-        scope.setdefault("state", {}).update(request_id=request_id, clock=clock)
+        is_trusted = self._is_trusted(headers)
+        scope.setdefault("state", {}).update(
+            request_id=request_id, clock=clock, is_trusted=is_trusted
+        )
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -52,11 +61,13 @@ class RequestMiddleware:
                     (b"x-motab-overhead-ms", f"{overhead * 1000:.2f}".encode()),
                     *self._limits,
                 ]
+                if status in _LAST_ANSWERS:
+                    own.append((b"connection", b"close"))
                 message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
         try:
-            refusal = self._refusal(scope["path"], headers)
+            refusal = self._refusal(scope, headers, is_trusted=is_trusted)
             if refusal is None:
                 await self._app(scope, _limited(receive, self._max_body_bytes), send_with_headers)
             else:
@@ -69,12 +80,21 @@ class RequestMiddleware:
             route = getattr(scope.get("route"), "path", "unknown")
             self._metrics.request(route, status, time.perf_counter() - started)
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> MotabError | None:
-        if self._keys and path not in _OPEN_PATHS:
-            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-            is_known = any(hmac.compare_digest(given, key) for key in self._keys)
-            if scheme.lower() != b"bearer" or not is_known:
-                return Unauthorized("send one of this server's API keys as a Bearer token")
+    def _is_trusted(self, headers: dict[bytes, bytes]) -> bool:
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        is_known = any(hmac.compare_digest(given, key) for key in self._keys)
+        return not self._keys or (scheme.lower() == b"bearer" and is_known)
+
+    def _refusal(
+        self, scope: Scope, headers: dict[bytes, bytes], *, is_trusted: bool
+    ) -> MotabError | None:
+        path = scope["path"]
+        if self._hosts is not None and path != "/health":
+            problem = self._hosts.problem(scope["headers"])
+            if problem is not None:
+                return problem
+        if not is_trusted and path not in _OPEN_PATHS:
+            return Unauthorized("send one of this server's API keys as a Bearer token")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:
             return _too_large(self._max_body_bytes)
@@ -93,6 +113,54 @@ def _rate_limits(config: ServerConfig) -> list[tuple[bytes, bytes]]:
         (b"x-ratelimit-limit-requests", str(requests).encode()),
         (b"x-ratelimit-limit-tokens", str(requests * config.max_total_tokens).encode()),
     ]
+
+
+class _Hosts:
+    """The names by which clients may ask, so that no page of the web uses this server.
+
+    A page whose name was made to point at this machine asks by that name (DNS rebinding); a page
+    that asks by our own name says in `Origin` where it comes from.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._names = {name.lower() for name in (*config.allowed_hosts, config.host)}
+
+    def problem(self, headers: list[tuple[bytes, bytes]]) -> ForeignPage | None:
+        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        if len(hosts) != 1 or not self._is_ours(hosts[0]):
+            given = ", ".join(f"'{host}'" for host in hosts) or "none"
+            message = (
+                f"the header Host is {given}: ask this server by its own name, or add the name to "
+                "server.allowed_hosts"
+            )
+            return ForeignPage(message)
+        for name, value in headers:
+            if name == b"origin" and not _is_same(origin := value.decode("latin-1"), hosts[0]):
+                return ForeignPage(f"pages of other origins, here '{origin}', are not served")
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        name = _host_name(host)
+        return name in self._names or name == "localhost" or _is_loopback(name)
+
+
+def _host_name(host: str) -> str:
+    """Return the name in lower case, without a port and the brackets of IPv6."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_same(origin: str, host: str) -> bool:
+    """Return whether a page of `origin` came from `host`; a proxy for TLS may be between."""
+    scheme, _, place = origin.partition("://")
+    return scheme in {"http", "https"} and place.lower() == host.lower()
 
 
 def _limited(receive: Receive, max_bytes: int) -> Receive:

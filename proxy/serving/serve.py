@@ -14,12 +14,12 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.api.app import create_app
 from proxy.api.service import Service
 from proxy.config import Config
 from proxy.errors import StartError
+from proxy.serving.connection import Limits, connecting
 from proxy.wiring.models import open_service
 
 _log = logging.getLogger(__name__)
@@ -30,75 +30,20 @@ _MMAP_THRESHOLD = 128 * 1024  # what it begins with
 # Longer than the idle time of any client's pool that we know of, so that it is the client that
 # closes idle connections and no request meets a closing one.
 _KEEP_ALIVE_S = 75
-_HEAD = b"HTTP/1.1 "  # how uvicorn begins an answer's
 
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
-
-
-class Connection(HttpToolsProtocol):
-    """Sends an answer's head and the body that is ready with it as one packet.
-
-    Uvicorn writes the one and then the other, and the first wakes the client for nothing.
-    """
-
-    def connection_made(  # type: ignore[override]  # as uvicorn's own
-        self, transport: asyncio.Transport
-    ) -> None:
-        super().connection_made(transport)
-        self.transport = _HeadWithBody(transport, self.loop)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["state"]["abort"] = self.transport.abort
-
-
-class _HeadWithBody(asyncio.Transport):
-    """Takes what uvicorn writes of an answer; flow control stays with the transport."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self._transport = transport
-        self._loop = loop
-        self._head: bytes | bytearray | memoryview | None = None
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep a head until more is written, at the longest until the loop has its next turn."""
-        if self._head is not None:
-            head, self._head = self._head, None
-            self._transport.writelines([head, data])
-        elif data[: len(_HEAD)] == _HEAD:
-            self._head = data
-            self._loop.call_soon(self._send_head)
-        else:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        """Close, once all is sent."""
-        self._send_head()
-        self._transport.close()
-
-    def abort(self) -> None:
-        """Close at once; what is not sent yet is lost."""
-        self._transport.abort()
-
-    def is_closing(self) -> bool:
-        """Nothing more can be sent."""
-        return self._transport.is_closing()
-
-    def _send_head(self) -> None:
-        head, self._head = self._head, None
-        if head is not None and not self._transport.is_closing():
-            self._transport.write(head)
 
 
 class Server(uvicorn.Server):
     """Takes no more requests once it drains, and ends when those under way are done."""
 
     def __init__(self, service: Service, *, on_signals: bool) -> None:
+        own = service.config
+        limits = Limits(connections=own.max_connections, stall_s=own.client_stall_timeout_s)
         config = uvicorn.Config(
             create_app(service),
-            http=Connection,
+            http=connecting(limits),
             # Nothing here speaks WebSocket; an upgrade would need the rest of a transport, too.
             ws="none",
             lifespan="off",

@@ -106,7 +106,7 @@ def straying() -> tuple[ScriptedBackend, ScriptedBackend]:
 @asynccontextmanager
 async def in_process(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://motab") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
 
 

@@ -340,7 +340,9 @@ def test_a_second_signal_stops_it_at_once(tmp_path: Path) -> None:
         serving("--config", config_file(tmp_path, base_url)) as (process, url),
         socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))) as client,
     ):
-        head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head = (
+            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        )
         client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         try:
             assert called.wait(PATIENCE_S)

@@ -164,7 +164,7 @@ async def test_openais_client_reads_what_is_left_of_an_answer() -> None:
     async with (
         in_process(service_of(ScriptedBackend(failing("half", times=3)))) as http,
         openai.AsyncOpenAI(
-            base_url="http://motab/v1", api_key="none", http_client=http, max_retries=0
+            base_url="http://localhost/v1", api_key="none", http_client=http, max_retries=0
         ) as client,
     ):
         asked: dict[str, Any] = {

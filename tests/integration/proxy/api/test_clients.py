@@ -30,7 +30,7 @@ async def test_openais_client_talks_a_second_turn_with_the_first_ones_message() 
     async with (
         in_process(service_of(student)) as http,
         openai.AsyncOpenAI(
-            base_url="http://motab/v1", api_key="none", http_client=http, max_retries=0
+            base_url="http://localhost/v1", api_key="none", http_client=http, max_retries=0
         ) as client,
     ):
         messages: list[Any] = [{"role": "user", "content": "Q"}]
@@ -101,7 +101,7 @@ async def test_a_client_that_leaves_while_it_sends_is_counted_and_asks_for_nothi
     student = ScriptedBackend(says("x"))
     async with over_http(service_of(student)) as client:
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: motab\r\ncontent-type: application/json\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}content-length: 1000\r\n\r\n".encode() + b'{"model":')
         await writer.drain()
         writer.close()

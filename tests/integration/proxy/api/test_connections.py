@@ -9,7 +9,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from proxy.serving.serve import Connection, Server
+from proxy.serving.connection import Connection
+from proxy.serving.serve import Server
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.api import CHAT, chat, service_of
 from tests.support.scripted import ScriptedBackend, says
@@ -41,7 +42,7 @@ class Wire(asyncio.Transport):
             return await self.packets.get()
 
 
-_GET = b"GET / HTTP/1.1\r\nhost: motab\r\n\r\n"
+_GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 async def nothing() -> None:
@@ -64,7 +65,7 @@ async def test_an_answers_head_and_its_body_are_one_packet() -> None:
     service = service_of(ScriptedBackend(says("x")))
     wire = Wire(Server(service, on_signals=False).config)
     body = json.dumps(chat(model="student/s")).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: motab\r\ncontent-type: application/json\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     for _ in range(2):
         wire.protocol.data_received(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         packet = await wire.packet()

@@ -29,7 +29,7 @@ KERNEL_BYTES = 64 * 1024
 async def silent_client(service: Service, **fields: object) -> AsyncIterator[asyncio.StreamReader]:
     """A client that has sent a request and reads only what the test reads."""
     body = json.dumps(chat(stream=True, **fields)).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: motab\r\ncontent-type: application/json\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     with listen("127.0.0.1", 0) as listener, socket.socket() as client:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
