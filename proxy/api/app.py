@@ -21,6 +21,7 @@ from proxy import __version__
 from proxy.api.errors import on_client_gone, on_http_error
 from proxy.api.middleware import RequestMiddleware
 from proxy.api.plain_calls import plain_call
+from proxy.api.readiness import OK, Readiness
 from proxy.api.schema import (
     ChatRequest,
     CompletionRequest,
@@ -33,13 +34,10 @@ from proxy.api.service import Service
 from proxy.api.shapes import Kind
 from proxy.api.sse import EventStream, until_disconnected
 from proxy.engine.runner import first_error
-from proxy.engine.upstream import Upstream
-from proxy.errors import ModelNotFound, RequestError, UpstreamError
+from proxy.errors import ModelNotFound, RequestError
 
 T = TypeVar("T")
 _Body = TypeVar("_Body", bound=BaseModel)
-
-_READY_TIMEOUT_S = 5.0
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -148,12 +146,16 @@ def _information_routes(service: Service) -> list[Route]:
     async def health(_: Request) -> Response:
         return _json({"status": "alive"})
 
-    async def ready(_: Request) -> Response:
-        states = await asyncio.gather(*(_state(upstream) for upstream in service.upstreams()))
-        upstreams = dict(zip((u.name for u in service.upstreams()), states, strict=True))
+    readiness = Readiness(service.upstreams())
+
+    async def ready(request: Request) -> Response:
+        upstreams = await readiness.states()
         draining = service.admission.draining
-        own = {} if service.records is None else {"records": await service.records.check() or "ok"}
-        is_ready = not draining and all(state == "ok" for state in (*states, *own.values()))
+        own = {} if service.records is None else {"records": await service.records.check() or OK}
+        is_ready = not draining and all(state == OK for state in (*upstreams.values(), *own.values()))
+        if not request.state.is_trusted:
+            # The words of servers and of the disk may hold addresses, and are for whoever has a key.
+            upstreams, own = _without_words(upstreams), _without_words(own)
         status = "draining" if draining else "ready" if is_ready else "unready"
         return _json({"status": status, "upstreams": upstreams, **own}, 200 if is_ready else 503)
 
@@ -197,17 +199,6 @@ def _document(routes: list[Route]) -> dict[str, Any]:
     }
 
 
-async def _state(upstream: Upstream) -> str:
-    try:
-        async with asyncio.timeout(_READY_TIMEOUT_S):
-            await upstream.writer.check()
-    except UpstreamError as error:
-        return str(error)
-    except TimeoutError:
-        return f"no answer within {_READY_TIMEOUT_S:g} s"
-    return "ok"
-
-
 async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of `work`. Raises `ClientDisconnect` if the client leaves first, which
     cancels the work.
@@ -231,3 +222,7 @@ def _json(body: object, status: int = 200, headers: dict[str, str] | None = None
     return Response(
         orjson.dumps(body), status_code=status, headers=headers, media_type="application/json"
     )
+
+
+def _without_words(states: Mapping[str, str]) -> dict[str, str]:
+    return {name: OK if state == OK else "failed" for name, state in states.items()}

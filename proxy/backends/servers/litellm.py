@@ -5,6 +5,7 @@ are therefore counted by a tokenizer of ours, and a teacher scores by judging (`
 """
 
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ CONTINUE_PROMPT = (
     "Your answer above stops before its end. Go on from exactly where it stops: write only what "
     "comes next, repeat nothing of it and say nothing about it."
 )
+# Afterwards nothing is known: where nobody asks because of the failure, no call can succeed.
+_FAILURE_COUNTS_S = 60.0
 _PATH = "/chat/completions"
 _CONTINUED_FIELDS = {"continue_final_message": True, "add_generation_prompt": False}
 
@@ -74,7 +77,7 @@ class LiteLLM:
         self._models = models
         self._hosted = hosted
         self._reader = reader
-        self._last_failed = False
+        self._failure: tuple[UpstreamError, float] | None = None
         share_connections(self)
         with self._translated():
             _, self._provider, _, _ = self._library.get_llm_provider(
@@ -108,16 +111,18 @@ class LiteLLM:
         await leave_connections(self._library, self)
 
     async def check(self) -> None:
-        """Ask for the list of models if there is a `base_url`, because every call costs money.
-        Without a `base_url`, make a short call, but only after a call that failed.
+        """Ask for the list of models if there is a `base_url`. Without a `base_url` every call
+        costs money: raise the error of the last call instead, if it failed not long ago.
         """
         if self._models is not None:
             try:
                 await self._models.get("/models")
             except UpstreamRefused:
                 _log.debug("upstream '%s' is there, but lists no models", self.upstream)
-        elif self._last_failed:
-            await self.ask("Hello", 1, None, Call("check"))
+        elif self._failure is not None:
+            error, at = self._failure
+            if time.monotonic() - at < _FAILURE_COUNTS_S:
+                raise error
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -248,7 +253,7 @@ class LiteLLM:
         with self._translated():
             coming = self._library.acompletion(**request)
             reply = await self._calls.awaited(coming, self._calls.timeouts.answer_s)
-        self._last_failed = False
+        self._failure = None
         return reply
 
     async def _next(self, stream: Any, timeout_s: float) -> Any:  # noqa: ANN401
@@ -260,8 +265,8 @@ class LiteLLM:
         try:
             with translated(self._library, self.upstream):
                 yield
-        except UpstreamError:
-            self._last_failed = True
+        except UpstreamError as error:
+            self._failure = (error, time.monotonic())
             raise
 
 

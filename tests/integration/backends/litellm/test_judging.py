@@ -110,17 +110,20 @@ async def test_an_api_with_a_base_url_is_asked_for_its_models(
     assert up.bodies(litellm.CHAT) == []
 
 
-async def test_another_api_is_asked_only_after_a_call_that_failed(
-    up: Replay, hosted: litellm.Hosted
+async def test_another_api_is_never_asked_and_its_last_failure_counts_for_a_while(
+    up: Replay, hosted: litellm.Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = json_reply(litellm.RECORDED.body("chat_digit"))
     backend = hosted(lists_models=False)
     await backend.check()
-    assert up.seen == []
-    up.on("POST", litellm.CHAT, failing(503), failing(503), good)
-    for attempt in (backend.ask("Q", 1, None, CALL), backend.check()):
+    up.on("POST", litellm.CHAT, failing(503), good, failing(503))
+    for attempt in (backend.ask("Q", 1, None, CALL), backend.check(), backend.check()):
         with pytest.raises(UpstreamFailed):
             await attempt
+    await backend.ask("Q", 1, None, CALL)
     await backend.check()
+    with pytest.raises(UpstreamFailed):
+        await backend.ask("Q", 1, None, CALL)
+    monkeypatch.setattr("proxy.backends.servers.litellm._FAILURE_COUNTS_S", 0.0)
     await backend.check()
-    assert [seen.body["max_tokens"] for seen in up.seen] == [1, 1, 1]
+    assert len(up.seen) == 3

@@ -141,8 +141,33 @@ async def test_ready_says_which_upstream_does_not_answer() -> None:
     assert second.json()["status"] == "ready"
 
 
+async def test_ready_says_what_is_wrong_only_to_a_client_with_a_key() -> None:
+    down = UpstreamUnreachable("teacher", "no connection to http://user:word@10.0.0.1")
+    faults: dict[tuple[str, int], Exception | asyncio.Event] = {("check", k): down for k in (0, 1)}
+    service = service_of(ScriptedBackend(), ScriptedBackend(faults=faults), api_keys=["key"])
+    async with in_process(service) as client:
+        unknown = await client.get("/ready", headers={"authorization": "Bearer wrong"})
+        known = await client.get("/ready", headers={"authorization": "Bearer key"})
+    assert (unknown.status_code, known.status_code) == (503, 503)
+    upstreams = {"student": "ok", "teacher": "failed"}
+    assert unknown.json() == {"status": "unready", "upstreams": upstreams}
+    assert known.json()["upstreams"]["teacher"].startswith("upstream 'teacher': no connection")
+
+
+async def test_many_who_ask_whether_it_is_ready_make_few_calls() -> None:
+    gate = asyncio.Event()
+    student = ScriptedBackend(faults={("check", 0): gate})
+    async with asyncio.timeout(PATIENCE_S), in_process(service_of(student)) as client:
+        asking = [asyncio.create_task(client.get("/ready")) for _ in range(50)]
+        await student.until_called("check")
+        gate.set()
+        answers = await asyncio.gather(*asking)
+    assert {answer.status_code for answer in answers} == {200}
+    assert student._num_calls["check"] < 5
+
+
 async def test_ready_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.api.app._READY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("proxy.api.readiness._TIMEOUT_S", 0.05)
     hanging = ScriptedBackend(faults={("check", 0): asyncio.Event()})
     async with asyncio.timeout(PATIENCE_S), in_process(service_of(hanging)) as client:
         response = await client.get("/ready")
