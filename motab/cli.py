@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from proxy import __version__
 from proxy.errors import MotabError
-from proxy.serving.logs import show_logs
+from proxy.serving.logs import escaped, show_logs
 from synth_client.errors import ClientError
 
 _COMMANDS: Final = {
@@ -65,7 +65,9 @@ def main() -> None:
     try:
         app()
     except (MotabError, ClientError) as error:
-        _errors.print(f"motab: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        # A server's words may be in it, which shall neither look like another line nor be obeyed.
+        text = "\n  ".join(escaped(line) for line in str(error).splitlines())
+        _errors.print(f"motab: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
 
 

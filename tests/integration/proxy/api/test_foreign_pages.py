@@ -1,6 +1,7 @@
 """Tests that pages of the web cannot use a server without keys, by whatever name they ask."""
 
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -11,9 +12,7 @@ from tests.support.scripted import ScriptedBackend, says
 JSON = "application/json"
 
 
-async def status(
-    headers: list[tuple[str, str]], path: str = CHAT, **server: object
-) -> httpx.Response:
+async def status(headers: list[tuple[str, str]], path: str = CHAT, **server: Any) -> httpx.Response:
     student = ScriptedBackend(says("x"))
     async with in_process(service_of(student, **server)) as client:
         if path != CHAT:
@@ -76,7 +75,7 @@ async def test_any_name_may_ask_whether_the_process_lives() -> None:
     ],
 )
 async def test_with_keys_every_name_is_answered_unless_names_are_listed(
-    server: dict[str, object], code: int
+    server: dict[str, Any], code: int
 ) -> None:
     headers = [("host", "motab.example"), ("authorization", "Bearer key"), ("content-type", JSON)]
     assert (await status(headers, **server)).status_code == code
