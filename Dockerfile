@@ -28,5 +28,5 @@ ENV HOME=/home/motab PATH=/opt/motab/bin:$PATH
 WORKDIR /home/motab
 USER 65532:65532
 EXPOSE 8800
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8800, timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
-ENTRYPOINT ["motab", "serve", "--config", "/etc/motab/config.yaml", "--host", "0.0.0.0", "--port", "8800"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8801, timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["motab", "serve", "--config", "/etc/motab/config.yaml", "--host", "0.0.0.0", "--port", "8800", "--health-port", "8801"]

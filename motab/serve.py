@@ -13,6 +13,9 @@ def serve_command(
     config: Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")],
     host: Annotated[str | None, typer.Option(help="The address. Default: server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="The port. Default: server.port.")] = None,
+    health_port: Annotated[
+        int | None, typer.Option(help="A port for /health alone. Default: server.health_port.")
+    ] = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for upstreams that are still starting.")
     ] = 0.0,
@@ -27,7 +30,7 @@ def serve_command(
     ] = 1,
 ) -> None:
     """Serve the configured models behind an OpenAI-compatible API."""
-    asked = {"host": host, "port": port}
+    asked = {"host": host, "port": port, "health_port": health_port}
     changes: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     loaded = load_config(config)
     if records is not None:

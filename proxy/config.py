@@ -50,6 +50,8 @@ class ServerConfig(_Section):
     host: str = "127.0.0.1"
     port: int = Field(8800, ge=0, le=65535)
     """0 takes any free port."""
+    health_port: int | None = Field(None, ge=0, le=65535)
+    """Another port at which `/health` is answered, by a thread, however busy the server is."""
     api_keys: tuple[str, ...] = Field((), repr=False)
     """Keys that clients may use. None: no authentication, and loopback addresses only."""
     allowed_hosts: tuple[str, ...] = ()

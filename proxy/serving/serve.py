@@ -17,9 +17,10 @@ import uvicorn
 
 from proxy.api.app import create_app
 from proxy.api.service import Service
-from proxy.config import Config
+from proxy.config import Config, ServerConfig
 from proxy.errors import StartError
 from proxy.serving.connection import Limits, connecting
+from proxy.serving.health import Pulse, answering
 from proxy.wiring.models import open_service
 
 _log = logging.getLogger(__name__)
@@ -114,15 +115,34 @@ def listen(host: str, port: int) -> socket.socket:
         raise StartError(f"cannot listen on {host}:{port}: {reason}") from error
 
 
+@contextmanager
+def listen_for_health(config: ServerConfig) -> Iterator[socket.socket | None]:
+    """A listening socket for `/health` alone, if the configuration has a port for it.
+
+    Raises `StartError`.
+    """
+    if config.health_port is None:
+        yield None
+        return
+    with listen(config.host, config.health_port) as listener:
+        yield listener
+
+
 async def serve(config: Config, wait_s: float) -> None:
     """Open everything that the configuration names and serve until a signal."""
-    with listen(config.server.host, config.server.port) as listener:
+    with (
+        listen(config.server.host, config.server.port) as listener,
+        listen_for_health(config.server) as health_listener,
+        Pulse() as pulse,
+        answering(health_listener, pulse),
+    ):
         async with open_service(config, wait_s) as service:
             _log.info("serving %s on %s", ", ".join(config.models), base_url(listener))
             server = Server(service, on_signals=True)
             settle_memory()
-            await server.serve(sockets=[listener])
-            await server.abandon_requests()
+            async with pulse.beating():
+                await server.serve(sockets=[listener])
+                await server.abandon_requests()
 
 
 def settle_memory() -> None:

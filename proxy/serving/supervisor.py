@@ -18,7 +18,8 @@ from prometheus_client.multiprocess import mark_process_dead
 from proxy.backends.base import WorkerSlots
 from proxy.config import Config, EmbeddedConfig
 from proxy.errors import ConfigError, StartError
-from proxy.serving.serve import base_url, listen, log_draining
+from proxy.serving.health import Pulse, answering
+from proxy.serving.serve import base_url, listen, listen_for_health, log_draining
 from proxy.serving.shared_seats import SharedSeats
 from proxy.serving.worker import DRAIN, Order
 
@@ -43,10 +44,14 @@ def supervise(config: Config, wait_s: float, num_workers: int) -> None:
     except OSError as error:
         raise StartError(f"no folder for what the workers share: {error}") from error
     log_level = logging.getLogger("proxy").level
-    with folder as path, listen(config.server.host, config.server.port) as listener:
+    with (
+        folder as path,
+        listen(config.server.host, config.server.port) as listener,
+        listen_for_health(config.server) as health_listener,
+    ):
         order = Order(config, wait_s, WorkerSlots(0, num_workers), Path(path), log_level)
-        with order.seats() as seats:
-            asyncio.run(_Supervisor(order, listener, seats).run())
+        with order.seats() as seats, order.pulse() as pulse, answering(health_listener, pulse):
+            asyncio.run(_Supervisor(order, listener, seats, pulse).run())
 
 
 def _check_can_be_divided(config: Config, num_workers: int) -> None:
@@ -83,10 +88,13 @@ class _End:
 class _Supervisor:
     """Runs a worker for every share of `order`, which is the first worker's."""
 
-    def __init__(self, order: Order, listener: socket.socket, seats: SharedSeats) -> None:
+    def __init__(
+        self, order: Order, listener: socket.socket, seats: SharedSeats, pulse: Pulse
+    ) -> None:
         self._order = order
         self._num_workers = order.worker_slots.num_workers
         self._seats = seats
+        self._pulse = pulse
         self._family = listener.family
         self._address = listener.getsockname()
         self._url = base_url(listener)
@@ -206,6 +214,7 @@ class _Supervisor:
                 writer.close()
                 await _ended(process)
                 self._seats.clear(worker)
+                self._pulse.clear(worker)
                 mark_process_dead(worker, str(self._order.folder))  # type: ignore[no-untyped-call]
         finally:
             self._channels.remove(writer)

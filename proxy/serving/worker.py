@@ -23,6 +23,7 @@ from proxy.api.metrics import Metrics
 from proxy.backends.base import WorkerSlots
 from proxy.config import Config
 from proxy.errors import MotabError
+from proxy.serving.health import Pulse
 from proxy.serving.logs import show_logs
 from proxy.serving.serve import BACKLOG, Server, run, settle_memory
 from proxy.serving.shared_seats import SharedSeats
@@ -41,7 +42,7 @@ class Order:
     wait_s: float
     worker_slots: WorkerSlots
     folder: Path
-    """Holds what the workers share: their metrics and the seats."""
+    """Holds what the workers share: their metrics, the seats and their pulse."""
     log_level: int
 
     def line(self) -> bytes:
@@ -64,6 +65,10 @@ class Order:
     def seats(self) -> SharedSeats:
         """The seats of the whole server; whoever opens them closes them."""
         return SharedSeats(self.folder / "seats", self.worker_slots)
+
+    def pulse(self) -> Pulse:
+        """The last beat of every worker; whoever opens it closes it."""
+        return Pulse(self.worker_slots.num_workers, self.folder / "pulse")
 
 
 def started(problem: str | None = None) -> bytes:
@@ -95,15 +100,16 @@ class _Worker:
     async def _serve(self) -> int:
         order = self._order
         try:
-            with order.seats() as seats:
+            with order.seats() as seats, order.pulse() as pulse:
                 resources = WorkerResources(order.worker_slots, _shared_metrics(order), seats)
                 async with open_service(order.config, order.wait_s, resources) as service:
                     self._server = Server(service, on_signals=False)
                     settle_memory()
                     self._listener.listen(BACKLOG)
                     self._say.write(started())
-                    await self._server.serve(sockets=[self._listener])
-                    await self._server.abandon_requests()
+                    async with pulse.beating(order.worker_slots.worker):
+                        await self._server.serve(sockets=[self._listener])
+                        await self._server.abandon_requests()
         except MotabError as error:
             self._say.write(started(str(error)))
             return 1

@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.support.patience import PATIENCE_S
 from tests.support.proxy.live import line_with
 from tests.support.proxy.llama_cpp import READY, llama_cpp
 
-_PORT = "8800"
+_PORT, _HEALTH_PORT = "8800", "8801"
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +37,31 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     shutil.rmtree(folder)  # hundreds of megabytes, which pytest would keep
 
 
-@pytest.fixture
-def port() -> str:
-    """A free one, in place of the image's."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return str(free.getsockname()[1])
+@dataclass(frozen=True)
+class Ports:
+    """Free ones, in place of the image's."""
 
-
-def command(stage: Stage, name: str, image: Build, port: str) -> list[str]:
-    """The command that an engine would run, at another port."""
-    return [image.inside(word).replace(_PORT, port) for word in stage.only(name).argv()]
+    api: str
+    health: str
 
 
 @pytest.fixture
-def served(image: Build, port: str) -> Iterator[Stage]:
+def ports() -> Ports:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+    ):
+        return Ports(*(str(free.getsockname()[1]) for free in (one, two)))
+
+
+def command(stage: Stage, name: str, image: Build, ports: Ports) -> list[str]:
+    """The command that an engine would run, at other ports."""
+    words = [image.inside(word) for word in stage.only(name).argv()]
+    return [word.replace(_PORT, ports.api).replace(_HEALTH_PORT, ports.health) for word in words]
+
+
+@pytest.fixture
+def served(image: Build, ports: Ports) -> Iterator[Stage]:
     """The image's entry point in front of a server that answers what is asked at the start."""
     stage = stages()[-1]
     path = Path(image.inside("/etc/motab/config.yaml"))
@@ -62,7 +74,7 @@ def served(image: Build, port: str) -> Iterator[Stage]:
         }
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         with subprocess.Popen(
-            command(stage, "ENTRYPOINT", image, port),
+            command(stage, "ENTRYPOINT", image, ports),
             cwd=image.inside(stage.only("WORKDIR").value),
             env={**image.environment, "KEY": "secret", "COLUMNS": "400"},
             stderr=subprocess.PIPE,
@@ -94,18 +106,18 @@ def test_the_image_has_neither_installers_nor_embedded_models(image: Build) -> N
 
 
 def test_the_health_check_passes_in_front_of_a_running_proxy(
-    served: Stage, image: Build, port: str
+    served: Stage, image: Build, ports: Ports
 ) -> None:
-    image.check_run(command(served, "HEALTHCHECK", image, port), timeout=PATIENCE_S)
+    image.check_run(command(served, "HEALTHCHECK", image, ports), timeout=PATIENCE_S)
 
 
-def test_the_health_check_fails_where_nothing_serves(image: Build, port: str) -> None:
+def test_the_health_check_fails_where_nothing_serves(image: Build, ports: Ports) -> None:
     with pytest.raises(AssertionError, match="ConnectionRefusedError"):
-        image.check_run(command(stages()[-1], "HEALTHCHECK", image, port), timeout=PATIENCE_S)
+        image.check_run(command(stages()[-1], "HEALTHCHECK", image, ports), timeout=PATIENCE_S)
 
 
-def test_the_image_answers_only_those_who_have_a_key(served: Stage, port: str) -> None:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models")
+def test_the_image_answers_only_those_who_have_a_key(served: Stage, ports: Ports) -> None:
+    request = urllib.request.Request(f"http://127.0.0.1:{ports.api}/v1/models")
     with pytest.raises(urllib.error.HTTPError, match="401") as caught:
         urllib.request.urlopen(request, timeout=PATIENCE_S)
     caught.value.close()

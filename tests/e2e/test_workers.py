@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -44,6 +45,25 @@ async def test_every_worker_serves_and_any_tells_the_metrics_of_all(
             assert found["motab_request_seconds_count", route] == 32
             assert found["motab_tokens_total", "student", "student/only"] == 32
             assert found["motab_active_trajectories",] == 0
+
+
+@pytest.mark.parametrize("num", [1, 2])
+async def test_the_port_for_health_is_one_for_all_workers(
+    llama: Replay, tmp_path: Path, num: int
+) -> None:
+    async with motab(llama, tmp_path, "--health-port", "0", num=num) as served:
+        port = (await served.until_said("health is at port")).split()[-1]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            answer = await client.get("/health")
+            assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
+            for worker in served.workers():
+                worker.kill()
+            if served.workers():
+                await served.until_said("worker 2 serves again")
+                await served.until_said("worker 1 serves again")
+            assert (await client.get("/health")).status_code == 200
+        served.process.send_signal(signal.SIGTERM)
+        assert await served.ended() == 0
 
 
 async def test_one_worker_is_the_process_itself(llama: Replay, tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ def test_the_image_serves_and_checks_the_port_that_it_exposes() -> None:
     port = image.only("EXPOSE").value
     entry = image.only("ENTRYPOINT").argv()
     assert entry[entry.index("--port") + 1] == port
-    assert f"127.0.0.1', {port}," in image.only("HEALTHCHECK").value
+    health_port = entry[entry.index("--health-port") + 1]
+    assert health_port != port
+    assert f"127.0.0.1', {health_port}," in image.only("HEALTHCHECK").value
 
 
 def test_everything_that_the_dockerfile_copies_is_let_through_and_nothing_else() -> None:
