@@ -19,6 +19,7 @@ from benchmarks.scenarios.fleet import fleet
 from benchmarks.scenarios.growth import growth
 from benchmarks.scenarios.latency import latency
 from benchmarks.scenarios.linear import linear
+from benchmarks.scenarios.liveness import liveness
 from benchmarks.scenarios.memory import held, memory
 from benchmarks.scenarios.processor import processor
 from benchmarks.scenarios.single import single
@@ -32,6 +33,7 @@ _STAGES: tuple[tuple[tuple[Scenario, ...], ...], ...] = (
     ((processor,),),
     ((linear,),),
     ((latency,),),
+    ((liveness,),),
     ((memory,),),
     ((held,),),
 )

@@ -156,7 +156,7 @@ async def served(
     command: Sequence[str], config: dict[str, Any], health: str, **variables: str
 ) -> AsyncIterator[Process]:
     """Run a command that serves what a configuration file names, until the context ends."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "config.yaml", Path(folder) / "log"
         path.write_text(yaml.safe_dump(config), "utf-8")
@@ -242,7 +242,8 @@ async def _answering(running: Process, path: str, process: asyncio.subprocess.Pr
     raise RuntimeError(f"the process of {url} ended with {process.returncode}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens at."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 

@@ -41,7 +41,10 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, *, on_signals: bool) -> None:
         own = service.config
-        limits = Limits(connections=own.max_connections, stall_s=own.client_stall_timeout_s)
+        limits = Limits(
+            connections=connections_that_fit(own.max_connections),
+            stall_s=own.client_stall_timeout_s,
+        )
         config = uvicorn.Config(
             create_app(service),
             http=connecting(limits),
@@ -143,6 +146,30 @@ async def serve(config: Config, wait_s: float) -> None:
             async with pulse.beating():
                 await server.serve(sockets=[listener])
                 await server.abandon_requests()
+
+
+def connections_that_fit(wanted: int) -> int:
+    """Return how many connections clients may hold open, at most `wanted`.
+
+    Without files left, a process neither accepts connections nor opens any to its upstreams. So the
+    process may open as many files as it is allowed to, and clients get half of them.
+    """
+    if sys.platform == "win32":
+        return wanted
+    import resource  # noqa: PLC0415 - not on every platform
+
+    most, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * wanted
+    if most == resource.RLIM_INFINITY:
+        return wanted
+    if most < needed:
+        most = needed if allowed == resource.RLIM_INFINITY else min(needed, allowed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, allowed))
+    fitting = min(wanted, most // 2)
+    if fitting < wanted:
+        message = "the limit of open files (ulimit -n) is %d: clients get %d connections, not %d"
+        _log.warning(message, most, fitting, wanted)
+    return fitting
 
 
 def settle_memory() -> None:

@@ -1,6 +1,7 @@
 """Tests the limits that hold before a request is known: sizes, numbers and times of connections."""
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from proxy.serving.connection import Limits
+from proxy.serving.serve import connections_that_fit
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.api import CHAT, over_http, service_of
 from tests.support.scripted import ScriptedBackend, says
@@ -274,3 +276,29 @@ async def test_a_client_that_reads_nothing_of_any_answer_is_dropped(limit: Any) 
         connection.send(get)
         await asyncio.sleep(1)
         assert len(await connection.rest()) < 30_000_000
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted", "fitting", "raised"),
+    [
+        ((1024, 4096), 2048, 2048, 4096),
+        ((1024, 2000), 2048, 1000, 2000),
+        ((9000, 9000), 2048, 2048, None),
+        ((1024, resource.RLIM_INFINITY), 2048, 2048, 4096),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 2048, 2048, None),
+    ],
+)
+def test_clients_get_half_of_the_files_that_the_process_may_open(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    files: tuple[int, int],
+    wanted: int,
+    fitting: int,
+    raised: int | None,
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: files)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: found.append(limits[0]))
+    assert connections_that_fit(wanted) == fitting
+    assert found == ([] if raised is None else [raised])
+    assert ("ulimit -n" in caplog.text) == (fitting < wanted)
