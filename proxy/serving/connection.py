@@ -26,7 +26,7 @@ from proxy.serving.head_with_body import HeadWithBody
 _log = logging.getLogger(__name__)
 
 _WARN_AGAIN_S: Final = 60.0
-# The bytes of a body's chunks, beside what they carry: a chunk of one byte takes five more.
+# What a body's chunks need in addition to what they carry: five bytes for a chunk of one byte.
 _FRAMING_FACTOR: Final = 8
 
 
@@ -55,7 +55,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Gate:
+class Arrivals:
     """The connections of one server that wait for a request's head, the longest wait first."""
 
     limits: Limits = field(default_factory=Limits)
@@ -86,11 +86,11 @@ class Connection(HttpToolsProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
-        gate: Gate | None = None,
+        arrivals: Arrivals | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._gate = gate or Gate()
-        self._limits = self._gate.limits
+        self._arrivals = arrivals or Arrivals()
+        self._limits = self._arrivals.limits
         self._problem: RequestError | None = None
         self._refused = False
         # Of the message that is being read:
@@ -111,14 +111,14 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().connection_made(transport)
         self.transport = HeadWithBody(transport, self.loop, self._lingers)
-        self._gate.waiting[self] = None
-        self._gate.make_room(len(self.connections), self.loop.time())
+        self._arrivals.waiting[self] = None
+        self._arrivals.make_room(len(self.connections), self.loop.time())
         self._timed = (0, True)
         self._start_timer(self._limits.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._gate.waiting.pop(self, None)
+        self._arrivals.waiting.pop(self, None)
         for timer in (self._timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
@@ -172,7 +172,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._gate.waiting.pop(self, None)
+        self._arrivals.waiting.pop(self, None)
         super().on_headers_complete()
         if self.parser.should_upgrade():
             # No other protocol is spoken here, and the parser reads nothing after such a request.
@@ -193,7 +193,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not self.pipeline:
-            self._gate.waiting[self] = None
+            self._arrivals.waiting[self] = None
         if self._is_answered_early():
             self._start_timer(self._limits.linger_s)
 
@@ -265,7 +265,7 @@ class Connection(HttpToolsProtocol):
         """Return whether the rest of the request is read before the connection closes."""
         if not self._is_answered_early():
             return False
-        self._gate.waiting[self] = None
+        self._arrivals.waiting[self] = None
         self.flow.resume_reading()
         self._start_timer(self._limits.linger_s)
         return True
@@ -332,5 +332,5 @@ class Connection(HttpToolsProtocol):
 
 def connecting(limits: Limits) -> type[asyncio.Protocol]:
     """Return what makes a server's connections, for uvicorn's setting `http`."""
-    made: Any = partial(Connection, gate=Gate(limits))  # uvicorn only calls it
+    made: Any = partial(Connection, arrivals=Arrivals(limits))  # uvicorn only calls it
     return cast("type[asyncio.Protocol]", made)

@@ -55,6 +55,15 @@ from tests.support.proxy.configs import changed, complaint, loaded
             "server.records.rotate_mb: input should be greater than 0",
         ),
         ("server records", {"file": "x", "size": 1}, "server.records.size is not a known field"),
+        ("server health_port", 65536, "server.health_port: input should be less than or equal to "),
+        ("server max_connections", 0, "server.max_connections: input should be greater than or "),
+        (
+            "server allowed_hosts",
+            ["gpu1.lan:8800"],
+            "server.allowed_hosts: must be names or addresses without a port, such as gpu1.lan, "
+            "not 'gpu1.lan:8800'",
+        ),
+        ("server allowed_hosts", ["*"], "server.allowed_hosts: must be names or addresses without"),
         ("server host", 1, "server.host: input should be a valid string"),
         ("server api_keys", "key", "server.api_keys: input should be a valid tuple"),
         ("server api_keys", [""], "server.api_keys: an API key must not be empty"),
