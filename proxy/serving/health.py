@@ -58,9 +58,10 @@ class Pulse:
 
         async def keep_beating() -> None:
             while True:
-                self.beat(worker)
                 await asyncio.sleep(_BEAT_S)
+                self.beat(worker)
 
+        self.beat(worker)
         task = asyncio.create_task(keep_beating())
         try:
             yield

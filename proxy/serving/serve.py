@@ -139,13 +139,12 @@ async def serve(config: Config, wait_s: float) -> None:
         Pulse() as pulse,
         answering(health_listener, pulse),
     ):
-        async with open_service(config, wait_s) as service:
+        async with open_service(config, wait_s) as service, pulse.beating():
             _log.info("serving %s on %s", ", ".join(config.models), base_url(listener))
             server = Server(service, on_signals=True)
             settle_memory()
-            async with pulse.beating():
-                await server.serve(sockets=[listener])
-                await server.abandon_requests()
+            await server.serve(sockets=[listener])
+            await server.abandon_requests()
 
 
 def connections_that_fit(wanted: int) -> int:

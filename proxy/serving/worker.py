@@ -102,14 +102,16 @@ class _Worker:
         try:
             with order.seats() as seats, order.pulse() as pulse:
                 resources = WorkerResources(order.worker_slots, _shared_metrics(order), seats)
-                async with open_service(order.config, order.wait_s, resources) as service:
+                async with (
+                    open_service(order.config, order.wait_s, resources) as service,
+                    pulse.beating(order.worker_slots.worker),
+                ):
                     self._server = Server(service, on_signals=False)
                     settle_memory()
                     self._listener.listen(BACKLOG)
                     self._say.write(started())
-                    async with pulse.beating(order.worker_slots.worker):
-                        await self._server.serve(sockets=[self._listener])
-                        await self._server.abandon_requests()
+                    await self._server.serve(sockets=[self._listener])
+                    await self._server.abandon_requests()
         except MotabError as error:
             self._say.write(started(str(error)))
             return 1

@@ -60,8 +60,7 @@ from tests.support.proxy.configs import changed, complaint, loaded
         (
             "server allowed_hosts",
             ["gpu1.lan:8800"],
-            "server.allowed_hosts: must be names or addresses without a port, such as gpu1.lan, "
-            "not 'gpu1.lan:8800'",
+            "server.allowed_hosts: must be names or addresses without a port, such as gpu1.lan",
         ),
         ("server allowed_hosts", ["*"], "server.allowed_hosts: must be names or addresses without"),
         ("server host", 1, "server.host: input should be a valid string"),

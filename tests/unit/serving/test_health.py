@@ -43,7 +43,6 @@ async def test_a_server_is_alive_from_its_first_beat_to_its_end() -> None:
     with Pulse() as pulse, answered(pulse) as port:
         assert await asyncio.to_thread(state, port) == (503, "starting")
         async with pulse.beating():
-            await asyncio.sleep(0)
             assert await asyncio.to_thread(state, port) == (200, "alive")
             assert await asyncio.to_thread(ask, port, method="HEAD") == (200, b"")
             for path in ("/ready", "/metrics", "/healthy", "//health"):
@@ -66,7 +65,6 @@ async def test_a_blocked_loop_is_alive_for_a_while_and_then_stuck(
 
     with Pulse() as pulse, answered(pulse) as port:
         async with pulse.beating():
-            await asyncio.sleep(0)
             watching = threading.Thread(target=watch, args=(port,))
             watching.start()
             watching.join(PATIENCE_S)  # this is the loop's thread, which does nothing else now
@@ -102,7 +100,6 @@ def test_one_stuck_worker_is_enough_and_a_dead_one_is_not_expected(
 async def test_clients_that_send_nothing_neither_stay_nor_keep_others_out() -> None:
     with Pulse() as pulse, answered(pulse) as port, ExitStack() as stack:
         async with pulse.beating():
-            await asyncio.sleep(0)
             idle = [
                 stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
                 for _ in range(300)
