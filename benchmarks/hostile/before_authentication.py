@@ -10,6 +10,12 @@ _WATCHED_S: Final = 40.0
 _NUM_SLOW: Final = 300
 
 
+def nothing(_: Target) -> str:
+    """Do nothing for 10 s: the machine's own unrest."""
+    time.sleep(10)
+    return "nothing"
+
+
 def small_headers(target: Target) -> str:
     """Send small headers without end on one connection."""
     with target.connected() as connection:
@@ -138,6 +144,7 @@ _UNBOUNDED: Final = "unbounded input before authentication"
 _HELD: Final = "connections held open"
 _REBINDING: Final = "web pages and DNS rebinding"
 ATTACKS: Final = (
+    Attack("none, for comparison", nothing, ("no key",)),
     Attack(_UNBOUNDED, small_headers),
     Attack(_UNBOUNDED, large_header),
     Attack(_UNBOUNDED, long_url),
