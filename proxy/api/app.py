@@ -1,7 +1,7 @@
 """Answers each route of the API, and describes the routes in `/openapi.json`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -152,9 +152,10 @@ def _information_routes(service: Service) -> list[Route]:
         upstreams = await readiness.states()
         draining = service.admission.draining
         own = {} if service.records is None else {"records": await service.records.check() or OK}
-        is_ready = not draining and all(state == OK for state in (*upstreams.values(), *own.values()))
+        states = (*upstreams.values(), *own.values())
+        is_ready = not draining and all(state == OK for state in states)
         if not request.state.is_trusted:
-            # The words of servers and of the disk may hold addresses, and are for whoever has a key.
+            # The words of servers and disks may hold addresses, and are for whoever has a key.
             upstreams, own = _without_words(upstreams), _without_words(own)
         status = "draining" if draining else "ready" if is_ready else "unready"
         return _json({"status": status, "upstreams": upstreams, **own}, 200 if is_ready else 503)

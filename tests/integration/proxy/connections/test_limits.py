@@ -1,6 +1,7 @@
 """Tests the limits that hold before a request is known: sizes, numbers and times of connections."""
 
 import asyncio
+import contextlib
 import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -52,12 +53,13 @@ class Raw:
         return int((await self.answer()).split(b" ", 2)[1])
 
     async def rest(self) -> bytes:
-        """Everything until the server closes."""
+        """Everything until the server closes, or resets the connection because more came."""
+        read = b""
         async with asyncio.timeout(PATIENCE_S):
-            try:
-                return await self.reader.read()
-            except ConnectionResetError:
-                return b""
+            with contextlib.suppress(ConnectionResetError):
+                while piece := await self.reader.read(LONG):
+                    read += piece
+        return read
 
 
 @asynccontextmanager
