@@ -19,13 +19,21 @@ from pydantic import (
 
 from proxy.complaints import complaints_of
 from proxy.errors import ConfigError
-from proxy.options import OptionsError, parse_options
+from proxy.options import (
+    Effort,
+    OptionsError,
+    parse_options,
+    parse_sampling,
+    split_sampling,
+    template_kwargs,
+)
 from proxy.secrets import (
     hide,
     secrets_of_environment,
     secrets_of_url,
     without_userinfo,
 )
+from proxy.yaml_file import load_yaml
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
@@ -123,6 +131,10 @@ _Reasoning = Literal["auto", "none", "think", "harmony"]
 class _Upstream(_Section):
     chat_template: str | None = None
     """A Jinja template, in place of the model's own."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables of the template, such as `enable_thinking`; a request may give others."""
+    reasoning_effort: Effort | None = None
+    """How long the model should think, where its template or its API knows that."""
     max_concurrent: int = Field(64, ge=1)
     """Requests under way at once, for writing and for scoring each; short calls come on top."""
     gpus: float = Field(1, gt=0)
@@ -134,6 +146,19 @@ class _Upstream(_Section):
     answer_timeout_s: float = Field(600, gt=0)
     """Seconds that a whole answer, or a stream's first event, may take, including the wait in the
     server's queue and the reading of the prompt."""
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """All variables that its chat template gets from here."""
+        return template_kwargs(self.chat_template_kwargs, self.reasoning_effort)
+
+    @model_validator(mode="after")
+    def _variables_are_its_own(self) -> Self:
+        try:
+            _ = self.template_kwargs
+        except OptionsError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 def _fits_into_a_header(key: str) -> str:
@@ -267,15 +292,33 @@ class ModelConfig(_Section):
     student: str
     teacher: str
     params: dict[str, Any] = {}
-    """Defaults of the `motab` object for this pair."""
+    """Defaults of the `motab` object and of the student's sampling for this pair."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The defaults of the `motab` object."""
+        return split_sampling(self.params)[1]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The defaults of the student's sampling."""
+        return split_sampling(self.params)[0]
 
     @field_validator("params")
     @classmethod
     def _params_are_options(cls, params: dict[str, Any]) -> dict[str, Any]:
+        sampling, options = split_sampling(params)
         try:
-            parse_options(params)
+            parse_sampling(sampling)
+            asks_for_events = parse_options(options).events
         except OptionsError as error:
             raise ValueError(str(error)) from error
+        if asks_for_events:
+            message = (
+                "events: true belongs to a request that streams: a model that had it would refuse"
+                " all other requests"
+            )
+            raise ValueError(message)
         return params
 
 
@@ -330,7 +373,7 @@ def load_config(path: Path) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
     try:
-        raw = yaml.safe_load(text)
+        raw = load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
@@ -366,7 +409,7 @@ def _sentence(error: ValidationError, *above: str) -> str:
     first, num_others = complaints[0], len(complaints) - 1
     # A discriminated union adds the kind to the path, right after the upstream's name.
     loc = [*above, *(str(part) for part in first.loc)]
-    if loc[:1] == ["upstreams"] and len(loc) > 3:
+    if loc[:1] == ["upstreams"] and len(loc) > 2:
         del loc[2]
     more = f" (and {num_others} more)" if num_others else ""
     return first.about(".".join(loc)) + more

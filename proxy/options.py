@@ -2,8 +2,8 @@
 the wanted part of the trace. A request's values override the model's, which override the defaults.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -11,15 +11,24 @@ import orjson
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from proxy.complaints import complaints_of
-from proxy.core.params import ParameterError, Params
+from proxy.core.params import ParameterError, Params, SamplingValues
 from proxy.core.types import Scoring
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSampling(SamplingValues):
+    """The student's sampling, as a request and a model's `params` give it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(Params):
     """`Params`, the way of scoring, and the wanted part of the trace."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     scoring: Scoring | Literal["auto"] = "auto"
     """The teacher's way of scoring; `auto` takes the best way that its server offers."""
@@ -29,7 +38,27 @@ class Options(Params):
     """Whether streams carry named events (`motab.step`, `motab.breach`) as decisions are made."""
 
 
+SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingValues))
+"""The values that each author has: the student's are at a request's top level."""
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""The values of OpenAI's `reasoning_effort`, with the servers' own `max`."""
+
+# What motab itself says to a chat template, or what would bypass the template.
+_NOT_A_CLIENTS = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "documents",
+    "messages",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tools",
+}
 _ADAPTER = TypeAdapter(Options)
+_SAMPLING_ADAPTER = TypeAdapter(StudentSampling)
 _LONG = 1024
 
 
@@ -46,18 +75,101 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
 
     Raises `OptionsError` for the first value that cannot be used.
     """
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged.update(layer)
+    merged = merge_layers(*layers)
+    for name in merged:
+        if name in SAMPLING_FIELDS:
+            message = f"{name} is set at the request's top level, or in teacher for the teacher"
+            raise OptionsError(name, message)
+    if isinstance(teacher := merged.get("teacher"), dict) and "temperature" in teacher:
+        merged["teacher"] = {name: teacher[name] for name in teacher if name != "temperature"}
+        merged["teacher_temperature"] = teacher["temperature"]
     try:
         # Strict validation takes a dataclass from JSON, but not from a dict.
         return _parsed(_dumped(merged))
     except ValidationError as error:
-        first = complaints_of(error)[0]
-        if isinstance(first.cause, ParameterError):
-            raise OptionsError(first.cause.field, str(first.cause)) from error
-        field = str(first.loc[0])
-        raise OptionsError(field, first.about(field)) from error
+        fault = _options_error(error)
+        if fault.field == "teacher_temperature" and not any(fault.field in x for x in layers):
+            fault = OptionsError("teacher.temperature", str(fault).replace("_", ".", 1))
+        raise fault from error
+
+
+def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one `motab` object; later layers override earlier ones, and so do the values within
+    `teacher`. `teacher_temperature` becomes `teacher.temperature`.
+
+    Raises `OptionsError` if a layer gives both and they differ.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        below, teacher = merged.get("teacher"), layer.get("teacher", {})
+        merged |= {name: value for name, value in layer.items() if name != "teacher_temperature"}
+        if isinstance(teacher, dict):
+            below = below if isinstance(below, dict) else {}
+            if values := {**below, **teacher, **_short_form(layer, teacher)}:
+                merged["teacher"] = values
+    return merged
+
+
+def _short_form(layer: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Any]:
+    if "teacher_temperature" not in layer:
+        return {}
+    short = layer["teacher_temperature"]
+    if "temperature" in teacher and teacher["temperature"] != short:
+        message = (
+            f"teacher_temperature is {short!r} and teacher.temperature {teacher['temperature']!r}:"
+            " they mean the same, so give only one of them"
+        )
+        raise OptionsError("teacher_temperature", message)
+    return {"temperature": short}
+
+
+def parse_sampling(asked: Mapping[str, Any]) -> StudentSampling:
+    """Return the student's sampling. Raises `OptionsError` for a value that cannot be used."""
+    try:
+        return _SAMPLING_ADAPTER.validate_json(_dumped(asked))
+    except ValidationError as error:
+        raise _options_error(error) from error
+
+
+def split_sampling(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a model's `params` into the student's sampling and the fields of the `motab` object."""
+    sampling = {name: value for name, value in params.items() if name in SAMPLING_FIELDS}
+    return sampling, {name: value for name, value in params.items() if name not in sampling}
+
+
+def template_kwargs(kwargs: Mapping[str, Any], effort: Effort | None) -> dict[str, Any]:
+    """Return a chat template's additional variables.
+
+    `reasoning_effort` also switches thinking on or off where that is not given, as vLLM's and
+    SGLang's chat routes do. Raises `OptionsError` for a variable that is not the client's.
+    """
+    field = "chat_template_kwargs"
+    if reserved := sorted(_NOT_A_CLIENTS & kwargs.keys()):
+        message = f"{field}.{reserved[0]} cannot be set: motab itself decides it"
+        raise OptionsError(f"{field}.{reserved[0]}", message)
+    if effort is None:
+        return dict(kwargs)
+    if kwargs.get("reasoning_effort", effort) != effort:
+        message = (
+            f"reasoning_effort is {effort!r} and {field}.reasoning_effort"
+            f" {kwargs['reasoning_effort']!r}: they mean the same, so give only one of them"
+        )
+        raise OptionsError("reasoning_effort", message)
+    return {"enable_thinking": effort != "none", **kwargs, "reasoning_effort": effort}
+
+
+def _options_error(error: ValidationError) -> OptionsError:
+    """The first of pydantic's complaints, with the field's path."""
+    first = complaints_of(error)[0]
+    path = _dotted(first.loc)
+    if isinstance(first.cause, ParameterError):
+        path = _dotted([*first.loc, first.cause.field])
+        return OptionsError(path, path + str(first.cause).removeprefix(first.cause.field))
+    return OptionsError(path, first.about(path))
+
+
+def _dotted(loc: Iterable[int | str]) -> str:
+    return ".".join(map(str, loc))
 
 
 def _dumped(merged: Mapping[str, Any]) -> bytes:

@@ -181,7 +181,6 @@ OF_REQUESTS: Mapping[str, Foreign] = {
     "dry_multiplier": _ZERO,
     "dynatemp_range": _ZERO,
     "do_sample": Foreign((True,), "temperature: 0 takes the most probable token"),
-    "reasoning_effort": Foreign(("none",)),
     # Where the text ends.
     "max_new_tokens": Foreign(instead="send max_tokens"),
     "n_predict": Foreign((-1,), "send max_tokens"),

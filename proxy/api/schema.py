@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from proxy.api.acceptance import (
     OF_CHAT,
@@ -21,6 +21,7 @@ from proxy.api.acceptance import (
 from proxy.backends.base import Message, Question
 from proxy.complaints import complaints_of
 from proxy.errors import RequestError, UnsupportedField
+from proxy.options import SAMPLING_FIELDS, Effort, OptionsError, template_kwargs
 
 _NO_OBJECT = "the body must be a JSON object, sent as application/json"
 
@@ -121,6 +122,28 @@ class _ModelRequest(_Strict):
     """The user that the request is for; `--verbose` logs it."""
     motab: dict[str, Any] = {}
     """See docs/parameters.md."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables of the models' chat templates, such as `enable_thinking`."""
+    reasoning_effort: Effort | None = None
+    """How long the models should think, where their templates or APIs know that."""
+
+    def template_kwargs(self, question: Question) -> dict[str, Any]:
+        """Return all variables that the chat templates get for this question."""
+        if (
+            not question.messages
+            and self.reasoning_effort == "none"
+            and not self.chat_template_kwargs
+        ):
+            return {}  # asks for nothing
+        field = "chat_template_kwargs" if self.chat_template_kwargs else "reasoning_effort"
+        try:
+            kwargs = template_kwargs(self.chat_template_kwargs, self.reasoning_effort)
+        except OptionsError as error:
+            raise RequestError(str(error), param=error.field) from error
+        if kwargs and not question.messages:
+            message = f"{field} needs messages: a prompt reaches the models without a chat template"
+            raise RequestError(message, param=field)
+        return kwargs
 
     @model_validator(mode="before")
     @classmethod
@@ -137,8 +160,13 @@ class GenerationRequest(_ModelRequest):
     """The common fields of chat and text completions."""
 
     temperature: float = Field(1.0, ge=0, le=2)
-    """The student's temperature; the teacher has `motab.teacher_temperature`."""
+    """The student's, as all sampling values here; the teacher has `motab.teacher`."""
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: Annotated[int, AfterValidator(lambda top_k: 0 if top_k == -1 else top_k)] = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int = Field(1, ge=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -146,6 +174,10 @@ class GenerationRequest(_ModelRequest):
     stop: str | Annotated[list[str], Field(max_length=16)] = []
     stream: bool = False
     stream_options: StreamOptions | None = None
+
+    def sampled(self) -> dict[str, Any]:
+        """Return the sampling values that the request gives."""
+        return {name: getattr(self, name) for name in SAMPLING_FIELDS & self.model_fields_set}
 
     def questions(self) -> tuple[Question, ...]:
         """q, from messages or from the prompt, or one for each of several prompts."""

@@ -5,7 +5,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from proxy.api.choices import ChoiceRunner, Choices
@@ -17,6 +17,7 @@ from proxy.api.shapes import Head, Kind, completion, scored_text, text_logprobs,
 from proxy.api.sse import DONE, ChunkWriter, Outbox
 from proxy.backends.base import Call, Question, Sampling, Scorer, UpstreamClock
 from proxy.config import ServerConfig
+from proxy.core.params import SamplingValues
 from proxy.core.types import Author
 from proxy.engine.admission import Admission, OwnSeats, Seats
 from proxy.engine.given_text import TextLogprobs, score_steps, score_tokens
@@ -34,7 +35,7 @@ from proxy.errors import (
     RequestError,
     UnsupportedField,
 )
-from proxy.options import Options, OptionsError, parse_options
+from proxy.options import Options, OptionsError, merge_layers, parse_options, parse_sampling
 from trajectory_records.appender import Appender
 
 T = TypeVar("T")
@@ -64,6 +65,8 @@ class Job:
     """Each gets `request.n` choices."""
     stops: tuple[str, ...]
     options: Options
+    sampling: SamplingValues
+    """The student's."""
     head: Head
     request_id: str
     clock: UpstreamClock
@@ -76,18 +79,18 @@ class Job:
     def num_choices(self) -> int:
         return len(self.questions) * self.request.n
 
-    def run(self, index: int, observer: TextObserver, outlet: Outlet) -> TrajectoryRun:
-        """The trajectory of choice `index`. Each choice of a question has a seed of its own, the
-        same as if the question came alone.
+    def run(self, pair: Pair, index: int, observer: TextObserver, outlet: Outlet) -> TrajectoryRun:
+        """The trajectory of choice `index` by the model's pair. Each choice of a question has a
+        seed of its own, the same as if the question came alone.
         """
         request = self.request
         asked, number = divmod(index, request.n)
         seed = None if request.seed is None else seed_of_choice(request.seed, number)
         run = TrajectoryRun(
-            pair=self.model.pair,
+            pair=pair,
             question=self.questions[asked],
             params=self.options,
-            sampling=Sampling(request.temperature, request.top_p, seed, self.stops),
+            sampling=Sampling(seed=seed, stop=self.stops, **asdict(self.sampling)),
             call=Call(f"{self.request_id}-{index}", self.clock),
             observer=observer,
             scorer=self.scorer,
@@ -150,9 +153,14 @@ class Service:
         model = self._model(request.model)
         forced = {"trace": "full"} if always_full else {}
         options = self._options(model, {**request.motab, **forced}, _length_limit(request))
+        if options.method == "teacher":  # the only author, so that the top level is the teacher's
+            asked = merge_layers({"teacher": request.sampled()}, request.motab, forced)
+            options = self._options(model, asked, _length_limit(request))
+        sampling = _sampling(model, request)
+        model.check_sampling(options, sampling, request.sampled())
         model.check_method(options)
         scorer = model.scorer_of_method(options, request.motab)
-        model.check_temperature(options, request.temperature)
+        model.check_temperature(options, sampling.temperature)
         if request.n > self.config.max_n:
             raise RequestError(f"n must be at most {self.config.max_n} here", param="n")
         if request.stream_options and request.stream_options.asks and not request.stream:
@@ -163,7 +171,7 @@ class Service:
         questions, stops = request.questions(), request.stops()
         self._check_number(len(questions), request.n)
         call = Call(request_id, clock)
-        questions = tuple([await _readable(q, model.pair, call) for q in questions])
+        questions = tuple([await _asked(request, q, model.pair, call) for q in questions])
         _log.debug(
             "%s: %s %s n=%d user=%s",
             request_id,
@@ -174,7 +182,9 @@ class Service:
         )
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         head = Head(kind, f"{prefix}-{request_id}", int(time.time()), request.model)
-        return Job(model, request, questions, stops, options, head, request_id, clock, scorer)
+        return Job(
+            model, request, questions, stops, options, sampling, head, request_id, clock, scorer
+        )
 
     def _check_number(self, num_prompts: int, n: int) -> None:
         total, most = num_prompts * n, self.config.max_concurrent
@@ -254,13 +264,14 @@ class Service:
         recording = job.recording(self.records)
         model, method = job.head.model, job.options.method
         scoring = None if job.scorer is None else job.scorer.scoring
+        pair = await self.within_deadline(job.model.pair.under(job.questions[0].template_kwargs))
 
         def on_finished(index: int, outcome: Outcome) -> None:
             self.metrics.trajectory(model, method, outcome)
             finished(index, outcome)
 
         runner = ChoiceRunner(
-            make=lambda index: job.run(index, observers[index], outlet),
+            make=lambda index: job.run(pair, index, observers[index], outlet),
             is_sent=lambda index: observers[index].has_begun,
             on_finished=on_finished,
             on_failed=lambda spent: self.metrics.failed(model, method, spent, scoring),
@@ -285,10 +296,11 @@ class Service:
             return await self._token_logprobs(model, request, options, Call(request_id, clock))
         call = Call(request_id, clock)
         scorer = model.scorer(options, request.motab)
-        question = await _readable(request.question(), model.pair, call)
-        bridge = model.pair.bridge("teacher", question)
-        model_context = ModelContext(model.pair.of("teacher"), bridge, question, call)
+        question = await _asked(request, request.question(), model.pair, call)
         with self.admission.admit(1):
+            pair = await self.within_deadline(model.pair.under(question.template_kwargs))
+            bridge = pair.bridge("teacher", question)
+            model_context = ModelContext(pair.of("teacher"), bridge, question, call)
             scorers = (scorer, *model.fallbacks(options, scorer))
             work = score_steps(model_context, scorers, request.text, options, call)
             scored = await self.within_deadline(work)
@@ -305,12 +317,12 @@ class Service:
         self, model: ServedModel, request: ScoreRequest, options: Options, call: Call
     ) -> dict[str, Any]:
         scorers = {author: model.token_scorer(author, options) for author in _AUTHORS}
-        question = await _readable(request.question(), model.pair, call)
+        question = await _asked(request, request.question(), model.pair, call)
         prompts = Prompts()
 
         async def one(author: Author) -> TextLogprobs:
-            bridge = model.pair.bridge(author, question)
-            model_context = ModelContext(model.pair.of(author), bridge, question, call, prompts)
+            bridge = pair.bridge(author, question)
+            model_context = ModelContext(pair.of(author), bridge, question, call, prompts)
             return await score_tokens(model_context, scorers[author], request.text, call)
 
         async def both() -> dict[Author, TextLogprobs]:
@@ -322,6 +334,7 @@ class Service:
             return {author: task.result() for author, task in tasks.items()}
 
         with self.admission.admit(1):
+            pair = await self.within_deadline(model.pair.under(question.template_kwargs))
             found = await self.within_deadline(both())
         scoring = {author: scorer.scoring for author, scorer in scorers.items()}
         of_teacher = Usage(teacher_scored_tokens=len(found["teacher"].ends), score_calls=1)
@@ -339,8 +352,20 @@ class Service:
             raise DeadlineExceeded(f"the request took longer than {limit:g} s") from error
 
 
-async def _readable(question: Question, pair: Pair, call: Call) -> Question:
-    """Return the question with its prompt as text, which only the upstream knows for tokens."""
+def _sampling(model: ServedModel, request: GenerationRequest) -> SamplingValues:
+    try:
+        return parse_sampling({**model.sampling, **request.sampled()})
+    except OptionsError as error:
+        raise RequestError(str(error), param=error.field) from error
+
+
+async def _asked(
+    request: GenerationRequest | ScoreRequest, question: Question, pair: Pair, call: Call
+) -> Question:
+    """Return the question with its prompt as text, which only the upstream knows for tokens, and
+    with the variables that the request gives to the chat templates.
+    """
+    question = replace(question, template_kwargs=request.template_kwargs(question))
     return await with_text(question, pair.visible, call) if question.token_ids else question
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from proxy.api.choices import Choices, failures_of
+from proxy.core.params import TeacherSampling
 from proxy.core.types import Author, StepTrace
 from proxy.engine.given_text import ScoredText, TextLogprobs
 from proxy.engine.usage import Outcome, Usage
@@ -70,8 +71,16 @@ def trace(outcome: Outcome, options: Options, models: dict[str, str | None]) -> 
         found["scoring_fallbacks"] = {way: list(at) for way, at in outcome.fallbacks.items()}
     if options.trace == "full":
         found["steps"] = [step_trace(step) for step in trajectory.steps]
-        found["params"] = asdict(options)
+        found["params"] = params(options)
         found["models"] = models
+    return found
+
+
+def params(options: Options) -> dict[str, Any]:
+    """The options; `teacher` only if one of its values changes something."""
+    found = asdict(options)
+    if options.teacher == TeacherSampling():
+        del found["teacher"]
     return found
 
 
@@ -153,7 +162,7 @@ def scored_text(head: Head, scored: ScoredText, options: Options, scoring: str) 
         "breach": scored.breach,
         "bifurcation": scored.bifurcation,
         "steps": [step_trace(step) for step in scored.steps],
-        "params": asdict(options),
+        "params": params(options),
         "usage": {
             **token_counts(scored.prompt_tokens, 0),
             "motab": {

@@ -4,9 +4,10 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
+from proxy.core.params import SamplingValues
 from proxy.core.scoring import oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
 
@@ -45,6 +46,14 @@ class Question:
     token_ids: tuple[int, ...] = ()
     """The prompt in the tokens of upstream `tokens_of`."""
     tokens_of: str = ""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False, kw_only=True)
+    """Additional variables of the models' chat templates, in place of the upstreams' own."""
+
+    def under(self, defaults: Mapping[str, Any]) -> "Question":
+        """Return the question for a template that has these variables unless it gives its own."""
+        if not defaults:
+            return self
+        return replace(self, template_kwargs={**defaults, **self.template_kwargs})
 
     def wire_messages(self) -> list[dict[str, str]]:
         """The messages as every chat route takes them."""
@@ -98,11 +107,11 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """The sampling settings. All other settings are switched off at the server."""
+class Sampling(SamplingValues):
+    """The sampling settings. Every value is sent, also a neutral value, because servers fill an
+    omitted field with a default of their own or of the model. All other samplers are switched off.
+    """
 
-    temperature: float
-    top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     special_tokens: bool = False
@@ -121,9 +130,21 @@ class Sampling:
         return None if self.seed is None else self.seed & 0x7FFFFFFFFFFFFFFF
 
     @property
-    def is_seeded(self) -> bool:
-        """Return whether a seed decides the text: it can then be repeated only from its start."""
-        return self.seed is not None and self.temperature > 0
+    def counts_from_start(self) -> bool:
+        """Return whether the text can be repeated only from its start.
+
+        A seed's random numbers are counted from there, and so are the tokens that penalties count.
+        """
+        return self.has_penalties or (self.seed is not None and self.temperature > 0)
+
+    @property
+    def is_free(self) -> bool:
+        """Return whether the same request may give another text each time."""
+        return self.seed is None and self.temperature > 0
+
+
+GREEDY = Sampling(temperature=0.0)
+"""Always the most probable token, as for scores, which no sampling may change."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 Method = Literal["motab", "teacher", "student", "imitkd", "skd", "prefix"]
+# SGLang takes no larger value than this for all tokens of the vocabulary.
+_MAX_TOP_K = 2**30
+PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
 class ParameterError(ValueError):
@@ -13,6 +16,88 @@ class ParameterError(ValueError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field} {message}")
         self.field = field
+
+
+def _check_finite(values: "Params | FurtherSampling") -> None:
+    for field in fields(values):
+        value = getattr(values, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ParameterError(field.name, f"must be a finite number, not {value}")
+
+
+def _require(
+    values: "Params | FurtherSampling",
+    bound: str,
+    holds: bool,  # noqa: FBT001
+    field: str,
+) -> None:
+    if not holds:
+        raise ParameterError(field, f"must be {bound}, not {getattr(values, field)!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FurtherSampling:
+    """The sampling values beyond temperature and top-p, which subclasses add. No default changes
+    anything. Raises `ParameterError` if a value is out of the bounds that all servers have.
+    """
+
+    top_k: int = 0
+    """The number of most probable tokens that may be drawn; 0 and -1: all of them."""
+    min_p: float = 0.0
+    """The least probability that may be drawn, as a part of the most probable token's."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token that the text has."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of a token once for each time that the text has it."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens that came before, and multiplies the negative ones."""
+
+    def is_neutral(self, name: str) -> bool:
+        """Return whether that one of these values changes nothing."""
+        value = getattr(self, name)
+        return bool(value <= 0 if name == "top_k" else value == _NEUTRAL[name])
+
+    @property
+    def has_penalties(self) -> bool:
+        """Return whether a token's probability depends on the tokens written before it."""
+        return not all(map(self.is_neutral, PENALTIES))
+
+    def __post_init__(self) -> None:
+        _check_finite(self)
+        _require(self, f"in [-1, {_MAX_TOP_K}]", -1 <= self.top_k <= _MAX_TOP_K, "top_k")
+        _require(self, "in [0, 1]", 0.0 <= self.min_p <= 1.0, "min_p")
+        for field in ("presence_penalty", "frequency_penalty"):
+            _require(self, "in [-2, 2]", -2.0 <= getattr(self, field) <= 2.0, field)
+        in_bounds = 0.0 < self.repetition_penalty <= 2.0
+        _require(self, "above 0 and at most 2", in_bounds, "repetition_penalty")
+
+
+_NEUTRAL = {field.name: field.default for field in fields(FurtherSampling)}
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingValues(FurtherSampling):
+    """The values by which an author's next token is drawn."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """The least total probability of the most probable tokens that may be drawn."""
+
+    def __post_init__(self) -> None:
+        FurtherSampling.__post_init__(self)
+        _require(self, "in [0, 2]", 0.0 <= self.temperature <= 2.0, "temperature")
+        _require(self, "above 0 and at most 1", 0.0 < self.top_p <= 1.0, "top_p")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSampling(FurtherSampling):
+    """The teacher's values but for the temperature, which is `Params.teacher_temperature`."""
+
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        FurtherSampling.__post_init__(self)
+        _require(self, "above 0 and at most 1", 0.0 < self.top_p <= 1.0, "top_p")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +139,8 @@ class Params:
     """Method `imitkd`, in [0, 1]: the probability that the teacher writes a step."""
     teacher_temperature: float = 0.6
     """Sampling temperature of all text that the teacher writes."""
+    teacher: TeacherSampling = TeacherSampling()
+    """The other sampling values of all text that the teacher writes."""
 
     @property
     def scores(self) -> bool:
@@ -61,24 +148,18 @@ class Params:
         return self.method in {"motab", "skd"}
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ParameterError(field.name, f"must be a finite number, not {value}")
-        self._require("in [0, 1]", 0.0 <= self.base_threshold <= 1.0, "base_threshold")
-        self._require("above 0", self.gamma > 0.0, "gamma")
-        self._require("in [0, 1]", 0.0 <= self.beta <= 1.0, "beta")
-        self._require("at least 0", self.entropy_scale >= 0.0, "entropy_scale")
-        self._require("at least 0", self.teacher_temperature >= 0.0, "teacher_temperature")
-        self._require("at least 1", self.max_step_tokens >= 1, "max_step_tokens")
-        self._require("at least 1", self.max_total_tokens >= 1, "max_total_tokens")
-        self._require("at least 1", self.max_lookahead_tokens >= 1, "max_lookahead_tokens")
+        _check_finite(self)
+        _require(self, "in [0, 1]", 0.0 <= self.base_threshold <= 1.0, "base_threshold")
+        _require(self, "above 0", self.gamma > 0.0, "gamma")
+        _require(self, "in [0, 1]", 0.0 <= self.beta <= 1.0, "beta")
+        _require(self, "at least 0", self.entropy_scale >= 0.0, "entropy_scale")
+        _require(self, "at least 0", self.teacher_temperature >= 0.0, "teacher_temperature")
+        _require(self, "at most 2", self.teacher_temperature <= 2.0, "teacher_temperature")
+        _require(self, "at least 1", self.max_step_tokens >= 1, "max_step_tokens")
+        _require(self, "at least 1", self.max_total_tokens >= 1, "max_total_tokens")
+        _require(self, "at least 1", self.max_lookahead_tokens >= 1, "max_lookahead_tokens")
         # The entropy of one renormalised entry is always 0, so the boundary would silently be
         # static.
-        self._require("at least 2", self.entropy_top_k >= 2, "entropy_top_k")
-        self._require("some text", bool(self.delimiter), "delimiter")
-        self._require("some text", bool(self.revise), "revise")
-
-    def _require(self, bound: str, holds: bool, field: str) -> None:  # noqa: FBT001
-        if not holds:
-            raise ParameterError(field, f"must be {bound}, not {getattr(self, field)!r}")
+        _require(self, "at least 2", self.entropy_top_k >= 2, "entropy_top_k")
+        _require(self, "some text", bool(self.delimiter), "delimiter")
+        _require(self, "some text", bool(self.revise), "revise")

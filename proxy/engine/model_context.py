@@ -133,7 +133,15 @@ async def _rendered(upstream: Upstream, question: Question, call: Call) -> Segme
     if question.token_ids and question.tokens_of == upstream.name:
         return Segment(question.prompt or "", question.token_ids)
     with _refusing(question, "the chat template cannot render these messages"):
-        return await upstream.reader.render(question, call)
+        try:
+            return await upstream.reader.render(question, call)
+        except UpstreamRefused as error:
+            if not question.template_kwargs or error.http_status not in _ABOUT_MESSAGES:
+                raise
+            # Raises if the template cannot render these messages anyway.
+            await upstream.reader.render(replace(question, template_kwargs={}), call)
+            message = f"the chat template cannot render with these variables: {error}"
+            raise RequestError(message, param="chat_template_kwargs") from error
 
 
 async def with_text(question: Question, upstream: Upstream, call: Call) -> Question:

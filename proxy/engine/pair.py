@@ -1,14 +1,16 @@
 """Joins a student and a teacher, and keeps the breach rates of the pair."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from proxy.backends.base import Question
 from proxy.core.params import Method
 from proxy.core.thinking import Bridge, Reasoning, is_in_thought
 from proxy.core.types import Author
 from proxy.engine.schedule import BreachRate, MeasuredSchedule
-from proxy.engine.upstream import Upstream
-from proxy.errors import MotabError
+from proxy.engine.upstream import Template, Upstream
+from proxy.errors import MotabError, UnsupportedField
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,8 @@ class Pair:
     teacher: Upstream | None
     hazards: dict[Method, BreachRate] = field(default_factory=dict, compare=False, kw_only=True)
     """The observed rates of breaches, by method, because each has its own kind of breach."""
+    formats: Mapping[str, Reasoning] = field(default_factory=dict, compare=False, kw_only=True)
+    """Formats of thoughts that are not the upstream's usual format, by its name; see `under`."""
 
     def of(self, author: Author) -> Upstream:
         """The upstream of `author`; the method never asks for a missing upstream."""
@@ -34,11 +38,11 @@ class Pair:
         that reads no markup, and if one of the formats is not known.
         """
         model = self.of(author)
-        student = self.visible.reasoning
+        student, own = self._format_of(self.visible), self._format_of(model)
         reads_markup = model.markup is not None and question.prompt is None
-        if not reads_markup or model.reasoning is None or student is None:
+        if not reads_markup or own is None or student is None:
             return Bridge(Reasoning(), Reasoning())
-        return Bridge(student.visible, model.reasoning)
+        return Bridge(student.visible, own)
 
     @property
     def visible(self) -> Upstream:
@@ -51,9 +55,26 @@ class Pair:
         """
         if question.prompt is not None:
             return question.prompt.rstrip().endswith("<think>")
-        reasoning = self.visible.reasoning
+        reasoning = self._format_of(self.visible)
         opened = reasoning is not None and reasoning.visible.opened
         return is_in_thought(question.begun, opened=opened)
+
+    def _format_of(self, upstream: Upstream) -> Reasoning | None:
+        return self.formats.get(upstream.name, upstream.reasoning)
+
+    async def under(self, kwargs: Mapping[str, Any]) -> "Pair":
+        """Return the pair with the formats that its models have under variables of a request's.
+
+        Raises `RequestError` if the variables would change nothing.
+        """
+        if not kwargs:
+            return self
+        upstreams = [one for one in (self.student, self.teacher) if one is not None]
+        templates = {one.name: one.template for one in upstreams if one.template is not None}
+        if len(templates) == len({one.name for one in upstreams}):
+            await _check_taken(list(templates.values()), kwargs)
+        found = {name: await one.reasoning(kwargs) for name, one in templates.items()}
+        return replace(self, formats=found)
 
     def schedule(self, method: Method) -> MeasuredSchedule:
         """A trajectory's schedule if every scoring call computes its whole context."""
@@ -64,3 +85,17 @@ class Pair:
             self.hazards.setdefault(method, BreachRate()),
             teacher.gpus / student.gpus,
         )
+
+
+async def _check_taken(templates: Sequence[Template], kwargs: Mapping[str, Any]) -> None:
+    if "reasoning_effort" in kwargs:
+        wants_thought = kwargs["reasoning_effort"] != "none"
+        if wants_thought and not any([await template.takes_effort() for template in templates]):
+            message = (
+                "reasoning_effort makes no difference to this model: its chat template or its API"
+                " does not know it"
+            )
+            raise UnsupportedField(message, param="reasoning_effort")
+    elif not any(template.takes_kwargs for template in templates):
+        message = "this model's API renders messages itself, so there are no chat_template_kwargs"
+        raise UnsupportedField(message, param="chat_template_kwargs")

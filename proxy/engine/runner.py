@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 from proxy.backends.base import (
@@ -77,8 +77,8 @@ class TrajectoryRun:
     question: Question
     params: Params
     sampling: Sampling
-    """The student's sampling; the teacher writes with `params.teacher_temperature` and the same
-    seed. The seed of an author's later write is derived from it."""
+    """The student's sampling; the teacher writes with `params.teacher_temperature`,
+    `params.teacher` and the same seed. The seed of an author's later write is derived from it."""
     call: Call
     observer: Observer
     scorer: Scorer | None = None
@@ -286,7 +286,7 @@ class TrajectoryRun:
     def _formats(self) -> Pair:
         """The pair whose formats count: a teacher that writes everything writes in its own."""
         alone = self.params.method == "teacher"
-        return Pair(None, self.pair.teacher) if alone else self.pair
+        return replace(self.pair, student=None) if alone else self.pair
 
     def _sampling_of(self, command: Write, model_context: ModelContext) -> Sampling:
         if command.author == "student":
@@ -294,7 +294,11 @@ class TrajectoryRun:
             if command.logprobs:
                 sampling = replace(sampling, logprobs=True)
         else:
-            sampling = Sampling(self.params.teacher_temperature, stop=self.sampling.stop)
+            sampling = Sampling(
+                self.params.teacher_temperature,
+                stop=self.sampling.stop,
+                **asdict(self.params.teacher),
+            )
         num_before = self._num_writes.get(command.author, 0)
         self._num_writes[command.author] = num_before + 1
         if self.sampling.seed is not None:

@@ -1,14 +1,15 @@
 """Decides which methods and scorers a pair of models may use."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.backends.base import Scorer, TokenScorer
+from proxy.core.params import PENALTIES, SamplingValues
 from proxy.core.types import JUDGES, Author
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
-from proxy.errors import RequestError, ScoringUnavailable
+from proxy.errors import RequestError, ScoringUnavailable, UnsupportedField
 from proxy.options import Options
 
 
@@ -20,6 +21,8 @@ class ServedModel:
     defaults: Mapping[str, Any]
     labels: dict[str, str | None]
     """The models' own names: `student` and `teacher`."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """The student's sampling, where a request does not say otherwise."""
 
     def check_method(self, options: Options) -> None:
         """Raise `RequestError` if the pair lacks something that the method needs."""
@@ -38,6 +41,40 @@ class ServedModel:
                 " gives none while it writes; kind vllm, sglang, llamacpp or embedded does"
             )
             raise RequestError(message, param="motab.method")
+
+    def check_sampling(
+        self, options: Options, student: SamplingValues, asked: Container[str] = ()
+    ) -> None:
+        """Raise `UnsupportedField` if an author's server has no field for a value.
+
+        The values in `asked` are at the request's top level, whoever writes.
+        """
+        authors = (("student", student, ""), ("teacher", options.teacher, "motab.teacher."))
+        for author, values, path in authors:
+            upstream = self.pair.student if author == "student" else self.pair.teacher
+            writes_nothing = options.method in {"student", "teacher"} and options.method != author
+            if upstream is None or writes_nothing:
+                continue
+            for name in sorted(upstream.unsampled):
+                if not values.is_neutral(name):
+                    message = (
+                        f"the server of upstream '{upstream.name}' has no {name}: leave it out, or"
+                        " serve the model as kind vllm, sglang or llamacpp"
+                    )
+                    at_top = options.method == "teacher" and name in asked
+                    raise UnsupportedField(message, param=name if at_top else path + name)
+        if options.method == "skd":
+            self._check_scaled(student)
+
+    def _check_scaled(self, student: SamplingValues) -> None:
+        upstream = self.pair.student
+        if upstream and upstream.writes_logprobs == "scaled" and student.has_penalties:
+            message = (
+                f"method 'skd' takes no penalties here: upstream '{upstream.name}' changes its"
+                " log-probabilities by them"
+            )
+            name = next(x for x in PENALTIES if not student.is_neutral(x))
+            raise RequestError(message, param=name)
 
     def check_temperature(self, options: Options, temperature: float) -> None:
         """Raise `RequestError` if the student's log-probabilities would give no U_t.

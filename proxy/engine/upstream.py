@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from proxy.backends.base import (
     Call,
@@ -71,6 +71,23 @@ class WritingPlaces:
                 queue.remove(place)
 
 
+class Template(Protocol):
+    """The chat template of an upstream's model, or the API in its place."""
+
+    @property
+    def takes_kwargs(self) -> bool:
+        """Return whether it has variables."""
+        ...
+
+    async def takes_effort(self) -> bool:
+        """Return whether `reasoning_effort` makes a difference to it."""
+        ...
+
+    async def reasoning(self, kwargs: Mapping[str, Any]) -> Reasoning:
+        """Return the model's format of thoughts under these variables."""
+        ...
+
+
 @dataclass(slots=True)
 class Upstream:
     """A server and its limit. Writing and scoring are counted separately, each up to
@@ -95,6 +112,10 @@ class Upstream:
     """The price of a second of its server, in seconds of a server with one GPU."""
     chat: PlainChat | None = None
     """Its chat route for requests that pass as they are; None if there is none."""
+    template: Template | None = None
+    """None: whatever a request says to the template, the format of thoughts stays the same."""
+    unsampled: frozenset[str] = frozenset()
+    """The sampling values that its server has no field for."""
     on_wait: Callable[[], None] = lambda: None
     """Called when a text that it writes has to wait for verdicts."""
     num_tokens_of: dict[str, int] = field(init=False, default_factory=dict)

@@ -18,7 +18,7 @@ def judge_pair(
     upstreams: Mapping[str, Upstream],
 ) -> PairReport:
     """Return the verdict on one model. `upstreams` holds the upstreams that could be opened."""
-    options = parse_options(model.params)
+    options = parse_options(model.options)
     roles = {"student": model.student, "teacher": model.teacher}
     if options.method in roles:
         roles = {options.method: roles[options.method]}
@@ -29,7 +29,7 @@ def judge_pair(
         reasons += [f"{role} '{name}': {reason}" for reason in _writing_faults(checks)]
         notes += [f"{role} '{name}': {note}" for note in _notes(checks)]
     pair = Pair(upstreams.get(model.student), upstreams.get(model.teacher))
-    served = ServedModel(pair, model.params, {})
+    served = ServedModel(pair, model.options, {}, model.sampling)
     if pair.student is not None and pair.teacher is not None:
         try:
             served.check_method(options)

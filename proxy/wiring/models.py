@@ -15,7 +15,7 @@ from proxy.engine.pair import Pair
 from proxy.engine.served_model import ServedModel
 from proxy.engine.upstream import Upstream
 from proxy.errors import ConfigError, RequestError, StartError
-from proxy.options import parse_options
+from proxy.options import parse_options, parse_sampling
 from proxy.wiring.upstreams import open_upstream
 from trajectory_records.appender import Appender, open_appender
 from trajectory_records.record import RecordError
@@ -84,7 +84,7 @@ def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedM
             "student": config.upstreams[model.student].model,
             "teacher": config.upstreams[model.teacher].model,
         }
-        models[name] = ServedModel(pair, model.params, dict(labels))
+        models[name] = ServedModel(pair, model.options, dict(labels), model.sampling)
         _check_pair(name, models[name])
     for model in config.models.values():
         student, teacher = model.student, model.teacher
@@ -116,6 +116,7 @@ def _check_pair(name: str, model: ServedModel) -> None:
         raise ConfigError(f"upstreams.{teacher.name}.continuation: {message}")
     try:
         model.check_method(options)
+        model.check_sampling(options, parse_sampling(model.sampling))
         model.scorer_of_method(options, {})
     except RequestError as error:
         where = f"models.{name}.params.{str(error.param).removeprefix('motab.')}"

@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from proxy.api.metrics import Metrics
-from proxy.backends.base import ALL_SLOTS, Call, MarkupReader, Scorer, WorkerSlots
+from proxy.backends.base import ALL_SLOTS, Call, Sampling, Scorer, WorkerSlots
 from proxy.backends.embedded.gguf_files import converted, dequantized, model_path
 from proxy.backends.embedded.server import embedded_server
 from proxy.backends.judges.judge import find_judges
 from proxy.backends.judges.openai_chat import OpenAIChatAsker
-from proxy.backends.servers.chat_route import ChatRoute
+from proxy.backends.servers.chat_route import ChatRoute, openai_sampling
 from proxy.backends.servers.chat_text import CountingReader
 from proxy.backends.servers.litellm import HostedModel, LiteLLM
 from proxy.backends.servers.litellm_library import load_library
@@ -24,7 +24,6 @@ from proxy.backends.servers.openai import OpenAI
 from proxy.backends.servers.sglang import SGLang
 from proxy.backends.servers.vllm import Vllm
 from proxy.backends.tokens.chat_template import ChatTemplate
-from proxy.backends.tokens.detect_thinking import detect_reasoning
 from proxy.backends.tokens.tokenizer import TIKTOKEN, LocalReader, load_tokenizer
 from proxy.backends.transport.calls import Calls, Timeouts
 from proxy.backends.transport.http import UpstreamClient
@@ -43,6 +42,7 @@ from proxy.config import (
 from proxy.core.thinking import Reasoning
 from proxy.engine.upstream import Upstream
 from proxy.errors import ConfigError, UpstreamError, UpstreamRefused
+from proxy.wiring.templates import HostedTemplate, ReadTemplate
 
 _ServerConfig = VllmConfig | SGLangConfig | LlamaCppConfig | OpenAIConfig | EmbeddedConfig
 
@@ -129,7 +129,7 @@ async def _open_server(
         backend = await _connect(client, config, template, worker_slots, reads=local is None)
         await backend.check()
         writer, reader = ResumingWriter(backend, client), local or backend
-        reasoning = await _reasoning(name, config, reader)
+        prompts = await _prompts_of(name, config, reader)
         num_places = config.max_concurrent
         if isinstance(backend, LlamaCpp):  # a queue for slots would not know what comes first
             num_places = min(num_places, backend.num_slots)
@@ -139,11 +139,12 @@ async def _open_server(
             writer,
             (backend,),
             num_places,
-            reasoning,
+            await _reasoning(name, config, prompts),
             reader,
             "scaled" if isinstance(config, SGLangConfig) else "yes",
             gpus=config.gpus,
-            chat=ChatRoute(client, config.model),
+            chat=ChatRoute(client, config.model, _chat_defaults(config)),
+            template=prompts,
             on_wait=partial(metrics.student_wait, name),
         )
 
@@ -160,18 +161,20 @@ async def _text_server(
     scorers: tuple[Scorer, ...] = backend.scorers
     if scores:
         scorers += await _judges(client, config.model)
-    reasoning = await _reasoning(name, config, reader)
+    template = await _prompts_of(name, config, reader)
     return Upstream(
         name,
         reader,
         ResumingWriter(backend, client),
         scorers,
         config.max_concurrent,
-        reasoning,
+        await _reasoning(name, config, template),
         reader,
         why_not=backend.why_not,
         gpus=config.gpus,
-        chat=ChatRoute(client, config.model),
+        chat=ChatRoute(client, config.model, _chat_defaults(config)),
+        template=template,
+        unsampled=backend.unsampled,
     )
 
 
@@ -183,13 +186,35 @@ async def _judges(client: UpstreamClient, model: str) -> tuple[Scorer, ...]:
         return ()
 
 
-async def _reasoning(name: str, config: _ServerConfig, reader: MarkupReader) -> Reasoning:
-    """The model's format of thoughts: as configured, or as its template shows."""
-    found = Reasoning()
-    if config.reasoning in {"auto", "think"}:
-        found = await detect_reasoning(reader, Call("connect"))
-    if config.reasoning not in {"auto", found.kind}:
-        found = Reasoning(config.reasoning)
+def _chat_defaults(config: _ServerConfig) -> dict[str, Any]:
+    """The fields that a request for the server's own chat route gets unless it has them."""
+    defaults = openai_sampling(Sampling(1.0))
+    if not isinstance(config, OpenAIConfig):
+        is_llama = isinstance(config, LlamaCppConfig | EmbeddedConfig)
+        defaults |= {"top_k": -1 if isinstance(config, SGLangConfig) else 0, "min_p": 0.0}
+        defaults["repeat_penalty" if is_llama else "repetition_penalty"] = 1.0
+        if config.template_kwargs:
+            defaults["chat_template_kwargs"] = config.template_kwargs
+    return defaults
+
+
+async def _prompts_of(
+    name: str, config: _ServerConfig, reader: Vllm | SGLang | LlamaCpp | LocalReader
+) -> ReadTemplate:
+    """The reader's chat template, with the variables that the configuration gives it."""
+    template = ReadTemplate(reader, config.reasoning)
+    if kwargs := config.template_kwargs:
+        try:
+            await template.check(kwargs, config.reasoning_effort)
+        except ValueError as error:
+            raise ConfigError(f"upstreams.{name}.{error}") from error
+        reader.template_kwargs = kwargs
+    return template
+
+
+async def _reasoning(name: str, config: _ServerConfig, template: ReadTemplate) -> Reasoning:
+    """The model's format of thoughts."""
+    found = await template.reasoning({})
     if found.kind == "harmony" and not isinstance(config, VllmConfig | SGLangConfig):
         message = (
             "such a server does not write the special tokens of the harmony format (gpt-oss): "
@@ -232,9 +257,16 @@ async def _open_hosted(
         config.base_url,
         config.continuation,
         keep_reasoning=config.reasoning == "keep",
+        template_kwargs=config.template_kwargs,
     )
     backend = LiteLLM(library, calls, models, hosted, reader)
     stack.push_async_callback(backend.aclose)
+    if config.reasoning_effort is not None and not backend.takes_effort:
+        message = "litellm's tables say that this model does not take it"
+        raise ConfigError(f"upstreams.{name}.reasoning_effort: {message}")
+    if config.chat_template_kwargs and not backend.takes_template_kwargs:
+        message = "only a model of hosted_vllm/ has a chat template that takes variables"
+        raise ConfigError(f"upstreams.{name}.chat_template_kwargs: {message}")
     await _once_up(lambda: backend.connect(scores=scores), wait_s)
     calls.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
     # Its thoughts are written in tags; it reads the text unchanged, as it has no prompt to tag.
@@ -247,6 +279,8 @@ async def _open_hosted(
         config.max_concurrent,
         reasoning=reasoning,
         gpus=config.gpus,
+        template=HostedTemplate(backend, reasoning),
+        unsampled=backend.unsampled,
     )
 
 

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Final
 
 from proxy.secrets import masked
+from synth_client.questions.question import TOP_LEVEL
 
 REASONING_APART: Final = "reasoning_kept_apart"
 _SECONDS: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
@@ -107,7 +108,7 @@ _TROUBLE_OF_CODE: Final = {
     "upstream_malformed": Trouble.CONTENT,
 }
 _TRANSIENT_REFUSALS: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY}
-_RUN_FIELDS: Final = {"motab", "model", "temperature", "top_p", "seed"}
+_RUN_FIELDS: Final = {"motab", "model", "temperature", "top_p", "seed", *TOP_LEVEL}
 _RUN_REFUSALS: Final = {
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.PAYMENT_REQUIRED,

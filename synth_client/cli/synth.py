@@ -1,8 +1,9 @@
 """The command `motab synth`."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import orjson
 import typer
@@ -23,13 +24,14 @@ from synth_client.judging.rules import MATH, check_rule
 from synth_client.judging.verifier import Limits
 from synth_client.questions.dataset import open_dataset
 from synth_client.questions.layout import Columns
-from synth_client.questions.question import Synthesis
+from synth_client.questions.question import TOP_LEVEL, Synthesis
 from synth_client.runs.outputs import Totals
 from synth_client.runs.session import run_loop
 from synth_client.runs.synthesise import Run, synthesise
 from synth_client.training_data.filters import Filters
 
 T = TypeVar("T")
+_OPTIONS: Final = {"temperature": "--temperature", "top_p": "--top-p", "seed": "--seed"}
 Executor = Literal["local", "ray"]
 
 
@@ -64,7 +66,11 @@ def synth_command(
     seed: options.Seed = None,
     param: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A field of the motab object. Repeat it."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A field of the motab object, such as teacher.top_p=0.9, or one of the request's"
+            f" own: {', '.join(sorted(TOP_LEVEL))}. Repeat it.",
+        ),
     ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="The server is not motab's: no motab object, no trace.")
@@ -106,9 +112,10 @@ def synth_command(
     cluster = _cluster(executor, ray_address, ray_workers)
     servers = servers_of(base_url, api_key, concurrency, min_concurrency)
     check_output(output, Path(source))
-    params = dict(_param(text) for text in param or [])
+    params, fields = _params(param or ())
     if plain and params:
-        raise typer.BadParameter("--plain sends no motab object, so there is no --param")
+        message = f"--plain sends no motab object, so there is no --param {next(iter(params))}"
+        raise typer.BadParameter(message)
     run = Run(
         dataset=open_dataset(
             source,
@@ -122,6 +129,7 @@ def synth_command(
         synthesis=Synthesis(
             model=model,
             params=params,
+            fields=fields,
             temperature=temperature,
             top_p=top_p,
             max_tokens=max_tokens,
@@ -166,6 +174,26 @@ def _say(totals: Totals, workspace: Workspace) -> None:
     say_failed(totals.num_failed, workspace.failed)
     if not totals.num_records:
         raise typer.Exit(1)
+
+
+def _params(texts: Iterable[str]) -> tuple[dict[str, JsonValue], dict[str, JsonValue]]:
+    """Return the fields of the `motab` object, and those next to it. A.B is the field B of A."""
+    params: dict[str, JsonValue] = {}
+    fields: dict[str, JsonValue] = {}
+    for text in texts:
+        path, value = _param(text)
+        if path in _OPTIONS:
+            raise typer.BadParameter(f"--param {text}: write {_OPTIONS[path]} {value}")
+        name, _, inner = path.partition(".")
+        place = fields if name in TOP_LEVEL else params
+        if not inner:
+            place[name] = value
+            continue
+        outer = place.setdefault(name, {})
+        if not isinstance(outer, dict):
+            raise typer.BadParameter(f"--param {text}: {name} is {outer!r} already")
+        outer[inner] = value
+    return params, fields
 
 
 def _param(text: str) -> tuple[str, JsonValue]:

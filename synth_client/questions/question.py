@@ -11,6 +11,18 @@ from pydantic import JsonValue
 from trajectory_records.record import Message, Record
 
 _KEY_BYTES: Final = 16
+TOP_LEVEL: Final = frozenset(
+    {
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "chat_template_kwargs",
+        "reasoning_effort",
+    }
+)
+"""Fields that stand next to the `motab` object in a request, and that other servers know, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +47,8 @@ class BadRow:
 class Synthesis:
     """The way in which every question of a run is asked.
 
-    `params` is the request's `motab` object; the proxy decides whatever it leaves out. A `plain`
+    `params` is the request's `motab` object; the proxy decides whatever it leaves out. `fields` are
+    those of `TOP_LEVEL`. A `plain`
     server is any other OpenAI-compatible server: it gets no such object and returns no trace.
     Sample i of a question is asked with `seed` + i. `timeout_s` bounds the silence between two
     reads, and so the whole trajectory, in seconds; it does not affect the answer.
@@ -43,6 +56,7 @@ class Synthesis:
 
     model: str
     params: Mapping[str, JsonValue] = field(default_factory=dict)
+    fields: Mapping[str, JsonValue] = field(default_factory=dict)
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
@@ -65,7 +79,8 @@ class Synthesis:
             "max_tokens": self.max_tokens,
             "seed": None if self.seed is None else self.seed + sample,
         }
-        return body | {name: value for name, value in chosen.items() if value is not None}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return {**body, **given, **self.fields}
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,8 @@ class Run:
                 "max_tokens": synthesis.max_tokens,
                 "seed": synthesis.seed,
                 "params": dict(synthesis.params),
+                # Manifests of earlier versions do not have it.
+                **({"fields": dict(synthesis.fields)} if synthesis.fields else {}),
             },
             extent={"n": self.num_samples, "limit": self.dataset.limit},
             motab_version=version("motab"),

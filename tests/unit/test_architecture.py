@@ -61,8 +61,15 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.secrets": frozenset(),
     "proxy.complaints": frozenset(),
     "proxy.options": _CORE | {"proxy.complaints"},
+    "proxy.yaml_file": frozenset(),
     "proxy.config": frozenset(
-        {"proxy.complaints", "proxy.errors", "proxy.options", "proxy.secrets"}
+        {
+            "proxy.complaints",
+            "proxy.errors",
+            "proxy.options",
+            "proxy.secrets",
+            "proxy.yaml_file",
+        }
     ),
     "proxy.backends": _WIRE,
     "proxy.backends.base": _CORE,
@@ -132,7 +139,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "trainer": frozenset(),
     "trainer.errors": frozenset({"synth_client.errors"}),
     "trainer.environments": frozenset({"synth_client.errors", "trainer.errors"}),
-    "trainer.training": _CLIENT | _TRAINER_GROUND,
+    "trainer.training": _CLIENT | _TRAINER_GROUND | {"proxy.yaml_file"},
     "trainer.evaluation": _CLIENT | _TRAINER_GROUND,
     # Its scripts run where none of our packages is installed.
     "trainer.foreign": frozenset(),

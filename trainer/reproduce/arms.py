@@ -29,7 +29,7 @@ class Arm:
 _MOTAB: Final[Mapping[str, JsonValue]] = {"method": "motab"}
 
 ARMS: Final = (
-    Arm("sft", "SFT", {"method": "teacher"}),
+    Arm("sft", "SFT", {"method": "teacher", "teacher_temperature": 0.6}),
     Arm("rft", "RFT", {"method": "student"}, filters=("correct",)),
     Arm("imitkd", "ImitKD", {"method": "imitkd"}),
     Arm("skd-0.9", "SKD, gamma 0.9", {"method": "skd", "gamma": 0.9}),

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from proxy.yaml_file import load_yaml
 from synth_client.training_data.masks import Mask
 from trainer.environments import Trainer
 from trainer.errors import RecipeError
@@ -268,7 +269,7 @@ def accumulation_of(training: Training, hardware: Hardware) -> int:
 def load_recipe(path: Path) -> Recipe:
     """Read a file. Raises `RecipeError` with one line that names the file, the key and the cure."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -32,8 +32,12 @@ class OpenAIChatAsker:
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0.0,
             "max_tokens": max_tokens,
+            # All standard sampling fields, because servers fill them from the model's defaults.
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
         }
         if top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}

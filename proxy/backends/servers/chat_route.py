@@ -11,26 +11,33 @@ from typing import Any
 
 import orjson
 
-from proxy.backends.base import Call
+from proxy.backends.base import Call, Sampling
 from proxy.backends.tokens.wire_values import error_in
 from proxy.backends.transport.http import DONE, UpstreamClient
 from proxy.errors import RequestError, UpstreamRefused
 
 _PATH = "/v1/chat/completions"
+_VARIABLES = "chat_template_kwargs"
 _ABOUT_REQUEST = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 
 
 class ChatRoute:
     """A server's chat route, asked for one model."""
 
-    def __init__(self, client: UpstreamClient, model: str) -> None:
+    def __init__(
+        self, client: UpstreamClient, model: str, defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        """`defaults` are fields for requests that leave them out or null: the server would take its
+        own, or the model's.
+        """
         self._client = client
         self._model = model
+        self._defaults = defaults or {}
 
     async def complete(self, body: Mapping[str, Any], call: Call) -> dict[str, Any]:
         """See `PlainChat`."""
         with _refusing():
-            reply = await self._client.post(_PATH, {**body, "model": self._model}, call)
+            reply = await self._client.post(_PATH, self._whole(body), call)
         with self._client.expecting(_PATH):
             if not reply["choices"]:
                 raise ValueError("it has no choices")
@@ -40,7 +47,7 @@ class ChatRoute:
         """See `PlainChat`."""
         is_over = False
         with _refusing():
-            async with self._client.stream(_PATH, {**body, "model": self._model}, call) as events:
+            async with self._client.stream(_PATH, self._whole(body), call) as events:
                 async for payload in events:
                     if payload == DONE:
                         is_over = True
@@ -52,6 +59,23 @@ class ChatRoute:
                     yield dict(row)
         if not is_over:
             raise self._client.broken_off()
+
+    def _whole(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        given = {name: value for name, value in body.items() if value is not None}
+        whole = {**self._defaults, **given, "model": self._model}
+        if variables := {**self._defaults.get(_VARIABLES, {}), **given.get(_VARIABLES, {})}:
+            whole[_VARIABLES] = variables
+        return whole
+
+
+def openai_sampling(sampling: Sampling) -> dict[str, Any]:
+    """The sampling fields of OpenAI's routes."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+    }
 
 
 @contextmanager

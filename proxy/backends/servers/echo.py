@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from proxy.backends.base import Call, Context, ScoredToken, Scores, Segment
+from proxy.backends.base import Call, Context, Sampling, ScoredToken, Scores, Segment
+from proxy.backends.servers.chat_route import openai_sampling
 from proxy.backends.tokens.alignment import Alignment, Reach, align, as_in_running_text
 from proxy.backends.tokens.logprobs import finite
 from proxy.backends.tokens.openai_usage import cached_tokens
@@ -37,18 +38,13 @@ class Completions:
     model: str
     adds: str = ""
 
-    def body(
-        self, context: Context, max_tokens: int, temperature: float, top_p: float
-    ) -> dict[str, Any]:
+    def body(self, context: Context, max_tokens: int, sampling: Sampling) -> dict[str, Any]:
         """The fields of every request: all standard sampling fields, because defaults differ."""
         return {
             "model": self.model,
             "prompt": self.text(context),
             "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            **openai_sampling(sampling),
         }
 
     def text(self, context: Context) -> str:
@@ -120,7 +116,7 @@ class Echo:
     async def _echo(self, context: Context, top_k: int, call: Call) -> Any:  # noqa: ANN401
         body = {
             # Hosts may compute the log-probabilities after applying the temperature.
-            **self.route.body(context, max_tokens=1, temperature=1.0, top_p=1.0),
+            **self.route.body(context, 1, Sampling(temperature=1.0)),
             "prompt": as_in_running_text(self.route.text(context)),
             "echo": True,
             "logprobs": top_k,

@@ -6,12 +6,21 @@ are therefore counted by a tokenizer of ours, and a teacher scores by judging (`
 
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from proxy.backends.base import Call, Context, Decoded, Draft, Reader, Sampling
+from proxy.backends.base import (
+    GREEDY,
+    Call,
+    Context,
+    Decoded,
+    Draft,
+    Question,
+    Reader,
+    Sampling,
+)
 from proxy.backends.judges.judge import Answer, Candidate, JudgeLogprob, JudgeSample, find_judges
 from proxy.backends.servers.chat_text import ChatText, counted_pieces, seam_of
 from proxy.backends.servers.litellm_library import (
@@ -38,6 +47,10 @@ CONTINUE_PROMPT = (
 # Afterwards nothing is known: where nobody asks because of the failure, no call can succeed.
 _FAILURE_COUNTS_S = 60.0
 _PATH = "/chat/completions"
+# litellm's name of a vLLM server, whose fields beyond OpenAI's are known.
+_VLLM = "hosted_vllm"
+_EFFORT = "reasoning_effort"
+_HAVE_TOP_K = {"anthropic", "gemini"}
 _CONTINUED_FIELDS = {"continue_final_message": True, "add_generation_prompt": False}
 
 
@@ -54,6 +67,9 @@ class HostedModel:
     """None: as litellm's model list says, if it has the model."""
     keep_reasoning: bool = True
     """Whether thoughts that the API sends separately are part of the text."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """`reasoning_effort`, and for vLLM all variables of its chat template; a question may replace
+    them."""
 
 
 class LiteLLM:
@@ -86,6 +102,11 @@ class LiteLLM:
         self.continuation = hosted.continuation or self._known_continuation()
         """None: it cannot continue a text."""
         self._is_steady = self._takes(temperature=0.0)
+        self.takes_template_kwargs: bool = self._provider == _VLLM
+        """Whether the API has a chat template that takes variables."""
+        self.takes_effort: bool = self.takes_template_kwargs or self._takes(reasoning_effort="low")
+        self.unsampled = frozenset(self._unsampled())
+        """The sampling values that the API has no field for, or by no name that is known here."""
 
     @property
     def upstream(self) -> str:
@@ -132,10 +153,14 @@ class LiteLLM:
             **self._common(call),
             **self._messages(context, so_far),
             **_sampled(sampling),
+            **self._thinking(context.question),
             "max_tokens": max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if self._provider == _VLLM:
+            own = self._vllm_fields(context.question, sampling)
+            request["extra_body"] = {**request.get("extra_body", {}), **own}
         text = ChatText(so_far, keep_reasoning=self._hosted.keep_reasoning)
         end: FinishReason | None = None
         num_cached: int | None = None
@@ -172,6 +197,9 @@ class LiteLLM:
             request["temperature"] = 0.0
         if top_logprobs is not None:
             request |= {"logprobs": True, "top_logprobs": top_logprobs}
+        request |= self._thinking(Question())
+        if self._provider == _VLLM:
+            request["extra_body"] = self._vllm_fields(Question(), GREEDY)
 
         async def attempt() -> Any:  # noqa: ANN401
             with self._calls.observed(_PATH, call):
@@ -219,8 +247,41 @@ class LiteLLM:
                 message = f"upstream '{self.upstream}' cannot continue a text: set `continuation`"
                 raise RequestError(message, param="model")
 
+    def _unsampled(self) -> Iterator[str]:
+        if self._provider == _VLLM:
+            return
+        yield from ("min_p", "repetition_penalty")
+        if self._provider not in _HAVE_TOP_K:
+            yield "top_k"
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not self._takes(**{name: 0.1}):
+                yield name
+
+    def _thinking(self, question: Question) -> dict[str, Any]:
+        """The effort, where it was asked for and the API has a field for it."""
+        effort = question.under(self._hosted.template_kwargs).template_kwargs.get(_EFFORT)
+        if effort is None or self._provider == _VLLM or not self.takes_effort:
+            return {}
+        return {_EFFORT: effort}
+
+    def _vllm_fields(self, question: Question, sampling: Sampling) -> dict[str, Any]:
+        """The fields beyond OpenAI's. All sampling fields are set, because vLLM would fill an
+        omitted field from the model's generation_config.json.
+        """
+        fields: dict[str, Any] = {
+            "top_p": sampling.top_p,
+            "top_k": max(sampling.top_k, 0),
+            "min_p": sampling.min_p,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "repetition_penalty": sampling.repetition_penalty,
+        }
+        if kwargs := question.under(self._hosted.template_kwargs).template_kwargs:
+            fields["chat_template_kwargs"] = kwargs
+        return fields
+
     def _known_continuation(self) -> Continuation | None:
-        if self._provider == "hosted_vllm":
+        if self._provider == _VLLM:
             return "continue_final_message"
         model, prices = self._hosted.model, self._library.model_cost
         known = prices.get(model) or prices.get(model.partition("/")[2]) or {}
@@ -298,6 +359,9 @@ def _sampled(sampling: Sampling) -> dict[str, Any]:
     fields: dict[str, Any] = {"temperature": sampling.temperature}
     if sampling.top_p != 1.0:
         fields["top_p"] = sampling.top_p
+    for name in ("presence_penalty", "frequency_penalty", "top_k"):
+        if not sampling.is_neutral(name):
+            fields[name] = getattr(sampling, name)
     if sampling.seed is not None:
         fields["seed"] = sampling.seed_31_bits
     if sampling.stop:

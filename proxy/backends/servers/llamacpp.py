@@ -5,9 +5,8 @@ log-probabilities of a prompt, so given text is scored by forced decoding: one t
 """
 
 import asyncio
-import math
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,6 +14,7 @@ import orjson
 
 from proxy.backends.base import (
     ALL_SLOTS,
+    GREEDY,
     Call,
     Context,
     Decoded,
@@ -26,11 +26,12 @@ from proxy.backends.base import (
     Segment,
     WorkerSlots,
 )
+from proxy.backends.servers.llamacpp_stream import LlamaCppStream, finite_or_nan
 from proxy.backends.servers.slot_pool import SlotPool
 from proxy.backends.tokens.alignment import as_in_running_text, decoded, without_follower
 from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
 from proxy.backends.tokens.logprobs import PieceLogprobs
-from proxy.backends.tokens.wire_values import end_of, error_in, text_of, whole_text
+from proxy.backends.tokens.wire_values import error_in, text_of, whole_text
 from proxy.backends.transport.http import DONE, UpstreamClient
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import Scoring, StepScore
@@ -38,8 +39,6 @@ from proxy.errors import ConfigError, RequestError
 
 # Added to the logit of the one allowed token; log-probabilities are computed before the addition.
 _FORCE = 1000
-# llama.cpp writes the logarithm of 0 as the lowest float32, because JSON has no -inf.
-_LOWEST = -1e30
 # How many candidates to request to find a token that cannot be forced: first those that hold most
 # of the probability, then every token of any vocabulary.
 _SEARCH_DEPTHS = (1_000, 1_000_000)
@@ -76,6 +75,8 @@ class LlamaCpp:
         self._slots = SlotPool(num_slots, worker_slots)
         self.num_slots = len(worker_slots.of(range(num_slots)))
         """The requests that the server answers at once for this process."""
+        self.template_kwargs: Mapping[str, Any] = {}
+        """Variables of the chat template, which a question may replace."""
         self._follower = follower
 
     @classmethod
@@ -106,11 +107,13 @@ class LlamaCpp:
         await self._client.get("/health")
 
     async def render(self, question: Question, call: Call) -> Segment:
+        question = question.under(self.template_kwargs)
         text = rendered_here(question, self._template)
         if text is None:
-            reply = await self._client.post(
-                "/apply-template", {"messages": question.wire_messages()}, call
-            )
+            body: dict[str, Any] = {"messages": question.wire_messages()}
+            if question.template_kwargs:
+                body["chat_template_kwargs"] = question.template_kwargs
+            reply = await self._client.post("/apply-template", body, call)
             with self._client.expecting("/apply-template"):
                 text = whole_text(reply["prompt"])
         return Segment(text, await self._parsed(text, call, add_special=True))
@@ -173,18 +176,17 @@ class LlamaCpp:
             "n_predict": max_tokens,
             "stream": True,
             "cache_prompt": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            # Naming the samplers leaves out the server's defaults (top-k 40, min-p 0.05, ...).
-            "samplers": ["temperature", "top_p"],
+            **_sampled(sampling),
             "stop": list(sampling.stop),
         }
+        if sampling.has_penalties:  # which count over the whole text, as everywhere else
+            body["repeat_last_n"] = len(context.token_ids) + max_tokens
         if sampling.seed is not None:
             body["seed"] = sampling.seed_31_bits
         if sampling.logprobs:
             body["n_probs"] = 1
         last: Draft | None = None
-        reading = _StreamReader(self._client.upstream, PieceLogprobs(sampling.logprobs))
+        reading = LlamaCppStream(self._client.upstream, PieceLogprobs(sampling.logprobs))
         async with self._slots.lease(call.session_id) as slot:
             body["id_slot"] = slot
             async with self._client.stream("/completion", body, call) as events:
@@ -203,7 +205,7 @@ class LlamaCpp:
                     raise self._client.broken_off()
         yield last
 
-    def _draft(self, payload: bytes, reading: "_StreamReader") -> Draft | None:
+    def _draft(self, payload: bytes, reading: LlamaCppStream) -> Draft | None:
         with self._client.expecting("a stream event"):
             row = orjson.loads(payload)
             if error := error_in(row):
@@ -216,9 +218,7 @@ class LlamaCpp:
                 "prompt": context.token_ids,
                 "n_predict": max_tokens,
                 "n_probs": 1,
-                "temperature": 0,
-                # Leaves out penalties that the server may have been started with.
-                "samplers": ["temperature"],
+                **_sampled(GREEDY),
                 "return_tokens": True,
                 "cache_prompt": True,
                 "id_slot": slot,
@@ -230,7 +230,7 @@ class LlamaCpp:
             for token, row in zip(reply["tokens"], reply["completion_probabilities"], strict=False):
                 if row["id"] != token:
                     break
-                rows.append((text_of(row["token"]), int(token), _finite(row["logprob"])))
+                rows.append((text_of(row["token"]), int(token), finite_or_nan(row["logprob"])))
             return decoded(text_of(reply["content"]), rows)
 
     async def score(
@@ -298,7 +298,7 @@ class LlamaCpp:
             "prompt": prompt,
             "n_predict": 1,
             "n_probs": num_top,
-            "temperature": 0,
+            **_sampled(GREEDY),
             "logit_bias": [[token, _FORCE]],
             "cache_prompt": True,
             "id_slot": slot,
@@ -306,58 +306,23 @@ class LlamaCpp:
         return await self._client.post("/completion", body, call)
 
 
-@dataclass(slots=True)
-class _StreamReader:
-    """Reads the events of a stream."""
-
-    upstream: str
-    logprobs: PieceLogprobs
-    num_logprobs: int = 0
-    """The number of tokens whose log-probabilities have come, or were found missing."""
-    num_tokens: int = 0
-    """The number of tokens in the text so far."""
-    token_ids: list[int] = field(default_factory=list)
-    """Ids since the last draft that had some."""
-    num_known: int = 0
-    """The number of tokens in the text up to the last draft that had ids."""
-
-    def draft(self, row: dict[str, Any]) -> Draft | None:
-        """The draft of an event; None for an event without text, such as an end token's.
-
-        Text that the server held back (half a character, the beginning of a stop string) comes with
-        the last of its tokens; the count of tokens says how many came before it. The ids of half
-        characters never come.
-        """
-        text, count = text_of(row.get("content")), int(row["tokens_predicted"])
-        if not row["stop"]:
-            self._add_logprobs(row, count)
-            self.token_ids += map(int, row.get("tokens", ()))
-            return self._written(text, count) if text else None
-        # The end token is counted, but has no text.
-        num_new = count - self.num_tokens - (row["stop_type"] == "eos")
-        end = end_of(row["stop_type"], self.upstream) or "stop"
-        if row["stop_type"] == "eos":
-            self.logprobs.drop_last()
-        pieces = _pieces(text, num_new)
-        piece_logprobs = self.logprobs.take(len(pieces))
-        return Draft(pieces, end, int(row["timings"]["cache_n"]), logprobs=piece_logprobs)
-
-    def _add_logprobs(self, row: dict[str, Any], count: int) -> None:
-        """Add an event's log-probabilities, after NaN for tokens that end inside a character."""
-        if self.logprobs.wanted:
-            found = [_finite(entry["logprob"]) for entry in row.get("completion_probabilities", ())]
-            self.logprobs.add([None] * (count - self.num_logprobs - len(found)))
-            self.logprobs.add(found)
-            self.num_logprobs = count
-
-    def _written(self, text: str, count: int) -> Draft:
-        pieces = _pieces(text, count - self.num_tokens)
-        self.num_tokens = count
-        piece_logprobs = self.logprobs.take(len(pieces))
-        if len(self.token_ids) != count - self.num_known:
-            return Draft(pieces, logprobs=piece_logprobs)
-        token_ids, self.token_ids, self.num_known = tuple(self.token_ids), [], count
-        return Draft(pieces, token_ids=token_ids, logprobs=piece_logprobs)
+def _sampled(sampling: Sampling) -> dict[str, Any]:
+    """All sampling fields: the server's own defaults are top-k 40, min-p 0.05 and others, and it
+    can be started with more.
+    """
+    return {
+        # The named samplers, in this order, as vLLM and SGLang apply them; no other is used.
+        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+        "mirostat": 0,  # it would replace them
+        "temperature": sampling.temperature,
+        "dynatemp_range": 0.0,
+        "top_k": max(sampling.top_k, 0),
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "repeat_penalty": sampling.repetition_penalty,
+    }
 
 
 def _forced(reply: dict[str, Any], entry: dict[str, Any], num_top: int) -> _Forced:
@@ -367,9 +332,9 @@ def _forced(reply: dict[str, Any], entry: dict[str, Any], num_top: int) -> _Forc
     cached = int(reply["timings"]["cache_n"])
     spelt = entry.get("bytes")
     return _Forced(
-        _finite(entry["logprob"]),
+        finite_or_nan(entry["logprob"]),
         None if spelt is None else bytes(spelt),
-        [_finite(x) for x in top[:num_top]],
+        [finite_or_nan(x) for x in top[:num_top]],
         cached,
     )
 
@@ -380,18 +345,6 @@ def _given_bytes(token: _Forced) -> bytes:
     return token.spelt
 
 
-def _pieces(text: str, num_tokens: int) -> tuple[str, ...]:
-    if num_tokens <= 0:
-        return (text,) if text else ()
-    return ("",) * (num_tokens - 1) + (text,)
-
-
 def _piece_bytes(piece: str | list[int]) -> bytes:
     """A token's bytes; llama.cpp writes a text that is not valid UTF-8 as a list of bytes."""
     return piece.encode() if isinstance(piece, str) else bytes(piece)
-
-
-def _finite(logprob: float | None) -> float:
-    if logprob is None:
-        return math.nan  # core refuses it: missing is not zero
-    return -math.inf if logprob < _LOWEST else logprob

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from proxy.backends.base import (
+    GREEDY,
     Call,
     Context,
     Decoded,
@@ -73,6 +74,9 @@ class OpenAI:
         self.why_not: Mapping[Scoring, str] = why_not or {}
         """The reason that there is no `Echo`."""
 
+    unsampled = frozenset({"top_k", "min_p", "repetition_penalty"})
+    """The sampling values that OpenAI's route has no field for."""
+
     @classmethod
     async def connect(
         cls, client: UpstreamClient, model: str, reader: Reader, *, scores: bool
@@ -105,7 +109,7 @@ class OpenAI:
     ) -> AsyncGenerator[Draft]:
         route = self._route
         body = {
-            **route.body(context, max_tokens, sampling.temperature, sampling.top_p),
+            **route.body(context, max_tokens, sampling),
             **self._extras,
             "stream": True,
         }
@@ -149,7 +153,7 @@ class OpenAI:
         return ("",) * (len(segment.token_ids) - 1) + (text,)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
-        body = {**self._route.body(context, max_tokens, 0.0, 1.0), "logprobs": 1}
+        body = {**self._route.body(context, max_tokens, GREEDY), "logprobs": 1}
         reply = await self._client.post(COMPLETIONS, body, call)
         with self._client.expecting("the written answer"):
             choice = reply["choices"][0]
@@ -173,7 +177,7 @@ async def _accepted_extras(route: Completions, reader: Reader, call: Call) -> Ma
 async def _try(writer: OpenAI, reader: Reader, call: Call) -> None:
     question = Question(prompt="1 + 1 =")
     context = Context(await reader.render(question, call), question=question)
-    async for _ in writer.write(context, Sampling(temperature=0.0), 1, call):
+    async for _ in writer.write(context, GREEDY, 1, call):
         pass
 
 

@@ -49,6 +49,8 @@ class ServerReader:
         self._follower = follower
         self._forms: tuple[NormalForm, ...] | None = None
         """The normal forms into which the tokenizer brings texts; None until that matters."""
+        self.template_kwargs: Mapping[str, Any] = {}
+        """Variables of the chat template, which a question may replace."""
 
     @classmethod
     async def connect(
@@ -73,9 +75,12 @@ class ServerReader:
         raise NotImplementedError
 
     async def render(self, question: Question, call: Call) -> Segment:
+        question = question.under(self.template_kwargs)
         text = rendered_here(question, self._template)
         if text is None:
             messages = {"messages": question.wire_messages(), **self._rendering}
+            if question.template_kwargs:
+                messages["chat_template_kwargs"] = question.template_kwargs
             return Segment("", await self._ids(messages, call))
         return await self._tokenized(text, call, add_special=True)
 

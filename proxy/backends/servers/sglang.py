@@ -11,7 +11,16 @@ from typing import Any
 
 import orjson
 
-from proxy.backends.base import Call, Context, Decoded, Draft, Sampling, ScoredToken, Scores
+from proxy.backends.base import (
+    GREEDY,
+    Call,
+    Context,
+    Decoded,
+    Draft,
+    Sampling,
+    ScoredToken,
+    Scores,
+)
 from proxy.backends.servers.model_list import require_model
 from proxy.backends.servers.server_reader import Cuts, ServerReader
 from proxy.backends.tokens.alignment import (
@@ -76,7 +85,7 @@ class SGLang(ServerReader):
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
     ) -> AsyncGenerator[Draft]:
         sampled = {
-            **_neutral(sampling.temperature, sampling.top_p),
+            **_sampled(sampling),
             "max_new_tokens": max_tokens,
             "stop": list(sampling.stop),
         }
@@ -119,7 +128,7 @@ class SGLang(ServerReader):
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         body = {
             "input_ids": context.token_ids,
-            "sampling_params": {**_neutral(0.0, 1.0), "max_new_tokens": max_tokens},
+            "sampling_params": {**_sampled(GREEDY), "max_new_tokens": max_tokens},
             "return_logprob": True,
             "return_text_in_logprobs": True,
         }
@@ -271,22 +280,22 @@ def _prompt_logprobs(context: Context, start: int) -> dict[str, Any]:
     """The fields of a request for the log-probabilities of the tokens after token `start`."""
     return {
         "input_ids": context.token_ids,
-        "sampling_params": {**_neutral(0.0, 1.0), "max_new_tokens": 1},
+        "sampling_params": {**_sampled(GREEDY), "max_new_tokens": 1},
         "return_logprob": True,
         "logprob_start_len": start,
     }
 
 
-def _neutral(temperature: float, top_p: float) -> dict[str, Any]:
+def _sampled(sampling: Sampling) -> dict[str, Any]:
     """All sampling fields: the server fills omitted ones from `--preferred-sampling-params`."""
     return {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": -1,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k if sampling.top_k > 0 else -1,  # 0 is refused
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
         "min_new_tokens": 0,
         "ignore_eos": False,
         "skip_special_tokens": True,

@@ -15,7 +15,17 @@ from typing import Any
 
 import orjson
 
-from proxy.backends.base import Call, Context, Decoded, Draft, Sampling, ScoredToken, Scores
+from proxy.backends.base import (
+    GREEDY,
+    Call,
+    Context,
+    Decoded,
+    Draft,
+    Sampling,
+    ScoredToken,
+    Scores,
+)
+from proxy.backends.servers.chat_route import openai_sampling
 from proxy.backends.servers.model_list import require_model
 from proxy.backends.servers.server_reader import Cuts, ServerReader
 from proxy.backends.tokens.alignment import (
@@ -110,7 +120,7 @@ class Vllm(ServerReader):
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
     ) -> AsyncGenerator[Draft]:
         body = {
-            **self._completion(context.token_ids, sampling.temperature, sampling.top_p),
+            **self._completion(context.token_ids, sampling),
             "max_tokens": max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -147,7 +157,7 @@ class Vllm(ServerReader):
         yield Draft(rest, end, num_cached, logprobs=logprobs.take(len(rest)))
 
     def _completion(
-        self, prompt: list[int] | list[list[int]], temperature: float, top_p: float
+        self, prompt: list[int] | list[list[int]], sampling: Sampling
     ) -> dict[str, Any]:
         """The fields of every completion. All sampling fields are set, because vLLM would fill an
         omitted one from the model's generation_config.json.
@@ -155,13 +165,10 @@ class Vllm(ServerReader):
         return {
             "model": self._model,
             "prompt": prompt,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            **openai_sampling(sampling),
+            "top_k": max(sampling.top_k, 0),
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
         }
 
     def _event(self, payload: bytes, *, logprobs: bool) -> _VllmEvent:
@@ -187,7 +194,7 @@ class Vllm(ServerReader):
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         body = {
-            **self._completion(context.token_ids, temperature=0.0, top_p=1.0),
+            **self._completion(context.token_ids, GREEDY),
             "max_tokens": max_tokens,
             "logprobs": 0,
             "return_token_ids": True,
@@ -261,7 +268,7 @@ class Vllm(ServerReader):
     def _next_token(self, prompt: list[int] | list[list[int]], top_k: int) -> dict[str, Any]:
         """Ask for one token and its candidates after the prompt, or after each of several."""
         return {
-            **self._completion(prompt, temperature=0.0, top_p=1.0),
+            **self._completion(prompt, GREEDY),
             "logprobs": top_k,
             "max_tokens": 1,
             # Otherwise candidates that decode to the same text are merged.
@@ -270,7 +277,7 @@ class Vllm(ServerReader):
 
     async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
         body = {
-            **self._completion(context.token_ids, temperature=0.0, top_p=1.0),
+            **self._completion(context.token_ids, GREEDY),
             "prompt_logprobs": 0,
             "max_tokens": 1,
         }

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
@@ -60,17 +61,24 @@ class ChatTemplate:
         except RequestError as error:
             raise ConfigError(f"chat_template cannot render a user's message: {error}") from error
 
-    def render(self, messages: tuple[Message, ...]) -> str:
-        """The prompt, up to where the assistant's answer begins."""
+    def render(
+        self, messages: tuple[Message, ...], kwargs: Mapping[str, Any] = MappingProxyType({})
+    ) -> str:
+        """The prompt, up to where the assistant's answer begins. `kwargs` are more variables."""
         try:
             return self._template.render(
                 messages=[{"role": m.role, "content": m.content} for m in messages],
                 add_generation_prompt=True,
                 tools=None,
                 documents=None,
+                **kwargs,
             )
         except Exception as error:
             # A template is the user's program: whatever it raises concerns these messages.
+            if kwargs:
+                self.render(messages)  # raises if it cannot render them anyway
+                message = f"the chat template cannot render with these variables: {error}"
+                raise RequestError(message, param="chat_template_kwargs") from error
             message = f"the chat template cannot render these messages: {error}"
             raise RequestError(message, param="messages") from error
 
@@ -79,7 +87,9 @@ def rendered_here(question: Question, template: ChatTemplate | None) -> str | No
     """The prompt of a question; None where its messages are left to the server's own template."""
     if question.prompt is not None:
         return question.prompt
-    return None if template is None else template.render(question.messages)
+    if template is None:
+        return None
+    return template.render(question.messages, question.template_kwargs)
 
 
 def _to_json(

@@ -7,7 +7,7 @@ conventions of transformers' `tokenizer_config.json`.
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 
 from proxy.backends.base import Call, Message, Question, Segment
 from proxy.backends.tokens.alignment import FOLLOWED_BY, as_in_running_text, without_follower
-from proxy.backends.tokens.chat_template import ChatTemplate
+from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
 from proxy.errors import ConfigError, RequestError, TokenizerFailed
 
 TIKTOKEN = "tiktoken:"
@@ -80,6 +80,8 @@ class LocalReader:
         self._own = own
         self._configured = configured
         self._counts = counts
+        self.template_kwargs: Mapping[str, Any] = {}
+        """Variables of the chat template, which a question may replace."""
         (self._follower,) = codec.plain(FOLLOWED_BY)[-1:]
 
     @property
@@ -89,12 +91,11 @@ class LocalReader:
 
     async def render(self, question: Question, call: Call) -> Segment:
         del call
-        if question.prompt is not None:
-            text, encode = question.prompt, self._codec.prompt
-        elif self._configured is not None:
-            text, encode = self._configured.render(question.messages), self._codec.prompt
-        elif self._own is not None:
-            text, encode = self._own.render(question.messages), self._codec.markup
+        question = question.under(self.template_kwargs)
+        if (text := rendered_here(question, self._configured)) is not None:
+            encode = self._codec.prompt
+        elif (text := rendered_here(question, self._own)) is not None:
+            encode = self._codec.markup
         elif self._counts:
             text, encode = _transcript(question.messages), self._codec.plain
         else:

@@ -147,12 +147,13 @@ class _Text:
     def can_wait(self) -> bool:
         """Return whether the text can be continued from here later without a change.
 
-        Seeded text cannot: its next random numbers are in the open stream. Nor can text that may
-        end in the beginning of a stop string, which its server would not see across the seam.
+        Seeded text cannot: its next random numbers are in the open stream, as the counts of
+        penalties are. Nor can text that may end in the beginning of a stop string, which its server
+        would not see across the seam.
         """
         if self._waiting or len(self._token_ids) < len(self.pieces):
             return False
-        if self.sampling.is_seeded:
+        if self.sampling.counts_from_start:
             return False
         longest = max(map(len, self.sampling.stop), default=0)
         end = "".join(self.pieces[-longest:])[-longest:] if longest else ""
@@ -166,13 +167,16 @@ class _Text:
         it draws the same random numbers. Without either, any continuation of the exact ids will do.
         """
         self._fault = error
-        ids_unknown = len(self._token_ids) < len(self.pieces)
-        if ids_unknown and self.sampling.temperature > 0 and self.sampling.seed is None:
+        if not self.sampling.is_free or not self.pieces:
+            return
+        if self.sampling.counts_from_start:
+            raise self._interrupted("its penalties count tokens from its start") from error
+        if len(self._token_ids) < len(self.pieces):
             raise self._interrupted("the ids of its last tokens are not known") from error
 
     def rewind(self) -> tuple[Context, int]:
         """Return the context of the next attempt, and the number of tokens that it may write."""
-        if self.sampling.is_seeded:
+        if self.sampling.counts_from_start:
             self._token_ids.clear()
         num_known = len(self._token_ids)
         known = "".join(self.pieces[:num_known])

@@ -66,3 +66,15 @@ async def test_a_stream_that_breaks_is_an_error(up: Replay, content: bytes) -> N
     up.on("POST", PATH, stream_reply(content))
     with pytest.raises(MotabError):
         await chunks_of(up)
+
+
+async def test_fields_that_a_request_leaves_out_or_null_are_not_the_server_s_to_choose(
+    up: Replay,
+) -> None:
+    up.on("POST", "/v1/chat/completions", json_reply({"choices": [{}]}))
+    defaults = {"top_k": 0, "top_p": 1.0, "chat_template_kwargs": {"a": 1, "b": 1}}
+    body = {**BODY, "top_p": 0.5, "top_k": None, "chat_template_kwargs": {"b": 2}}
+    await ChatRoute(up.client, "m", defaults).complete(body, CALL)
+    (sent,) = up.bodies("/v1/chat/completions")
+    assert (sent["top_k"], sent["top_p"]) == (0, 0.5)
+    assert sent["chat_template_kwargs"] == {"a": 1, "b": 2}

@@ -50,6 +50,25 @@ async def test_the_command_says_what_there_is(server: Scripted, tmp_path: Path) 
     assert (body["seed"], body["max_tokens"]) == (7, 9)
 
 
+async def test_the_command_sends_both_models_sampling_and_the_templates_variables(
+    server: Scripted, tmp_path: Path
+) -> None:
+    source = write_questions(tmp_path / "in.jsonl", 1)
+    params = (
+        "teacher.top_p=0.9",
+        "teacher.top_k=5",
+        "top_k=20",
+        "chat_template_kwargs.enable_thinking=false",
+        "reasoning_effort=low",
+    )
+    more = [word for param in params for word in ("--param", param)]
+    await Process(server.base_url, source, tmp_path / "out.jsonl", *more).ended(0)
+    (body,) = server.bodies
+    assert body["motab"] == {"teacher": {"top_p": 0.9, "top_k": 5}}
+    assert (body["top_k"], body["reasoning_effort"]) == (20, "low")
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 async def test_the_command_reads_the_columns_that_it_is_given(
     server: Scripted, tmp_path: Path
 ) -> None:
@@ -71,6 +90,8 @@ async def test_the_command_reads_the_columns_that_it_is_given(
         ("--price", "teacher=cheap"),
         ("--concurrency", "2", "--min-concurrency", "3"),
         ("--plain", "--param", "gamma=1"),
+        ("--param", "temperature=1"),
+        ("--param", "teacher=1", "--param", "teacher.top_k=1"),
         ("--base-url", "localhost:8000"),
         ("--output", "."),
         ("--n", "0"),

@@ -22,6 +22,15 @@ CHAT: Final = "/v1/chat/completions"
 QUESTION: Final = Question((Message("user", "What is 12 + 30? Answer in one sentence."),))
 HOSTED_VLLM: Final = "hosted_vllm/smollm2"
 OPENAI: Final = "openai/smollm2"
+NEUTRAL: Final[dict[str, Any]] = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+}
+"""The values that change nothing, which the recorded requests to vLLM left out."""
 DONE: Final = b"data: [DONE]\n\n"
 OWN_WARNINGS: Final = [
     pytest.mark.filterwarnings("ignore:Accessing the 'model_(computed_)?fields'"),

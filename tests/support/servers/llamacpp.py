@@ -24,6 +24,19 @@ COMPLETION: Final = "/completion"
 LOWEST: Final = -3.4028234663852886e38
 STEPS: Final = ("7+5 = 12.\n\n", "So é 12")
 ASKED: Final = contract.Asked(Context(Segment("", (1, 2, 3))))
+NEUTRAL: Final[Mapping[str, Any]] = {
+    "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+    "mirostat": 0,
+    "dynatemp_range": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repeat_penalty": 1.0,
+}
+"""The values that change nothing. The recordings named only the samplers that did something, which
+leaves the others out as well."""
 UNCHANGED: Final[Mapping[int, contract.Edit]] = {}
 
 
@@ -88,7 +101,7 @@ def _stream(name: str) -> contract.Stream:
         num_pieces=num_pieces,
         pieces=_PIECES.get(name),
         logprobs=_LOGPROBS.get(name),
-        request=request,
+        request={**request, **NEUTRAL, "top_p": request["top_p"]},
     )
 
 
@@ -105,15 +118,14 @@ WRITING: Final = contract.WritingContract(
     asked=ASKED,
     streams={name: _stream(name) for name in _STREAMS},
     cached={"stream_emoji_cut": (RECORDED.body("stream_emoji_cut"), (None, None, 53))},
-    # Naming the samplers switches the server's defaults off.
     sent={
+        **NEUTRAL,
         "prompt": [1, 2, 3],
         "n_predict": 24,
         "stream": True,
         "cache_prompt": True,
         "temperature": 0.6,
         "top_p": 0.95,
-        "samplers": ["temperature", "top_p"],
         "stop": [".\n\n", "END"],
         "seed": 1,
         "id_slot": 0,
@@ -227,7 +239,8 @@ def forced(
 
     def answer(seen: Seen) -> Reply:
         for request, reply in rows:
-            if request == seen.body | {"id_slot": 0}:  # the slot is no part of the answer
+            # The slot is no part of the answer.
+            if {**request, **NEUTRAL} == seen.body | {"id_slot": 0}:
                 return json_reply(spelt(orjson.dumps(reply)))
         return json_reply({"error": f"not recorded: {seen.body}"}, 404)
 
@@ -321,7 +334,9 @@ SCORING: Final = contract.ScoringContract(
     token_context=scored_context,
     token_answers=_token_answers,
     tokens=_tokens,
-    token_requests=lambda: [request | {"n_probs": 1} for request, _ in exchanges("score")[10:15]],
+    token_requests=lambda: [
+        {**request, **NEUTRAL, "n_probs": 1} for request, _ in exchanges("score")[10:15]
+    ],
     refusals=contract.error_answers(
         RECORDED,
         {

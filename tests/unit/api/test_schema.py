@@ -122,7 +122,7 @@ def test_the_message_says_what_would_be_right() -> None:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({**CHAT, "top_k": 40}, "top_k"),
+        ({**CHAT, "typical_p": 0.9}, "typical_p"),
         ({**CHAT, "prompt": "x"}, "prompt"),
         ({**CHAT, "text": "x"}, "text"),
         ({**CHAT, "stream_options": {"include_obfuscation": True}}, None),
@@ -220,11 +220,9 @@ def test_a_value_that_asks_for_nothing_is_dropped(no_op: dict[str, Any]) -> None
     [
         ("best_of", 2),
         ("echo", True),
-        ("frequency_penalty", 0.1),
         ("logit_bias", {"5": -100}),
         ("logprobs", True),
         ("logprobs", 0),
-        ("presence_penalty", -0.1),
         ("response_format", {"type": "json_object"}),
         ("store", True),
         ("suffix", "x"),

@@ -28,6 +28,14 @@ def test_units_have_a_key_for_what_is_asked_and_not_for_what_it_is_called() -> N
     assert unit_of(SYNTHESIS, said).key != unit_of(SYNTHESIS).key
 
 
+def test_fields_next_to_the_motab_object_belong_to_the_key_only_if_there_are_any() -> None:
+    assert unit_of(replace(SYNTHESIS, fields={})).key == unit_of(SYNTHESIS).key
+    chosen = replace(SYNTHESIS, fields={"top_k": 20})
+    assert unit_of(chosen).key != unit_of(SYNTHESIS).key
+    body = chosen.body(QUESTION.messages, 0)
+    assert body == SYNTHESIS.body(QUESTION.messages, 0) | {"top_k": 20}
+
+
 def test_the_order_of_the_parameters_makes_no_other_key() -> None:
     turned = {name: SYNTHESIS.params[name] for name in reversed(list(SYNTHESIS.params))}
     assert list(turned) != list(SYNTHESIS.params)

@@ -27,6 +27,7 @@ async def test_scoring_forces_one_token_a_request_in_one_slot(up: Replay) -> Non
     context = llamacpp.scored_context()
     assert up.bodies(llamacpp.COMPLETION) == [
         {
+            **llamacpp.NEUTRAL,
             "prompt": context.token_ids[:position],
             "n_predict": 1,
             "n_probs": 20 if position in (37, 47) else 1,  # the first token of each step

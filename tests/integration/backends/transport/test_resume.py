@@ -53,6 +53,24 @@ async def test_with_a_seed_it_is_written_again_from_the_start_and_told_once(scen
     assert [draft.pieces for draft in scene.out] == [("a", "b"), ("c",), ("d",), ()]
 
 
+@pytest.mark.parametrize("sampling", [Sampling(0.0, min_p=0.1), Sampling(0.7, seed=5)])
+async def test_with_penalties_it_is_written_again_from_the_start(
+    scene: Scene, sampling: Sampling
+) -> None:
+    sampling = replace(sampling, frequency_penalty=0.5)
+    again = [spelt("a"), spelt("bcd"), END]
+    await scene.drafts([spelt("ab"), spelt("c"), BROKEN], again, sampling=sampling)
+    assert scene.text == "abcd"
+    assert scene.asked == [("", 20), ("", 20)]
+
+
+async def test_with_penalties_and_no_seed_it_cannot_be_resumed(scene: Scene) -> None:
+    sampling = Sampling(0.7, repetition_penalty=1.1)
+    with pytest.raises(UpstreamInterrupted, match="its penalties count tokens from its start"):
+        await scene.drafts([spelt("ab"), BROKEN], [spelt("abc"), END], sampling=sampling)
+    assert scene.text == "ab"
+
+
 @pytest.mark.parametrize("again", [["abX"], ["a", "X"], ["ab"], ["abX", "d"]])
 async def test_a_seeded_text_that_comes_out_different_is_not_spliced(
     scene: Scene, again: list[str]

@@ -147,11 +147,9 @@ async def test_a_field_that_asks_for_nothing_is_accepted(field: dict[str, Any]) 
     [
         {"best_of": 2},
         {"echo": True},
-        {"frequency_penalty": 0.1},
         {"logit_bias": {"1": 1}},
         {"logprobs": 1},
         {"logprobs": 0},  # of text completions: the sampled tokens' own
-        {"presence_penalty": -1},
         {"response_format": {"type": "json_object"}},
         {"store": True},
         {"suffix": "x"},
@@ -160,7 +158,7 @@ async def test_a_field_that_asks_for_nothing_is_accepted(field: dict[str, Any]) 
         {"functions": [{"name": "f"}]},
         {"web_search_options": {}},
         {"top_logprobs": 2},
-        {"top_k": 40},
+        {"typical_p": 0.9},
         {"service_tier": "priority"},
         {"skip_special_tokens": False},
         {"x-unknown": 1},
