@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proxy.api.errors import as_motab_error, error_response
 from proxy.api.metrics import Metrics
 from proxy.backends.base import UpstreamClock
-from proxy.config import ServerConfig
 from proxy.errors import BodyTooLarge, ForeignPage, MotabError, Unauthorized
+from proxy.server_config import ServerConfig
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _SECONDS_A_MINUTE = 60

@@ -16,7 +16,6 @@ from proxy.api.schema import GenerationRequest, ScoreRequest, StreamOptions
 from proxy.api.shapes import Head, Kind, completion, scored_text, text_logprobs, trace, usage
 from proxy.api.sse import DONE, ChunkWriter, Outbox
 from proxy.backends.base import Call, Question, Sampling, Scorer, UpstreamClock
-from proxy.config import ServerConfig
 from proxy.core.params import SamplingValues
 from proxy.core.types import Author
 from proxy.engine.admission import Admission, OwnSeats, Seats
@@ -36,6 +35,7 @@ from proxy.errors import (
     UnsupportedField,
 )
 from proxy.options import Options, OptionsError, merge_layers, parse_options, parse_sampling
+from proxy.server_config import ServerConfig
 from trajectory_records.appender import Appender
 
 T = TypeVar("T")

@@ -17,8 +17,9 @@ import uvicorn
 
 from proxy.api.app import create_app
 from proxy.api.service import Service
-from proxy.config import Config, ServerConfig
+from proxy.config import Config
 from proxy.errors import StartError
+from proxy.server_config import ServerConfig
 from proxy.serving.connection import Limits, connecting
 from proxy.serving.health import Pulse, answering
 from proxy.wiring.models import open_service

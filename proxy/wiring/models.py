@@ -9,13 +9,14 @@ from proxy.api.metrics import Metrics
 from proxy.api.service import Service
 from proxy.backends.base import ALL_SLOTS, WorkerSlots
 from proxy.backends.servers.litellm import LiteLLM
-from proxy.config import Config, RecordsConfig
+from proxy.config import Config
 from proxy.engine.admission import OwnSeats, Seats
 from proxy.engine.pair import Pair
 from proxy.engine.served_model import ServedModel
 from proxy.engine.upstream import Upstream
 from proxy.errors import ConfigError, RequestError, StartError
 from proxy.options import parse_options, parse_sampling
+from proxy.server_config import RecordsConfig
 from proxy.wiring.upstreams import open_upstream
 from trajectory_records.appender import Appender, open_appender
 from trajectory_records.record import RecordError

@@ -24,7 +24,14 @@ from tests.support.paths import ROOT
 
 _CORE = frozenset({"proxy.core"})
 _PROXY_GROUND = frozenset(
-    {"proxy.core", "proxy.errors", "proxy.options", "proxy.config", "proxy.secrets"}
+    {
+        "proxy.core",
+        "proxy.errors",
+        "proxy.options",
+        "proxy.config",
+        "proxy.secrets",
+        "proxy.server_config",
+    }
 )
 _WIRE = frozenset({"proxy.core", "proxy.errors", "proxy.secrets", "proxy.backends.base"})
 _CLIENT_GROUND = frozenset(
@@ -68,9 +75,11 @@ ALLOWED: dict[str, frozenset[str]] = {
             "proxy.errors",
             "proxy.options",
             "proxy.secrets",
+            "proxy.server_config",
             "proxy.yaml_file",
         }
     ),
+    "proxy.server_config": frozenset(),
     "proxy.backends": _WIRE,
     "proxy.backends.base": _CORE,
     "proxy.backends.self_test": _WIRE,

@@ -9,10 +9,10 @@ from proxy.api.metrics import Metrics
 from proxy.api.service import Service
 from proxy.backends.base import Call
 from proxy.backends.judges.judge import Answer, Candidate, JudgeLogprob, JudgeSample
-from proxy.config import ServerConfig
 from proxy.engine.pair import Pair
 from proxy.engine.served_model import ServedModel
 from proxy.errors import TokenizerFailed, UpstreamDenied, UpstreamFailed, UpstreamRefused
+from proxy.server_config import ServerConfig
 from tests.support.proxy.api import (
     CHAT,
     MODEL,

@@ -13,9 +13,9 @@ from proxy.api.app import create_app
 from proxy.api.metrics import Metrics
 from proxy.api.service import Service
 from proxy.backends.base import Sampling
-from proxy.config import ServerConfig
 from proxy.engine.pair import Pair
 from proxy.engine.served_model import ServedModel
+from proxy.server_config import ServerConfig
 from proxy.serving.serve import Server, listen
 from tests.support.patience import PATIENCE_S
 from tests.support.scripted import Script, ScriptedBackend, pair, says, values
