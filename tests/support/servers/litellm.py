@@ -112,7 +112,7 @@ _STREAMS: dict[str, tuple[Sampling, int, str, FinishReason]] = {
 }
 
 
-def _stream(name: str) -> contract.Stream:
+def _stream(name: str, more: dict[str, Any]) -> contract.Stream:
     sampling, max_tokens, text, end = _STREAMS[name]
     return contract.Stream(
         body=RECORDED.body(name),
@@ -120,7 +120,7 @@ def _stream(name: str) -> contract.Stream:
         text=text,
         end=end,
         num_pieces=len(text),  # the reader counts a character as a token
-        request=RECORDED.request(name),
+        request=more | RECORDED.request(name),
     )
 
 
@@ -139,15 +139,17 @@ def _writer(model: str) -> Callable[[Replay], AbstractAsyncContextManager[Writer
 
 
 def _server(kind: str, model: str, breaks: dict[str, bytes]) -> contract.Server:
+    more = NEUTRAL if model == HOSTED_VLLM else {}
     writing = contract.WritingContract(
         path=CHAT,
         writer=_writer(model),
         asked=contract.Asked(context()),
-        streams={name: _stream(name) for name in _STREAMS},
+        streams={name: _stream(name, more) for name in _STREAMS},
         cached={name: (RECORDED.body(name), (*[None] * _num_texts(name), 0)) for name in _STREAMS},
         sent={
             "model": "smollm2",
             "messages": QUESTION.wire_messages(),
+            **more,
             **contract.COMPLETION_FIELDS,
         },
         begun=chunk('{"content":"12 "}'),
