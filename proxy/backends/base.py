@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from proxy.core.params import SamplingValues
@@ -62,7 +63,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A text and one model's token ids that stand for exactly that text."""
+    """A text and one model's token ids that stand for exactly that text.
+
+    Of a part of a running text: the tokens that end in it.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -72,9 +76,9 @@ class Segment:
 class Context:
     """s_t as one model reads it: its rendered prompt, then one segment per step.
 
-    Each step is tokenised on its own and its ids are appended, so that the ids of a step do not
-    depend on what follows it (or on which steps share a scoring call), and the server's prefix
-    cache is kept.
+    A step has the tokens that end in it. They are those of the running text and depend neither on
+    chunks nor on which steps share a scoring call; a longer context only appends to them, so the
+    server's prefix cache is kept.
     """
 
     prompt: Segment
@@ -85,6 +89,8 @@ class Context:
     """The prompt's ids, then all steps' ids."""
     bounds: list[int] = field(init=False)
     """`bounds[k]` is the offset in `token_ids` at which step k begins; the last is the end."""
+    following: str = field(init=False, default="")
+    """Text after the steps, as far as it decides which tokens end in the last one."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt.token_ids)
@@ -95,6 +101,7 @@ class Context:
 
     def append(self, step: Segment) -> None:
         """Add the next step."""
+        del self.token_ids[self.bounds[-1] :]
         self.steps.append(step)
         self.token_ids.extend(step.token_ids)
         self.bounds.append(len(self.token_ids))
@@ -104,6 +111,25 @@ class Context:
         del self.steps[num_steps:]
         del self.bounds[num_steps + 1 :]
         del self.token_ids[self.bounds[-1] :]
+
+    def look_ahead(self, token_id: int) -> None:
+        """Add the token in which the last step lies, if no token ends in that step."""
+        self.token_ids.append(token_id)
+
+    def ranges(self, num_steps: int) -> list[range]:
+        """Return the places in `token_ids` of the tokens that give the last steps their values.
+
+        A step in which no token ends has the value of the one token in which it lies.
+        """
+        return [
+            range(start, max(end, min(start + 1, len(self.token_ids))))
+            for start, end in pairwise(self.bounds[len(self.bounds) - num_steps - 1 :])
+        ]
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Return whether `token_ids` goes beyond the steps."""
+        return len(self.token_ids) > self.bounds[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +277,14 @@ class Reader(Protocol):
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         """Tokenise each text on its own, without special tokens, into ids for exactly that text."""
+        ...
+
+    async def encode_running(
+        self, texts: Sequence[Sequence[str]], call: Call
+    ) -> list[list[Segment]]:
+        """Tokenise texts as `encode` does. Each is given in parts, which get the ids of the tokens
+        that end in them. Raises `UpstreamMalformed` or `TokenizerFailed` if that is not known.
+        """
         ...
 
 

@@ -6,13 +6,13 @@ is the same: decisions depend only on the step texts and their scores, in step o
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from proxy.core.imitkd import ImitKdMonitor
 from proxy.core.lookahead import AT_ONCE, Schedule, ScoringQueue
 from proxy.core.params import Params
 from proxy.core.prefix import PrefixMonitor
-from proxy.core.segmenter import Segmenter
+from proxy.core.segmenter import Segmenter, text_after
 from proxy.core.skd import SkdMonitor
 from proxy.core.solo import SoloMonitor
 from proxy.core.stitch import blank_line_after, blank_line_before, cover, stitch
@@ -23,6 +23,7 @@ from proxy.core.types import (
     Event,
     Finish,
     FinishReason,
+    Following,
     Halt,
     Judged,
     Score,
@@ -47,6 +48,17 @@ class Monitor(Protocol):
 
     def handle(self, event: Event) -> list[Command]:
         """The commands that follow from an event; raises ValueError for an impossible score."""
+        ...
+
+
+@runtime_checkable
+class ScoringMonitor(Monitor, Protocol):
+    """A state machine that has steps scored."""
+
+    def following(self, num_steps: int, num_chars: int) -> Following:
+        """Return the text after the first `num_steps` steps, its first `num_chars` at least, as far
+        as its author has written it.
+        """
         ...
 
 
@@ -127,6 +139,10 @@ class MotabMonitor:
                 return []
             case Wrote():  # more than was requested, or the rest of a halted draft
                 return self._halt_draft()
+
+    def following(self, num_steps: int, num_chars: int) -> Following:
+        text = text_after(self._texts, num_steps, self._segmenter, num_chars)
+        return Following(text, is_all=self._draft_end is not None)
 
     def _drafted(self, pieces: tuple[str, ...]) -> list[Command]:
         if self._segmenter.extend(pieces):

@@ -6,11 +6,11 @@ discarded; a token that the cut goes through counts for that step, because part 
 So every stretch costs at least one token, and the trajectory ends.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from proxy.core.params import Params
-from proxy.core.segmenter import Segmenter
+from proxy.core.segmenter import Segmenter, text_after
 from proxy.core.stitch import cover
 from proxy.core.types import (
     Author,
@@ -64,6 +64,10 @@ class Stretch:
     def open_tokens(self) -> int:
         """The tokens of the step that is being written."""
         return self._segmenter.open_tokens
+
+    def after(self, steps: Sequence[str], num_steps: int, num_chars: int) -> str:
+        """See `text_after`; `steps` are all steps up to the open text."""
+        return text_after(steps, num_steps, self._segmenter, num_chars)
 
     @property
     def stops_by_itself(self) -> bool:

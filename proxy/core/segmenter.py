@@ -1,6 +1,7 @@
 """Cuts a token stream into steps without losing or changing a character."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 from proxy.core.types import Step
 
@@ -122,3 +123,13 @@ def split_steps(text: str, delimiter: str) -> list[str]:
     parts = text.split(delimiter)
     steps = [part + delimiter for part in parts[:-1]]
     return [*steps, parts[-1]] if parts[-1] else steps
+
+
+def text_after(steps: Sequence[str], num_steps: int, segmenter: Segmenter, num_chars: int) -> str:
+    """Return what was written after the first `num_steps` steps: `num_chars` of it, or all."""
+    text = ""
+    for step in islice(steps, num_steps, None):
+        text += step
+        if len(text) >= num_chars:
+            return text[:num_chars]
+    return (text + segmenter.open_text())[:num_chars]

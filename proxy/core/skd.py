@@ -10,6 +10,7 @@ from proxy.core.types import (
     Command,
     Event,
     FinishReason,
+    Following,
     Judged,
     Score,
     Scored,
@@ -70,6 +71,12 @@ class SkdMonitor(Relay):
                 return self._scored(event)
             case Wrote(write_id):  # more than was requested, or the rest of a halted write
                 return self._halt(write_id)
+
+    def following(self, num_steps: int, num_chars: int) -> Following:
+        """See `ScoringMonitor`. The text is that of the student's present stretch."""
+        drafted = [drafted.step.text for drafted in self._drafted]
+        text = self._stretch.after(drafted, num_steps - len(self._kept), num_chars)
+        return Following(text, is_all=self._draft_end is not None)
 
     def _pass_on(self) -> list[Command]:
         self._drafted.clear()

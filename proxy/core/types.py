@@ -51,6 +51,14 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Following:
+    """The beginning of the text that follows a step. With `is_all`, no more than that will come."""
+
+    text: str
+    is_all: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StepScore:
     """The teacher's evidence on one step.
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 from proxy.backends.base import Call, Context, Question, Segment
-from proxy.core.thinking import Bridge, MappedSteps, StepPart, Translator, closes_thought
+from proxy.core.thinking import Bridge, MappedSteps, Translator, closes_thought
+from proxy.engine.borders import MAX_AHEAD, ahead_of
+from proxy.engine.step_tokens import MappedStep, Parts, markup_of, tokens_of
 from proxy.engine.upstream import Upstream
-from proxy.errors import MotabError, RequestError, UpstreamDenied, UpstreamRefused
+from proxy.errors import RequestError, UpstreamDenied, UpstreamRefused
 
 _ABOUT_MESSAGES = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 # Shows what a tokenizer adds to a prompt.
@@ -49,6 +51,8 @@ class ModelContext:
     _prefix: str = field(init=False, default="")
     _context: Context | None = field(init=False, default=None)
     _visible: list[str] = field(init=False, default_factory=list)
+    _mapped: list[MappedStep] = field(init=False, default_factory=list)
+    """The visible steps as the model reads them."""
     _closed_at: int | None = field(init=False, default=None)
     """The first visible step that closes a thought."""
     _beginning: tuple[str, ...] = field(init=False, default=())
@@ -60,30 +64,55 @@ class ModelContext:
             begun = begun.removeprefix("<think>\n")
         self._beginning = (begun,) if begun else ()
 
-    async def at(self, steps: Sequence[str], before: str = "") -> Context:
+    async def at(self, steps: Sequence[str], before: str = "", following: str = "") -> Context:
         """Return the prompt, the begun answer and exactly `steps`; see `Bridge.map_steps` for
         `before`.
+
+        `following` is the text after them that decides which tokens end in the last step (see
+        `ahead_of`). Without it their text ends there, or is to be continued there: the tokens then
+        stand for all of it.
         """
         steps = (*self._beginning, *steps)
-        num_common = self._num_common(steps)
+        num_common = self._num_common(steps, following)
         closed = self._closed_at is not None and self._closed_at < num_common
-        mapped = self.bridge.map_steps(steps, before, num_common, closed=closed)
+        wanted = (*steps, following) if following else steps
+        mapped = self.bridge.map_steps(wanted, before, num_common, closed=closed)
         if mapped.prefix != self._prefix and num_common:  # another context begins
             num_common, closed = 0, False
-            mapped = self.bridge.map_steps(steps, before)
+            mapped = self.bridge.map_steps(wanted, before)
         context = await self._begun(mapped)
         context.truncate(num_common)
         del self._visible[num_common:]
-        for segment in await self._encoded(mapped.steps):
-            context.append(segment)
+        del self._mapped[num_common:]
+        new = [
+            MappedStep(parts, _ahead(steps, index, following))
+            for index, parts in enumerate(mapped.steps[: len(steps) - num_common], num_common)
+        ]
+        context.following = _words_of(mapped.steps[len(new) :])
+        if new:
+            earlier, after = reversed(self._mapped), context.following
+            found = await tokens_of(self.upstream, new, earlier, after, self.call)
+            for segment in found.segments:
+                context.append(segment)
+            if not found.segments[-1].token_ids and found.next_id is not None:
+                context.look_ahead(found.next_id)
         self._visible += steps[num_common:]
+        self._mapped += new
         if not closed:
             later = range(num_common, len(steps))
             self._closed_at = next((k for k in later if closes_thought(steps[k : k + 1])), None)
         return context
 
-    def _num_common(self, steps: Sequence[str]) -> int:
-        """Return the number of steps that the last context shares with `steps`."""
+    def _num_common(self, steps: Sequence[str], following: str) -> int:
+        """Return the number of steps that the last context shares with `steps`, tokens and all."""
+        num = self._num_equal(steps)
+        # The text after a step may be another one now. It decides about the last steps only.
+        while num and _ahead(steps, num - 1, following) != self._mapped[num - 1].ahead:
+            num -= 1
+        return num
+
+    def _num_equal(self, steps: Sequence[str]) -> int:
+        """Return the number of steps whose texts the last context shares with `steps`."""
         num_known = len(self._visible)
         if self._visible == list(steps[:num_known]):  # nearly always, and a loop is slow
             return num_known
@@ -103,29 +132,30 @@ class ModelContext:
         if self._context is None or self._prefix != mapped.prefix:
             prompt = self._prompt
             if mapped.prefix:
-                prefix = await self._markup(mapped.prefix)
+                prefix = await markup_of(self.upstream, mapped.prefix, self.call)
                 prompt = Segment(prompt.text + prefix.text, prompt.token_ids + prefix.token_ids)
             self._context = Context(prompt, question=self.question)
             self._prefix = mapped.prefix
             self._visible.clear()
+            self._mapped.clear()
         return self._context
 
-    async def _encoded(self, steps: Sequence[tuple[StepPart, ...]]) -> list[Segment]:
-        words = [part.text for parts in steps for part in parts if not part.markup]
-        encoded = iter(await self.upstream.reader.encode(words, self.call) if words else ())
-        segments: list[Segment] = []
-        for parts in steps:
-            own = [
-                await self._markup(part.text) if part.markup else next(encoded) for part in parts
-            ]
-            text = "".join(segment.text for segment in own)
-            segments.append(Segment(text, tuple(i for s in own for i in s.token_ids)))
-        return segments
 
-    async def _markup(self, text: str) -> Segment:
-        if self.upstream.markup is None:
-            raise MotabError(f"'{self.upstream.name}' reads no markup; please report this")
-        return await self.upstream.markup.markup(text, self.call)
+def _ahead(steps: Sequence[str], index: int, following: str) -> str:
+    """Return the text after a step that decides which tokens end in it."""
+    after, later = "", index + 1
+    while len(after) < MAX_AHEAD and later < len(steps):
+        after += steps[later][:MAX_AHEAD]
+        later += 1
+    if len(after) < MAX_AHEAD:
+        after += following
+    ahead = ahead_of(steps[index], after)
+    return after if ahead is None else ahead
+
+
+def _words_of(mapped: Sequence[Parts]) -> str:
+    """Return the words with which the text after the steps begins, as the model reads them."""
+    return "" if not mapped or mapped[0][0].markup else mapped[0][0].text
 
 
 async def _rendered(upstream: Upstream, question: Question, call: Call) -> Segment:

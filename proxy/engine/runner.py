@@ -7,7 +7,7 @@ decisions are the monitor's: this module obeys its commands and reports what hap
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
@@ -21,11 +21,12 @@ from proxy.backends.base import (
     Scorer,
 )
 from proxy.core.lookahead import AT_ONCE
-from proxy.core.monitor import Monitor, monitor_for
+from proxy.core.monitor import Monitor, ScoringMonitor, monitor_for
 from proxy.core.params import Params
 from proxy.core.stitch import quality_of
 from proxy.core.thinking import Translator
 from proxy.core.types import (
+    JUDGES,
     Author,
     Breached,
     Command,
@@ -44,6 +45,7 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
+from proxy.engine.borders import MAX_AHEAD, ahead_of
 from proxy.engine.ladder import score_by_ladder
 from proxy.engine.model_context import ModelContext, Prompts
 from proxy.engine.outlet import Outlet, WideOutlet
@@ -100,6 +102,8 @@ class TrajectoryRun:
     _places: dict[int, asyncio.Future[None]] = field(init=False, default_factory=dict)
     _halted: set[int] = field(init=False, default_factory=set)
     _gates: dict[int, Gate] = field(init=False, default_factory=dict)
+    _wrote: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    """Set at every event: a text may have grown."""
     _schedule: MeasuredSchedule | None = field(init=False, default=None)
     """None: steps are scored at once."""
     _authors: dict[int, Author] = field(init=False, default_factory=dict)
@@ -141,9 +145,9 @@ class TrajectoryRun:
                 case Halt(write_id):
                     self._halt(write_id)
                 case Pause(write_id):
-                    self._gates[write_id].clear()
+                    self._gates[write_id].pause()
                 case Resume(write_id):
-                    self._gates[write_id].set()
+                    self._gates[write_id].resume()
                 case Score():
                     self._group.create_task(self._score(command))
                 case Emit(text, num_tokens):
@@ -179,6 +183,7 @@ class TrajectoryRun:
         except ValueError as error:
             raise UpstreamMalformed(upstream.name, str(error)) from error
         self._obey(commands)
+        self._wrote.set()
 
     def _halt(self, write_id: int) -> None:
         self._halted.add(write_id)
@@ -252,9 +257,11 @@ class TrajectoryRun:
         if self.scorer is None:
             raise MotabError("nothing scores this trajectory; please report this")
         self._first_step = command.steps[0]
+        following = "" if self.scorer.scoring in JUDGES else await self._following(command.steps)
         teacher = self.pair.of("teacher")
         async with teacher.scoring:
-            context = await self._model_context("teacher").at(command.steps)
+            model_context = self._model_context("teacher")
+            context = await model_context.at(command.steps, following=following)
             with teacher.computing_speed.computing(len(context.token_ids)):
                 found = await score_by_ladder(
                     (self.scorer, *self.fallbacks),
@@ -273,6 +280,20 @@ class TrajectoryRun:
             self._fell_back[found.scoring] = (*self._fell_back.get(found.scoring, ()), *marked)
         self.usage.count_scoring(scores)
         self._tell(Scored(scores.steps, scores.next_entropy), teacher)
+
+    async def _following(self, steps: Sequence[str]) -> str:
+        """Wait until the student's text shows which tokens end in the steps; return that text."""
+        if not isinstance(self._monitor, ScoringMonitor):
+            raise MotabError("this method has nothing scored; please report this")
+        while True:
+            following = self._monitor.following(len(steps), MAX_AHEAD)
+            ahead = ahead_of(steps[-1], following.text)
+            if ahead is not None or following.is_all:
+                return following.text if ahead is None else ahead
+            gate = self._gates[max(self._gates)]  # a student that is ahead must write a bit more
+            with gate.held_open():
+                self._wrote.clear()
+                await self._wrote.wait()
 
     def _model_context(self, author: Author) -> ModelContext:
         """The author's context, which grows with the trajectory."""

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal, Protocol
@@ -164,6 +165,35 @@ class Gate(asyncio.Event):
         self.set()
         self._upstream = upstream
         self._outlet = outlet
+        self._is_paused = False
+        self._is_held_open = False
+
+    def pause(self) -> None:
+        """Let no more text be written, unless the gate is held open."""
+        self._is_paused = True
+        self._turn()
+
+    def resume(self) -> None:
+        """Let text be written again."""
+        self._is_paused = False
+        self._turn()
+
+    @contextmanager
+    def held_open(self) -> Iterator[None]:
+        """Let text be written even if it is paused: a verdict needs the text that comes next."""
+        self._is_held_open = True
+        self._turn()
+        try:
+            yield
+        finally:
+            self._is_held_open = False
+            self._turn()
+
+    def _turn(self) -> None:
+        if self._is_paused and not self._is_held_open:
+            self.clear()
+        else:
+            self.set()
 
     def is_set(self) -> bool:
         """Return whether the text may be written."""

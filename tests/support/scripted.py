@@ -135,6 +135,11 @@ class ScriptedBackend:
             await self._called("encode")
         return [_segment(text) for text in texts]
 
+    async def encode_running(
+        self, texts: Sequence[Sequence[str]], call: Call
+    ) -> list[list[Segment]]:
+        return [await self.encode(parts, call) for parts in texts]
+
     async def markup(self, text: str, call: Call) -> Segment:
         self.marked.append(text)
         with call.clock.running():

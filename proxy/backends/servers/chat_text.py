@@ -97,3 +97,8 @@ class CountingReader:
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
         return await self._tokens.encode(texts, call)
+
+    async def encode_running(
+        self, texts: Sequence[Sequence[str]], call: Call
+    ) -> list[list[Segment]]:
+        return await self._tokens.encode_running(texts, call)

@@ -75,13 +75,18 @@ class Echo:
         bounds = list(accumulate((len(step.encode()) for step in steps), initial=0))
         start = len(text.encode()) - bounds[-1]
         with self._client.expecting("the echo"):
-            echoed = _Echoed.of(reply, as_in_running_text(text))
+            echoed = _Echoed.of(reply, as_in_running_text(text + context.following))
             ranges = echoed.alignment.ranges([start + bound for bound in bounds])
-            after = ranges[-1].stop
-            if echoed.alignment.reaches[after - 1] != Reach(start + bounds[-1], start + bounds[-1]):
+            # A step in which no token ends has the value of the one token in which it lies.
+            valued = [
+                tokens or range(tokens.start, tokens.start + bool(step))
+                for tokens, step in zip(ranges, steps, strict=True)
+            ]
+            after, end = ranges[-1].stop, start + bounds[-1]
+            if not context.following and echoed.alignment.reaches[after - 1] != Reach(end, end):
                 raise ValueError(f"the tokens of {text[-40:]!r} do not end where it ends")
             return Scores(
-                steps=tuple(echoed.step_score(tokens, top_k) for tokens in ranges),
+                steps=tuple(echoed.step_score(tokens, top_k) for tokens in valued),
                 next_entropy=(
                     echoed.entropy(after, top_k) if after < len(echoed.logprobs) else None
                 ),
@@ -117,7 +122,7 @@ class Echo:
         body = {
             # Hosts may compute the log-probabilities after applying the temperature.
             **self.route.body(context, 1, Sampling(temperature=1.0)),
-            "prompt": as_in_running_text(self.route.text(context)),
+            "prompt": as_in_running_text(self.route.text(context) + context.following),
             "echo": True,
             "logprobs": top_k,
         }

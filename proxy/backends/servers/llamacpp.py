@@ -7,7 +7,7 @@ log-probabilities of a prompt, so given text is scored by forced decoding: one t
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import orjson
@@ -28,7 +28,13 @@ from proxy.backends.base import (
 )
 from proxy.backends.servers.llamacpp_stream import LlamaCppStream, finite_or_nan
 from proxy.backends.servers.slot_pool import SlotPool
-from proxy.backends.tokens.alignment import as_in_running_text, decoded, without_follower
+from proxy.backends.tokens.alignment import (
+    Alignment,
+    as_in_running_text,
+    decoded,
+    in_parts,
+    without_follower,
+)
 from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
 from proxy.backends.tokens.logprobs import PieceLogprobs
 from proxy.backends.tokens.wire_values import error_in, text_of, whole_text
@@ -149,6 +155,19 @@ class LlamaCpp:
         return [task.result() for task in tasks]
 
     async def _encode(self, text: str, call: Call) -> Segment:
+        (segment,) = await self._cut([text], call)
+        return segment
+
+    async def encode_running(
+        self, texts: Sequence[Sequence[str]], call: Call
+    ) -> list[list[Segment]]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._cut(parts, call)) for parts in texts]
+        return [task.result() for task in tasks]
+
+    async def _cut(self, parts: Sequence[str], call: Call) -> list[Segment]:
+        """Tokenise a text in parts, and give every part the tokens that end in it."""
+        text = "".join(parts)
         body = {
             "content": as_in_running_text(text),
             "add_special": False,
@@ -159,14 +178,14 @@ class LlamaCpp:
         with self._client.expecting("/tokenize"):
             rows = reply["tokens"]
             ids = without_follower(text, [int(row["id"]) for row in rows], self._follower)
-            spelt = b"".join(_piece_bytes(row["piece"]) for row in rows[: len(ids)])
-            if spelt != text.encode():
+            spelt = [_piece_bytes(row["piece"]) for row in rows[: len(ids)]]
+            if b"".join(spelt) != text.encode():
                 message = (
                     f"its tokens of {text[-40:]!r} spell another text; set the upstream's "
                     "`tokenizer` to the model's Hugging Face name or folder"
                 )
                 raise ValueError(message)
-        return Segment(text, ids)
+            return in_parts(parts, ids, Alignment.of_lengths(map(len, spelt)))
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -238,21 +257,21 @@ class LlamaCpp:
     ) -> Scores:
         # The entropy comes free with a step's first token, so `entropy_known` saves nothing here.
         del entropy_known
-        ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
+        ids = context.token_ids
         scores: list[StepScore] = []
         num_cached: int | None = None
         async with self._slots.lease(call.session_id) as slot:
-            for start, end in pairwise(bounds):
+            for tokens in context.ranges(num_new):
                 forced = [
-                    await self._force(ids, i, top_k if i == start else 1, slot, call)
-                    for i in range(start, end)
+                    await self._force(ids, i, top_k if i == tokens.start else 1, slot, call)
+                    for i in tokens
                 ]
                 if num_cached is None:
                     num_cached = forced[0].num_cached_tokens
                 with self._client.expecting("a forced token"):
                     value = oracle_value([token.logprob for token in forced])
                     scores.append(StepScore(value, entropy(forced[0].top, top_k), len(forced)))
-        return Scores(tuple(scores), None, bounds[-1] - bounds[0], num_cached)
+        return Scores(tuple(scores), None, len(ids) - context.bounds[-num_new - 1], num_cached)
 
     async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
         ids, start, text = context.token_ids, context.bounds[-2], context.steps[-1].text

@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Self
 from proxy.backends.base import Call, Question, Segment
 from proxy.backends.tokens.alignment import (
     DUMMY_PREFIX,
+    align_vocabulary,
     as_in_running_text,
+    in_parts,
     split_control,
     without_follower,
 )
@@ -19,6 +21,7 @@ from proxy.backends.tokens.normal_form import (
     may_be_rewritten,
     split_for,
 )
+from proxy.backends.tokens.spelling import Token
 from proxy.backends.transport.http import UpstreamClient
 from proxy.errors import TokenizerFailed, UpstreamRefused
 
@@ -95,10 +98,7 @@ class ServerReader:
         return rendered.text or await self._detokenized(rendered.token_ids, call)
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
-        # The server parses control tokens in any text, and no option turns that off.
-        parts = [split_control(as_in_running_text(text)) for text in texts]
-        if any(map(may_be_rewritten, texts)):
-            parts = await self._unrewritten(parts, call)
+        parts = await self._parts(texts, call)
         rows = iter(await self._ids_of([part for of_text in parts for part in of_text], call))
         segments: list[Segment] = []
         with self._client.expecting(self._route):
@@ -106,6 +106,29 @@ class ServerReader:
                 ids = [token_id for _ in of_text for token_id in next(rows)]
                 segments.append(Segment(text, without_follower(text, ids, self._follower)))
         return segments
+
+    async def encode_running(
+        self, texts: Sequence[Sequence[str]], call: Call
+    ) -> list[list[Segment]]:
+        joined = ["".join(steps) for steps in texts]
+        parts = await self._parts(joined, call)
+        rows = iter(await self._spelt([part for of_text in parts for part in of_text], call))
+        segments: list[list[Segment]] = []
+        with self._client.expecting(self._route):
+            for steps, text, of_text in zip(texts, joined, parts, strict=True):
+                tokens = [token for _ in of_text for token in next(rows)]
+                ids = without_follower(text, [token.id for token in tokens], self._follower)
+                alignment = align_vocabulary([token.string for token in tokens], "".join(of_text))
+                segments.append(in_parts(steps, ids, alignment))
+        return segments
+
+    async def _parts(self, texts: Sequence[str], call: Call) -> list[list[str]]:
+        """Split texts, so that the server takes all of them as text and leaves it as it is."""
+        # The server parses control tokens in any text, and no option turns that off.
+        parts = [split_control(as_in_running_text(text)) for text in texts]
+        if any(map(may_be_rewritten, texts)):
+            return await self._unrewritten(parts, call)
+        return parts
 
     async def _unrewritten(self, parts: list[list[str]], call: Call) -> list[list[str]]:
         """Split the parts of texts further, so that the tokenizer's normal form changes none.
@@ -128,6 +151,10 @@ class ServerReader:
 
     async def _ids_of(self, texts: Sequence[str], call: Call) -> Sequence[Sequence[int]]:
         """The tokens of each text."""
+        raise NotImplementedError
+
+    async def _spelt(self, texts: Sequence[str], call: Call) -> Sequence[Sequence[Token]]:
+        """The tokens of each text, with their strings or their vocabulary's spelling."""
         raise NotImplementedError
 
     async def _ids(self, body: Mapping[str, Any], call: Call) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ Written from the source of SGLang 0.5.23 (tests/golden/sglang-0.5.23 names the f
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -30,6 +29,7 @@ from proxy.backends.tokens.alignment import (
     decoded,
     scored_tokens,
 )
+from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.tokens.logprobs import PieceLogprobs, all_finite, complete, finite
 from proxy.backends.tokens.spelling import Spelling, Token
 from proxy.backends.tokens.thin_json import RowLayout
@@ -51,6 +51,13 @@ class SGLang(ServerReader):
     scoring: Scoring = "prompt_logprobs"
     recomputes = False
     _route = "/v1/tokenize"
+
+    def __init__(
+        self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int
+    ) -> None:
+        super().__init__(client, model, chat_template, follower)
+        self._strings: dict[int, str] = {}
+        """The strings of tokens, each asked for once."""
 
     @classmethod
     async def _cuts(cls, client: UpstreamClient, model: str) -> Cuts:
@@ -80,6 +87,19 @@ class SGLang(ServerReader):
             if len(rows) != len(texts):
                 raise ValueError(f"{len(texts)} texts, but the tokens of {len(rows)}")
             return [[int(token) for token in row] for row in rows]
+
+    async def _spelt(self, texts: Sequence[str], call: Call) -> list[list[Token]]:
+        rows = await self._ids_of(texts, call)
+        new = sorted({token for row in rows for token in row} - self._strings.keys())
+        if new:
+            body = {"model": self._model, "tokens": [[token] for token in new]}
+            reply = await self._client.post(
+                "/v1/detokenize", {**body, "skip_special_tokens": False}, call
+            )
+            with self._client.expecting("/v1/detokenize"):
+                strings = map(text_of, reply["text"])
+                self._strings.update(zip(new, strings, strict=True))
+        return [[Token(token, self._strings[token]) for token in row] for row in rows]
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -155,7 +175,7 @@ class SGLang(ServerReader):
         start = max(context.bounds[-num_new - 1] - 1, 0)
         body = {**_prompt_logprobs(context, start), "top_logprobs_num": top_k}
         num_rows = len(context.token_ids) - start
-        firsts = {first - start for first in context.bounds[-num_new - 1 : -1]}
+        firsts = {tokens.start - start for tokens in context.ranges(num_new)}
         reply = await self._client.post(
             "/generate",
             body,
@@ -169,7 +189,9 @@ class SGLang(ServerReader):
             (next_top,) = meta["output_top_logprobs"]
             return Scores(
                 steps=_step_scores(context, num_new, start, meta, top_k),
-                next_entropy=entropy(_candidates(next_top, top_k), top_k),
+                next_entropy=(
+                    None if context.looks_ahead else entropy(_candidates(next_top, top_k), top_k)
+                ),
                 num_tokens=len(context.token_ids) - context.bounds[-num_new - 1],
                 num_cached_tokens=_cached_tokens(meta),
             )
@@ -307,17 +329,18 @@ def _step_scores(
     context: Context, num_new: int, start: int, meta: dict[str, Any], top_k: int
 ) -> tuple[StepScore, ...]:
     """V and H of the last `num_new` steps, from entries that begin with token `start`."""
-    ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
+    ids = context.token_ids
     rows, tops = meta["input_token_logprobs"], meta["input_top_logprobs"]
     if not len(rows) == len(tops) == len(ids) - start:
         raise ValueError(f"{len(ids) - start} entries asked for, {len(rows)}, {len(tops)} came")
     if rows[0][0] is not None or tops[0] is not None:
         raise ValueError("its first entry is not null, so the others may be one token off")
     scores: list[StepScore] = []
-    for begin, end in pairwise(bounds):
+    for tokens in context.ranges(num_new):
+        begin, end = tokens.start, tokens.stop
         value = oracle_value(_of_tokens(rows[begin - start : end - start], ids[begin:end]))
         top = _candidates(tops[begin - start], top_k)
-        scores.append(StepScore(value, entropy(top, top_k), end - begin))
+        scores.append(StepScore(value, entropy(top, top_k), len(tokens)))
     return tuple(scores)
 
 

@@ -8,7 +8,7 @@ answer is checked for what was requested.
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import chain
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
@@ -116,6 +116,23 @@ class Vllm(ServerReader):
             ]
         return [task.result() for task in tasks]
 
+    async def _spelt(self, texts: Sequence[str], call: Call) -> list[list[Token]]:
+        body = {"model": self._model, "add_special_tokens": False, "return_token_strs": True}
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._client.post(self._route, {**body, "prompt": text}, call))
+                for text in texts
+            ]
+        replies = [task.result() for task in tasks]
+        with self._client.expecting(self._route):
+            return [
+                [
+                    Token.of(token_id, string)
+                    for token_id, string in zip(reply["tokens"], reply["token_strs"], strict=True)
+                ]
+                for reply in replies
+            ]
+
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
     ) -> AsyncGenerator[Draft]:
@@ -213,8 +230,9 @@ class Vllm(ServerReader):
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
     ) -> Scores:
-        ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
-        unknown = bounds[entropy_known:-1]
+        ids = context.token_ids
+        starts = [tokens.start for tokens in context.ranges(num_new)]
+        unknown = starts[entropy_known:]
         # vLLM gives a top-k for every prompt position or for none. Many are large (20 x 8k tokens
         # are some 10 MB) and slow (0.12 ms each, in the one process that serves all requests).
         asks_apart = len(ids) > _ROWS_A_PROMPT * len(unknown)
@@ -223,10 +241,10 @@ class Vllm(ServerReader):
             "prompt_logprobs": 0 if asks_apart else top_k,
         }
         num_rows = len(ids)
-        new = range(bounds[0], num_rows)
+        new = range(starts[0], num_rows)
         # vLLM writes the prompt's own token first; candidates matter only where a step begins.
-        starts = set() if asks_apart else set(bounds[:-1])
-        own = {i: b'%d":{"logprob":' % ids[i] for i in new if i not in starts}
+        with_top = set() if asks_apart else set(starts)
+        own = {i: b'%d":{"logprob":' % ids[i] for i in new if i not in with_top}
         reply = await self._client.post(
             "/v1/completions",
             body,
@@ -238,8 +256,8 @@ class Vllm(ServerReader):
             rows: list[dict[str, dict[str, Any]] | None] = choice["prompt_logprobs"]
             scores = Scores(
                 steps=_step_scores(context, num_new, rows, None if asks_apart else top_k),
-                next_entropy=_next_entropy(choice, top_k),
-                num_tokens=num_rows - bounds[0],
+                next_entropy=None if context.looks_ahead else _next_entropy(choice, top_k),
+                num_tokens=num_rows - starts[0],
                 num_cached_tokens=cached_tokens(reply),
             )
         if not (asks_apart and unknown):
@@ -326,14 +344,14 @@ def _step_scores(
     top_k: int | None,
 ) -> tuple[StepScore, ...]:
     """V, and with `top_k` H, of the last `num_new` steps; `rows` is `prompt_logprobs`."""
-    ids, bounds = context.token_ids, context.bounds[-num_new - 1 :]
+    ids = context.token_ids
     if len(rows) != len(ids):
         raise ValueError(f"{len(ids)} prompt tokens, but {len(rows)} prompt_logprobs")
     scores: list[StepScore] = []
-    for start, end in pairwise(bounds):
-        value = oracle_value([_of_token(rows[i], ids[i]) for i in range(start, end)])
-        known = None if top_k is None else entropy(_top_of(rows[start], top_k), top_k)
-        scores.append(StepScore(value, known, end - start))
+    for tokens in context.ranges(num_new):
+        value = oracle_value([_of_token(rows[i], ids[i]) for i in tokens])
+        known = None if top_k is None else entropy(_top_of(rows[tokens.start], top_k), top_k)
+        scores.append(StepScore(value, known, len(tokens)))
     return tuple(scores)
 
 

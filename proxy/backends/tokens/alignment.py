@@ -1,9 +1,9 @@
 """Finds the tokens that stand for a step, so that each counts once and none shifts at a seam."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from proxy.backends.base import Decoded, ScoredToken, Segment
 from proxy.backends.tokens.normal_form import may_be_rewritten
@@ -27,6 +27,17 @@ _METASPACE = "\u2581"
 # The bytes of characters that are more than one byte.
 _HIGH = bytes(range(0x80, 0x100))
 
+
+def _byte_characters() -> dict[str, int]:
+    """The characters with which vocabularies of the GPT-2 kind write bytes."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(0x100) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {
+        chr(0x100 + index): byte for index, byte in enumerate(hidden)
+    }
+
+
+_BYTES = _byte_characters()
 _CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?s>|(?:bos|eos|pad|unk|(?:start|end)_of_turn)>)")
 _CONTROL_BYTES = re.compile(_CONTROL.pattern.encode() + rb"[^>]*>")
 
@@ -127,6 +138,11 @@ class Alignment:
     reaches: tuple[Reach, ...]
     """The end of every token, including the tokens outside."""
 
+    @classmethod
+    def of_lengths(cls, lengths: Iterable[int]) -> "Alignment":
+        """Return the alignment of tokens of so many bytes, which are known exactly."""
+        return cls(0, tuple(Reach(end, end) for end in accumulate(lengths)))
+
     def ranges(self, bounds: Sequence[int]) -> list[range]:
         """The tokens that end in each step. `bounds` are byte offsets, in order.
 
@@ -168,6 +184,31 @@ def align(tokens: Sequence[str], offsets: Sequence[int] | None, text: str) -> Al
     if may_be_rewritten(text):
         complaint += " (the text is in no normal form of Unicode, and the tokenizer may rewrite it)"
     raise ValueError(f"the tokens do not spell the text that was sent: {complaint}")
+
+
+def align_vocabulary(tokens: Sequence[str], text: str) -> Alignment:
+    """As `align`, for tokens as their vocabulary spells them: often a character for each byte."""
+    data = text.encode()
+    spelt = [bytes(_BYTES.get(character, 0) for character in token) for token in tokens]
+    if b"".join(spelt) != data:
+        return align(tokens, None, text)
+    return Alignment.of_lengths(map(len, spelt))
+
+
+def in_parts(parts: Sequence[str], ids: Sequence[int], alignment: Alignment) -> list[Segment]:
+    """Give every part of a text the ids of the tokens that end in it.
+
+    `alignment` is that of `ids`, and of tokens after them. Raises ValueError if a part's end cannot
+    be found, or if the ids do not end where the last part does.
+    """
+    bounds = list(accumulate((len(part.encode()) for part in parts), initial=0))
+    found = alignment.ranges(bounds)
+    if alignment.num_outside or found[-1].stop != len(ids):
+        raise ValueError(f"the tokens of {parts[-1][-40:]!r} do not end where it ends")
+    return [
+        Segment(part, tuple(ids[tokens.start : tokens.stop]))
+        for part, tokens in zip(parts, found, strict=True)
+    ]
 
 
 def scored_tokens(

@@ -7,7 +7,9 @@ conventions of transformers' `tokenizer_config.json`.
 import asyncio
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +34,7 @@ _LONG = 4096
 
 
 class _Codec(Protocol):
-    """Turns text into ids, in four ways, and back."""
+    """Turns text into ids, in five ways, and back."""
 
     def prompt(self, text: str) -> list[int]:
         """Parse special tokens in the text, and add the tokenizer's own."""
@@ -48,6 +50,12 @@ class _Codec(Protocol):
 
     def plain(self, text: str) -> list[int]:
         """Take all of it as text, even if it looks like a special token."""
+        ...
+
+    def running(self, text: str) -> tuple[list[int], list[int]]:
+        """As `plain`, and for each id the number of characters in which its token and the tokens
+        before it lie.
+        """
         ...
 
     def spelt(self, ids: Sequence[int]) -> str:
@@ -126,8 +134,30 @@ class LocalReader:
             return [self._encode(text) for text in texts]
         return await asyncio.to_thread(lambda: [self._encode(text) for text in texts])
 
+    async def encode_running(
+        self, texts: Sequence[Sequence[str]], call: Call
+    ) -> list[list[Segment]]:
+        """See `Reader`. Raises `TokenizerFailed` if the ids would stand for a different text."""
+        del call
+        if sum(map(len, chain.from_iterable(texts))) < _LONG:
+            return [self._encode_running(parts) for parts in texts]
+        return await asyncio.to_thread(lambda: [self._encode_running(parts) for parts in texts])
+
     def _encode(self, text: str) -> Segment:
-        ids = self._codec.plain(as_in_running_text(text))
+        return Segment(text, self._exact(text, self._codec.plain(as_in_running_text(text))))
+
+    def _encode_running(self, parts: Sequence[str]) -> list[Segment]:
+        text = "".join(parts)
+        ids, ends = self._codec.running(as_in_running_text(text))
+        own = self._exact(text, ids)
+        bounds = [bisect_right(ends, end, hi=len(own)) for end in accumulate(map(len, parts))]
+        return [
+            Segment(part, own[start:end])
+            for part, (start, end) in zip(parts, pairwise([0, *bounds]), strict=True)
+        ]
+
+    def _exact(self, text: str, ids: list[int]) -> tuple[int, ...]:
+        """The ids of exactly `text`, from those of `as_in_running_text(text)`."""
         try:
             own = without_follower(text, ids, self._follower)
         except ValueError as error:
@@ -135,7 +165,7 @@ class LocalReader:
         if self._codec.spelt(own) != text:
             message = f"its tokens of {text[-40:]!r} spell another text"
             raise TokenizerFailed(f"tokenizer '{self._source}': {message}")
-        return Segment(text, own)
+        return own
 
 
 def load_tokenizer(
@@ -209,6 +239,10 @@ class _HuggingFace:
     def plain(self, text: str) -> list[int]:
         return _ids(self._plain, text, add_special_tokens=False)
 
+    def running(self, text: str) -> tuple[list[int], list[int]]:
+        (encoding,) = self._plain.encode_batch([text], add_special_tokens=False)
+        return list(encoding.ids), [end for _, end in encoding.offsets]
+
     def spelt(self, ids: Sequence[int]) -> str:
         return str(self._plain.decode(list(ids), skip_special_tokens=False))
 
@@ -240,6 +274,13 @@ class _Tiktoken:
 
     def plain(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)
+
+    def running(self, text: str) -> tuple[list[int], list[int]]:
+        ids = self.plain(text)
+        # A character is entered by its first byte.
+        entered = [0, *accumulate(byte & 0xC0 != 0x80 for byte in text.encode())]
+        sizes = (len(self._encoding.decode_single_token_bytes(token)) for token in ids)
+        return ids, [entered[end] for end in accumulate(sizes)]
 
     def spelt(self, ids: Sequence[int]) -> str:
         return self._encoding.decode(list(ids))

@@ -104,6 +104,9 @@ class TemplateReader:
     async def encode(self, texts: object, call: Call) -> list[Segment]:
         raise NotImplementedError
 
+    async def encode_running(self, texts: object, call: Call) -> list[list[Segment]]:
+        raise NotImplementedError
+
 
 class Untemplated(TemplateReader):
     async def render(self, question: Question, call: Call) -> Segment:

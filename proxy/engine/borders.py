@@ -1,0 +1,99 @@
+r"""Finds the places at which every tokenizer cuts a text, and divides texts there.
+
+A border between steps need not be a border between tokens: of `"x = 4. So"`, cut after `". "`, the
+token `" So"` begins in one step and ends in the next. Two places, called cuts, are borders of
+tokens whatever the text around them is: before a space that follows a visible character, and after
+a newline that a visible character follows. A step that ends in a blank line is tokenised as if such
+a character came next, whatever comes, so that its verdict need not wait for more text.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+# The exceptions are for o200k_base, which has tokens such as "\n//", and for Gemma 3's "> </".
+_CUT = re.compile(r"(?<=\n)(?=[^\s/])|(?<=[^\s>])(?= )")
+MAX_AHEAD = 64
+"""The most characters after a border that decide about the tokens before it: where no cut comes,
+as in a script without spaces, tokens do not reach so far."""
+MAX_BEHIND = 256
+"""The most characters before a border from which the tokens after it are found, where no cut comes.
+Tokens that begin at a wrong place are right again long before that."""
+
+
+def ahead_of(before: str, after: str) -> str | None:
+    """Return the beginning of `after` that decides which tokens end in `before`.
+
+    Empty if a token ends with `before` in any case. None if `after` is too short to decide.
+    """
+    if before.endswith("\n\n"):
+        return ""
+    near = after[:MAX_AHEAD]
+    cut = _CUT.search(before[-1:] + near, 1)
+    if cut is not None:
+        num = cut.start() - 1
+        return near[: num + 1] if num else ""
+    return near if len(near) == MAX_AHEAD else None
+
+
+def behind_of(texts: Iterable[str], after: str) -> str:
+    """Return the text before `after` that decides which tokens `after` begins with.
+
+    `texts` come before `after`, the nearest first. Empty if the border before `after` is a cut.
+    """
+    before = ""
+    for text in texts:
+        before = (text + before)[-MAX_BEHIND:]
+        cuts = [cut.start() for cut in _CUT.finditer(before + after[:1])]
+        if cuts or len(before) == MAX_BEHIND:
+            return before[cuts[-1] if cuts else 0 :]
+    return before
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a text that can be tokenised on its own; `borders` are offsets inside it."""
+
+    text: str
+    borders: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> list[str]:
+        """The texts between the borders."""
+        ends = (0, *self.borders, len(self.text))
+        return [self.text[start:end] for start, end in pairwise(ends)]
+
+
+def divided(text: str, borders: Iterable[int]) -> list[Piece]:
+    """Divide a text at its `borders`, in order, as far as they are cuts.
+
+    A border that is no cut lies inside a piece, which reaches to the cuts around it.
+    """
+    cuts = [0, *(cut.start() for cut in _CUT.finditer(text)), len(text)]
+    pieces: list[Piece] = []
+    start = end = 0
+    inside: list[int] = []
+
+    def close(at: int) -> None:
+        nonlocal start, end
+        if inside:
+            pieces.append(Piece(text[start:end], tuple(border - start for border in inside)))
+            inside.clear()
+            start = end
+        if at > start:
+            pieces.append(Piece(text[start:at]))
+        start = end = at
+
+    for border in borders:
+        index = bisect_left(cuts, border)
+        if cuts[index] == border:
+            close(border)
+            continue
+        if not inside or cuts[index - 1] > end:
+            close(cuts[index - 1])
+        inside.append(border)
+        end = cuts[index]
+    close(len(text))
+    return pieces

@@ -1,0 +1,91 @@
+"""Places at which every tokenizer cuts, and the text that decides where a step's tokens end."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.engine.borders import MAX_AHEAD, Piece, ahead_of, behind_of, divided
+
+TEXTS = st.text("ab .\n/>")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ahead"),
+    [
+        ("So.\n\n", "", ""),
+        ("So.\n\n", "  x", ""),
+        ("x\n", "y", ""),
+        ("x\n", "", None),
+        ("x\n", "\n", None),
+        ("x\n", "    y", None),
+        ("x\n", "    y z", "    y "),
+        ("x\n", "// y", "// "),
+        ("a. ", "So", None),
+        ("a. ", "So we", "So "),
+        ("a.", " So", ""),
+        ("<b>", " </b>", None),
+        ("a.", "b" * (MAX_AHEAD - 1), None),
+        ("a.", "b" * MAX_AHEAD + "c", "b" * MAX_AHEAD),
+    ],
+)
+def test_the_text_after_a_step_decides_as_soon_as_it_shows_a_cut(
+    before: str, after: str, ahead: str | None
+) -> None:
+    assert ahead_of(before, after) == ahead
+
+
+@given(TEXTS, TEXTS, TEXTS)
+def test_later_text_changes_no_decision(before: str, after: str, later: str) -> None:
+    found = ahead_of(before, after)
+    assert found is None or ahead_of(before, after + later) == found
+
+
+@pytest.mark.parametrize(
+    ("texts", "after", "behind"),
+    [
+        (["a. "], "So", " "),
+        (["o ", "we ", "So "], "on", " "),
+        (["th", "e ", "So "], "r", " th"),
+        (["x\n"], "y", ""),
+        (["a."], " So", ""),
+        ([], "So", ""),
+        (["b" * 300], "c", "b" * 256),
+    ],
+)
+def test_a_step_s_first_token_is_sought_from_the_last_cut(
+    texts: list[str], after: str, behind: str
+) -> None:
+    assert behind_of(texts, after) == behind
+
+
+@pytest.mark.parametrize(
+    ("text", "borders", "pieces"),
+    [
+        ("x\ny\n", [2, 4], [Piece("x\n"), Piece("y\n")]),
+        ("So we go", [3, 6], [Piece("So"), Piece(" we go", (1, 4))]),
+        ("a b c d", [2], [Piece("a"), Piece(" b", (1,)), Piece(" c d")]),
+        ("a b c d", [2, 6], [Piece("a"), Piece(" b", (1,)), Piece(" c"), Piece(" d", (1,))]),
+        ("abc", [1, 2, 3], [Piece("abc", (1, 2))]),
+        ("abc", [0], [Piece("abc")]),
+    ],
+)
+def test_a_text_is_divided_at_borders_that_are_cuts(
+    text: str, borders: list[int], pieces: list[Piece]
+) -> None:
+    assert divided(text, borders) == pieces
+
+
+@given(TEXTS, st.data())
+def test_the_pieces_are_the_text_and_every_border_lies_in_one_or_between_two(
+    text: str, data: st.DataObject
+) -> None:
+    borders = sorted(data.draw(st.sets(st.integers(0, len(text)))))
+    pieces = divided(text, borders)
+    assert "".join(part for piece in pieces for part in piece.parts) == text
+    ends, start = {0}, 0
+    for piece in pieces:
+        for part in piece.parts:
+            assert part
+            start += len(part)
+            ends.add(start)
+    assert set(borders) <= ends
