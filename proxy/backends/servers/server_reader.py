@@ -114,12 +114,19 @@ class ServerReader:
         parts = await self._parts(joined, call)
         rows = iter(await self._spelt([part for of_text in parts for part in of_text], call))
         segments: list[list[Segment]] = []
-        with self._client.expecting(self._route):
-            for steps, text, of_text in zip(texts, joined, parts, strict=True):
-                tokens = [token for _ in of_text for token in next(rows)]
+        for steps, text, of_text in zip(texts, joined, parts, strict=True):
+            tokens = [token for _ in of_text for token in next(rows)]
+            try:
                 ids = without_follower(text, [token.id for token in tokens], self._follower)
                 alignment = align_vocabulary([token.string for token in tokens], "".join(of_text))
                 segments.append(in_parts(steps, ids, alignment))
+            except ValueError as error:
+                message = (
+                    f"{error}; set the upstream's `tokenizer` to the model's Hugging Face name"
+                )
+                raise TokenizerFailed(
+                    f"upstream '{self._client.upstream}': {message} or folder"
+                ) from error
         return segments
 
     async def _parts(self, texts: Sequence[str], call: Call) -> list[list[str]]:

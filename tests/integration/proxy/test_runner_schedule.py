@@ -49,6 +49,30 @@ async def test_a_slow_teacher_makes_the_student_wait_and_changes_nothing() -> No
     assert models.of("student").writing_speed._num_open == 0
 
 
+async def test_a_student_that_waits_still_shows_where_the_tokens_of_its_step_end() -> None:
+    student = GatedBackend(says(*[f"{n} " for n in range(30)]))
+    teacher = ScriptedBackend()
+    async with asyncio.timeout(PATIENCE_S):
+        running = run_of(pair(student, teacher), delimiter=" ", max_lookahead_tokens=1)
+        outcome = await running.run()
+    assert len(outcome.trajectory.steps) == 30
+    assert student.waits.is_set()
+
+
+async def test_a_step_is_scored_once_the_text_after_it_shows_where_its_tokens_end() -> None:
+    more = asyncio.Event()
+    student = ScriptedBackend(says("x = ", "12", more, " so"))
+    teacher = ScriptedBackend()
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
+        running = group.create_task(run_of(pair(student, teacher), delimiter="= ").run())
+        await student.until_called("write")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not teacher.scorings
+        more.set()
+    assert [step.text for step in running.result().trajectory.steps] == ["x = ", "12 so"]
+
+
 async def test_a_breach_ends_a_student_that_waits() -> None:
     answered = asyncio.Event()
     student = GatedBackend(says(*[f"{n}.\n\n" for n in range(30)]))

@@ -209,22 +209,6 @@ async def test_a_step_in_which_no_token_ends_has_the_value_of_the_token_that_it_
     assert scores.next_entropy is None
 
 
-async def test_a_student_that_waits_for_verdicts_still_shows_where_a_token_ends() -> None:
-    teacher = Teacher()
-    student = ScriptedBackend(says(*["x = 12 "] * 30))
-    run = TrajectoryRun(
-        pair=Pair(upstream("student", student), teacher_upstream(teacher)),
-        question=QUESTION,
-        params=Params(delimiter=" ", max_lookahead_tokens=2, base_threshold=0.0),
-        sampling=Sampling(0.0),
-        call=CALL,
-        observer=Observed(),
-        scorer=teacher,
-    )
-    outcome = await asyncio.wait_for(run.run(), PATIENCE_S)
-    assert outcome.trajectory.text == "x = 12 " * 30
-
-
 async def test_a_gate_that_is_held_open_closes_again() -> None:
     gate = Gate(teacher_upstream(Teacher()), WideOutlet())
     gate.pause()
