@@ -1,7 +1,6 @@
 """Cuts a token stream into steps without losing or changing a character."""
 
 from collections.abc import Sequence
-from itertools import islice
 
 from proxy.core.types import Step
 
@@ -128,8 +127,8 @@ def split_steps(text: str, delimiter: str) -> list[str]:
 def text_after(steps: Sequence[str], num_steps: int, segmenter: Segmenter, num_chars: int) -> str:
     """Return what was written after the first `num_steps` steps: `num_chars` of it, or all."""
     text = ""
-    for step in islice(steps, num_steps, None):
-        text += step
+    for index in range(num_steps, len(steps)):
+        text += steps[index]
         if len(text) >= num_chars:
             return text[:num_chars]
     return (text + segmenter.open_text())[:num_chars]

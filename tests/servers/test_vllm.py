@@ -10,10 +10,15 @@ import pytest
 import yaml
 
 from motab.demo import DemoPair, demo_config
-from proxy.backends.base import Call, Context, Message, Segment
+from proxy.backends.base import Call, Context, Message, Question, Segment
 from proxy.backends.servers.vllm import Vllm
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.transport.http import UpstreamClient
+from proxy.core.scoring import oracle_value
+from proxy.core.segmenter import split_steps
+from proxy.core.thinking import Bridge, Reasoning
+from proxy.engine.model_context import ModelContext
+from proxy.engine.upstream import Upstream
 from tests.servers.conftest import VLLM_MODEL, smollm2_gguf
 from tests.servers.reference import Case, forward_pass
 from tests.support.patience import PATIENCE_S
@@ -219,3 +224,29 @@ async def test_entropies_asked_for_on_their_own_are_those_that_come_with_a_call(
     assert [step.entropy for step in apart.steps] == pytest.approx(told, rel=1e-4)
     assert apart.next_entropy == pytest.approx(together.next_entropy, rel=1e-4)
     assert [s.value for s in apart.steps] == pytest.approx([s.value for s in together.steps[-4:]])
+
+
+@pytest.mark.parametrize("delimiter", ["\n", ". ", " ", "e"])
+async def test_steps_that_end_inside_tokens_are_scored_as_the_running_text(
+    vllm_url: str, delimiter: str
+) -> None:
+    text = "We add 17 and 25. Then:\n    x = 42\n\n\nSo the café owes 🚀 42. 7 remain\n"
+    call, question = Call("s"), Question(prompt="Q:")
+    async with UpstreamClient("up", vllm_url, None, 8, lambda *_: None) as client:
+        server = await Vllm.connect(client, VLLM_MODEL, None)
+        upstream = Upstream("up", server, server, (server,), 1)
+        bridge = Bridge(Reasoning(), Reasoning())
+        whole = await ModelContext(upstream, bridge, question, call).at([text])
+        tokens = await server.token_logprobs(whole, call)
+        reads = ModelContext(upstream, bridge, question, call)
+        steps = split_steps(text, delimiter)
+        context = await reads.at(steps)
+        scores = await server.score(context, len(steps), 20, call, entropy_known=False)
+    assert context.token_ids == whole.token_ids
+    start = 0
+    for step, score in zip(steps, scores.steps, strict=True):
+        end = start + len(step.encode())
+        own = [token.logprob for token in tokens if start < token.end <= end]
+        own = own or [next(token.logprob for token in tokens if token.end > end)]
+        assert score.value == pytest.approx(oracle_value(own), rel=1e-3)
+        start = end

@@ -140,7 +140,7 @@ class Alignment:
 
     @classmethod
     def of_lengths(cls, lengths: Iterable[int]) -> "Alignment":
-        """Return the alignment of tokens of so many bytes, which are known exactly."""
+        """Return the alignment of tokens whose numbers of bytes are known."""
         return cls(0, tuple(Reach(end, end) for end in accumulate(lengths)))
 
     def ranges(self, bounds: Sequence[int]) -> list[range]:
