@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from proxy.backends.base import WorkerSlots
+from proxy.backends.worker_slots import WorkerSlots
 
 _NUMBER = struct.Struct("q")
 

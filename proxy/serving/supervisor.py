@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from proxy.backends.base import WorkerSlots
+from proxy.backends.worker_slots import WorkerSlots
 from proxy.config import Config, EmbeddedConfig
 from proxy.errors import ConfigError, StartError
 from proxy.serving.health import Pulse, answering

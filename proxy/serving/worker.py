@@ -20,7 +20,7 @@ from prometheus_client import values
 from rich.console import Console
 
 from proxy.api.metrics import Metrics
-from proxy.backends.base import WorkerSlots
+from proxy.backends.worker_slots import WorkerSlots
 from proxy.config import Config
 from proxy.errors import MotabError
 from proxy.serving.health import Pulse

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from proxy.api.metrics import Metrics
 from proxy.api.service import Service
-from proxy.backends.base import ALL_SLOTS, WorkerSlots
 from proxy.backends.servers.litellm import LiteLLM
+from proxy.backends.worker_slots import ALL_SLOTS, WorkerSlots
 from proxy.config import Config
 from proxy.engine.admission import OwnSeats, Seats
 from proxy.engine.pair import Pair

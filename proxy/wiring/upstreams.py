@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from proxy.api.metrics import Metrics
-from proxy.backends.base import ALL_SLOTS, Call, Sampling, Scorer, WorkerSlots
+from proxy.backends.base import Call, Sampling, Scorer
 from proxy.backends.embedded.gguf_files import converted, dequantized, model_path
 from proxy.backends.embedded.server import embedded_server
 from proxy.backends.judges.judge import find_judges
@@ -29,6 +29,7 @@ from proxy.backends.transport.calls import Calls, Timeouts
 from proxy.backends.transport.http import UpstreamClient
 from proxy.backends.transport.resume import ResumingWriter
 from proxy.backends.transport.retry import RetryPolicy
+from proxy.backends.worker_slots import ALL_SLOTS, WorkerSlots
 from proxy.config import (
     Config,
     EmbeddedConfig,

@@ -33,7 +33,15 @@ _PROXY_GROUND = frozenset(
         "proxy.server_config",
     }
 )
-_WIRE = frozenset({"proxy.core", "proxy.errors", "proxy.secrets", "proxy.backends.base"})
+_WIRE = frozenset(
+    {
+        "proxy.core",
+        "proxy.errors",
+        "proxy.secrets",
+        "proxy.backends.base",
+        "proxy.backends.worker_slots",
+    }
+)
 _CLIENT_GROUND = frozenset(
     {
         "synth_client.errors",
@@ -82,6 +90,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.server_config": frozenset(),
     "proxy.backends": _WIRE,
     "proxy.backends.base": _CORE,
+    "proxy.backends.worker_slots": frozenset(),
     "proxy.backends.self_test": _WIRE,
     "proxy.backends.transport": _WIRE,
     "proxy.backends.tokens": _WIRE,
@@ -108,6 +117,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.api",
         "proxy.engine",
         "proxy.backends.base",
+        "proxy.backends.worker_slots",
         "proxy.backends.embedded",
         "proxy.backends.judges",
         "proxy.backends.servers",
@@ -125,7 +135,8 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.engine",
         "proxy.wiring",
     },
-    "proxy.serving": _PROXY_GROUND | {"proxy.api", "proxy.backends.base", "proxy.wiring"},
+    "proxy.serving": _PROXY_GROUND
+    | {"proxy.api", "proxy.backends.base", "proxy.backends.worker_slots", "proxy.wiring"},
     # Both the proxy and the client make records, and neither may import the other.
     "trajectory_records": _CORE,
     # The client speaks HTTP to the proxy; it shares the algorithm's rules, which are pure, and the

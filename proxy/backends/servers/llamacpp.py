@@ -13,7 +13,6 @@ from typing import Any
 import orjson
 
 from proxy.backends.base import (
-    ALL_SLOTS,
     GREEDY,
     Call,
     Context,
@@ -24,7 +23,6 @@ from proxy.backends.base import (
     ScoredToken,
     Scores,
     Segment,
-    WorkerSlots,
 )
 from proxy.backends.servers.llamacpp_stream import LlamaCppStream, finite_or_nan
 from proxy.backends.servers.slot_pool import SlotPool
@@ -39,6 +37,7 @@ from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
 from proxy.backends.tokens.logprobs import PieceLogprobs
 from proxy.backends.tokens.wire_values import error_in, text_of, whole_text
 from proxy.backends.transport.http import DONE, UpstreamClient
+from proxy.backends.worker_slots import ALL_SLOTS, WorkerSlots
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import Scoring, StepScore
 from proxy.errors import ConfigError, RequestError

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from proxy.backends.base import ALL_SLOTS, WorkerSlots
+from proxy.backends.worker_slots import ALL_SLOTS, WorkerSlots
 
 
 class SlotPool:

@@ -50,6 +50,9 @@ class OneTemplate:
         del call
         return rendered.text
 
+    async def encode_running(self, texts: Any, call: Any) -> list[list[Segment]]:
+        raise NotImplementedError
+
     async def encode(self, texts: Any, call: Any) -> list[Segment]:
         raise NotImplementedError
 

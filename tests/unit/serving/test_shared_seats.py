@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.backends.base import WorkerSlots
+from proxy.backends.worker_slots import WorkerSlots
 from proxy.engine.admission import OwnSeats, Seats
 from proxy.serving.shared_seats import SharedSeats
 

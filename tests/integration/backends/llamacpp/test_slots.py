@@ -5,9 +5,10 @@ from contextlib import aclosing
 
 import pytest
 
-from proxy.backends.base import Call, WorkerSlots
+from proxy.backends.base import Call
 from proxy.backends.servers.llamacpp import LlamaCpp
 from proxy.backends.servers.slot_pool import SlotPool
+from proxy.backends.worker_slots import WorkerSlots
 from proxy.errors import UpstreamMalformed, UpstreamRefused
 from tests.support.clock import turns
 from tests.support.replay import CALL, GREEDY, Replay, Reply, Seen, json_reply, stream_reply
