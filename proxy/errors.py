@@ -4,7 +4,8 @@ Foreign errors (HTTP, JSON, operating system) are translated into these at the b
 arise, with `raise ... from`.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from proxy.secrets import masked
 
@@ -24,6 +25,8 @@ class MotabError(Exception):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(masked(message))
         self.param = param
+        self.usage: Mapping[str, Any] | None = None
+        """What a request that failed has cost, if its answer is to state it."""
 
 
 class ConfigError(MotabError):

@@ -4,12 +4,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from trajectory_records.record import Usage
+
 PRICED: Final[Mapping[str, str]] = {
     "prompt": "questions",
     "student": "written by the student",
     "scored": "scored by the teacher",
     "teacher": "written by the teacher",
 }
+
+
+def priced_tokens(usage: Usage) -> dict[str, int]:
+    """Return the tokens of a usage by the names in `PRICED`; counts that are not known are 0."""
+    return {
+        "prompt": usage.prompt_tokens or 0,
+        "student": usage.motab.student_tokens,
+        "scored": usage.motab.teacher_scored_tokens,
+        "teacher": usage.motab.teacher_tokens or 0,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,9 @@ class MotabUsage(Part):
     correction_calls: Count
     teacher_tokens_discarded: Count = 0
 
+    def __add__(self, other: "MotabUsage") -> "MotabUsage":
+        return MotabUsage(**_sums(self, other))
+
 
 class Usage(Part):
     """The tokens that the client sees and, under `motab`, the tokens behind them.
@@ -127,6 +130,19 @@ class Usage(Part):
     completion_tokens: Count | None
     total_tokens: Count | None
     motab: MotabUsage
+
+    def __add__(self, other: "Usage") -> "Usage":
+        sums = _sums(self, other)
+        return Usage(**{**sums, "motab": self.motab + other.motab})
+
+
+def _sums(one: Part, other: Part) -> dict[str, Any]:
+    """Return the sum of each count; None where one of the two is not known."""
+    counts = {name: (getattr(one, name), getattr(other, name)) for name in type(one).model_fields}
+    return {
+        name: None if left is None or right is None else left + right
+        for name, (left, right) in counts.items()
+    }
 
 
 class Verification(Part):
@@ -163,9 +179,11 @@ class Record(Part):
     the steps, None if its method scores nothing. `predicted` is the answer read from the output and
     `correct` whether it equals the reference `answer`, None if there is nothing to compare or
     judging failed; `verification` names the rule, None if no rule was applied. `quality` are the
-    proxy's flags of a text that would teach something wrong, None if it gave none. `token_logprobs`
-    are present once `motab score` has added them.
-    `seconds` is the wall-clock time of the attempt that succeeded.
+    proxy's flags of a text that would teach something wrong, None if it gave none.
+    `scoring_fallbacks` are the steps, by index, that another way than `scoring` had to judge.
+    `token_logprobs` are present once `motab score` has added them.
+    `seconds` is the wall-clock time of the attempt that succeeded, and `usage` is its cost;
+    `wasted` is the cost of the attempts that failed, None if no answer named any.
 
     A server's record has the ids of the request and of the answer, `sample` is the index of the
     choice, and `raw_prompt` says that the one message was no message but a prompt, which the models
@@ -194,6 +212,8 @@ class Record(Part):
     motab_version: str
     verification: Verification | None = None
     quality: tuple[str, ...] | None = None
+    scoring_fallbacks: Mapping[Scoring, tuple[Count, ...]] | None = None
+    wasted: Usage | None = None
     request_id: str | None = None
     response_id: str | None = None
     raw_prompt: bool = False
@@ -203,6 +223,7 @@ class Record(Part):
     def _keeps_its_promises(self) -> "Record":
         self._check_spans()
         self._check_steps()
+        self._check_fallbacks()
         self._check_breach()
         self._check_logprobs()
         if self.raw_prompt and len(self.messages) != 1:
@@ -232,6 +253,11 @@ class Record(Part):
                 raise ValueError(f"step {index} ({step.start} to {step.end}) is not in the output")
             if step.text not in {None, self.output[step.start : step.end]}:
                 raise ValueError(f"the text of step {index} is not what the output has there")
+
+    def _check_fallbacks(self) -> None:
+        for way, indices in (self.scoring_fallbacks or {}).items():
+            if beyond := [index for index in indices if index >= len(self.steps)]:
+                raise ValueError(f"{way} judged step {beyond[0]} of {len(self.steps)} steps")
 
     def _check_breach(self) -> None:
         if self.breach is None or self.bifurcation is None:
@@ -304,6 +330,12 @@ class Record(Part):
         is_flawed = is_left_out or (self.bifurcation is not None and index >= self.bifurcation)
         return "flawed" if is_flawed else "student"
 
+    def step_scoring(self, index: int) -> Scoring | None:
+        """Return the way in which the value of a step was obtained, None if it has none."""
+        ways = (self.scoring_fallbacks or {}).items()
+        other = next((way for way, indices in ways if index in indices), None)
+        return None if self.steps[index].value is None else other or self.scoring
+
     def step_verdict(self, index: int) -> Verdict:
         """Return the decision on a step, in one word."""
         safe = self.steps[index].safe
@@ -334,4 +366,12 @@ class Record(Part):
             raise RecordError(complaints_of(error)) from error
 
 
-_OPTIONAL: Final = ("quality", "request_id", "response_id", "raw_prompt", "token_logprobs")
+_OPTIONAL: Final = (
+    "quality",
+    "scoring_fallbacks",
+    "wasted",
+    "request_id",
+    "response_id",
+    "raw_prompt",
+    "token_logprobs",
+)

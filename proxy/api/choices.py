@@ -28,10 +28,11 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class FailedChoice:
-    """A choice that came to no end, and its last attempt's error."""
+    """A choice that came to no end, its last attempt's error, and the tokens of its prompt."""
 
     index: int
     error: MotabError
+    prompt_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -43,13 +44,15 @@ class Choices:
     wasted: list[Usage] = field(default_factory=list)
 
     def usages(self) -> list[Usage]:
-        """The cost of all choices; the first is one that finished."""
+        """The cost of all choices."""
         return [*(outcome.usage for outcome in self.done.values()), *self.wasted]
 
     def prompt_tokens(self, n: int) -> int:
         """The tokens of all prompts, each counted once for its `n` choices, as OpenAI does."""
         finished = sorted(self.done.items(), reverse=True)
         of_prompts = {index // n: outcome.usage.prompt_tokens for index, outcome in finished}
+        if not finished:  # the answer is an error, and its usage is what was spent in vain
+            of_prompts = {one.index // n: one.prompt_tokens for one in self.failed}
         return sum(of_prompts.values())
 
 
@@ -71,7 +74,7 @@ class ChoiceRunner:
         """Run all choices, each within the deadline.
 
         One of several that fails is made once more, unless its text was sent or no other attempt
-        could help, and then fails alone. Raises the first error if none is left.
+        could help, and then fails alone.
         """
         choices = Choices()
         until = asyncio.get_running_loop().time() + self.deadline_s
@@ -81,8 +84,6 @@ class ChoiceRunner:
             async with asyncio.TaskGroup() as group:
                 for index in range(num_choices):
                     group.create_task(self._one(index, choices, until, num_attempts=2))
-        if not choices.done:
-            raise choices.failed[0].error
         choices.done = dict(sorted(choices.done.items()))
         choices.failed.sort(key=lambda failed: failed.index)
         return choices
@@ -101,7 +102,7 @@ class ChoiceRunner:
                 failure = as_motab_error(error)
                 is_final = isinstance(failure, RequestError | DeadlineExceeded)
                 if attempt == num_attempts or is_final or self.is_sent(index):
-                    choices.failed.append(FailedChoice(index, failure))
+                    choices.failed.append(FailedChoice(index, failure, spent.prompt_tokens))
                     choices.wasted += wasted
                     return
             except asyncio.CancelledError:

@@ -21,14 +21,14 @@ _CLIENT_GONE = 499
 
 
 def error_body(error: MotabError) -> dict[str, Any]:
-    """The `error` object."""
+    """The `error` object and, if it is known and wanted, the `usage` of what failed."""
     found = {
         "message": str(error),
         "type": error.type,
         "param": error.param,
         "code": error.code,
     }
-    return {"error": found}
+    return {"error": found} if error.usage is None else {"error": found, "usage": error.usage}
 
 
 def error_response(error: MotabError) -> Response:

@@ -109,6 +109,7 @@ class Recording:
             seconds=attempt.seconds,
             motab_version=__version__,
             quality=tuple(outcome.quality),
+            scoring_fallbacks=dict(outcome.fallbacks) or None,
             request_id=self.request_id,
             response_id=self.head.id,
             raw_prompt=question.prompt is not None,

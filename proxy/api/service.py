@@ -260,7 +260,10 @@ class Service:
         outlet: Outlet,
         finished: Callable[[int, Outcome], None] = lambda _index, _outcome: None,
     ) -> Choices:
-        """All trajectories of a request at once; at the end each finished one is recorded."""
+        """All trajectories of a request at once; at the end each finished one is recorded.
+
+        Raises the first error if none is finished.
+        """
         recording = job.recording(self.records)
         model, method = job.head.model, job.options.method
         scoring = None if job.scorer is None else job.scorer.scoring
@@ -280,6 +283,11 @@ class Service:
         )
         choices = await runner.run(len(observers))
         await recording.on_disk()
+        if not choices.done:
+            error = choices.failed[0].error
+            if job.options.trace == "full":  # other clients get OpenAI's shape and nothing else
+                error.usage = usage(choices, job.request.n, job.options)
+            raise error
         return choices
 
     async def score(

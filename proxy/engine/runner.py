@@ -329,14 +329,11 @@ class TrajectoryRun:
         return sampling
 
     async def _count_revise(self) -> None:
-        """Count the revise token's tokens. A count is no reason to lose the trajectory."""
         student = self.pair.of("student")
-        try:
-            self._revise_tokens = await student.num_tokens(revise_text(self.params), self.call)
-        except (MotabError, ExceptionGroup) as error:
-            if not isinstance(cause := first_error(error), MotabError):
-                raise
-            _log.warning("%s; completion_tokens lacks the revise token's", cause)
+        num = await num_revise_tokens(student, self.params, self.call)
+        if num is None:
+            _log.warning("%s: completion_tokens lacks the revise token's", self.call.session_id)
+        self._revise_tokens = num or 0
 
     def _outcome(self, trajectory: Trajectory) -> Outcome:
         self.usage.conclude(trajectory, self._revise_tokens)
@@ -357,9 +354,19 @@ def _first(
     return tuple(logprobs.popleft() for _ in range(num_pieces))
 
 
-def revise_text(params: Params) -> str:
-    """The revise token as it is counted: with the blank line after it."""
-    return params.revise + "\n\n"
+async def num_revise_tokens(student: Upstream, params: Params, call: Call) -> int | None:
+    """Return the number of the revise token's tokens, with the blank line after it.
+
+    A count is no reason to lose a trajectory, or to start no server: a failure is logged, and gives
+    None.
+    """
+    try:
+        return await student.num_tokens(params.revise + "\n\n", call)
+    except (MotabError, ExceptionGroup) as error:
+        if not isinstance(cause := first_error(error), MotabError):
+            raise
+        _log.warning("the revise token cannot be counted: %s", cause)
+        return None
 
 
 def first_error(errors: BaseException) -> BaseException:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from proxy.api.metrics import Metrics
 from proxy.api.service import Service
+from proxy.backends.base import Call
 from proxy.backends.servers.litellm import LiteLLM
 from proxy.backends.worker_slots import ALL_SLOTS, WorkerSlots
 from proxy.config import Config
 from proxy.engine.admission import OwnSeats, Seats
 from proxy.engine.pair import Pair
+from proxy.engine.runner import num_revise_tokens
 from proxy.engine.served_model import ServedModel
 from proxy.engine.upstream import Upstream
 from proxy.errors import ConfigError, RequestError, StartError
@@ -54,9 +56,12 @@ async def open_service(
             )
             for name in config.upstreams
         }
+        models = _models(config, upstreams)
+        for model in models.values():
+            await _count_revise_token(model)
         yield Service(
             config.server,
-            _models(config, upstreams),
+            models,
             resources.metrics,
             resources.seats,
             records,
@@ -100,6 +105,17 @@ def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedM
             {"student": None, "teacher": config.upstreams[teacher].model},
         )
     return models
+
+
+async def _count_revise_token(model: ServedModel) -> None:
+    """Count the pair's own revise token before a trajectory needs the number.
+
+    Where that fails, the first breach counts again.
+    """
+    params = parse_options(model.defaults)
+    student = model.pair.student
+    if params.method == "motab" and params.stitch == "flawed" and student is not None:
+        await num_revise_tokens(student, params, Call("connect"))
 
 
 def _check_pair(name: str, model: ServedModel) -> None:

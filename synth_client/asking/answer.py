@@ -47,11 +47,12 @@ def traced_record(
             models=trace.models,
             scoring=trace.scoring,
             quality=trace.quality,
+            scoring_fallbacks=trace.scoring_fallbacks,
             breach=trace.breach,
             bifurcation=trace.bifurcation,
             steps=trace.steps,
             finish_reason=choice.finish_reason,
-            usage=Usage(**dict(completion.usage)),
+            usage=_usage_of(completion.usage),
             sample=sample,
             attempts=attempts,
             seconds=seconds,
@@ -92,7 +93,7 @@ def plain_record(
             bifurcation=None,
             steps=(),
             finish_reason=_finish_of(choice.finish_reason),
-            usage=Usage(**dict(usage), motab=_all_by_the_teacher(usage.completion_tokens)),
+            usage=_usage_of(usage),
             sample=sample,
             attempts=attempts,
             seconds=seconds,
@@ -116,6 +117,24 @@ def scored_record(content: bytes, record: Record) -> Record:
 def _finish_of(reason: str | None) -> FinishReason:
     """Return why a plain server's answer ended; a reason that nobody knows is an ordinary end."""
     return finish_reason_of(reason or "stop") or "stop"
+
+
+def spent_in(content: bytes) -> Usage | None:
+    """Return the cost that an answer states which became no record, None if it states none."""
+    for kind in (_Spent, _PlainSpent):
+        try:
+            usage = kind.model_validate_json(content).usage
+        except ValidationError:
+            continue
+        return _usage_of(usage)
+    return None
+
+
+def _usage_of(stated: "_Usage | _PlainUsage") -> Usage:
+    if isinstance(stated, _PlainUsage):
+        motab = _all_by_the_teacher(stated.completion_tokens)
+        return Usage(**dict(stated), motab=motab)
+    return Usage(**dict(stated))
 
 
 def _all_by_the_teacher(completion_tokens: int | None) -> MotabUsage:
@@ -193,6 +212,7 @@ class _Trace(_Wire):
     params: dict[str, JsonValue]
     models: Models
     quality: tuple[str, ...] | None = None
+    scoring_fallbacks: dict[Scoring, tuple[Count, ...]] | None = None
 
 
 class _Choice(_Wire):
@@ -233,6 +253,16 @@ class _PlainUsage(_Wire):
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
     total_tokens: Count | None = None
+
+
+class _Spent(_Wire):
+    """Any answer of the proxy that states what it cost, errors among them."""
+
+    usage: _Usage
+
+
+class _PlainSpent(_Wire):
+    usage: _PlainUsage
 
 
 class _PlainCompletion(_Wire):

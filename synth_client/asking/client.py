@@ -29,6 +29,7 @@ from synth_client.asking.answer import (
     plain_record,
     refusal,
     scored_record,
+    spent_in,
     traced_record,
 )
 from synth_client.asking.errors import SynthesisError, parse_retry_after
@@ -121,13 +122,17 @@ class SynthClient:
         parse: Callable[..., Record] = traced_record
         if synthesis.plain:
             parse = partial(plain_record, model=synthesis.model)
-        return parse(
-            content,
-            unit.question,
-            sample=unit.sample,
-            attempts=attempt,
-            seconds=time.monotonic() - started,
-        )
+        try:
+            return parse(
+                content,
+                unit.question,
+                sample=unit.sample,
+                attempts=attempt,
+                seconds=time.monotonic() - started,
+            )
+        except SynthesisError as error:
+            error.spent = spent_in(content)
+            raise
 
     async def score(self, unit: Unit, record: Record, *, attempt: int = 1) -> Record:
         """Return `record` with its `token_logprobs`. Raises the errors of `synthesise`."""
@@ -192,6 +197,7 @@ def _refusal(response: httpx.Response) -> SynthesisError:
             code=error.code,
         )
     error.retry_after_s = parse_retry_after(response.headers.get("retry-after"))
+    error.spent = spent_in(response.content)
     return error
 
 

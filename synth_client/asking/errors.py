@@ -11,6 +11,7 @@ from typing import Final
 
 from proxy.secrets import masked
 from synth_client.questions.question import TOP_LEVEL
+from trajectory_records.record import Usage
 
 REASONING_APART: Final = "reasoning_kept_apart"
 _SECONDS: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
@@ -35,7 +36,8 @@ class SynthesisError(Exception):
     `status` is the HTTP status, None if no answer arrived. `message`, `error_type`, `param` and
     `code` are the proxy's error object; a malformed answer has the type "malformed_answer", a
     failed connection "connection_failed". `retry_after_s` is the number of seconds that the server
-    asks to be left alone, if it gives one.
+    asks to be left alone, if it gives one. `spent` is the cost that the answer states, None if it
+    states none or there was no answer.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class SynthesisError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        spent: Usage | None = None,
     ) -> None:
         self.message = masked(message)
         super().__init__(self.message if status is None else f"HTTP {status}: {self.message}")
@@ -55,10 +58,11 @@ class SynthesisError(Exception):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self.spent = spent
 
     def __reduce__(self) -> tuple[Callable[[str], "SynthesisError"], tuple[str]]:
         # Without this method an exception is unpickled with its text alone.
-        fields = ("status", "error_type", "param", "code", "retry_after_s")
+        fields = ("status", "error_type", "param", "code", "retry_after_s", "spent")
         made = partial(type(self), **{name: getattr(self, name) for name in fields})
         return made, (self.message,)
 

@@ -20,7 +20,7 @@ from synth_client.asking.errors import SynthesisError, Trouble
 from synth_client.asking.limiter import Limiter, Permit, wait_for
 from synth_client.errors import ClientError, RunAborted, first_of
 from synth_client.questions.question import Unit
-from trajectory_records.record import Record
+from trajectory_records.record import Record, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -55,10 +55,11 @@ class Asker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The failure of a unit; `error` is from its last attempt."""
+    """The failure of a unit; `error` is from its last attempt, `wasted` the cost of all of them."""
 
     error: SynthesisError
     attempts: int
+    wasted: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,19 @@ class _Job:
     unit: Unit
     attempt: int = 1
     failures: Counter[Trouble] = field(default_factory=Counter)
+    wasted: Usage | None = None
+
+    def failed(self, error: SynthesisError) -> None:
+        """Count a failed attempt and what it cost."""
+        self.failures[error.trouble] += 1
+        if error.spent is not None:
+            self.wasted = error.spent if self.wasted is None else self.wasted + error.spent
+
+    def done(self, record: Record) -> Outcome:
+        """Return the final result of an attempt that succeeded."""
+        if self.wasted is not None:
+            record = record.model_copy(update={"wasted": self.wasted})
+        return Outcome(self.unit, record)
 
 
 class Pool:
@@ -225,7 +239,7 @@ class Pool:
             if self._limiter.is_outage:
                 _log.info("the server is back after %.0f s", self._limiter.failing_s)
             self._limiter.succeeded(permit)
-            return Outcome(job.unit, record)
+            return job.done(record)
         finally:
             self._limiter.release()
 
@@ -239,10 +253,10 @@ class Pool:
                 f"nothing has succeeded for {self._limiter.failing_s:.0f} s: {error}"
             ) from error
         trouble = error.trouble
-        job.failures[trouble] += 1
+        job.failed(error)
         if job.failures[trouble] >= self._budgets.attempts[trouble]:
             _log.warning("%s, sample %d: %s", job.unit.question.id, job.unit.sample, error)
-            return Outcome(job.unit, Failed(error, job.attempt))
+            return Outcome(job.unit, Failed(error, job.attempt, job.wasted))
         wait_s = self._budgets.wait_s(job.failures[trouble], error.retry_after_s)
         job.attempt += 1
         self._num_retried += 1

@@ -47,12 +47,6 @@ def report(
         run.add(record)
         likelihoods.add(record)
         sample.add(record)
-    tokens = {
-        "prompt": run.tokens["prompt"],
-        "student": run.tokens["student_tokens"],
-        "scored": run.tokens["teacher_scored_tokens"],
-        "teacher": run.tokens["teacher_tokens"],
-    }
     return page(
         "report.html.j2",
         scripts=("page.js", "viewer.js"),
@@ -60,7 +54,7 @@ def report(
         blocks=tuple(sample.blocks()),
         run=run,
         summary=summarise(run),
-        costs=costs_of(tokens, prices or {}),
+        costs=costs_of(run.priced, prices or {}),
         num_token_scored=likelihoods.num_scored,
         num_shown=len(sample),
         role_labels=ROLE_LABELS,

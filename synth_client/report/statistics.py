@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from synth_client.prices import PRICED, priced_tokens
 from trajectory_records.record import Record, StepRecord
 
 NUM_STEPS_SHOWN: Final = 60
@@ -159,6 +160,12 @@ class Statistics:
     )
     """By whether there was a breach."""
     tokens: Counter[str] = field(default_factory=Counter)
+    priced: Counter[str] = field(default_factory=Counter)
+    """Tokens by what they are for, with those of failed attempts."""
+    wasted: Counter[str] = field(default_factory=Counter)
+    """The part of `priced` that failed attempts used."""
+    num_fallbacks: Counter[str] = field(default_factory=Counter)
+    """Steps that another judge had to mark, by its way of scoring."""
     num_cache_unknown: int = 0
     unsafe_points: Counter[int] = field(default_factory=Counter)
     relative_points: Counter[int] = field(default_factory=Counter)
@@ -210,6 +217,8 @@ class Statistics:
         self.teachers.found.add(record.models.teacher or "none")
         self.methods.found.add(record.method)
         self.scorings.found.add(record.scoring or "none")
+        for way, indices in (record.scoring_fallbacks or {}).items():
+            self.num_fallbacks[way] += len(indices)
         self.versions.found.add(record.motab_version)
         for name, names in self.params.items():
             names.found.add(str(record.params.get(name, "not recorded")))
@@ -219,6 +228,11 @@ class Statistics:
         self.tokens["prompt"] += record.usage.prompt_tokens or 0
         for name in USAGE_LABELS:
             self.tokens[name] += getattr(usage, name) or 0
+        self.priced.update(priced_tokens(record.usage))
+        if record.wasted is not None:
+            wasted = priced_tokens(record.wasted)
+            self.priced.update(wasted)
+            self.wasted.update(wasted)
         self.num_cache_unknown += usage.teacher_cached_tokens is None
 
     def _add_breach(self, record: Record, breach: int, bifurcation: int) -> None:
@@ -287,10 +301,18 @@ def summarise(run: Statistics) -> Summary:
         Fact("teacher", str(run.teachers)),
         Fact("method", str(run.methods)),
         Fact("scoring", str(run.scorings)),
+        *(Fact(f"steps marked by {way}", f"{num:,}") for way, num in run.num_fallbacks.items()),
         *(Fact(label, str(run.params[name])) for name, label in PARAM_LABELS.items()),
         Fact("motab version", str(run.versions)),
     )
-    cost = tuple(Fact(label, _total(run, name)) for name, label in USAGE_LABELS.items())
+    cost = (
+        *(Fact(label, _total(run, name)) for name, label in USAGE_LABELS.items()),
+        *(
+            Fact(f"failed attempts: {PRICED[name]}", f"{num:,}")
+            for name, num in run.wasted.items()
+            if num
+        ),
+    )
     return Summary(headline, setting, cost)
 
 

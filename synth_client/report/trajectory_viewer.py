@@ -136,6 +136,7 @@ def _step_of(record: Record, index: int) -> list[Any]:
         step.entropy,
         step.td_error,
         step.start is None,
+        None if (way := record.step_scoring(index)) == record.scoring else way,
     ]
 
 

@@ -3,12 +3,12 @@
 import orjson
 from pydantic import ValidationError
 
-from synth_client.asking.errors import SynthesisError
+from synth_client.asking.pool import Failed
 from synth_client.errors import OutputError
 from synth_client.questions.question import BadRow, Unit
 from trajectory_records.complaints import complaints_of
 from trajectory_records.parts import Count, Part
-from trajectory_records.record import Message
+from trajectory_records.record import Message, Usage
 
 BAD_ROW = "bad_row"
 
@@ -27,7 +27,8 @@ class Fault(Part):
 class FailedRow(Part):
     """A unit that failed, or, if `sample` is None, a whole row that could not be asked.
 
-    `place` is the position of such a row in the input.
+    `place` is the position of such a row in the input. `wasted` is the cost of the attempts, None
+    if no answer named any.
     """
 
     id: str
@@ -37,15 +38,17 @@ class FailedRow(Part):
     answer: str | None
     error: Fault
     attempts: Count
+    wasted: Usage | None = None
 
     def to_json_line(self) -> bytes:
         """Return one line of JSON in UTF-8, newline included."""
-        return orjson.dumps(self.model_dump(), option=orjson.OPT_APPEND_NEWLINE)
+        left_out = {"wasted"} if self.wasted is None else set()
+        return orjson.dumps(self.model_dump(exclude=left_out), option=orjson.OPT_APPEND_NEWLINE)
 
 
-def failed_unit(unit: Unit, error: SynthesisError, attempts: int) -> FailedRow:
-    """Return the failed row of a unit whose last attempt ended in `error`."""
-    question = unit.question
+def failed_unit(unit: Unit, failed: Failed) -> FailedRow:
+    """Return the failed row of a unit."""
+    question, error = unit.question, failed.error
     return FailedRow(
         id=question.id,
         sample=unit.sample,
@@ -60,7 +63,8 @@ def failed_unit(unit: Unit, error: SynthesisError, attempts: int) -> FailedRow:
             param=error.param,
             code=error.code,
         ),
-        attempts=attempts,
+        attempts=failed.attempts,
+        wasted=failed.wasted,
     )
 
 

@@ -23,7 +23,7 @@ from synth_client.asking.errors import SynthesisError
 from synth_client.asking.limiter import wait_for
 from synth_client.asking.pool import Failed, Load, Outcome
 from synth_client.files.atomic import output_errors
-from synth_client.prices import costs_of
+from synth_client.prices import costs_of, priced_tokens
 
 _log = logging.getLogger(__name__)
 
@@ -117,15 +117,13 @@ class Tally:
         if record.bifurcation is not None:
             self.num_breached += 1
             self.sum_bifurcation += record.bifurcation
-        usage = record.usage.motab
-        self.tokens["prompt"] += record.usage.prompt_tokens or 0
-        self.tokens["student"] += usage.student_tokens
-        self.tokens["teacher"] += usage.teacher_tokens or 0
-        self.tokens["scored"] += usage.teacher_scored_tokens
+        self.tokens.update(priced_tokens(record.usage))
 
     def add_error(self, error: SynthesisError) -> None:
-        """Count a failed attempt."""
+        """Count a failed attempt, and its cost."""
         self.errors[error.trouble.value] += 1
+        if error.spent is not None:
+            self.tokens.update(priced_tokens(error.spent))
 
     def cost(self) -> float | None:
         """Return the cost of the session so far, None without prices."""

@@ -166,7 +166,7 @@ class Session(ABC):
         if unit.key not in self._under_way:
             return  # done again after its worker was lost
         if isinstance(result, Failed):
-            failed = failed_unit(unit, result.error, result.attempts)
+            failed = failed_unit(unit, result)
             entry = Entry(unit.key, FAILURE, failed.to_json_line().rstrip(b"\n"))
         else:
             entry = Entry(unit.key, RECORD, await self._content_of(result))

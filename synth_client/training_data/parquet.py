@@ -1,7 +1,7 @@
 """Exports everything: to Parquet files, and to folders that `datasets` loads from disk.
 
-The columns are the record's fields; `params` and a verification's `scores` as JSON text, because
-their names vary; and `loss_spans`, the characters of the output to learn from.
+The columns are the record's fields; `params`, `scoring_fallbacks` and a verification's `scores` as
+JSON text, because their names vary; and `loss_spans`, the characters of the output to learn from.
 """
 
 import shutil
@@ -83,6 +83,8 @@ def row_of(record: Record, mask: Mask) -> dict[str, Any]:
     """Return the record as a row of the table."""
     fields = record.model_dump()
     fields["params"] = orjson.dumps(record.params).decode()
+    if record.scoring_fallbacks is not None:
+        fields["scoring_fallbacks"] = orjson.dumps(fields["scoring_fallbacks"]).decode()
     if record.verification is not None:
         scores = dict(record.verification.scores)
         fields["verification"]["scores"] = orjson.dumps(scores).decode()
@@ -110,7 +112,8 @@ def _schema() -> Any:  # noqa: ANN401
         return arrow.list_(arrow.struct(fields))
 
     motab = dict.fromkeys(MotabUsage.model_fields, count)
-    usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), count)
+    counts = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), count)
+    usage = arrow.struct({**counts, "motab": arrow.struct(motab)})
     numbers = dict.fromkeys(("value", "entropy", "boundary", "td_error"), real)
     logprobs = arrow.struct({"ends": arrow.list_(count), "logprobs": arrow.list_(real)})
     return arrow.schema(
@@ -137,7 +140,7 @@ def _schema() -> Any:  # noqa: ANN401
                 text=text,
             ),
             "finish_reason": text,
-            "usage": arrow.struct({**usage, "motab": arrow.struct(motab)}),
+            "usage": usage,
             "answer": text,
             "predicted": text,
             "correct": truth,
@@ -149,6 +152,8 @@ def _schema() -> Any:  # noqa: ANN401
             "request_id": text,
             "response_id": text,
             "raw_prompt": truth,
+            "scoring_fallbacks": text,
+            "wasted": usage,
             "token_logprobs": arrow.struct({"student": logprobs, "teacher": logprobs}),
             "loss_spans": listed(start=count, end=count),
         }

@@ -143,7 +143,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     # list of secrets, of which a process has one.
     "synth_client": frozenset(),
     "synth_client.errors": frozenset({"proxy.secrets"}),
-    "synth_client.prices": frozenset(),
+    "synth_client.prices": frozenset({"trajectory_records"}),
     "synth_client.files": _CLIENT_GROUND,
     "synth_client.questions": _CLIENT_GROUND,
     "synth_client.judging": _CLIENT_GROUND | {"synth_client.judging.numbers"},

@@ -4,7 +4,7 @@
   const ROW = 58; // height of a row in pixels, as in page.css
   const [ID, SAMPLE, QUESTION, PREDICTED, ANSWER, BREACH, BIFURCATION, CORRECT, STEPS, CHUNK, OFFSET] =
     Array(11).keys();
-  const [TEXT, ROLE, VERDICT, VALUE, BOUNDARY, ENTROPY, TD_ERROR, LEFT_OUT] = Array(8).keys();
+  const [TEXT, ROLE, VERDICT, VALUE, BOUNDARY, ENTROPY, TD_ERROR, LEFT_OUT, MARKED_BY] = Array(9).keys();
   const FILTERS = {
     all: () => true,
     breach: (row) => row[BREACH] !== null,
@@ -156,6 +156,7 @@
     const marks = [];
     if (index === row[BIFURCATION]) marks.push(el("b", { class: "turn" }, "t*"));
     if (step[VERDICT] === "breach" || step[VERDICT] === "unsafe") marks.push(el("b", { class: "bad" }, step[VERDICT]));
+    if (step[MARKED_BY]) marks.push(el("i", {}, `by ${step[MARKED_BY]}`));
     if (step[LEFT_OUT]) marks.push(el("i", {}, "left out"));
     const text = step[TEXT] === null ? el("p", { class: "text soft" }, "The text was not kept.")
       : el("p", { class: "text" }, step[TEXT].trimEnd());

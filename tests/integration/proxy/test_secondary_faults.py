@@ -2,17 +2,21 @@
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from proxy.api.metrics import Metrics
 from proxy.api.service import Service
 from proxy.backends.base import Call
 from proxy.backends.judges.judge import Answer, Candidate, JudgeLogprob, JudgeSample
+from proxy.config import load_config
 from proxy.engine.pair import Pair
 from proxy.engine.served_model import ServedModel
 from proxy.errors import TokenizerFailed, UpstreamDenied, UpstreamFailed, UpstreamRefused
 from proxy.server_config import ServerConfig
+from proxy.wiring.models import open_service
 from tests.support.proxy.api import (
     CHAT,
     MODEL,
@@ -25,6 +29,7 @@ from tests.support.proxy.api import (
     straying,
     text,
 )
+from tests.support.replay import Reply, json_reply, replay
 from tests.support.scripted import ScriptedBackend, pair, says, upstream
 
 JUDGED = {"boundary": "static", "base_threshold": 0.3}
@@ -46,6 +51,32 @@ async def test_a_revise_token_that_cannot_be_counted_costs_no_trajectory(fault: 
     body = response.json()
     assert body["choices"][0]["message"]["content"] == STITCHED
     assert body["usage"]["completion_tokens"] == 4  # two steps, and "Right" and "."
+
+
+@pytest.mark.parametrize("replies", [[], [json_reply({"error": "busy"}, 503)]])
+async def test_a_pairs_revise_token_is_counted_at_the_start_or_by_the_first_breach(
+    replies: list[Reply], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spelt = [(6, "Wait,"), (7, "\n\n"), (5, "a")]
+    tokens = json_reply({"tokens": [{"id": i, "piece": piece} for i, piece in spelt]})
+    async with replay() as up:
+        up.on("GET", "/props", json_reply({"total_slots": 1}))
+        up.on("GET", "/health", json_reply({}))
+        # Texts are sent with one more letter, whose token is 5.
+        up.on("POST", "/tokenize", json_reply({"tokens": [5]}), *replies, tokens)
+        upstream = {"kind": "llamacpp", "base_url": up.client.base_url, "model": "m"}
+        path = tmp_path / "motab.yaml"
+        settings = {"retries": {"attempts": 1}, "reasoning": "none"}
+        pair = {"student": "s", "teacher": "s", "params": {"revise": "Wait,"}}
+        values = {"upstreams": {"s": {**upstream, **settings}}, "models": {"pair": pair}}
+        path.write_text(yaml.safe_dump(values))
+        async with open_service(load_config(path)) as service:
+            (student,) = service.upstreams()
+            counted = [seen["content"] for seen in up.bodies("/tokenize")]
+            assert counted.count("Wait,\n\na") == 1
+            assert student.num_tokens_of == ({} if replies else {"Wait,\n\n": 2})
+            assert ("the revise token cannot be counted" in caplog.text) is bool(replies)
+            assert await student.num_tokens("Wait,\n\n", Call("breach")) == 2
 
 
 async def test_a_bug_in_the_count_is_not_hidden() -> None:

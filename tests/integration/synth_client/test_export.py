@@ -14,7 +14,7 @@ from synth_client.errors import InputError, OutputError
 from synth_client.training_data.export import FORMATS, MARKER, Export, Format, export
 from synth_client.training_data.filters import Filters
 from synth_client.training_data.masks import Mask
-from tests.support.records import record_of, unbroken
+from tests.support.records import breached, record_of, unbroken
 from tests.support.synth_client.exports import RECORDS, THINKING, written
 from trajectory_records.record import Record
 
@@ -97,7 +97,9 @@ def back(row: dict[str, Any]) -> Record:
     if fields["verification"] is not None:
         scores = orjson.loads(fields["verification"]["scores"])
         fields["verification"] = {**fields["verification"], "scores": scores}
-    return Record.from_json_line(orjson.dumps(fields | {"params": orjson.loads(row["params"])}))
+    for name in ("params", "scoring_fallbacks"):
+        fields[name] = orjson.loads(fields[name] or "null")
+    return Record.from_json_line(orjson.dumps(fields))
 
 
 def test_parquet_keeps_every_record_whole(tmp_path: Path) -> None:
@@ -108,6 +110,14 @@ def test_parquet_keeps_every_record_whole(tmp_path: Path) -> None:
     assert list(frame["output"]) == [record.output for record in RECORDS]
     assert list(frame["correct"]) == [True, False, None]
     assert frame["steps"][0][3]["value"] == 0.05
+
+
+def test_parquet_keeps_what_a_record_only_sometimes_has(tmp_path: Path) -> None:
+    fields = breached() | {"scoring_fallbacks": {"judge_sample": [1]}}
+    record = record_of(fields | {"wasted": fields["usage"]})
+    (tmp_path / "records.jsonl").write_bytes(record.to_json_line())
+    path = run(tmp_path, "parquet") / "train.parquet"
+    assert [back(row) for row in pyarrow.parquet.read_table(path).to_pylist()] == [record]
 
 
 def test_a_dataset_folder_keeps_every_record_whole_and_nothing_else(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ AsyncHandler = Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]
 def answer_of(fields: dict[str, Any]) -> dict[str, Any]:
     """The proxy's answer, from which the record `fields` should come."""
     traced = ("method", "breach", "bifurcation", "spans", "steps", "params", "models", "scoring")
-    quality = {"quality": fields["quality"]} if "quality" in fields else {}
+    only_there = {k: fields[k] for k in ("quality", "scoring_fallbacks") if k in fields}
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -42,7 +42,7 @@ def answer_of(fields: dict[str, Any]) -> dict[str, Any]:
                 "message": {"role": "assistant", "content": fields["output"], "refusal": None},
                 "logprobs": None,
                 "finish_reason": fields["finish_reason"],
-                "motab": {name: fields[name] for name in traced} | quality,
+                "motab": {name: fields[name] for name in traced} | only_there,
             }
         ],
         "usage": {**fields["usage"], "prompt_tokens_details": {"cached_tokens": 0}},

@@ -111,7 +111,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def steady(path: Path) -> list[dict[str, Any]]:
     """The records without what differs from run to run."""
-    varying = {"seconds", "attempts"}
+    varying = {"seconds", "attempts", "wasted"}
     return [{k: v for k, v in line.items() if k not in varying} for line in lines(path)]
 
 

@@ -186,3 +186,19 @@ def test_the_summary_names_models_methods_and_thresholds_that_occur() -> None:
 def test_the_summary_names_only_the_first_of_many_values() -> None:
     many = [unbroken(params={"base_threshold": number / 10}) for number in range(9)]
     assert facts_of(*many)["base threshold (eps_0)"] == "0.0, 0.1, 0.2, 0.3, 0.4, 0.5 and 3 more"
+
+
+def test_failed_attempts_cost_tokens_as_well_and_are_shown_apart() -> None:
+    wasted = breached()["usage"]
+    run = statistics_of(breached() | {"wasted": wasted}, breached())
+    assert run.priced == {"prompt": 60, "student": 120, "scored": 96, "teacher": 60}
+    facts = facts_of(breached() | {"wasted": wasted}, breached())
+    assert facts["written by the student"] == "80"
+    assert facts["failed attempts: written by the student"] == "40"
+    assert not any(label.startswith("failed attempts") for label in facts_of(breached()))
+
+
+def test_the_steps_that_another_judge_marked_are_counted() -> None:
+    judged = breached() | {"scoring_fallbacks": {"judge_sample": [1, 3]}}
+    assert facts_of(judged, judged)["steps marked by judge_sample"] == "4"
+    assert not any(label.startswith("steps marked") for label in facts_of(breached()))

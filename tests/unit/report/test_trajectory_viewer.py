@@ -100,3 +100,8 @@ def test_a_sample_of_nothing_has_an_empty_index() -> None:
     sample = Sample(0)
     sample.add(record_of(breached()))
     assert data_of_sample(sample) == {"index": []}
+
+
+def test_a_step_that_another_judge_marked_names_it() -> None:
+    view = view_of(record_of(breached() | {"scoring_fallbacks": {"judge_sample": [1]}}))
+    assert [step[8] for step in view["steps"]] == [None, "judge_sample", None, None]

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from synth_client.asking.client import SynthClient
+from synth_client.asking.errors import SynthesisError
 from synth_client.errors import RunAborted
 from synth_client.questions.question import Synthesis
 from tests.support.records import SAFE, breached, record_of, steps_of, unbroken
@@ -22,6 +23,7 @@ from tests.support.synth_client.client import (
     answering,
     ask,
     plain_answer,
+    refused,
     unit_of,
 )
 from trajectory_records.record import Record
@@ -223,3 +225,38 @@ async def test_a_plain_server_is_asked_at_openais_route() -> None:
     assert record.usage.motab.teacher_tokens == 5
     assert record.scoring is None
     assert Record.from_json_line(record.to_json_line()) == record
+
+
+async def test_the_record_says_which_steps_another_judge_had_to_mark() -> None:
+    judged = {"scoring": "judge_logprob", "scoring_fallbacks": {"judge_sample": [1, 3]}}
+    record = await ask(answering(answer_of(breached() | judged)))
+    assert record.scoring_fallbacks == {"judge_sample": (1, 3)}
+    ways = [record.step_scoring(index) for index in range(4)]
+    assert ways == ["judge_logprob", "judge_sample", "judge_logprob", "judge_sample"]
+    assert Record.from_json_line(record.to_json_line()) == record
+
+
+ERROR = {"error": {"message": "down", "code": "upstream_failed"}}
+EMPTY = unbroken(output="", spans=[], steps=[])
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"), [({**ERROR, "usage": EMPTY["usage"]}, 502), (answer_of(EMPTY), 200)]
+)
+async def test_an_attempt_that_becomes_no_record_says_what_it_cost(
+    answer: dict[str, Any], status: int
+) -> None:
+    error = await refused(answering(answer, status))
+    assert error.spent == record_of(unbroken()).usage
+
+
+async def test_a_plain_servers_empty_answer_has_cost_what_it_says() -> None:
+    with pytest.raises(SynthesisError) as caught:
+        await ask(answering(plain_answer(content="")), synthesis=PLAIN)
+    assert caught.value.spent is not None
+    assert caught.value.spent.motab.teacher_tokens == 5
+
+
+@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {"prompt_tokens": "many"}}])
+async def test_an_error_that_states_no_cost_has_none(usage: dict[str, Any]) -> None:
+    assert (await refused(answering({**ERROR, **usage}, 502))).spent is None

@@ -74,7 +74,13 @@ def test_a_unit_comes_back_from_its_row() -> None:
 
 def test_an_error_survives_the_way_between_processes() -> None:
     error = SynthesisError(
-        "full", status=429, error_type="t", param="p", code="c", retry_after_s=2.5
+        "full",
+        status=429,
+        error_type="t",
+        param="p",
+        code="c",
+        retry_after_s=2.5,
+        spent=record_of(breached()).usage,
     )
     there = pickle.loads(pickle.dumps(error))
     assert (str(there), vars(there)) == (str(error), vars(error))

@@ -316,3 +316,32 @@ async def test_in_an_outage_other_questions_are_asked_before_those_that_failed()
     outcomes = await work(asker(fault), 14, num_workers=8)
     assert asked[:12] == [str(i) for i in range(12)]
     assert all(isinstance(outcome.result, Record) for outcome in outcomes.values())
+
+
+def costing(attempt: int) -> SynthesisError:
+    usage = record_of(breached()).usage
+    return SynthesisError("down", status=502, spent=usage if attempt != 2 else None)
+
+
+async def test_a_record_counts_what_the_attempts_before_it_cost() -> None:
+    outcomes = await work(asker(lambda _unit, attempt: costing(attempt) if attempt < 4 else None))
+    record = outcomes["0"].result
+    assert isinstance(record, Record)
+    assert record.wasted is not None
+    # Two of the three failures stated a cost; what the kept attempt used is apart.
+    assert record.wasted.motab.student_tokens == 2 * record.usage.motab.student_tokens
+    assert record.wasted.prompt_tokens == 2 * 20
+    assert record.wasted.motab.score_calls == 2 * 4
+
+
+async def test_a_record_of_the_first_attempt_has_wasted_nothing() -> None:
+    record = (await work(asker(lambda _unit, _attempt: None)))["0"].result
+    assert isinstance(record, Record)
+    assert b"wasted" not in record.to_json_line()
+
+
+async def test_a_failure_counts_what_all_its_attempts_cost() -> None:
+    failed = (await work(asker(lambda _unit, attempt: costing(attempt))))["0"].result
+    assert isinstance(failed, Failed)
+    assert failed.wasted is not None
+    assert failed.wasted.motab.correction_calls == FAST.attempts[Trouble.TRANSIENT] - 1

@@ -61,6 +61,14 @@ def test_the_figures_are_of_what_came() -> None:
     assert figures.concurrency == 12
 
 
+def test_failed_attempts_cost_what_they_state() -> None:
+    tally = Tally(prices={"student": 1.0})
+    tally.add_error(SynthesisError("", status=502))
+    tally.add_error(SynthesisError("", status=502, spent=record_of(breached()).usage))
+    tally.add(BREACHED)
+    assert tally.cost() == pytest.approx(2 * 40 / 1e6)
+
+
 def test_rates_are_of_the_last_minute() -> None:
     tally, clock = Tally(), Clock()
     progress = progress_of(tally, clock)

@@ -323,3 +323,18 @@ def test_token_logprobs_that_do_not_cover_the_output_are_refused(
 ) -> None:
     with pytest.raises(RecordError, match=fault):
         Record.from_json_line(orjson.dumps(scored(**changes)))
+
+
+def test_counts_that_one_of_two_attempts_does_not_know_are_not_known_together() -> None:
+    usage = record_of(breached()).usage
+    silent = usage.model_copy(
+        update={"motab": usage.motab.model_copy(update={"teacher_cached_tokens": None})}
+    )
+    both = usage + silent
+    assert (both.total_tokens, both.motab.teacher_cached_tokens) == (160, None)
+    assert both.motab.teacher_tokens == 40
+
+
+def test_another_judge_cannot_have_marked_a_step_that_is_not_there() -> None:
+    with pytest.raises(RecordError, match="judge_sample judged step 4 of 4 steps"):
+        record_of(breached() | {"scoring_fallbacks": {"judge_sample": [0, 4]}})

@@ -10,6 +10,8 @@ from proxy.errors import ContextExceeded, MotabError, UpstreamFailed, UpstreamUn
 from tests.support.patience import longer_and_longer
 from tests.support.proxy.api import (
     CHAT,
+    MOTAB_CHAT,
+    PROMPT_TOKENS,
     SCORE,
     A,
     answer,
@@ -20,6 +22,7 @@ from tests.support.proxy.api import (
     in_process,
     payloads,
     service_of,
+    straying,
     streamed_text,
     text,
 )
@@ -160,3 +163,16 @@ async def test_a_bug_of_ours_is_a_500_that_tells_nothing_but_the_id_to_look_for(
     assert "secret" not in response.text
     assert "unexpected error" in caplog.text
     assert response.headers["x-request-id"] == "find-me"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_failure_says_what_it_cost_where_the_whole_trace_is_wanted(stream: bool) -> None:
+    student, teacher = straying()
+    teacher.faults["write", 0] = UpstreamFailed("teacher", "it is down")
+    response = await answer(service_of(student, teacher), MOTAB_CHAT, chat(stream=stream))
+    body = payloads(response)[-1] if stream else response.json()
+    assert body["error"]["code"] == "upstream_failed"
+    spent = body["usage"]
+    assert spent["prompt_tokens"] == PROMPT_TOKENS
+    assert spent["motab"]["student_tokens"] == spent["motab"]["student_tokens_discarded"] > 0
+    assert (spent["motab"]["student_calls"], spent["motab"]["correction_calls"]) == (1, 1)
