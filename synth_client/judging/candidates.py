@@ -18,6 +18,7 @@ from synth_client.judging.numbers.plain_text import Formula, formulas, plain
 from synth_client.judging.numbers.quantity import Quantity
 from synth_client.judging.numbers.runs import numbers_of
 from synth_client.judging.place import Box, labelled, last_boxes, sentences_from_the_end
+from synth_client.judging.side_clause import stated_before
 
 _LONGEST: Final = 20_000
 # A letter that is set equal to the number, and a unit of a few words.
@@ -42,6 +43,8 @@ _ROWS: Final = re.compile(
 )
 # `$n$` and `$f(x)$` only name what is sought.
 _NAME: Final = re.compile(r"\\?[A-Za-z]+(?:_\w|')?(?:\([A-Za-z]\))?|\(\*+\)")
+_TRAILING: Final = re.compile(r"(?:\s|[,;]|(?<!\\)\\(?=$))+$")
+_TURNED: Final = re.compile(r"(-?[\d.,/]+)\s*=\s*([A-Za-z])")
 _MAX_PROSE_WORDS: Final = 6
 _NO_ANSWERS: Final = frozenset({"nan", "null", "n/a", ""})
 
@@ -51,7 +54,8 @@ class Candidate:
     """An answer as written (`text`), in plain signs, and as a number or as LaTeX.
 
     `numbers` are those that it has where it is open which of them is the answer. `last` is the last
-    part of an answer of several, which may be all that is meant.
+    part of an answer of several, which may be all that is meant. `announced` is all that "the
+    answer is" announces, such as a date.
     """
 
     text: str
@@ -61,6 +65,7 @@ class Candidate:
     in_doubt: bool = False
     numbers: tuple[Quantity, ...] = ()
     last: "Candidate | None" = None
+    announced: str = ""
 
 
 def answer_candidates(text: str) -> list[Candidate]:
@@ -142,7 +147,7 @@ def _boxed(found: list[Box]) -> Candidate:
 
 def _of_content(content: str, *, in_doubt: bool = False) -> Candidate:
     """Read a text that is the answer and nothing else."""
-    text = without_bullet(content.strip())
+    text = _TURNED.sub(r"\2 = \1", _TRAILING.sub("", without_bullet(content.strip())))
     return Candidate(text, _plain(text), _whole_number(_readable(text)), latex_of(text), in_doubt)
 
 
@@ -211,10 +216,10 @@ def _announced(announced: str) -> Candidate | None:
     telling = [one for one in chains if not _NAME.fullmatch(one.content)]
     if telling or (chains and answer is None):
         return _of_formulas(announced, (telling or chains)[0], first=True)
-    if answer is not None:
-        return _of_numbers(answer)
     words = _plain(announced)
-    return Candidate(words, words, in_doubt=True) if words else None
+    if answer is not None:
+        return replace(_of_numbers(answer), announced=words)
+    return Candidate(words, words, in_doubt=True, announced=words) if words else None
 
 
 def _of_sentence(sentence: str) -> list[Candidate]:
@@ -227,6 +232,10 @@ def _of_sentence(sentence: str) -> list[Candidate]:
     chains = telling or ([] if answer else named)
     if not chains:
         return [] if answer is None else [_of_numbers(answer)]
+    stated = stated_before(sentence, [(chain.start, chain.end) for chain in chains])
+    if stated is not None:
+        candidate = _of_formulas(sentence, chains[stated.index], first=True)
+        return [candidate] if stated.is_sure else [candidate, _of_content(chains[-1].content)]
     candidate = _of_formulas(sentence, chains[-1], first=False)
     parts = chains[-1].parts
     unknowns = {part.partition("=")[0].strip() for part in parts if "=" in part}

@@ -25,7 +25,7 @@ _SEVERAL: Final = re.compile(
 )
 # A last sentence that says its choice without the word "answer".
 _STATED: Final = re.compile(
-    r"\b(?i:option|choice)\s+[(\[]?([A-J])\b[)\]]?"
+    r"\b(?i:option|choice|I(?:\swould|'d)?\s(?:choose|pick|select|go with))\s+[(\[]?([A-J])\b[)\]]?"
     r"|[(\[]?\b([A-J])[)\]]?\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
     r"|^\W*(?i:so|thus|hence|therefore)\W+(?:it\W+is\W+)?[(\[]?([A-J])[)\]]?\W*$"
 )

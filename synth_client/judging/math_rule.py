@@ -18,6 +18,7 @@ from synth_client.judging.candidates import Candidate, answer_candidates, refere
 from synth_client.judging.judgement import Judgement, any_of, final_part
 from synth_client.judging.number_rule import DOUBT, IN_WORDS, is_in_words
 from synth_client.judging.numbers.quantity import Quantity, equal, is_rounding
+from synth_client.judging.spellings import as_interval, same_text, same_time
 
 # It warns that its own time limits, which need signals, are off: the process is bounded instead.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -27,7 +28,6 @@ _LATEX: Final = [LatexExtractionConfig()]
 _MAX_RELATIVE_GAP: Final = 2e-6
 _NUM_DIGITS: Final = 30
 _UNKNOWN: Final = re.compile(r"([A-Za-z]\w*(?:\(\w\))?)\s*=")
-_TIME: Final = re.compile(r"\d+(?::\d\d)+")
 
 
 def _judge(output: str, answer: str | None) -> Judgement:
@@ -51,6 +51,8 @@ judge_math = any_of(_judge)
 
 
 def _compared(candidate: Candidate, known: Candidate) -> Judgement:
+    if candidate.announced and same_text(candidate.announced, known.plain):
+        return Judgement(candidate.text, correct=True)
     correct, fault = _verdict(candidate, known)
     if correct is False and candidate.last is not None and _verdict(candidate.last, known)[0]:
         correct, fault = None, DOUBT
@@ -66,18 +68,21 @@ def _may_be(candidate: Candidate, known: Candidate) -> bool:
 
 
 def _verdict(candidate: Candidate, known: Candidate) -> tuple[bool | None, str | None]:
+    times = same_time(candidate.announced or candidate.plain, known.plain)
+    if times is not None and not same_text(candidate.plain, known.plain):
+        return times.verdict, DOUBT if times.verdict is None else None
     here, there = _UNKNOWN.match(candidate.plain), _UNKNOWN.match(known.plain)
     are_others = here is not None and there is not None and here[1] != there[1]
     if candidate.quantity is not None and known.quantity is not None and not are_others:
         correct = equal(candidate.quantity, known.quantity)
         return correct, DOUBT if correct is None else None
-    if candidate.plain == known.plain:
+    if same_text(candidate.plain, known.plain):
         return True, None
-    if _TIME.fullmatch(candidate.plain) and _TIME.fullmatch(known.plain):
-        return False, None
+    candidate, known = as_interval(candidate, known), as_interval(known, candidate)
     if not candidate.latex and known.quantity is not None and is_in_words(candidate.plain):
         return None, IN_WORDS
-    return _by_algebra(candidate, known)
+    correct, fault = _by_algebra(candidate, known)
+    return (None, DOUBT) if correct and are_others and known.quantity else (correct, fault)
 
 
 def _by_algebra(candidate: Candidate, known: Candidate) -> tuple[bool | None, str | None]:
@@ -158,6 +163,8 @@ def _is_confirmed(gold: Any, answer: Any) -> bool:  # noqa: ANN401
     """Return False where numbers that were called equal differ by too large a part of them."""
     match gold, answer:
         case sympy.Expr(), sympy.Expr() if gold.is_number and answer.is_number:
+            if gold == answer:  # infinities have no difference
+                return True
             one, two = sympy.N(gold, _NUM_DIGITS), sympy.N(answer, _NUM_DIGITS)
             return bool(abs(one - two) <= _MAX_RELATIVE_GAP * max(abs(one), abs(two)))
         case (sympy.FiniteSet() | sympy.Tuple(), sympy.FiniteSet() | sympy.Tuple()):

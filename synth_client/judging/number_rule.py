@@ -9,6 +9,7 @@ from synth_client.judging.numbers.plain_text import plain
 from synth_client.judging.numbers.quantity import Quantity, equal
 from synth_client.judging.numbers.runs import Group, numbers_of
 from synth_client.judging.place import Box, labelled, last_boxes, sentences_from_the_end
+from synth_client.judging.side_clause import stated_before
 
 DOUBT: Final = "it is open whether the answer is the reference"
 IN_WORDS: Final = "the answer's number is written in words"
@@ -21,6 +22,11 @@ _CLAUSE: Final = re.compile(
     re.IGNORECASE,
 )
 _LOOSE_MINUS: Final = re.compile(r"^\s*[-\u2212]\s+(?=[\d.(\\])")
+# `\textbf{(C)}\ 12`, as the answers of AMC problems are set.
+_CHOICE_LABEL: Final = re.compile(
+    r"^\s*(?:\\(?:text(?:bf|rm)?|math(?:bf|rm))\s*\{\s*\(([A-E])\)\s*\}|\(([A-E])\)(?=\s|\\ ))"
+    r"[\s~:.]*(?:\\[ ,;]\s*)*(?=[^\s.}])"
+)
 # The left side of an equation in unknowns, whose right side is no answer.
 _IN_UNKNOWNS: Final = re.compile(
     r"(?<![A-Za-z\\])[A-Za-z]\s*[-+*/^]|[-+*/^]\s*\d*[A-Za-z](?![A-Za-z])|\d[A-Za-z](?![A-Za-z])"
@@ -31,6 +37,10 @@ _SAYS: Final = re.compile(
 )
 _EQUALS: Final = re.compile(r"[=≈](?!.*[=≈]\s*\S)", re.DOTALL)
 _NEXT_UNKNOWN: Final = re.compile(r"[=≈].*(?:[,;]|\b(?:and|or)\b)\s*[A-Za-z]\w?\s*$", re.DOTALL)
+# Such a number counts parts of the text.
+_NUMBERED: Final = re.compile(
+    r"\b(?:step|part|case|problem|question|figure|equation|example|section)\s*[#(]?$", re.IGNORECASE
+)
 _JOINTS: Final = frozenset({"", "and", "or", "to", "through", "\u2013", ":"})
 _DIGIT: Final = re.compile("[\\d\u00bc-\u00be\u2150-\u215e\u00b2\u00b3\u00b9\u2070-\u209c]")
 _WORDS: Final = re.compile(
@@ -131,14 +141,21 @@ def last_of(sentence: str) -> NumberAnswer | None:
     """Return the last number of a sentence, with those that it is joined to.
 
     In "2 * 5 = 10 eggs in 2 days" it is open whether the sum or the last number is the answer, but
-    not in "2 * 5 = 10, so the number of days is 2".
+    not in "2 * 5 = 10, so the number of days is 2". A number that is stated before a clause is the
+    answer in place of the clause's: "the remainder is 4 when divided by 7".
     """
     if _DIGIT.search(sentence) is None:
         return None
     text = plain(sentence)
-    groups = numbers_of(text)
+    groups = [group for group in numbers_of(text) if not _NUMBERED.search(text[: group.start])]
     if not groups:
         return None
+    stated = stated_before(text, [(group.start, group.end) for group in groups])
+    if stated is not None:
+        answer = groups[stated.index]
+        if stated.is_sure:
+            return _answer(text, [answer], in_doubt=len(answer.runs) > 1)
+        return _answer(text, [answer, groups[-1]], in_doubt=True)
     equals = None if is_said(text[: groups[-1].start]) else _EQUALS.search(text)
     sums = [group for group in groups[:-1] if equals is not None and group.start >= equals.end()]
     return _answer(text, [*sums[:1], groups[-1]], in_doubt=len(groups[-1].runs) > 1)
@@ -174,8 +191,8 @@ def of_content(content: str) -> NumberAnswer | None:
 
 
 def without_bullet(content: str) -> str:
-    """Return the content with its minus at its number: it is the answer, and no list."""
-    return _LOOSE_MINUS.sub("-", content)
+    """Return the content without the label of a choice, and with its minus at its number."""
+    return _LOOSE_MINUS.sub("-", _CHOICE_LABEL.sub("", content))
 
 
 def of_clause(announced: str) -> NumberAnswer | None:

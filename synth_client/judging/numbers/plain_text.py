@@ -199,6 +199,7 @@ def _without_latex(text: str) -> str:
                 break
         text = text.replace("{", "").replace("}", "").translate(_SETS)
     text = re.sub(r"\^\((\d+)\)", r"^\1", text)
+    text = re.sub(r"°\s+(?=[CF](?![A-Za-z]))", "°", text)
     return re.sub(r" {2,}", " ", text)
 
 

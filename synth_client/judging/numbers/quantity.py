@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-from synth_client.judging.numbers.units import BASIC, Measure
+from synth_client.judging.numbers.units import BASIC, Measure, sizes_of
 
 _MIN_DECIMALS: Final = 6
 # The least numbers of six digits and of the fifteen that a float has at least.
@@ -65,7 +65,22 @@ def equal(answer: Quantity, known: Quantity) -> bool | None:
             return False
         is_sure = answer.is_certain and known.is_certain and _same_base(answer, known)
         return True if is_sure and units else None
+    if (answer.unit is None) is not (known.unit is None) and _in_another_unit(answer, known):
+        return None
     return _by_rivals(here, there)
+
+
+def _in_another_unit(answer: Quantity, known: Quantity) -> bool:
+    """Return whether a bare number is the other one in another unit: 100 cm and 1, if in metres."""
+    measured, bare = (answer, known) if answer.unit is not None else (known, answer)
+    if measured.unit is None or bare.word or bare.percent:
+        return False
+    return any(
+        value * measured.unit.size == number * size
+        for size in sizes_of(measured.unit)
+        for value in measured.values
+        for number in bare.values
+    )
 
 
 def _by_rivals(answer: Quantity, known: Quantity) -> bool | None:

@@ -21,7 +21,12 @@ _COMPOUND: Final = re.compile(r"[:\u2013\u2014]|to|through|by|out of|in|of", re.
 _NEGATIVE: Final = frozenset({"minus", "negative"})
 _BOUNDS: Final = re.compile(
     r"\b(?:not|isn't|except|least|most|(?:more|less|greater|fewer|larger|smaller) than|between"
-    r"|over|under|below|above|exceeds?|neither|never|or)\s*(?:equal to\s*)?$",
+    r"|over|under|below|above|exceeds?|neither|never|or|almost|nearly|close to|up to)"
+    r"\s*(?:equal to\s*)?$",
+    re.IGNORECASE,
+)
+_BELOW_ZERO: Final = re.compile(
+    r"\s*(?:degrees?\s|°\s?[CF]?\s?)?(?:\w+\s)?below\s(?:zero|freezing|sea level|ground)",
     re.IGNORECASE,
 )
 _MOST_TOKENS: Final = 100
@@ -232,7 +237,11 @@ def _in_context(text: str, number: Quantity, start: int, end: int) -> Quantity:
             factorial = Fraction(math.factorial(int(value)))
             number = replace(number, values=(value, factorial), doubtful=True)
     is_bounded = relation in {"<", ">", "≤", "≥", "≠"} or after.lstrip()[:1] in {"<", ">", "≤", "≥"}
-    if is_bounded or _BOUNDS.search(before.rstrip(f" {CURRENCIES}")):
+    if (
+        is_bounded
+        or _BELOW_ZERO.match(text, end)
+        or _BOUNDS.search(before.rstrip(f" {CURRENCIES}"))
+    ):
         return replace(number, bounded=True)
     return number
 

@@ -57,7 +57,9 @@ _SCALES: Final = {
 }
 _BASE: Final = re.compile(r"\s?\(?\s?(?:in\s)?\bbase[\s-](\d{1,2}|two|eight|ten|sixteen)\b\)?")
 _BASES: Final = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16, "x": 16, "b": 2, "o": 8}
-_OPEN_END: Final = re.compile(r"!|\.{2,}|…|\s?\+(?!\s?[\w(.$])|\sor\s(?:more|less|fewer|so)\b")
+_OPEN_END: Final = re.compile(
+    r"!|\.{2,}|…|\s?\+(?!\s?(?:[\w($]|\.\d))|\sor\s(?:more|less|fewer|so)\b"
+)
 _ORDINAL: Final = re.compile(r"(?:st|nd|rd|th)\b")
 _COUNTED: Final = re.compile(r"\s?-?([A-Za-z]{2,})(?![(\w])")
 # A letter after a space may be a variable, but "a" and "I" are words.

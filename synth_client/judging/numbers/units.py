@@ -95,6 +95,13 @@ _UNIT: Final = re.compile(
 _INCH_AT_THE_END: Final = re.compile(r"in\s*(?:[.,;)]|$)")
 
 
+def sizes_of(unit: Measure) -> tuple[Fraction, ...]:
+    """Return the sizes of all units of what a unit measures, of areas and volumes, too."""
+    dimension, _, power = unit.dimension.partition("^")
+    sizes = (Fraction(size) ** int(power or 1) for size in _SIZES.get(dimension, {}))
+    return (*sizes, *map(Fraction, _SIZES.get(unit.dimension, {})))
+
+
 @dataclass(frozen=True, slots=True)
 class UnitInText:
     """A unit in a text: what it is, and where it ends."""

@@ -176,7 +176,7 @@ PAIRS: list[dict[str, Any]] = [
     orjson.loads(line)
     for line in Path(__file__).with_name("answer_pairs.jsonl").read_bytes().splitlines()
 ]
-NUM_PAIRS = 900
+NUM_PAIRS = 1500
 
 
 @pytest.mark.parametrize(("rule", "kind"), sorted({(pair["rule"], pair["kind"]) for pair in PAIRS}))
