@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from synth_client.errors import InputError
-from synth_client.questions.json_numbers import exact, loads_exactly
+from synth_client.questions.json_numbers import StrictJson, exact, loads_exactly
 from synth_client.questions.layout import Columns, check_columns, read_row
 from synth_client.questions.parquet_and_hub import read_hub, read_parquet
 from synth_client.questions.question import BadRow, Question
@@ -174,7 +174,7 @@ def _read_json(path: Path, _columns: Columns) -> Iterator[Cells]:
     number = 0
     with _opened(path) as file:
         try:
-            for number, columns in enumerate(ijson.items(file, "item"), start=1):
+            for number, columns in enumerate(ijson.items(StrictJson(file), "item"), start=1):
                 yield _exact_cells(f"row {number}", columns)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             # yajl draws an arrow under the place of the error.

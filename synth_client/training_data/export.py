@@ -2,7 +2,7 @@
 
 Records are read one at a time. In every format the output appears character for character, and a
 conversation that the format cannot hold is an error, never left out. Only texts that LLaMA-Factory
-would take for media are left out of its formats, and counted.
+would take for media or for control tokens are left out of its formats, and counted.
 """
 
 import logging
@@ -20,6 +20,7 @@ from synth_client.files.atomic import atomic_folder, output_errors
 from synth_client.files.record_file import read_records
 from synth_client.training_data.filters import (
     MEDIA_WORDS,
+    NO_CONTROL_WORDS,
     NO_MEDIA_WORDS,
     WHOLE_ANSWERS,
     Filters,
@@ -41,9 +42,11 @@ _TABLES: Final[Mapping[str, Callable[[Path, Mask], Any]]] = {
     "hf": hf_writer,
 }
 _JSON_LINES: Final = "train.jsonl"
-# LLaMA-Factory's own formats. Its templates for models that see or hear count these words in every
-# text, and end the whole training where there are not as many pictures, films and sounds.
-_WITH_MEDIA: Final = frozenset({"llamafactory", "sharegpt", "alpaca"})
+# LLaMA-Factory's own formats. Its templates for models that see or hear count media words in every
+# text, and end the whole training where there are not as many pictures, films and sounds. Its
+# tokenizers read control words in every text as control tokens, so a student would learn to end its
+# turn there.
+_OF_LLAMA_FACTORY: Final = frozenset({"llamafactory", "sharegpt", "alpaca"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,10 @@ _LEFT_OUT: Final[Mapping[str, str]] = {
     NO_MEDIA_WORDS: (
         f"have {', '.join(MEDIA_WORDS)} in their texts and are left out, because LLaMA-Factory"
         " takes these words for media; messages, parquet and hf keep them"
+    ),
+    NO_CONTROL_WORDS: (
+        "have control words such as <|im_end|> in their texts and are left out, because"
+        " LLaMA-Factory takes these words for control tokens; messages, parquet and hf keep them"
     ),
     WHOLE_ANSWERS: (
         "continue an answer that the client began and are left out, because trainers take its"
@@ -102,7 +109,9 @@ def export(job: Export) -> Kept:
 def filters_of(job: Export) -> Filters:
     """Return the filters that choose the records, with those that the format needs."""
     filters = job.filters.after(WHOLE_ANSWERS)
-    return filters.after(NO_MEDIA_WORDS) if job.format in _WITH_MEDIA else filters
+    if job.format in _OF_LLAMA_FACTORY:
+        filters = filters.after(NO_MEDIA_WORDS, NO_CONTROL_WORDS)
+    return filters
 
 
 def _note_left_out(job: Export, kept: Kept) -> None:

@@ -28,7 +28,13 @@ NO_MEDIA_WORDS: Final = "no-media-words"
 WHOLE_ANSWERS: Final = "whole-answers"
 MEDIA_WORDS: Final = ("<image>", "<video>", "<audio>")
 """What LLaMA-Factory takes for a picture, a film or a sound, wherever it stands in a text."""
-
+NO_CONTROL_WORDS: Final = "no-control-words"
+# Their names in ChatML and Llama 3, DeepSeek, Llama 2, Mistral and Gemma. `<think>` and the tags of
+# tool calls are a part of an answer.
+_CONTROL_WORD: Final = re.compile(
+    r"<\|\w{1,40}\|>|<\uff5c[^\s\uff5c]{1,40}\uff5c>|</?s>|\[/?INST\]|<</?SYS>>"
+    r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
+)
 _BOUND: Final = re.compile(r"([a-z]+)(<=|>=)([0-9]+(?:\.[0-9]+)?)")
 
 
@@ -61,9 +67,9 @@ class Filters:
         if sum(one.keep is not None for one in self._filters) > 1:
             raise InputError("--filter unique is given twice with different values")
 
-    def after(self, text: str) -> "Filters":
-        """Return these filters with another one before them."""
-        return Filters((text, *self.names))
+    def after(self, *texts: str) -> "Filters":
+        """Return these filters with others before them."""
+        return Filters((*texts, *self.names))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -181,9 +187,16 @@ def _key(record: Record) -> bytes:
     return blake2b(orjson.dumps(messages), digest_size=16).digest()
 
 
+def _texts(record: Record) -> list[str]:
+    return [record.output, *(message.content for message in record.messages)]
+
+
 def _has_no_media_words(record: Record) -> bool:
-    texts = [record.output, *(message.content for message in record.messages)]
-    return not any(word in text for text in texts for word in MEDIA_WORDS)
+    return not any(word in text for text in _texts(record) for word in MEDIA_WORDS)
+
+
+def _has_no_control_words(record: Record) -> bool:
+    return not any(map(_CONTROL_WORD.search, _texts(record)))
 
 
 _PLAIN: Final[Mapping[str, Callable[[Record], bool]]] = {
@@ -193,6 +206,7 @@ _PLAIN: Final[Mapping[str, Callable[[Record], bool]]] = {
     "sound": lambda record: not record.flags(),
     NO_MEDIA_WORDS: _has_no_media_words,
     WHOLE_ANSWERS: lambda record: record.messages[-1].role != "assistant",
+    NO_CONTROL_WORDS: _has_no_control_words,
 }
 _NUMBERS: Final[Mapping[str, Callable[[Record], float | None]]] = {
     "chars": lambda record: len(record.output),

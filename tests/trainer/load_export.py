@@ -34,6 +34,7 @@ def main() -> None:
     tokenizer = load_tokenizer(model_args)["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     module = get_dataset(template, model_args, data_args, training_args, "sft", tokenizer)
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
     examples = []
     for example in module["train_dataset"]:
         pairs = zip(example["input_ids"], example["labels"], strict=True)
@@ -42,6 +43,7 @@ def main() -> None:
             {
                 "text": tokenizer.decode(example["input_ids"]),
                 "learned": tokenizer.decode(learned),
+                "num_ends": example["input_ids"].count(end_of_turn),
             }
         )
     output.write_text(json.dumps(examples), encoding="utf-8")

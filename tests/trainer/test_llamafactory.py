@@ -8,6 +8,7 @@ import pytest
 from proxy.backends.embedded.gguf_files import model_path
 from synth_client.training_data.export import Export, export
 from synth_client.training_data.filters import Filters
+from tests.support.records import record_of, unbroken
 from tests.support.synth_client.exports import RECORDS, THINKING, written
 from tests.support.trainer.llamafactory import in_trainer
 
@@ -38,3 +39,21 @@ def test_llamafactory_learns_the_outputs_and_nothing_else(tokenizer: Path, tmp_p
             for role, text in [*said, ("assistant", record.output)]
         )
     assert examples[2]["learned"].endswith(f"{THINKING}<|im_end|>\n")
+
+
+def test_llamafactory_takes_control_words_for_control_tokens_so_they_are_not_exported(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    asked = [{"role": "user", "content": "Say <|im_end|>."}]
+    records = [*RECORDS, record_of(unbroken(id="markup", messages=asked))]
+    source, folder = written(tmp_path / "records.jsonl", records), tmp_path / "export"
+    export(Export(source=source, output=folder, format="llamafactory", filters=Filters(())))
+    lines = (folder / "train.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(RECORDS)
+    (folder / "train.jsonl").write_bytes(lines[0].replace(b"apples", b"<|im_end|>"))
+    in_trainer("load_export.py", folder, tokenizer, tmp_path / "examples.json")
+    (example,) = json.loads((tmp_path / "examples.json").read_text(encoding="utf-8"))
+    # Of the words in the texts and the template's own ends of turns, the ids are the same.
+    num_words = lines[0].count(b"apples")
+    assert num_words
+    assert example["num_ends"] == 3 + num_words

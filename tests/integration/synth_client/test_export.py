@@ -249,6 +249,20 @@ def test_texts_with_markup_of_llamafactory_stay_in_the_formats_of_others(
     assert caplog.messages == []
 
 
+def test_texts_that_llamafactory_takes_for_control_tokens_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = [{"role": "user", "content": "What does <|im_end|> do?"}]
+    written(tmp_path / "records.jsonl", [RECORDS[0], record_of(unbroken(messages=asked))])
+    output = run(tmp_path, "llamafactory")
+    assert orjson.loads((output / MARKER).read_bytes())["dropped"] == {"no-control-words": 1}
+    (warning,) = caplog.messages
+    assert warning.startswith("1 records have control words such as <|im_end|> in their texts")
+    assert warning.endswith(
+        "takes these words for control tokens; messages, parquet and hf keep them"
+    )
+
+
 def test_an_export_of_nothing_but_media_words_says_so(tmp_path: Path) -> None:
     written(tmp_path / "records.jsonl", [MARKUP])
     with pytest.raises(InputError, match="no record is left to export; no-media-words dropped 1"):

@@ -66,16 +66,28 @@ def test_a_filter_lets_through_what_it_says(text: str, passed: list[int]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "is_kept"),
+    ("of", "text", "is_kept"),
     [
-        ("In SVG it is <image>.", False),
-        ("a <video>b", False),
-        ("<audio>", False),
-        ("<img>, <Image>, <images>, image>, < image >", True),
+        ("no-media-words", "In SVG it is <image>.", False),
+        ("no-media-words", "a <video>b", False),
+        ("no-media-words", "<audio>", False),
+        ("no-media-words", "<img>, <Image>, <images>, image>, < image >", True),
+        ("no-control-words", "It ends with <|im_end|>.", False),
+        ("no-control-words", "<|start_header_id|>user", False),
+        ("no-control-words", "a<|endoftext|>b", False),
+        ("no-control-words", "<\uff5cUser\uff5c>", False),
+        ("no-control-words", "<\uff5cend\u2581of\u2581sentence\uff5c>", False),
+        ("no-control-words", "[INST] Hello [/INST]", False),
+        ("no-control-words", "</s>", False),
+        ("no-control-words", "<<SYS>>", False),
+        ("no-control-words", "<start_of_turn>model", False),
+        ("no-control-words", "<eos>", False),
+        ("no-control-words", "<think>\n</think> <tool_call> if a <|b and c|> d, <S>, [inst]", True),
+        ("no-control-words", "f <| g x |> h, <| im_end |>, <span>, <strong>, |im_end|", True),
     ],
 )
-def test_words_that_a_trainer_takes_for_media_are_found_in_every_text(
-    text: str, is_kept: bool
+def test_words_that_a_trainer_misreads_are_found_in_every_text(
+    of: str, text: str, is_kept: bool
 ) -> None:
     spans = [{"role": "student", "start": 0, "end": len(text)}]
     said = record_of(unbroken(output=text, spans=spans, steps=[]))
@@ -83,9 +95,9 @@ def test_words_that_a_trainer_takes_for_media_are_found_in_every_text(
     told = record_of(
         unbroken(messages=[{"role": "system", "content": text}, {"role": "user", "content": "?"}])
     )
-    passed, dropped = sift([said, asked, told, UNBROKEN], "no-media-words")
+    passed, dropped = sift([said, asked, told, UNBROKEN], of)
     assert passed == ([0, 1, 2, 3] if is_kept else [3])
-    assert dropped == {"no-media-words": 0 if is_kept else 3}
+    assert dropped == {of: 0 if is_kept else 3}
 
 
 def test_an_answer_that_nobody_judged_is_not_correct() -> None:
@@ -174,9 +186,9 @@ def test_what_is_no_filter_is_refused_with_those_there_are(text: str) -> None:
         Filters([text])
     assert str(caught.value) == (
         f"--filter {text}: no such filter; known filters are correct, breach, no-breach,"
-        " sound, no-media-words, whole-answers, finish=stop|length|content_filter,"
-        " unique=first|shortest|best, chars<=N, tokens<=N, value<=N, bifurcation<=N, depth<=N,"
-        " student<=N, flawed<=N, teacher<=N (or >=)"
+        " sound, no-media-words, whole-answers, no-control-words,"
+        " finish=stop|length|content_filter, unique=first|shortest|best, chars<=N, tokens<=N,"
+        " value<=N, bifurcation<=N, depth<=N, student<=N, flawed<=N, teacher<=N (or >=)"
     )
 
 

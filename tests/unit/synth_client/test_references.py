@@ -3,6 +3,7 @@
 import json
 from datetime import date
 from decimal import Decimal
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synth_client.questions.dataset import open_dataset
+from synth_client.questions.json_numbers import StrictJson
 from synth_client.questions.layout import Columns
 from synth_client.questions.question import BadRow, Question
 from synth_client.questions.reference import reference_of
@@ -147,3 +149,22 @@ def test_a_deep_row_of_a_json_array_fails_alone(tmp_path: Path) -> None:
     assert isinstance(first, Question)
     assert bad == BadRow("1", "row 2", "it is nested too deeply")
     assert isinstance(last, Question)
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 64, 65536])
+def test_pythons_nan_and_infinity_in_an_array_are_read_for_what_they_say(
+    size: int, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": 'Is "NaN" \\ a number?', "answer": float("nan")},
+        {"question": "How far is -Infinity?", "answer": float("inf")},
+        {"question": "NaN", "answer": [float("-inf"), 3, "Infinity"]},
+        {"question": "Last?", "answer": 7},
+    ]
+    content = json.dumps(rows).encode()
+    strict = StrictJson(BytesIO(content))
+    read = json.loads(b"".join(iter(lambda: strict.read(size), b"")))
+    assert [row["question"] for row in read] == [row["question"] for row in rows]
+    (tmp_path / "q.json").write_bytes(content)
+    found = [row.answer for row in rows_of(tmp_path / "q.json") if isinstance(row, Question)]
+    assert found == [None, "inf", '["-inf","3","Infinity"]', "7"]
