@@ -253,9 +253,9 @@ def test_the_proxys_code_says_what_its_status_cannot(
 
 def test_every_code_of_the_proxy_has_its_class() -> None:
     codes = {kind.code for kind in _kinds(MotabError) if kind.status >= 400}
-    ends = {"invalid_api_key", "model_not_found"}
+    ends = {"invalid_api_key", "model_not_found", "foreign_page"}
     by_status = {"over_capacity", "draining", "upstream_failed", "upstream_unreachable"}
-    by_status |= {"upstream_interrupted", "upstream_denied", "unsupported_field"}
+    by_status |= {"upstream_interrupted", "upstream_denied", "unsupported_field", "request_timeout"}
     by_status |= {"scoring_unavailable", "invalid_value", "body_too_large", "record_not_written"}
     assert codes == ends | by_status | set(_TROUBLE_OF_CODE)
 
