@@ -58,6 +58,11 @@ class _Upstream(Section):
     """How long the model should think, where its template or its API knows that."""
     max_concurrent: int = Field(64, ge=1)
     """Requests under way at once, for writing and for scoring each; short calls come on top."""
+    context_tokens: int | None = Field(None, ge=16)
+    """Tokens of its model's window, prompt and answer together; None: as the server says. The lower
+    of both holds."""
+    max_output_tokens: int | None = Field(None, ge=1)
+    """The most tokens that its model writes in one answer; None: as the server says."""
     gpus: float = Field(1, gt=0)
     """The number of GPUs that serve it, or their cost: the weight of a second of this server's time
     when the student's and the teacher's are compared."""
@@ -262,6 +267,17 @@ class Config(Section):
             if of_url and key is not None:
                 message = "base_url has a user, who is sent in the key's place: leave one out"
                 raise ValueError(f"upstreams.{name}.api_key: {message}")
+        return self
+
+    @model_validator(mode="after")
+    def _params_are_within_the_cap(self) -> Self:
+        cap = self.server.max_total_tokens
+        for name, model in self.models.items():
+            asked = model.params.get("max_total_tokens", 0)
+            if asked > cap:
+                where = f"models.{name}.params.max_total_tokens"
+                message = f"{asked} is more than server.max_total_tokens allows ({cap})"
+                raise ValueError(f"{where}: {message}")
         return self
 
     @model_validator(mode="after")

@@ -91,9 +91,20 @@ class ScoringUnavailable(RequestError):
 
 
 class ContextExceeded(RequestError):
-    """A model's context window cannot hold the request."""
+    """A model's context window cannot hold the request.
+
+    `window` and `num_prompt` are the tokens that the server's words name: of its window, and of the
+    prompt as it counts them.
+    """
 
     code = "context_length_exceeded"
+
+    def __init__(
+        self, message: str, *, window: int | None = None, num_prompt: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.window = window
+        self.num_prompt = num_prompt
 
 
 class ContentRefused(RequestError):
@@ -217,14 +228,23 @@ class UpstreamGarbled(UpstreamFailed):
 class UpstreamRefused(UpstreamError):
     """The server answered with another 4xx: it refuses what the configuration expects of it.
 
-    `http_status` is the server's own, if it is known.
+    `http_status` is the server's own, if it is known. `most_output` is the number of tokens that
+    the model writes at most, if the server refused to write more.
     """
 
     code = "upstream_refused"
 
-    def __init__(self, upstream: str, message: str, *, status: int | None = None) -> None:
+    def __init__(
+        self,
+        upstream: str,
+        message: str,
+        *,
+        status: int | None = None,
+        most_output: int | None = None,
+    ) -> None:
         super().__init__(upstream, message)
         self.http_status = status
+        self.most_output = most_output
 
 
 class UpstreamDenied(UpstreamRefused):
@@ -237,3 +257,11 @@ class UpstreamMalformed(UpstreamError):
     """The answer lacks a requested part: log-probabilities are missing, NaN or too few, say."""
 
     code = "upstream_malformed"
+
+
+def first_error(errors: BaseException) -> BaseException:
+    """The first single error in a group of groups, or the error itself."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -42,7 +42,8 @@ class ServerConfig(Section):
     max_n: int = Field(64, ge=1)
     """The largest `n` of a request."""
     max_total_tokens: int = Field(131072, ge=1)
-    """The largest `max_total_tokens` of a request."""
+    """The largest `max_total_tokens` of a request and of a pair's `params`; a larger `max_tokens`
+    is lowered to it."""
     max_connections: int = Field(2048, ge=1)
     """Connections of clients that each process holds open. One more closes the connection that has
     waited longest for a request."""

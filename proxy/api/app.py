@@ -33,8 +33,7 @@ from proxy.api.schema import (
 from proxy.api.service import Service
 from proxy.api.shapes import Kind
 from proxy.api.sse import EventStream, until_disconnected
-from proxy.engine.runner import first_error
-from proxy.errors import ModelNotFound, RequestError
+from proxy.errors import ModelNotFound, RequestError, first_error
 
 T = TypeVar("T")
 _Body = TypeVar("_Body", bound=BaseModel)

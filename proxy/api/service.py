@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from proxy.api.choices import ChoiceRunner, Choices
+from proxy.api.lengths import LoweredTokens, Resolved, length_limit, resolve_options
 from proxy.api.metrics import Metrics
 from proxy.api.observers import StreamObserver, TextObserver
 from proxy.api.recording import Recording, check_records
@@ -23,7 +24,7 @@ from proxy.engine.given_text import TextLogprobs, score_steps, score_tokens
 from proxy.engine.model_context import ModelContext, Prompts, with_text
 from proxy.engine.outlet import Outlet, WideOutlet
 from proxy.engine.pair import Pair
-from proxy.engine.runner import TrajectoryRun, first_error
+from proxy.engine.runner import TrajectoryRun
 from proxy.engine.seeds import seed_of_choice
 from proxy.engine.served_model import ServedModel
 from proxy.engine.upstream import Upstream
@@ -33,8 +34,9 @@ from proxy.errors import (
     ModelNotFound,
     RequestError,
     UnsupportedField,
+    first_error,
 )
-from proxy.options import Options, OptionsError, merge_layers, parse_options, parse_sampling
+from proxy.options import Options, OptionsError, merge_layers, parse_sampling
 from proxy.server_config import ServerConfig
 from trajectory_records.appender import Appender
 
@@ -42,7 +44,6 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _AUTHORS: tuple[Author, ...] = ("student", "teacher")
-_DEFAULTS = Options()
 # The options that matter for a given text.
 _SCORE_OPTIONS = {
     "backtrack",
@@ -72,6 +73,8 @@ class Job:
     clock: UpstreamClock
     scorer: Scorer | None
     """None if the method does not score."""
+    lowered: LoweredTokens | None
+    """The `max_tokens` that could not be honoured, if it could not."""
     prompts: dict[int, Prompts] = field(default_factory=lambda: defaultdict(Prompts))
     """The rendered prompts of each question."""
 
@@ -96,6 +99,7 @@ class Job:
             scorer=self.scorer,
             prompts=self.prompts[asked],
             outlet=outlet,
+            streams=request.stream,
             fallbacks=self.model.fallbacks(self.options, self.scorer),
         )
         observer.usage = run.usage
@@ -115,7 +119,12 @@ class Job:
 
     def headers(self) -> dict[str, str]:
         """The answer's additional headers."""
-        return {} if self.scorer is None else {"x-motab-scoring": self.scorer.scoring}
+        headers: dict[str, str] = {}
+        if self.scorer is not None:
+            headers["x-motab-scoring"] = self.scorer.scoring
+        if self.lowered is not None:
+            headers["x-motab-max-tokens"] = str(self.lowered.allowed)
+        return headers
 
 
 @dataclass(slots=True)
@@ -152,10 +161,12 @@ class Service:
         """Resolve a request. Raises `RequestError` or `ModelNotFound`."""
         model = self._model(request.model)
         forced = {"trace": "full"} if always_full else {}
-        options = self._options(model, {**request.motab, **forced}, _length_limit(request))
-        if options.method == "teacher":  # the only author, so that the top level is the teacher's
+        limit = length_limit(request)
+        resolved = self._resolved(model, {**request.motab, **forced}, limit)
+        if resolved.options.method == "teacher":  # the only author: the top level is its sampling
             asked = merge_layers({"teacher": request.sampled()}, request.motab, forced)
-            options = self._options(model, asked, _length_limit(request))
+            resolved = self._resolved(model, asked, limit)
+        options = resolved.options
         sampling = _sampling(model, request)
         model.check_sampling(options, sampling, request.sampled())
         model.check_method(options)
@@ -183,7 +194,17 @@ class Service:
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         head = Head(kind, f"{prefix}-{request_id}", int(time.time()), request.model)
         return Job(
-            model, request, questions, stops, options, sampling, head, request_id, clock, scorer
+            model,
+            request,
+            questions,
+            stops,
+            options,
+            sampling,
+            head,
+            request_id,
+            clock,
+            scorer,
+            resolved.lowered,
         )
 
     def _check_number(self, num_prompts: int, n: int) -> None:
@@ -201,18 +222,10 @@ class Service:
             raise ModelNotFound(message, param="model")
         return self.models[name]
 
-    def _options(self, model: ServedModel, asked: Mapping[str, Any], limit: int | None) -> Options:
-        cap = {"max_total_tokens": min(_DEFAULTS.max_total_tokens, self.config.max_total_tokens)}
-        try:
-            options = parse_options(cap, model.defaults, asked)
-            if limit is not None and limit < options.max_total_tokens:
-                options = parse_options(model.defaults, asked, {"max_total_tokens": limit})
-        except OptionsError as error:
-            raise RequestError(str(error), param=f"motab.{error.field}") from error
-        if options.max_total_tokens > self.config.max_total_tokens:
-            message = f"max_total_tokens must be at most {self.config.max_total_tokens} here"
-            raise RequestError(message, param="motab.max_total_tokens")
-        return options
+    def _resolved(
+        self, model: ServedModel, asked: Mapping[str, Any], max_tokens: int | None
+    ) -> Resolved:
+        return resolve_options(model, asked, max_tokens, self.config.max_total_tokens)
 
     async def complete(self, job: Job) -> dict[str, Any]:
         """All trajectories of a request, and the whole answer."""
@@ -220,7 +233,9 @@ class Service:
         with self.admission.admit(job.num_choices):
             observers = [TextObserver()] * job.num_choices
             choices = await self._run_all(job, observers, WideOutlet())
-        return completion(job.head, choices, job.request.n, job.options, job.model.labels)
+        return completion(
+            job.head, choices, job.request.n, job.options, job.model.labels, job.lowered
+        )
 
     async def stream(self, job: Job, outbox: Outbox) -> None:
         """The same as chunks, sent as they become certain."""
@@ -240,7 +255,7 @@ class Service:
         def finished(index: int, outcome: Outcome) -> None:
             final_trace = None
             if options.trace != "none":
-                final_trace = trace(outcome, options, job.model.labels)
+                final_trace = trace(outcome, options, job.model.labels, job.lowered)
             observers[index].begin()
             reason = outcome.trajectory.finish_reason
             put(writer.finish(index, reason, final_trace, outcome.usage))
@@ -299,7 +314,7 @@ class Service:
         for name in request.motab:
             if name not in has_part:
                 raise UnsupportedField(f"{name} does not apply to scoring", param=f"motab.{name}")
-        options = self._options(model, request.motab, None)
+        options = self._resolved(model, request.motab, None).options
         if request.token_logprobs:
             return await self._token_logprobs(model, request, options, Call(request_id, clock))
         call = Call(request_id, clock)
@@ -375,9 +390,3 @@ async def _asked(
     """
     question = replace(question, template_kwargs=request.template_kwargs(question))
     return await with_text(question, pair.visible, call) if question.token_ids else question
-
-
-def _length_limit(request: GenerationRequest) -> int | None:
-    """The smaller of OpenAI's two names for the same thing."""
-    limits = [x for x in (request.max_tokens, request.max_completion_tokens) if x is not None]
-    return min(limits, default=None)

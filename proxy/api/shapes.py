@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from proxy.api.choices import Choices, failures_of
+from proxy.api.lengths import LoweredTokens
 from proxy.core.params import TeacherSampling
 from proxy.core.types import Author, StepTrace
 from proxy.engine.given_text import ScoredText, TextLogprobs
@@ -25,7 +26,12 @@ class Head:
 
 
 def completion(
-    head: Head, made: Choices, n: int, options: Options, models: dict[str, str | None]
+    head: Head,
+    made: Choices,
+    n: int,
+    options: Options,
+    models: dict[str, str | None],
+    lowered: LoweredTokens | None,
 ) -> dict[str, Any]:
     """A whole answer: one choice per trajectory that finished, and the errors of the others.
 
@@ -41,7 +47,7 @@ def completion(
             choice["text"] = text
         choice["finish_reason"] = outcome.trajectory.finish_reason
         if options.trace != "none":
-            choice["motab"] = trace(outcome, options, models)
+            choice["motab"] = trace(outcome, options, models, lowered)
         choices.append(choice)
     return {
         "id": head.id,
@@ -54,7 +60,12 @@ def completion(
     }
 
 
-def trace(outcome: Outcome, options: Options, models: dict[str, str | None]) -> dict[str, Any]:
+def trace(
+    outcome: Outcome,
+    options: Options,
+    models: dict[str, str | None],
+    lowered: LoweredTokens | None = None,
+) -> dict[str, Any]:
     """The `motab` object of a choice."""
     trajectory = outcome.trajectory
     found: dict[str, Any] = {
@@ -67,6 +78,10 @@ def trace(outcome: Outcome, options: Options, models: dict[str, str | None]) -> 
             {"role": span.role, "start": span.start, "end": span.end} for span in trajectory.spans
         ],
     }
+    if outcome.limited_by is not None:
+        found["limited_by"] = asdict(outcome.limited_by)
+    if lowered is not None:
+        found["max_tokens"] = asdict(lowered)
     if outcome.fallbacks:
         found["scoring_fallbacks"] = {way: list(at) for way, at in outcome.fallbacks.items()}
     if options.trace == "full":

@@ -114,9 +114,11 @@ class ScoringQueue:
             return self.num_steps
         return 0
 
-    def answered(self, num_scores: int) -> None:
-        """End the call under way. Raises ValueError if it did not score exactly its steps."""
-        if num_scores != self._num_in_flight:
+    def answered(self, num_scores: int, *, is_full: bool = False) -> None:
+        """End the call under way. Raises ValueError if it did not score exactly its steps, or fewer
+        with `is_full`.
+        """
+        if num_scores > self._num_in_flight or (num_scores < self._num_in_flight) != is_full:
             raise ValueError(
                 f"{self._num_in_flight} steps were to be scored, {num_scores} scores came"
             )

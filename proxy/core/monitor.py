@@ -6,6 +6,7 @@ is the same: decisions depend only on the step texts and their scores, in step o
 """
 
 import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from proxy.core.imitkd import ImitKdMonitor
@@ -36,7 +37,7 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
-from proxy.core.verdict import bifurcation_of, judge, placed
+from proxy.core.verdict import bifurcation_of, judge, placed, unscored
 
 
 class Monitor(Protocol):
@@ -62,13 +63,19 @@ class ScoringMonitor(Monitor, Protocol):
         ...
 
 
-def monitor_for(params: Params, seed: int = 0, schedule: Schedule = AT_ONCE) -> Monitor:
+def monitor_for(
+    params: Params,
+    seed: int = 0,
+    schedule: Schedule = AT_ONCE,
+    has_room: Callable[[], bool] = lambda: True,
+) -> Monitor:
     """The state machine of `params.method`; `seed` decides what `imitkd` and `prefix` draw, and
-    `schedule` decides when `motab` and `skd` score.
+    `schedule` decides when `motab` and `skd` score. `motab` emits a step before its verdict only
+    while `has_room` says that the teacher's window will hold that step.
     """
     match params.method:
         case "motab":
-            return MotabMonitor(params, schedule)
+            return MotabMonitor(params, schedule, has_room)
         case "imitkd":
             return ImitKdMonitor(params, seed)
         case "skd":
@@ -85,8 +92,14 @@ class MotabMonitor:
     _DRAFT = 0
     _CORRECTION = 1
 
-    def __init__(self, params: Params, schedule: Schedule = AT_ONCE) -> None:
+    def __init__(
+        self,
+        params: Params,
+        schedule: Schedule = AT_ONCE,
+        has_room: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._params = params
+        self._has_room = has_room
         self._segmenter = Segmenter(
             params.delimiter, params.max_step_tokens, params.max_total_tokens
         )
@@ -180,7 +193,7 @@ class MotabMonitor:
         return commands
 
     def _scored(self, event: Scored) -> list[Command]:
-        self._queue.answered(len(event.scores))
+        self._queue.answered(len(event.scores), is_full=event.is_full)
         commands: list[Command] = []
         for score in event.scores:
             entropy = score.entropy if score.entropy is not None else self._next_entropy
@@ -200,8 +213,28 @@ class MotabMonitor:
             commands.append(Judged(index, step))
             if not step.safe:
                 return commands + self._breach()
+        if event.is_full:
+            return commands + self._end_unjudged()
         self._next_entropy = event.next_entropy
         return commands + self._advance()
+
+    def _end_unjudged(self) -> list[Command]:
+        """End with what was judged, because the teacher's window is full. A step stays without a
+        verdict if some of it may have been emitted.
+        """
+        commands = self._halt_draft()
+        self._draft_end = "length"
+        self._segmenter.close()
+        num_kept = len(self._judged)
+        has_begun = self._emitted_steps > num_kept or (
+            self._emitted_steps == num_kept and self._emitted_chars > 0
+        )
+        if has_begun or (self._params.stitch == "flawed" and self._has_room()):
+            self._judged.append(unscored(self._steps[num_kept], "student"))
+            num_kept += 1
+        del self._steps[num_kept:]
+        del self._texts[num_kept:]
+        return [*commands, *self._emit_draft(), *self._finish("length")]
 
     def _breach(self) -> list[Command]:
         """The last judged step is unsafe: stop the student, go back to t*, ask the teacher."""
@@ -271,7 +304,7 @@ class MotabMonitor:
         num_judged = len(self._judged)
         if self._params.stitch == "flawed":
             # A step is in the output if all steps before it are safe, even if it is the breach.
-            if self._bifurcation is not None:
+            if self._bifurcation is not None or not self._has_room():
                 return num_judged, False
             return min(num_judged + 1, len(self._steps)), num_judged == len(self._steps)
         if self._bifurcation is not None:

@@ -121,7 +121,7 @@ class SkdMonitor(Relay):
         return commands
 
     def _scored(self, event: Scored) -> list[Command]:
-        self._queue.answered(len(event.scores))
+        self._queue.answered(len(event.scores), is_full=event.is_full)
         commands: list[Command] = []
         for score in event.scores:
             step = self._judged(self._drafted.pop(0), score)
@@ -133,6 +133,8 @@ class SkdMonitor(Relay):
                 return [*commands, *self._halt(rewrite.write_id - 1), rewrite]
             self._keep(step)
             commands.append(self._emit(step.text))
+        if event.is_full:
+            return [*commands, *self._halt(self._stretch.write_id), self._finish("length")]
         return commands + self._advance()
 
     def _judged(self, drafted: _Drafted, score: StepScore) -> StepTrace:

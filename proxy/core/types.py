@@ -152,11 +152,14 @@ class WriteEnded:
 class Scored:
     """The answer to `Score`: one score per new step, in order.
 
-    `next_entropy` is H of the state after the last new step, if the server gave it.
+    `next_entropy` is H of the state after the last new step, if the server gave it. With `is_full`
+    the last new steps have no scores, and no later step gets one: the teacher's window holds no
+    more.
     """
 
     scores: tuple[StepScore, ...]
     next_entropy: float | None = None
+    is_full: bool = False
 
 
 Event = Wrote | WriteEnded | Scored

@@ -38,6 +38,12 @@ def ahead_of(before: str, after: str) -> str | None:
     return near if len(near) == MAX_AHEAD else None
 
 
+def decisive(before: str, after: str) -> str:
+    """Return the beginning of `after` as `ahead_of` does; all of it if it is too short."""
+    ahead = ahead_of(before, after)
+    return after if ahead is None else ahead
+
+
 def behind_of(texts: Iterable[str], after: str) -> str:
     """Return the text before `after` that decides which tokens `after` begins with.
 

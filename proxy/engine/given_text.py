@@ -44,6 +44,7 @@ async def score_steps(
     teacher = model_context.upstream
     async with teacher.scoring:
         context = await model_context.at(texts)
+        teacher.budget.require(context)
         found = await score_by_ladder(
             scorers, context, len(texts), params.entropy_top_k, call, entropy_known=False
         )
@@ -98,6 +99,7 @@ async def score_tokens(
                 " tokens do not stand for the text's characters",
                 param="text",
             )
+        upstream.budget.require(context)
         tokens = await scorer.token_logprobs(context, call)
     return TextLogprobs(
         ends=_in_characters([token.end for token in tokens], text),

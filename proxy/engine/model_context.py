@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from proxy.backends.base import Call, Context, Question, Segment
 from proxy.core.thinking import Bridge, MappedSteps, Translator, closes_thought
-from proxy.engine.borders import MAX_AHEAD, ahead_of
+from proxy.engine.borders import MAX_AHEAD, decisive
 from proxy.engine.step_tokens import MappedStep, Parts, markup_of, tokens_of
 from proxy.engine.upstream import Upstream
 from proxy.errors import RequestError, UpstreamDenied, UpstreamRefused
@@ -149,8 +149,7 @@ def _ahead(steps: Sequence[str], index: int, following: str) -> str:
         later += 1
     if len(after) < MAX_AHEAD:
         after += following
-    ahead = ahead_of(steps[index], after)
-    return after if ahead is None else ahead
+    return decisive(steps[index], after)
 
 
 def _words_of(mapped: Sequence[Parts]) -> str:

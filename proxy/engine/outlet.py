@@ -2,6 +2,11 @@
 
 from typing import Protocol
 
+from proxy.core.types import (
+    Breached,
+    Judged,
+)
+
 
 class Outlet(Protocol):
     """Takes the output of trajectories, and may be full."""
@@ -25,3 +30,15 @@ class WideOutlet:
 
     async def has_room(self) -> None:
         """Return at once."""
+
+
+class Observer(Protocol):
+    """Gets text and decisions as they happen; must not block."""
+
+    def text(self, text: str) -> None:
+        """Take more of the output, which will not change."""
+        ...
+
+    def notice(self, notice: Judged | Breached) -> None:
+        """Take a decision."""
+        ...

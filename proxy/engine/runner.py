@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
-from typing import Protocol
+from functools import partial
 
 from proxy.backends.base import (
     Call,
@@ -19,6 +19,7 @@ from proxy.backends.base import (
     Question,
     Sampling,
     Scorer,
+    Scores,
 )
 from proxy.core.lookahead import AT_ONCE
 from proxy.core.monitor import Monitor, ScoringMonitor, monitor_for
@@ -38,37 +39,26 @@ from proxy.core.types import (
     Pause,
     Resume,
     Score,
-    Scored,
     Scoring,
     Trajectory,
     Write,
     WriteEnded,
     Wrote,
 )
-from proxy.engine.borders import MAX_AHEAD, ahead_of
+from proxy.engine.borders import MAX_AHEAD, ahead_of, decisive
+from proxy.engine.budget import WRITTEN_BY_A_SCORE, BudgetedWrite, LimitedBy
+from proxy.engine.fitting import StepsToScore, score_what_fits
 from proxy.engine.ladder import score_by_ladder
 from proxy.engine.model_context import ModelContext, Prompts
-from proxy.engine.outlet import Outlet, WideOutlet
+from proxy.engine.outlet import Observer, Outlet, WideOutlet
 from proxy.engine.pair import Pair
 from proxy.engine.schedule import MeasuredSchedule
 from proxy.engine.seeds import seed_of_draws, seed_of_write
-from proxy.engine.upstream import Gate, Upstream
+from proxy.engine.upstream import Gate, Upstream, num_revise_tokens
 from proxy.engine.usage import Outcome, Usage
-from proxy.errors import MotabError, UpstreamMalformed
+from proxy.errors import MotabError, UpstreamMalformed, first_error
 
 _log = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """Gets text and decisions as they happen; must not block."""
-
-    def text(self, text: str) -> None:
-        """Take more of the output, which will not change."""
-        ...
-
-    def notice(self, notice: Judged | Breached) -> None:
-        """Take a decision."""
-        ...
 
 
 @dataclass(slots=True)
@@ -89,6 +79,8 @@ class TrajectoryRun:
     """Shared by all trajectories of the question."""
     outlet: Outlet = field(default_factory=WideOutlet)
     """Where the observer's text goes."""
+    streams: bool = True
+    """Whether the observer's text is sent at once, so that it cannot be taken back."""
     fallbacks: tuple[Scorer, ...] = ()
     """The scorers for steps of which `scorer` makes no sense twice, best first."""
     _monitor: Monitor = field(init=False)
@@ -98,6 +90,10 @@ class TrajectoryRun:
     _contexts: dict[Author, ModelContext] = field(init=False, default_factory=dict)
     _first_step: str = field(init=False, default="")
     """The first step that was scored."""
+    _num_read: int = field(init=False, default=0)
+    """The tokens of the context that was read last."""
+    _limited_by: LimitedBy | None = field(init=False, default=None)
+    """The limit that ended the last text, if one did."""
     _writes: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
     _places: dict[int, asyncio.Future[None]] = field(init=False, default_factory=dict)
     _halted: set[int] = field(init=False, default_factory=set)
@@ -116,7 +112,8 @@ class TrajectoryRun:
         seed = seed_of_draws(self.sampling.seed, self.question)
         if self.scorer is not None and self.scorer.recomputes:
             self._schedule = self.pair.schedule(self.params.method)
-        self._monitor = monitor_for(self.params, seed, self._schedule or AT_ONCE)
+        schedule = self._schedule or AT_ONCE
+        self._monitor = monitor_for(self.params, seed, schedule, self._has_room)
 
     async def run(self) -> Outcome:
         """Run to the end. Cancelling this cancels every request to an upstream.
@@ -205,13 +202,30 @@ class TrajectoryRun:
         await self._places[command.write_id]
         context = await model_context.at(command.steps, before)
         translator = model_context.translator(command.steps, before)
-        self.usage.count_call(command.author, len(context.token_ids))
+        num_prompt = self._num_read = len(context.token_ids)
+        if command.author == "student" and self.scorer is not None:
+            num_prompt += WRITTEN_BY_A_SCORE  # a teacher with the same window can score all of it
+        self._limited_by = None
+        write = BudgetedWrite(
+            upstream.budget,
+            command.author,
+            num_prompt,
+            command.max_tokens,
+            is_first=command.write_id == 0,
+        )
+        if write.can_begin:
+            self.usage.count_call(command.author, self._num_read)
+        draft = partial(self._drafts, command, context, sampling)
         with upstream.writing_speed.writing():
-            async with aclosing(self._drafts(command, context, sampling)) as drafts:
-                await self._take(command, drafts, translator)
+            async with aclosing(write.drafts(draft)) as drafts:
+                await self._take(command, write, drafts, translator)
 
     async def _take(
-        self, command: Write, drafts: AsyncGenerator[Draft], translator: Translator
+        self,
+        command: Write,
+        write: BudgetedWrite,
+        drafts: AsyncGenerator[Draft],
+        translator: Translator,
     ) -> None:
         """Report the written text to the monitor, to the end or until the write is halted."""
         upstream = self.pair.of(command.author)
@@ -230,6 +244,7 @@ class TrajectoryRun:
             if draft.end is not None:
                 if command.author == "teacher":
                     self.usage.count_cached(draft.num_cached_tokens)
+                self._limited_by = write.limited_by
                 self._tell(WriteEnded(command.write_id, draft.end), upstream)
             if draft.end is not None or command.write_id in self._halted:
                 return
@@ -244,14 +259,14 @@ class TrajectoryRun:
         raise UpstreamMalformed(upstream.name, "its text ended without a reason")
 
     def _drafts(
-        self, command: Write, context: Context, sampling: Sampling
+        self, command: Write, context: Context, sampling: Sampling, max_tokens: int
     ) -> AsyncGenerator[Draft]:
         """The stream of a write; a writer that cannot wait ignores the gate."""
         upstream, gate = self.pair.of(command.author), self._gates[command.write_id]
         if upstream.gated_writer is not None:
             writing = upstream.gated_writer.write_gated
-            return writing(context, sampling, command.max_tokens, self.call, gate)
-        return upstream.writer.write(context, sampling, command.max_tokens, self.call)
+            return writing(context, sampling, max_tokens, self.call, gate)
+        return upstream.writer.write(context, sampling, max_tokens, self.call)
 
     async def _score(self, command: Score) -> None:
         if self.scorer is None:
@@ -259,27 +274,47 @@ class TrajectoryRun:
         self._first_step = command.steps[0]
         following = "" if self.scorer.scoring in JUDGES else await self._following(command.steps)
         teacher = self.pair.of("teacher")
+        wanted = StepsToScore(command.steps, command.num_new, command.entropy_known)
+        score = partial(self._scores_of, self.scorer)
+
+        async def context_at(steps: tuple[str, ...]) -> Context:
+            rest = "".join(command.steps[len(steps) :]) + following
+            return await self._model_context("teacher").at(
+                steps, following=decisive(steps[-1], rest)
+            )
+
         async with teacher.scoring:
-            model_context = self._model_context("teacher")
-            context = await model_context.at(command.steps, following=following)
-            with teacher.computing_speed.computing(len(context.token_ids)):
-                found = await score_by_ladder(
-                    (self.scorer, *self.fallbacks),
-                    context,
-                    command.num_new,
-                    self.params.entropy_top_k,
-                    self.call,
-                    entropy_known=command.entropy_known,
-                )
-            if self._schedule is not None:
-                self._schedule.num_context = len(context.token_ids)
-        scores = found.scores
-        if found.scoring != self.scorer.scoring:
-            num_steps = len(command.steps)
-            marked = range(num_steps - command.num_new, num_steps)
+            scored = await score_what_fits(wanted, teacher.budget, context_at, score)
+        if scored.is_full:
+            limits = teacher.budget.limits
+            self._limited_by = LimitedBy("teacher", "context_tokens", limits.context_tokens)
+        self._tell(scored, teacher)
+
+    async def _scores_of(self, scorer: Scorer, context: Context, steps: StepsToScore) -> Scores:
+        """Make one scoring call."""
+        with self.pair.of("teacher").computing_speed.computing(len(context.token_ids)):
+            found = await score_by_ladder(
+                (scorer, *self.fallbacks),
+                context,
+                steps.num_new,
+                self.params.entropy_top_k,
+                self.call,
+                entropy_known=steps.entropy_known,
+            )
+        self._num_read = len(context.token_ids)
+        if self._schedule is not None:
+            self._schedule.num_context = self._num_read
+        if found.scoring != scorer.scoring:
+            num_steps = len(steps.steps)
+            marked = range(num_steps - steps.num_new, num_steps)
             self._fell_back[found.scoring] = (*self._fell_back.get(found.scoring, ()), *marked)
-        self.usage.count_scoring(scores)
-        self._tell(Scored(scores.steps, scores.next_entropy), teacher)
+        self.usage.count_scoring(found.scores)
+        return found.scores
+
+    def _has_room(self) -> bool:
+        """Return whether text may be sent before its verdict: the teacher can surely give one."""
+        most = min(self.params.max_step_tokens, self.params.max_total_tokens)
+        return self.streams and self.pair.of("teacher").budget.has_room(self._num_read, most)
 
     async def _following(self, steps: Sequence[str]) -> str:
         """Wait until the student's text shows which tokens end in the steps; return that text."""
@@ -287,9 +322,8 @@ class TrajectoryRun:
             raise MotabError("this method has nothing scored; please report this")
         while True:
             following = self._monitor.following(len(steps), MAX_AHEAD)
-            ahead = ahead_of(steps[-1], following.text)
-            if ahead is not None or following.is_all:
-                return following.text if ahead is None else ahead
+            if following.is_all or ahead_of(steps[-1], following.text) is not None:
+                return decisive(steps[-1], following.text)
             gate = self._gates[max(self._gates)]  # a student that is ahead must write a bit more
             with gate.held_open():
                 self._wrote.clear()
@@ -340,7 +374,8 @@ class TrajectoryRun:
         scoring = None if self.scorer is None else self.scorer.scoring
         in_thought = self._formats().begins_in_thought(self.question)
         quality = quality_of(trajectory, self.params, in_thought=in_thought)
-        return Outcome(trajectory, self.usage, scoring, quality, self._fell_back)
+        limited_by = self._limited_by if trajectory.finish_reason == "length" else None
+        return Outcome(trajectory, self.usage, scoring, quality, self._fell_back, limited_by)
 
 
 def _first(
@@ -352,26 +387,3 @@ def _first(
     if len(logprobs) < num_pieces:
         return None
     return tuple(logprobs.popleft() for _ in range(num_pieces))
-
-
-async def num_revise_tokens(student: Upstream, params: Params, call: Call) -> int | None:
-    """Return the number of the revise token's tokens, with the blank line after it.
-
-    A count is no reason to lose a trajectory, or to start no server: a failure is logged, and gives
-    None.
-    """
-    try:
-        return await student.num_tokens(params.revise + "\n\n", call)
-    except (MotabError, ExceptionGroup) as error:
-        if not isinstance(cause := first_error(error), MotabError):
-            raise
-        _log.warning("the revise token cannot be counted: %s", cause)
-        return None
-
-
-def first_error(errors: BaseException) -> BaseException:
-    """The first single error in a group of groups, or the error itself."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

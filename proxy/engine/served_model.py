@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.backends.base import Scorer, TokenScorer
-from proxy.core.params import PENALTIES, SamplingValues
+from proxy.core.params import PENALTIES, Method, SamplingValues
 from proxy.core.types import JUDGES, Author
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
@@ -23,6 +23,18 @@ class ServedModel:
     """The models' own names: `student` and `teacher`."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """The student's sampling, where a request does not say otherwise."""
+
+    def most_tokens(self, method: Method) -> int | None:
+        """Return the most tokens that a text can have under this method, as far as the models'
+        limits are known. Where both write, each limit of an answer holds for a part only.
+        """
+        student, teacher = self.pair.student, self.pair.teacher
+        if method in {"student", "teacher"}:
+            author = student if method == "student" else teacher
+            return None if author is None else author.budget.most_written
+        windows = [u.budget.most_in_window for u in (student, teacher) if u is not None]
+        known = [window for window in windows if window is not None]
+        return max(known) if known == windows else None
 
     def check_method(self, options: Options) -> None:
         """Raise `RequestError` if the pair lacks something that the method needs."""

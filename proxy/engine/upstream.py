@@ -1,6 +1,7 @@
 """Holds the engine's knowledge of a server: its limits, its speeds and its ways to score."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +18,17 @@ from proxy.backends.base import (
     Scorer,
     Writer,
 )
+from proxy.backends.limits import NO_LIMITS, ModelLimits
+from proxy.core.params import Params
 from proxy.core.thinking import Reasoning
 from proxy.core.types import Scoring
+from proxy.engine.budget import Budget
 from proxy.engine.outlet import Outlet
 from proxy.engine.schedule import ComputingSpeed, WritingSpeed
-from proxy.errors import ScoringUnavailable
+from proxy.errors import MotabError, ScoringUnavailable, first_error
 
 _MOST_COUNTED = 1000
+_log = logging.getLogger(__name__)
 
 
 class WritingPlaces:
@@ -119,6 +124,11 @@ class Upstream:
     """The sampling values that its server has no field for."""
     on_wait: Callable[[], None] = lambda: None
     """Called when a text that it writes has to wait for verdicts."""
+    limits: ModelLimits = NO_LIMITS
+    """The most tokens that its model takes, as far as they are known at the start."""
+    counts_exactly: bool = True
+    """Whether its reader counts tokens as its server does."""
+    budget: Budget = field(init=False)
     num_tokens_of: dict[str, int] = field(init=False, default_factory=dict)
     """The tokens of texts that recur, such as the revise token's, counted once."""
     gated_writer: GatedWriter | None = field(init=False)
@@ -133,6 +143,7 @@ class Upstream:
         self.gated_writer = self.writer if isinstance(self.writer, GatedWriter) else None
         self.writing = WritingPlaces(self.max_concurrent)
         self.scoring = asyncio.Semaphore(self.max_concurrent)
+        self.budget = Budget(self.name, self.limits, self.counts_exactly)
 
     async def num_tokens(self, text: str, call: Call) -> int:
         """Return the number of tokens of a text that recurs from request to request."""
@@ -208,3 +219,18 @@ class Gate(asyncio.Event):
                     self._upstream.on_wait()
                     await super().wait()
         return True
+
+
+async def num_revise_tokens(student: Upstream, params: Params, call: Call) -> int | None:
+    """Return the number of the revise token's tokens, with the blank line after it.
+
+    A count is no reason to lose a trajectory, or to start no server: a failure is logged, and gives
+    None.
+    """
+    try:
+        return await student.num_tokens(params.revise + "\n\n", call)
+    except (MotabError, ExceptionGroup) as error:
+        if not isinstance(cause := first_error(error), MotabError):
+            raise
+        _log.warning("the revise token cannot be counted: %s", cause)
+        return None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from proxy.backends.base import Scores
 from proxy.core.types import Author, Quality, Scoring, Trajectory
+from proxy.engine.budget import LimitedBy
 
 
 @dataclass(slots=True)
@@ -92,3 +93,5 @@ class Outcome:
     scoring: Scoring | None
     quality: tuple[Quality, ...] = ()
     fallbacks: Mapping[Scoring, tuple[int, ...]] = field(default_factory=dict)
+    limited_by: LimitedBy | None = None
+    """The model's limit that ended the text before its own end."""

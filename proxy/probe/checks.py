@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from proxy.backends.base import Call, Context, Message, Question, Reader, Sampling, Segment
 from proxy.backends.transport.resume import ResumingWriter
 from proxy.core.types import FinishReason
-from proxy.engine.runner import first_error
 from proxy.engine.upstream import Upstream
-from proxy.errors import MotabError, RequestError, UpstreamMalformed, UpstreamRefused
+from proxy.errors import MotabError, RequestError, UpstreamMalformed, UpstreamRefused, first_error
 from proxy.probe.report import Check, failed, no, not_applicable, ok
 
 LIMIT_S = 120.0

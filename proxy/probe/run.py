@@ -9,9 +9,8 @@ from proxy.api.metrics import Metrics
 from proxy.backends.base import Call
 from proxy.config import Config, EmbeddedConfig, RetriesConfig, UpstreamConfig
 from proxy.core.params import Params
-from proxy.engine.runner import first_error
 from proxy.engine.upstream import Upstream
-from proxy.errors import MotabError, UpstreamError, UpstreamUnreachable
+from proxy.errors import MotabError, UpstreamError, UpstreamUnreachable, first_error
 from proxy.probe.checks import LIMIT_S, Subject, failure, texts
 from proxy.probe.pairs import judge_pair
 from proxy.probe.report import (

@@ -13,9 +13,8 @@ from proxy.backends.worker_slots import ALL_SLOTS, WorkerSlots
 from proxy.config import Config
 from proxy.engine.admission import OwnSeats, Seats
 from proxy.engine.pair import Pair
-from proxy.engine.runner import num_revise_tokens
 from proxy.engine.served_model import ServedModel
-from proxy.engine.upstream import Upstream
+from proxy.engine.upstream import Upstream, num_revise_tokens
 from proxy.errors import ConfigError, RequestError, StartError
 from proxy.options import parse_options, parse_sampling
 from proxy.server_config import RecordsConfig

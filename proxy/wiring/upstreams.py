@@ -15,6 +15,7 @@ from proxy.backends.embedded.gguf_files import converted, dequantized, model_pat
 from proxy.backends.embedded.server import embedded_server
 from proxy.backends.judges.judge import find_judges
 from proxy.backends.judges.openai_chat import OpenAIChatAsker
+from proxy.backends.limits import Limited, ModelLimits
 from proxy.backends.servers.chat_route import ChatRoute, openai_sampling
 from proxy.backends.servers.chat_text import CountingReader
 from proxy.backends.servers.litellm import HostedModel, LiteLLM
@@ -147,6 +148,7 @@ async def _open_server(
             chat=ChatRoute(client, config.model, _chat_defaults(config)),
             template=prompts,
             on_wait=partial(metrics.student_wait, name),
+            limits=await _limits(name, config, backend),
         )
 
     upstream = await _once_up(connected, wait_s)
@@ -176,6 +178,8 @@ async def _text_server(
         chat=ChatRoute(client, config.model, _chat_defaults(config)),
         template=template,
         unsampled=backend.unsampled,
+        limits=await _limits(name, config, backend),
+        counts_exactly=False,
     )
 
 
@@ -282,7 +286,17 @@ async def _open_hosted(
         gpus=config.gpus,
         template=HostedTemplate(backend, reasoning),
         unsampled=backend.unsampled,
+        limits=await _limits(name, config, backend),
+        counts_exactly=False,
     )
+
+
+async def _limits(name: str, config: UpstreamConfig, server: Limited) -> ModelLimits:
+    """The model's limits: the lower of the configured and the server's own."""
+    limits = ModelLimits(config.context_tokens, None, config.max_output_tokens)
+    limits = limits.lower(await server.limits())
+    _log.info("upstream '%s': its model's limits are %s", name, limits)
+    return limits
 
 
 def _timeouts(config: UpstreamConfig) -> Timeouts:

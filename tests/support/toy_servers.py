@@ -9,7 +9,7 @@ import socket
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -286,6 +286,7 @@ class Toy:
                 if string or token == _END:  # half a character has no event, so its id never comes
                     count = chunk.num - len(chunk.ids) + index + 1
                     row = {"content": string, "tokens": [token], "tokens_predicted": count}
+                    row["completion_probabilities"] = [{"logprob": -0.5}]
                     events.append(_event({**row, "stop": False}))
         last = {"content": "", "stop": True, "tokens": [], "tokens_predicted": len(ids)}
         kind = "eos" if ids[-1] == _END else "limit"
@@ -316,7 +317,7 @@ class _Chunk:
         return {
             "text": "".join(self.strings),
             "token_ids": self.ids,
-            "logprobs": {"tokens": self.strings},
+            "logprobs": {"tokens": self.strings, "token_logprobs": [-0.5] * len(self.ids)},
             "finish_reason": self.end,
             "stop_reason": None,
         }
@@ -361,17 +362,25 @@ async def _send(request: web.Request, events: list[bytes], *, streams: bool) -> 
 
 
 @asynccontextmanager
-async def toy_server(kind: Kind, model: Model) -> AsyncIterator[Toy]:
+async def toy_server(
+    kind: Kind, model: Model, make: Callable[[Kind, Model], Toy] = Toy
+) -> AsyncIterator[Toy]:
     """A running one."""
-    toy = Toy(kind, model)
+    toy = make(kind, model)
     app = web.Application(client_max_size=2**24)
     app.router.add_route("*", "/{path:.*}", toy.handle)
+    async with running(app) as toy.base_url:
+        yield toy
+
+
+@asynccontextmanager
+async def running(app: web.Application) -> AsyncIterator[str]:
+    """Serve `app`; its base URL."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        toy.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         await runner.setup()
         try:
             await web.SockSite(runner, listener).start()
-            yield toy
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             await runner.cleanup()

@@ -39,6 +39,7 @@ _WIRE = frozenset(
         "proxy.errors",
         "proxy.secrets",
         "proxy.backends.base",
+        "proxy.backends.limits",
         "proxy.backends.worker_slots",
     }
 )
@@ -90,6 +91,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.server_config": frozenset(),
     "proxy.backends": _WIRE,
     "proxy.backends.base": _CORE,
+    "proxy.backends.limits": frozenset(),
     "proxy.backends.worker_slots": frozenset(),
     "proxy.backends.self_test": _WIRE,
     "proxy.backends.transport": _WIRE,
@@ -117,6 +119,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.api",
         "proxy.engine",
         "proxy.backends.base",
+        "proxy.backends.limits",
         "proxy.backends.worker_slots",
         "proxy.backends.embedded",
         "proxy.backends.judges",

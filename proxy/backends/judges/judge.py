@@ -14,7 +14,7 @@ from typing import Protocol
 
 from proxy.backends.base import Call, Context, Question, Scores
 from proxy.core.types import Scoring, StepScore
-from proxy.errors import RequestError, UpstreamMalformed, UpstreamRefused
+from proxy.errors import ContextExceeded, RequestError, UpstreamMalformed, UpstreamRefused
 
 _log = logging.getLogger(__name__)
 
@@ -196,10 +196,24 @@ class JudgeSample(_Judge):
     ) -> Mark:
         form = f"{_DIGIT_LAST} {_AGAIN}" if again else _DIGIT_LAST
         prompt = _prompt(question, solution, step, form)
-        answer = await self._asker.ask(prompt, _MAX_ANSWER_TOKENS, None, call)
+        answer = await self._answer(prompt, call)
         if not answer.is_whole:
             raise ValueError(f"the answer was cut off, its end is {answer.text[-80:]!r}")
         return Mark(sampled_mark(answer.text), answer.num_cached_tokens)
+
+    async def _answer(self, prompt: str, call: Call) -> Answer:
+        """Return the answer, with less room for thoughts where the model's limits leave less."""
+        max_tokens = _MAX_ANSWER_TOKENS
+        while True:
+            try:
+                return await self._asker.ask(prompt, max_tokens, None, call)
+            except (ContextExceeded, UpstreamRefused) as error:
+                lower = max_tokens // 2
+                if isinstance(error, UpstreamRefused):
+                    lower = error.most_output or 0
+                if not 0 < lower < max_tokens:
+                    raise
+                max_tokens = lower
 
 
 async def find_judges(asker: Asker, call: Call) -> tuple[JudgeLogprob | JudgeSample, ...]:

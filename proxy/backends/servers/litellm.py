@@ -11,23 +11,16 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from proxy.backends.base import (
-    GREEDY,
-    Call,
-    Context,
-    Decoded,
-    Draft,
-    Question,
-    Reader,
-    Sampling,
-)
+from proxy.backends.base import GREEDY, Call, Context, Decoded, Draft, Question, Reader, Sampling
 from proxy.backends.judges.judge import Answer, Candidate, JudgeLogprob, JudgeSample, find_judges
+from proxy.backends.limits import ModelLimits
 from proxy.backends.servers.chat_text import ChatText, counted_pieces, seam_of
 from proxy.backends.servers.litellm_library import (
     leave_connections,
     share_connections,
     translated,
 )
+from proxy.backends.servers.model_list import count_in, listed_limits
 from proxy.backends.tokens.wire_values import end_of, text_of
 from proxy.backends.transport.calls import Calls, affinity_headers
 from proxy.backends.transport.http import UpstreamClient
@@ -280,12 +273,26 @@ class LiteLLM:
             fields["chat_template_kwargs"] = kwargs
         return fields
 
+    async def limits(self) -> ModelLimits:
+        """Return the limits of litellm's model list, or lower limits of the API's own."""
+        known = self._known()
+        limits = ModelLimits(
+            count_in(known, "max_input_tokens"), None, count_in(known, "max_output_tokens")
+        )
+        if self._models is None:
+            return limits
+        model = self._hosted.model.partition("/")[2] or self._hosted.model
+        return limits.lower(await listed_limits(self._models, model, "/models"))
+
+    def _known(self) -> dict[str, Any]:
+        """The entry of litellm's model list; empty if it lacks the model."""
+        model, listed = self._hosted.model, self._library.model_cost
+        return dict(listed.get(model) or listed.get(model.partition("/")[2]) or {})
+
     def _known_continuation(self) -> Continuation | None:
         if self._provider == _VLLM:
             return "continue_final_message"
-        model, prices = self._hosted.model, self._library.model_cost
-        known = prices.get(model) or prices.get(model.partition("/")[2]) or {}
-        return "prefill" if known.get("supports_assistant_prefill") else None
+        return "prefill" if self._known().get("supports_assistant_prefill") else None
 
     def _takes(self, **parameters: Any) -> bool:  # noqa: ANN401
         """Return whether the model accepts these parameters, by litellm's own tables."""

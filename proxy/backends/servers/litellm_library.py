@@ -12,12 +12,11 @@ from weakref import WeakSet
 
 import aiohttp
 
-from proxy.backends.transport.refusals import refusal_of
+from proxy.backends.transport.refusals import exceeded, refusal_of
 from proxy.backends.transport.retry import parse_retry_after
 from proxy.errors import (
     ConfigError,
     ContentRefused,
-    ContextExceeded,
     MotabError,
     UnsupportedField,
     UpstreamUnreachable,
@@ -110,7 +109,7 @@ def _translation(
     exceptions = library.exceptions
     shown = f"upstream '{upstream}': {message}"
     if isinstance(error, exceptions.ContextWindowExceededError):
-        return ContextExceeded(shown)
+        return exceeded(shown, str(error))
     if isinstance(error, exceptions.ContentPolicyViolationError):
         return ContentRefused(shown, param="messages")
     if isinstance(error, exceptions.UnsupportedParamsError):

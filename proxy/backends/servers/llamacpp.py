@@ -24,7 +24,9 @@ from proxy.backends.base import (
     Scores,
     Segment,
 )
+from proxy.backends.limits import ModelLimits
 from proxy.backends.servers.llamacpp_stream import LlamaCppStream, finite_or_nan
+from proxy.backends.servers.model_list import slot_limits
 from proxy.backends.servers.slot_pool import SlotPool
 from proxy.backends.tokens.alignment import (
     Alignment,
@@ -110,6 +112,9 @@ class LlamaCpp:
 
     async def check(self) -> None:
         await self._client.get("/health")
+
+    async def limits(self) -> ModelLimits:
+        return await slot_limits(self._client)
 
     async def render(self, question: Question, call: Call) -> Segment:
         question = question.under(self.template_kwargs)

@@ -25,8 +25,10 @@ from proxy.backends.base import (
     Sampling,
     Scorer,
 )
+from proxy.backends.limits import ModelLimits
 from proxy.backends.self_test import TOLERANCE, self_test
 from proxy.backends.servers.echo import COMPLETIONS, Completions, Echo, aligned
+from proxy.backends.servers.model_list import listed_limits
 from proxy.backends.tokens.openai_usage import cached_tokens
 from proxy.backends.tokens.wire_values import end_of, error_in, is_failure, text_of
 from proxy.backends.transport.http import DONE, UpstreamClient
@@ -103,6 +105,9 @@ class OpenAI:
     async def check(self) -> None:
         # Hosts do not list every model that they serve; `connect` has tried this model.
         await self._client.get("/v1/models")
+
+    async def limits(self) -> ModelLimits:
+        return await listed_limits(self._client, self._route.model)
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call

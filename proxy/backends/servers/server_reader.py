@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from proxy.backends.base import Call, Question, Segment
+from proxy.backends.limits import ModelLimits
+from proxy.backends.servers.model_list import listed_limits
 from proxy.backends.tokens.alignment import (
     DUMMY_PREFIX,
     align_vocabulary,
@@ -76,6 +78,9 @@ class ServerReader:
     @classmethod
     async def _cuts(cls, client: UpstreamClient, model: str) -> Cuts:
         raise NotImplementedError
+
+    async def limits(self) -> ModelLimits:
+        return await listed_limits(self._client, self._model)
 
     async def render(self, question: Question, call: Call) -> Segment:
         question = question.under(self.template_kwargs)

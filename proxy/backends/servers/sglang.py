@@ -10,17 +10,9 @@ from typing import Any
 
 import orjson
 
-from proxy.backends.base import (
-    GREEDY,
-    Call,
-    Context,
-    Decoded,
-    Draft,
-    Sampling,
-    ScoredToken,
-    Scores,
-)
-from proxy.backends.servers.model_list import require_model
+from proxy.backends.base import GREEDY, Call, Context, Decoded, Draft, Sampling, ScoredToken, Scores
+from proxy.backends.limits import ModelLimits
+from proxy.backends.servers.model_list import asked, count_in, require_model
 from proxy.backends.servers.server_reader import Cuts, ServerReader
 from proxy.backends.tokens.alignment import (
     FOLLOWED_BY,
@@ -72,6 +64,13 @@ class SGLang(ServerReader):
     async def check(self) -> None:
         # For an adapter, /generate would answer with the base model.
         await require_model(self._client, self._model, no_adapters=True)
+
+    async def limits(self) -> ModelLimits:
+        limits = await super().limits()
+        info = await asked(self._client, "/server_info")
+        refused = count_in(info, "max_req_input_len") if isinstance(info, dict) else None
+        # A prompt of that many tokens is refused already.
+        return limits if refused is None else limits.lower(ModelLimits(input_tokens=refused - 1))
 
     async def _detokenized(self, token_ids: Sequence[int], call: Call) -> str:
         body = {"model": self._model, "tokens": list(token_ids), "skip_special_tokens": False}

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from proxy.backends.transport.refused_numbers import most_output, prompt_tokens, window_tokens
 from proxy.errors import (
     ContentRefused,
     ContextExceeded,
@@ -116,7 +117,7 @@ def refusal_of(
     about_data = status in _ABOUT_DATA or not is_final
     shown = f"upstream '{upstream}': {message}"
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (about_data and is_context_overflow(words)):
-        return ContextExceeded(shown)
+        return exceeded(shown, words)
     if status in _ABOUT_DATA and _POLICY.search(words):
         return ContentRefused(shown, param="messages")
     if about_data and _TEMPLATE.search(words):
@@ -125,7 +126,12 @@ def refusal_of(
         return UpstreamFailed(upstream, message, retry_after_s=retry_after_s)
     if status in _DENIALS:
         return UpstreamDenied(upstream, message, status=status)
-    return UpstreamRefused(upstream, message, status=status)
+    return UpstreamRefused(upstream, message, status=status, most_output=most_output(words))
+
+
+def exceeded(shown: str, words: str) -> ContextExceeded:
+    """Return the error for a context that is too small, with the numbers of the server's words."""
+    return ContextExceeded(shown, window=window_tokens(words), num_prompt=prompt_tokens(words))
 
 
 def stream_failure_of(upstream: str, error: object) -> MotabError:

@@ -160,6 +160,61 @@ def test_other_words_are_not_taken_for_it(words: str) -> None:
     assert type(refusal_of("up", 400, words, "shown")) is UpstreamRefused
 
 
+@pytest.mark.parametrize(
+    ("words", "window", "num_prompt"),
+    [
+        (TOO_LONG["vllm-project/vllm #20409"], 16384, 112946),
+        (TOO_LONG["vllm-project/vllm #12600"], 2048, None),
+        (TOO_LONG["vllm-project/vllm #33418"], 1500, 1193),
+        (TOO_LONG["vllm-project/vllm #12165"], 2048, None),
+        (TOO_LONG["AIDotNet/OpenCowork #82"], 262144, None),
+        (TOO_LONG["QwenLM/Qwen3 #1321"], 40960, 61709),
+        (TOO_LONG["sgl-project/sglang #4048"], 59862, None),
+        (TOO_LONG["fierceX/Document_QA #3"], 8191, 8238),
+        (TOO_LONG["huggingface/text-generation-inference"], 8192, 9000),
+        (TOO_LONG["docker/docker-agent #569"], 200000, 178959),
+        (TOO_LONG["Mistral"], 32768, None),
+        (TOO_LONG["TensorRT-LLM"], None, None),
+        (TOO_LONG["Ollama"], None, None),
+        (
+            "max_tokens=32768 cannot be greater than max_model_len=max_total_tokens=2048.",
+            *(2048, None),
+        ),
+    ],
+)
+def test_the_numbers_of_an_overflow_are_read(
+    words: str, window: int | None, num_prompt: int | None
+) -> None:
+    error = refusal_of("up", 400, words, "shown")
+    assert isinstance(error, ContextExceeded)
+    assert (error.window, error.num_prompt) == (window, num_prompt)
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        ("max_tokens is too large: 9. This model supports at most 8 completion tokens.", 8),
+        (
+            "max_tokens: 9 > 8, which is the maximum allowed number of output tokens for claude",
+            8,
+        ),
+        ("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]", 8192),
+        ("`max_tokens` must be less than or equal to `8192`, the maximum value", 8192),
+        ("The maximum tokens you requested exceeds the model limit of 8192.", 8192),
+        (
+            "maxOutputTokens: the supported range is from 1 (inclusive) to 65537 (exclusive).",
+            65536,
+        ),
+        ("max_tokens must be an integer", None),
+        ("Requested 25 logprobs, allowed are 20", None),
+    ],
+)
+def test_the_most_that_a_model_writes_is_read(words: str, most: int | None) -> None:
+    error = refusal_of("up", 400, words, "shown")
+    assert isinstance(error, UpstreamRefused)
+    assert error.most_output == most
+
+
 @pytest.mark.parametrize("words", TEMPLATES)
 @pytest.mark.parametrize("status", [400, 422, 500])
 def test_a_template_that_refuses_the_messages_is_a_400_of_theirs(words: str, status: int) -> None:

@@ -18,6 +18,8 @@ from tests.support.replay import CALL, GREEDY, Replay, Reply, Seen, json_reply, 
 from tests.support.servers import sglang
 from tests.support.servers.configured import one_upstream
 
+LIMITS = ["/v1/models", "/server_info"]
+
 
 @asynccontextmanager
 async def configured(up: Replay, folder: Path, reasoning: str = "none") -> AsyncIterator[Upstream]:
@@ -38,7 +40,7 @@ async def test_an_upstream_of_kind_sglang_is_served_by_this_backend(
 ) -> None:
     async with configured(up, tmp_path) as upstream:
         assert isinstance(upstream.reader, SGLang)
-        assert [seen.path for seen in up.seen] == [sglang.TOKENIZE, "/v1/models"]
+        assert [seen.path for seen in up.seen] == [sglang.TOKENIZE, "/v1/models", *LIMITS]
         assert upstream.reasoning == Reasoning("none")
         assert upstream.markup is upstream.reader
 
@@ -76,7 +78,7 @@ async def test_how_its_model_thinks_is_found_out_once(
     up.on("POST", "/v1/detokenize", text)
     async with configured(up, tmp_path, reasoning) as upstream:
         asked = [sglang.TOKENIZE, "/v1/models"] + [sglang.TOKENIZE, "/v1/detokenize"] * num_rendered
-        assert [seen.path for seen in up.seen] == asked
+        assert [seen.path for seen in up.seen] == [*asked, *LIMITS]
         assert upstream.reasoning == expected
 
 

@@ -220,7 +220,7 @@ async def test_a_requests_options_beat_the_models_which_beat_the_defaults() -> N
         ({"max_tokens": 2, "max_completion_tokens": 3}, 2),
         ({"max_tokens": 5, "motab": {"max_total_tokens": 2}}, 2),
         ({"max_tokens": 2, "motab": {"max_total_tokens": 5}}, 2),
-        ({"max_tokens": 10**6}, 32768),
+        ({"max_tokens": 10**6}, 131072),
     ],
     ids=str,
 )

@@ -1,0 +1,41 @@
+"""Says how many tokens a model takes, as far as its server tells."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """The most tokens that a model takes; None where that is not known.
+
+    `context_tokens` hold a prompt and its answer together, `input_tokens` the prompt alone,
+    `output_tokens` one answer.
+    """
+
+    context_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+    def lower(self, other: "ModelLimits") -> "ModelLimits":
+        """Return the limits within which both hold."""
+        return ModelLimits(
+            _lower(self.context_tokens, other.context_tokens),
+            _lower(self.input_tokens, other.input_tokens),
+            _lower(self.output_tokens, other.output_tokens),
+        )
+
+
+NO_LIMITS = ModelLimits()
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    return min((limit for limit in (one, other) if limit is not None), default=None)
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A server that knows its model's limits."""
+
+    async def limits(self) -> ModelLimits:
+        """Ask for the limits. What the server does not tell is not known, which is no error."""
+        ...
