@@ -13,6 +13,7 @@ from proxy.backends.base import (
     Call,
     GatedWriter,
     MarkupReader,
+    ModelLimits,
     PlainChat,
     Reader,
     Scorer,
