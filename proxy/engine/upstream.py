@@ -13,7 +13,6 @@ from proxy.backends.base import (
     Call,
     GatedWriter,
     MarkupReader,
-    ModelLimits,
     PlainChat,
     Reader,
     Scorer,
