@@ -81,8 +81,8 @@ class Budget:
 
     def num_readable(self, context: Context, num_new: int) -> int:
         """Return how many of the last `num_new` steps of a context can be scored."""
-        first = len(context.steps) - num_new
-        return sum(self._can_score(context.bounds[first + num]) for num in range(1, num_new + 1))
+        *ends, _ = context.bounds[len(context.steps) - num_new + 1 :]
+        return sum(map(self._can_score, (*ends, len(context.token_ids))))
 
     def _can_score(self, num_context: int) -> bool:
         return not self.allowance(num_context, WRITTEN_BY_A_SCORE).limit

@@ -16,6 +16,7 @@ from proxy.core.types import StepScore
 from proxy.errors import UpstreamMalformed
 from tests.support.replay import CALL, Recording, Replay, json_reply
 from tests.support.scripted import ScriptedBackend, says, values
+from tests.support.servers import llamacpp
 
 VLLM, LLAMACPP = Recording("vllm-0.32.0"), Recording("llamacpp-b11549")
 SGLANG = Recording("sglang-0.5.23")
@@ -45,7 +46,8 @@ async def by_llamacpp(up: Replay, name: str, edit: Edit = lambda _: None) -> Dec
     up.on("POST", "/completion", json_reply(reply))
     backend = LlamaCpp(up.client, None, 1, FOLLOWER)
     decoded = await backend.decode(context(request["prompt"]), request["n_predict"], CALL)
-    assert up.seen[-1].body == {k: v for k, v in request.items() if k != "logit_bias"}
+    asked = {k: v for k, v in request.items() if k != "logit_bias"}
+    assert up.seen[-1].body == {**asked, **llamacpp.NEUTRAL}
     return decoded
 
 
