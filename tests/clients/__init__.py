@@ -1,0 +1,1 @@
+"""Stock tools, each in an environment of its own, against `motab serve`."""
