@@ -112,8 +112,8 @@ def test_a_wrong_model_is_not_found(client: openai.OpenAI) -> None:
 
 def test_a_wrong_field_is_named(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model=MODEL, messages=MESSAGES, presence_penalty=0.5)
-    assert caught.value.param == "presence_penalty"
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, logit_bias={"5": 1})
+    assert caught.value.param == "logit_bias"
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(
             model=MODEL, messages=MESSAGES, extra_body={"motab": {"base_treshold": 0.1}}
