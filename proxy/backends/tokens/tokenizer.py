@@ -117,8 +117,13 @@ class LocalReader:
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
         del call
+        if rendered.text:
+            return rendered.text
+        ids = rendered.token_ids
         try:
-            return rendered.text or self._codec.prompt_text(rendered.token_ids)
+            if len(ids) < _LONG:
+                return self._codec.prompt_text(ids)
+            return await asyncio.to_thread(self._codec.prompt_text, ids)
         except KeyError as error:
             message = f"the tokenizer '{self._source}' has no token {error.args[0]}"
             raise RequestError(message, param="prompt") from error
