@@ -61,6 +61,7 @@ _ADAPTER = TypeAdapter(Options)
 _SAMPLING_ADAPTER = TypeAdapter(StudentSampling)
 _LONG = 1024
 _MOST_FIELDS = 64
+_LONGEST_KWARGS = 65536
 
 
 class OptionsError(ValueError):
@@ -151,6 +152,8 @@ def template_kwargs(kwargs: Mapping[str, Any], effort: Effort | None) -> dict[st
     if reserved := sorted(_NOT_A_CLIENTS & kwargs.keys()):
         message = f"{field}.{reserved[0]} cannot be set: motab itself decides it"
         raise OptionsError(f"{field}.{reserved[0]}", message)
+    if len(_dumped(kwargs)) > _LONGEST_KWARGS:
+        raise OptionsError(field, f"{field} has more than {_LONGEST_KWARGS} bytes as JSON")
     if effort is None:
         return dict(kwargs)
     if kwargs.get("reasoning_effort", effort) != effort:
