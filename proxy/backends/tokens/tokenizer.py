@@ -100,9 +100,9 @@ class LocalReader:
     async def render(self, question: Question, call: Call) -> Segment:
         del call
         question = question.under(self.template_kwargs)
-        if (text := rendered_here(question, self._configured)) is not None:
+        if (text := await rendered_here(question, self._configured)) is not None:
             encode = self._codec.prompt
-        elif (text := rendered_here(question, self._own)) is not None:
+        elif (text := await rendered_here(question, self._own)) is not None:
             encode = self._codec.markup
         elif self._counts:
             text, encode = _transcript(question.messages), self._codec.plain
