@@ -86,7 +86,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Whole:
-    """A text as long as the body may be, or a list of so many parts."""
+    """A text as long as the body may be, or a list of at most that many parts."""
 
     most_items: int = 0
 
