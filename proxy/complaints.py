@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+_LONGEST_PATH = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
@@ -45,3 +47,8 @@ def complaints_of(error: ValidationError) -> list[Complaint]:
         Complaint(found["loc"], found["type"], found["msg"], found.get("ctx", {}))
         for found in error.errors()
     ]
+
+
+def shortened(path: str) -> str:
+    """Return a field's path for a message; an unknown field may have a name of megabytes."""
+    return path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}..."

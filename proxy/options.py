@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import orjson
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from proxy.complaints import complaints_of
+from proxy.complaints import complaints_of, shortened
 from proxy.core.params import ParameterError, Params, SamplingValues
 from proxy.core.types import Scoring
 
@@ -60,6 +60,8 @@ _NOT_A_CLIENTS = {
 _ADAPTER = TypeAdapter(Options)
 _SAMPLING_ADAPTER = TypeAdapter(StudentSampling)
 _LONG = 1024
+_MOST_FIELDS = 64
+_LONGEST_KWARGS = 65536
 
 
 class OptionsError(ValueError):
@@ -80,7 +82,10 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
         if name in SAMPLING_FIELDS:
             message = f"{name} is set at the request's top level, or in teacher for the teacher"
             raise OptionsError(name, message)
-    if isinstance(teacher := merged.get("teacher"), dict) and "temperature" in teacher:
+    teacher = merged.get("teacher")
+    if isinstance(teacher, dict) and len(teacher) > _MOST_FIELDS:
+        raise OptionsError("teacher", f"teacher has more than {_MOST_FIELDS} fields")
+    if isinstance(teacher, dict) and "temperature" in teacher:
         merged["teacher"] = {name: teacher[name] for name in teacher if name != "temperature"}
         merged["teacher_temperature"] = teacher["temperature"]
     try:
@@ -116,8 +121,8 @@ def _short_form(layer: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[st
     short = layer["teacher_temperature"]
     if "temperature" in teacher and teacher["temperature"] != short:
         message = (
-            f"teacher_temperature is {short!r} and teacher.temperature {teacher['temperature']!r}:"
-            " they mean the same, so give only one of them"
+            f"teacher_temperature is {_shown(short)} and teacher.temperature"
+            f" {_shown(teacher['temperature'])}: they mean the same, so give only one of them"
         )
         raise OptionsError("teacher_temperature", message)
     return {"temperature": short}
@@ -147,12 +152,14 @@ def template_kwargs(kwargs: Mapping[str, Any], effort: Effort | None) -> dict[st
     if reserved := sorted(_NOT_A_CLIENTS & kwargs.keys()):
         message = f"{field}.{reserved[0]} cannot be set: motab itself decides it"
         raise OptionsError(f"{field}.{reserved[0]}", message)
+    if len(_dumped(kwargs)) > _LONGEST_KWARGS:
+        raise OptionsError(field, f"{field} has more than {_LONGEST_KWARGS} bytes as JSON")
     if effort is None:
         return dict(kwargs)
     if kwargs.get("reasoning_effort", effort) != effort:
         message = (
             f"reasoning_effort is {effort!r} and {field}.reasoning_effort"
-            f" {kwargs['reasoning_effort']!r}: they mean the same, so give only one of them"
+            f" {_shown(kwargs['reasoning_effort'])}: they mean the same, so give only one of them"
         )
         raise OptionsError("reasoning_effort", message)
     return {"enable_thinking": effort != "none", **kwargs, "reasoning_effort": effort}
@@ -168,8 +175,13 @@ def _options_error(error: ValidationError) -> OptionsError:
     return OptionsError(path, first.about(path))
 
 
+def _shown(value: object) -> str:
+    return shortened(repr(value))
+
+
 def _dotted(loc: Iterable[int | str]) -> str:
-    return ".".join(map(str, loc))
+    # Pydantic puts the members of a union into the path.
+    return shortened(".".join(str(part) for part in loc if not str(part).startswith("literal[")))
 
 
 def _dumped(merged: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,6 @@
-"""Reads YAML strictly: a key that a mapping has twice is an error, so that no value is lost."""
+"""Reads YAML strictly: a key that a mapping has twice is an error, so that no value is lost, and
+a document is bounded, because a few aliases of aliases stand for billions of values.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,10 +8,20 @@ from typing import Any
 import yaml
 
 _MERGE = "tag:yaml.org,2002:merge"
+_MAX_CHARACTERS = 1_000_000
+_MAX_VALUES = 100_000
 
 
 def load_yaml(text: str) -> Any:  # noqa: ANN401
-    """Parse a document. Raises `YAMLError`, also for a repeated key, with its path and lines."""
+    """Parse a document.
+
+    Raises `YAMLError`, also for a repeated key, with its path and lines, and for a document of more
+    characters, values or levels than a file of settings has.
+    """
+    if len(text) > _MAX_CHARACTERS:
+        raise yaml.YAMLError(
+            f"it has {len(text)} characters, and at most {_MAX_CHARACTERS} are read"
+        )
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
@@ -17,6 +29,14 @@ def load_yaml(text: str) -> Any:  # noqa: ANN401
             return None
         _Check(loader).walk(root, "", ())
         return loader.construct_document(root)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:  # PyYAML's own, for such as `!!int x`
+        raise yaml.YAMLError(f"a value does not fit its type: {error}") from error
     finally:
         loader.dispose()
 
@@ -26,17 +46,26 @@ class _Check:
 
     def __init__(self, loader: yaml.SafeLoader) -> None:
         self._loader = loader
-        self._seen: set[int] = set()
+        self._sizes: dict[int, int] = {}
 
-    def walk(self, node: yaml.Node, path: str, above: tuple[yaml.Node, ...]) -> None:
-        """Raise for a repeated key in `node`, and for an alias of a node around it."""
+    def walk(self, node: yaml.Node, path: str, above: tuple[yaml.Node, ...]) -> int:
+        """Return the number of values in `node`, aliases resolved.
+
+        Raises for a repeated key in it, for an alias of a node around it, and for too many values.
+        """
         if any(node is one for one in above):
             raise yaml.YAMLError(f"{path} contains itself")
-        if id(node) in self._seen:
-            return
-        self._seen.add(id(node))
-        for child, where in self._children(node, path):
-            self.walk(child, where, (*above, node))
+        if id(node) not in self._sizes:
+            inside = (
+                self.walk(child, at, (*above, node)) for child, at in self._children(node, path)
+            )
+            self._sizes[id(node)] = size = 1 + sum(inside)
+            if size > _MAX_VALUES:
+                where = path or "the document"
+                raise yaml.YAMLError(
+                    f"{where} has more than {_MAX_VALUES} values, aliases resolved"
+                )
+        return self._sizes[id(node)]
 
     def _children(self, node: yaml.Node, path: str) -> Iterator[tuple[yaml.Node, str]]:
         if isinstance(node, yaml.SequenceNode):

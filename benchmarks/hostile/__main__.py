@@ -13,12 +13,15 @@ import orjson
 import typer
 from rich.console import Console
 
-from benchmarks.hostile import before_authentication
+from benchmarks.hostile import before_authentication, hostile_bodies
 from benchmarks.hostile.attack import Attack
 from benchmarks.hostile.meter import Row, measure
 from benchmarks.hostile.table import failed, markdown
 
-_ATTACKS: Final[tuple[Attack, ...]] = (*before_authentication.ATTACKS,)
+_ATTACKS: Final[tuple[Attack, ...]] = (
+    *before_authentication.ATTACKS,
+    *hostile_bodies.ATTACKS,
+)
 _NAMES: Final = [attack.name for attack in _ATTACKS]
 _HERE: Final = Path(__file__).resolve().parents[2]
 _MOST_MEMORY: Final = 1.5

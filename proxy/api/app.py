@@ -34,6 +34,7 @@ from proxy.api.service import Service
 from proxy.api.shapes import Kind
 from proxy.api.sse import EventStream, until_disconnected
 from proxy.errors import ModelNotFound, RequestError, first_error
+from proxy.json_bounds import fault_of_size
 
 T = TypeVar("T")
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -72,6 +73,8 @@ class _BodyRoute(Route):
 
         async def answer(request: Request) -> Response:
             content_type, content = request.headers.get("content-type", ""), await request.body()
+            if fault := fault_of_size(content):
+                raise RequestError(f"the body is too large: {fault}")
             try:
                 body = parse_body(model, content_type, content)
             except RequestError:

@@ -1,7 +1,7 @@
 """Parses requests as OpenAI's clients send them."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import orjson
@@ -19,16 +19,23 @@ from proxy.api.acceptance import (
     accepted,
 )
 from proxy.backends.base import Message, Question
-from proxy.complaints import complaints_of
+from proxy.complaints import complaints_of, shortened
 from proxy.errors import RequestError, UnsupportedField
+from proxy.json_bounds import misfit_of
 from proxy.options import SAMPLING_FIELDS, Effort, OptionsError, template_kwargs
 
 _NO_OBJECT = "the body must be a JSON object, sent as application/json"
+_INT64 = 2**63
+_MOST_ITEMS = 4096
 
-
+# Pydantic makes an object of every error, so a list ends at its first.
+_Items = Field(max_length=_MOST_ITEMS, fail_fast=True)
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Prompt = str | list[str] | list[TokenId] | list[list[TokenId]]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Prompt = str | Annotated[list[str], _Items] | TokenIds | Annotated[list[TokenIds], _Items]
 """A text, its tokens, or several of either."""
+Name = Annotated[str, Field(max_length=1000)]
+"""A name, or another short text."""
 
 
 class _Strict(BaseModel):
@@ -60,7 +67,7 @@ class ChatMessage(_Strict):
     _foreign = OF_MESSAGES
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], _Items]
     reasoning_content: str | None = None
     """The thought before the content. Of earlier turns it is left out."""
     reasoning: str | None = None
@@ -99,6 +106,9 @@ class ChatMessage(_Strict):
         return f"{begun}\n</think>\n\n{text}" if text else begun
 
 
+Messages = Annotated[list[ChatMessage], _Items]
+
+
 class StreamOptions(_Strict):
     """The additions to a stream's text."""
 
@@ -117,12 +127,12 @@ class StreamOptions(_Strict):
 class _ModelRequest(_Strict):
     _foreign = OF_REQUESTS
 
-    model: str
-    user: str | None = None
+    model: Name
+    user: Name | None = None
     """The user that the request is for; `--verbose` logs it."""
-    motab: dict[str, Any] = {}
+    motab: dict[str, Any] = Field({}, max_length=64)
     """See docs/parameters.md."""
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field({}, max_length=64)
     """Variables of the models' chat templates, such as `enable_thinking`."""
     reasoning_effort: Effort | None = None
     """How long the models should think, where their templates or APIs know that."""
@@ -152,7 +162,7 @@ class _ModelRequest(_Strict):
             try:
                 orjson.dumps(data)
             except TypeError as error:
-                raise _Untransportable(_untransportable(data), str(error)) from error
+                raise _Untransportable(misfit_of(data) or (), str(error)) from error
         return data
 
 
@@ -167,11 +177,12 @@ class GenerationRequest(_ModelRequest):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    n: int = Field(1, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    stop: str | Annotated[list[str], Field(max_length=16)] = []
+    seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
+    n: int = Field(1, ge=1, lt=_INT64)
+    """At most the server's `max_n`."""
+    max_tokens: int | None = Field(None, ge=1, lt=_INT64)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=_INT64)
+    stop: Name | Annotated[list[Name], Field(max_length=16, fail_fast=True)] = []
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -242,7 +253,7 @@ class ChatRequest(GenerationRequest, _Continuing):
 
     _foreign = OF_CHAT
 
-    messages: list[ChatMessage]
+    messages: Messages
 
     def questions(self) -> tuple[Question, ...]:
         return (self._conversation(self.messages),)
@@ -262,7 +273,7 @@ class CompletionRequest(GenerationRequest):
 class MotabRequest(GenerationRequest, _Continuing):
     """`POST /v1/motab/completions`: messages or prompts."""
 
-    messages: list[ChatMessage] | None = None
+    messages: Messages | None = None
     prompt: Prompt | None = None
 
     def questions(self) -> tuple[Question, ...]:
@@ -276,9 +287,9 @@ class MotabRequest(GenerationRequest, _Continuing):
 class ScoreRequest(_Continuing):
     """`POST /v1/motab/score`: a question and the text that answers it."""
 
-    messages: list[ChatMessage] | None = None
+    messages: Messages | None = None
     prompt: Prompt | None = None
-    text: str
+    text: str = Field(max_length=1_000_000)
     token_logprobs: bool = False
     """Every token's log-probability under both models, in place of the steps."""
 
@@ -348,12 +359,14 @@ def _is_json(content_type: str) -> bool:
 
 def _request_error(error: ValidationError) -> RequestError:
     """The first of pydantic's complaints about a body, naming the field."""
-    # Of a union's complaints (text, or a list of parts), the deepest is about what was sent.
-    first = max(complaints_of(error), key=lambda complaint: len(complaint.loc))
+    # Of a union's complaints (text, or a list of parts), the deepest is about what was sent, unless
+    # one says that it is too long.
+    complaints = complaints_of(error)
+    first = max(complaints, key=lambda one: (one.kind.endswith("too_long"), len(one.loc)))
     if isinstance(first.cause, _Untransportable):
         return RequestError(str(first.cause), param=_path(first.cause.loc))
     if isinstance(first.cause, Unsupported):
-        param = ".".join([*filter(None, [_path(first.loc)]), first.cause.field])
+        param = shortened(".".join([*filter(None, [_path(first.loc)]), first.cause.field]))
         return UnsupportedField(first.cause.about(param), param=param)
     if not first.loc:
         return RequestError(_NO_OBJECT)
@@ -369,21 +382,6 @@ class _Untransportable(ValueError):
         self.loc = loc
 
 
-def _untransportable(value: object) -> tuple[int | str, ...]:
-    """The place in `value` of a part that JSON for servers cannot hold."""
-    items: Iterable[tuple[int | str, object]] = ()
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    for key, item in items:
-        try:
-            orjson.dumps(item)
-        except TypeError:
-            return (key, *_untransportable(item))
-    return ()  # this value itself, or one of its keys
-
-
 def _path(loc: tuple[int | str, ...]) -> str:
     """`messages[0].content` from pydantic's location, without its names of union members."""
     path = ""
@@ -392,4 +390,4 @@ def _path(loc: tuple[int | str, ...]) -> str:
             path += f"[{part}]"
         elif part.isidentifier() and part not in {"str", "TextPart"}:
             path += f".{part}" if path else part
-    return path
+    return shortened(path)

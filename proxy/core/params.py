@@ -4,9 +4,16 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+_MOST_TOKENS = 2**31 - 1
+_MOST_SCALE = 1000
+_LONGEST_TEXT = 1000
+
 Method = Literal["motab", "teacher", "student", "imitkd", "skd", "prefix"]
 # SGLang takes no larger value than this for all tokens of the vocabulary.
 _MAX_TOP_K = 2**30
+# A server makes this many candidates for every step, and one that is asked for more than it has
+# may die.
+_MOST_CANDIDATES = 1000
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
@@ -33,6 +40,10 @@ def _require(
 ) -> None:
     if not holds:
         raise ParameterError(field, f"must be {bound}, not {getattr(values, field)!r}")
+
+
+def _require_at_most(values: "Params", most: float, field: str) -> None:
+    _require(values, f"at most {most}", getattr(values, field) <= most, field)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +166,20 @@ class Params:
         _require(self, "at least 0", self.entropy_scale >= 0.0, "entropy_scale")
         _require(self, "at least 0", self.teacher_temperature >= 0.0, "teacher_temperature")
         _require(self, "at most 2", self.teacher_temperature <= 2.0, "teacher_temperature")
+        for field in ("gamma", "entropy_scale"):
+            _require_at_most(self, _MOST_SCALE, field)
         _require(self, "at least 1", self.max_step_tokens >= 1, "max_step_tokens")
         _require(self, "at least 1", self.max_total_tokens >= 1, "max_total_tokens")
         _require(self, "at least 1", self.max_lookahead_tokens >= 1, "max_lookahead_tokens")
+        for field in ("max_step_tokens", "max_total_tokens", "max_lookahead_tokens"):
+            _require_at_most(self, _MOST_TOKENS, field)
         # The entropy of one renormalised entry is always 0, so the boundary would silently be
         # static.
         _require(self, "at least 2", self.entropy_top_k >= 2, "entropy_top_k")
+        _require_at_most(self, _MOST_CANDIDATES, "entropy_top_k")
         _require(self, "some text", bool(self.delimiter), "delimiter")
         _require(self, "some text", bool(self.revise), "revise")
+        for field in ("delimiter", "revise"):
+            if (length := len(getattr(self, field))) > _LONGEST_TEXT:
+                message = f"must have at most {_LONGEST_TEXT} characters, not {length}"
+                raise ParameterError(field, message)

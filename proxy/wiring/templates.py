@@ -15,7 +15,7 @@ from proxy.options import Effort, template_kwargs
 _CALL = Call("connect")
 _ASKED = (Message("user", "?"),)
 # Clients choose the variables.
-_MOST_FORMATS = 1000
+_MOST_FORMATS, _LONGEST_KEY = 1000, 1000
 
 
 class ReadTemplate:
@@ -80,7 +80,7 @@ class ReadTemplate:
         found = self._found.get(key)
         if found is None:
             found = await detect_reasoning(self._reader, _CALL, kwargs)
-            if len(self._found) < _MOST_FORMATS:
+            if len(self._found) < _MOST_FORMATS and len(key) <= _LONGEST_KEY:
                 self._found[key] = found
         return found
 

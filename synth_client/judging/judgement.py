@@ -7,6 +7,8 @@ from typing import Final
 import orjson
 
 _THOUGHT_END: Final = "</think>"
+# A rule reads no more than this of a text, because outputs are hostile texts of any length.
+_LONGEST: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,10 @@ Rule = Callable[[str, str | None], Judgement]
 
 
 def final_part(output: str) -> str:
-    """Return the text after the thoughts; all of it if no thoughts are marked."""
-    return output.rpartition(_THOUGHT_END)[2]
+    """Return the text after the thoughts, all of it if no thoughts are marked; of a long text its
+    end.
+    """
+    return output.rpartition(_THOUGHT_END)[2][-_LONGEST:]
 
 
 def answers_of(reference: str) -> list[str]:
@@ -51,7 +55,7 @@ def any_of(judge: Rule) -> Rule:
     def judged(output: str, reference: str | None) -> Judgement:
         if reference is None:
             return judge(output, None)
-        found = [judge(output, answer) for answer in answers_of(reference)]
+        found = [judge(output, answer[-_LONGEST:]) for answer in answers_of(reference)]
         best = next((one for one in found if one.correct), None)
         doubtful = next((one for one in found if one.correct is None), None)
         return best or doubtful or found[0]

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-_BRACES: Final = re.compile(r"\\+(?:boxed|fbox|framebox)\s*\{|\\[^A-Za-z]|[{}]")
-_BARE: Final = re.compile(r"\\+(?:boxed|fbox|framebox)\s*([^\s{}$\\][^\s{}$]*)")
+# A run of backslashes is read once, from its start.
+_BRACES: Final = re.compile(r"(?<!\\)\\++(?:boxed|fbox|framebox)\s*\{|\\[^A-Za-z]|[{}]")
+_BARE: Final = re.compile(r"(?<!\\)\\++(?:boxed|fbox|framebox)\s*([^\s{}$\\][^\s{}$]*)")
 _TAGGED: Final = re.compile(
     r"<answer>((?:(?!</?answer>).){1,2000})</answer>", re.DOTALL | re.IGNORECASE
 )
@@ -44,7 +45,7 @@ _TAKES_BACK: Final = re.compile(
 )
 _SET_OFF: Final = (
     re.compile(r"\$\$[^$]{1,2000}\$\$"),
-    re.compile(r"\\\[(?:[^\\]|\\(?!\])){1,2000}\\\]"),
+    re.compile(r"\\\[(?:[^\\]|\\(?![\[\]])){1,2000}\\\]"),
 )
 _SENTENCE: Final = re.compile(r"(?:(?<=[.!?])|(?<=[.!?]\$)|(?<=[.!?]\$\$))\s+(?=[A-Z\\$(*<])")
 _TOUCHING: Final = re.compile(
@@ -85,19 +86,23 @@ def boxes(text: str) -> list[Box]:
 
 
 def _braced(text: str) -> list[Box]:
+    """Return the outermost boxes. What is in them is read only once, however deep they nest."""
     opened: list[tuple[int, int] | None] = []
-    found: list[Box] = []
+    found: list[tuple[int, int, int]] = []
     for brace in _BRACES.finditer(text):
         if brace[0].endswith("{") and brace[0] != "\\{":
             opened.append(brace.span() if brace[0] != "{" else None)
         elif brace[0] == "}" and opened:
             span = opened.pop()
             if span is not None:
-                found.append(Box(text[span[1] : brace.start()], span[0], brace.end()))
+                while found and found[-1][0] > span[0]:
+                    found.pop()
+                found.append((*span, brace.end()))
+    closed = [Box(text[begin : end - 1], start, end) for start, begin, end in found]
     last = max((span for span in opened if span is not None), default=None)
-    if last is not None and all(box.end <= last[0] for box in found):
-        found.append(Box(text[last[1] :], last[0], len(text), is_closed=False))
-    return found
+    if last is not None and all(box.end <= last[0] for box in closed):
+        closed.append(Box(text[last[1] :], last[0], len(text), is_closed=False))
+    return closed
 
 
 def last_boxes(text: str) -> list[Box]:

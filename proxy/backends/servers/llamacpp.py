@@ -118,7 +118,7 @@ class LlamaCpp:
 
     async def render(self, question: Question, call: Call) -> Segment:
         question = question.under(self.template_kwargs)
-        text = rendered_here(question, self._template)
+        text = await rendered_here(question, self._template)
         if text is None:
             body: dict[str, Any] = {"messages": question.wire_messages()}
             if question.template_kwargs:

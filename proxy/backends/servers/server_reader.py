@@ -84,7 +84,7 @@ class ServerReader:
 
     async def render(self, question: Question, call: Call) -> Segment:
         question = question.under(self.template_kwargs)
-        text = rendered_here(question, self._template)
+        text = await rendered_here(question, self._template)
         if text is None:
             messages = {"messages": question.wire_messages(), **self._rendering}
             if question.template_kwargs:

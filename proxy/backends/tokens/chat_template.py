@@ -1,5 +1,6 @@
 """Renders chat templates in this process, as Hugging Face's libraries do."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,10 +11,18 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from proxy.backends.base import Message, Question
+from proxy.backends.tokens.sandbox import BoundedEnvironment, budget
 from proxy.errors import ConfigError, RequestError
+
+# A real template renders this in less than 3 ms (measured), so it may take 0.2 s of the event loop;
+# more messages, and longer, are rendered in a thread.
+_MANY, _LONG = 64, 50_000
+_SHORT_S, _LONG_S = 0.2, 5.0
+# The length of the texts that a template makes: a few times that of the messages.
+_GROWTH, _MOST_ADDED = 8, 1_000_000
+_LONGEST_SOURCE = 100_000
 
 
 class _Generation(Extension):
@@ -37,7 +46,10 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        if len(source) > _LONGEST_SOURCE:
+            message = f"has {len(source)} characters, and at most {_LONGEST_SOURCE} are read"
+            raise ConfigError(f"chat_template {message}")
+        environment = BoundedEnvironment(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Generation],
@@ -65,14 +77,17 @@ class ChatTemplate:
         self, messages: tuple[Message, ...], kwargs: Mapping[str, Any] = MappingProxyType({})
     ) -> str:
         """The prompt, up to where the assistant's answer begins. `kwargs` are more variables."""
+        limit_s = _LONG_S if _are_long(messages) else _SHORT_S
+        length = sum(len(message.content) for message in messages)
         try:
-            return self._template.render(
-                messages=[{"role": m.role, "content": m.content} for m in messages],
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **kwargs,
-            )
+            with budget(limit_s, _GROWTH * length + _MOST_ADDED):
+                return self._template.render(
+                    messages=[{"role": m.role, "content": m.content} for m in messages],
+                    add_generation_prompt=True,
+                    tools=None,
+                    documents=None,
+                    **kwargs,
+                )
         except Exception as error:
             # A template is the user's program: whatever it raises concerns these messages.
             if kwargs:
@@ -83,12 +98,22 @@ class ChatTemplate:
             raise RequestError(message, param="messages") from error
 
 
-def rendered_here(question: Question, template: ChatTemplate | None) -> str | None:
-    """The prompt of a question; None where its messages are left to the server's own template."""
+def _are_long(messages: tuple[Message, ...]) -> bool:
+    return len(messages) > _MANY or sum(len(message.content) for message in messages) > _LONG
+
+
+async def rendered_here(question: Question, template: ChatTemplate | None) -> str | None:
+    """The prompt of a question; None where its messages are left to the server's own template.
+
+    Long messages are rendered in a thread, so that others are served meanwhile.
+    """
     if question.prompt is not None:
         return question.prompt
     if template is None:
         return None
+    if _are_long(question.messages):
+        render = template.render
+        return await asyncio.to_thread(render, question.messages, question.template_kwargs)
     return template.render(question.messages, question.template_kwargs)
 
 

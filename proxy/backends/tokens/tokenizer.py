@@ -4,9 +4,9 @@ Written against `tokenizers` 0.23 (the format of `tokenizer.json`), `tiktoken` 0
 conventions of transformers' `tokenizer_config.json`.
 """
 
-import asyncio
 import json
 import re
+from asyncio import to_thread
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain, pairwise
@@ -100,9 +100,9 @@ class LocalReader:
     async def render(self, question: Question, call: Call) -> Segment:
         del call
         question = question.under(self.template_kwargs)
-        if (text := rendered_here(question, self._configured)) is not None:
+        if (text := await rendered_here(question, self._configured)) is not None:
             encode = self._codec.prompt
-        elif (text := rendered_here(question, self._own)) is not None:
+        elif (text := await rendered_here(question, self._own)) is not None:
             encode = self._codec.markup
         elif self._counts:
             text, encode = _transcript(question.messages), self._codec.plain
@@ -112,13 +112,13 @@ class LocalReader:
                 "upstream's chat_template"
             )
             raise RequestError(message, param="messages")
-        ids = encode(text) if len(text) < _LONG else await asyncio.to_thread(encode, text)
+        ids = encode(text) if len(text) < _LONG else await to_thread(encode, text)
         return Segment(text, tuple(ids))
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
         del call
         try:
-            return rendered.text or self._codec.prompt_text(rendered.token_ids)
+            return rendered.text or await to_thread(self._codec.prompt_text, rendered.token_ids)
         except KeyError as error:
             message = f"the tokenizer '{self._source}' has no token {error.args[0]}"
             raise RequestError(message, param="prompt") from error
@@ -132,7 +132,7 @@ class LocalReader:
         del call
         if sum(map(len, texts)) < _LONG:
             return [self._encode(text) for text in texts]
-        return await asyncio.to_thread(lambda: [self._encode(text) for text in texts])
+        return await to_thread(lambda: [self._encode(text) for text in texts])
 
     async def encode_running(
         self, texts: Sequence[Sequence[str]], call: Call
@@ -141,7 +141,7 @@ class LocalReader:
         del call
         if sum(map(len, chain.from_iterable(texts))) < _LONG:
             return [self._encode_running(parts) for parts in texts]
-        return await asyncio.to_thread(lambda: [self._encode_running(parts) for parts in texts])
+        return await to_thread(lambda: [self._encode_running(parts) for parts in texts])
 
     def _encode(self, text: str) -> Segment:
         return Segment(text, self._exact(text, self._codec.plain(as_in_running_text(text))))

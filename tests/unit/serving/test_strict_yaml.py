@@ -1,8 +1,10 @@
 """Tests that a configuration says everything once."""
 
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from proxy.config import load_config
 from proxy.errors import ConfigError
@@ -96,3 +98,42 @@ def test_sampling_that_cannot_be_used_is_refused(
 def test_variables_that_cannot_be_set_are_refused(tmp_path: Path, keys: str, sentence: str) -> None:
     upstream = UPSTREAM.replace("model: a", f"model: a, {keys}")
     assert complaint(tmp_path, upstream, MODEL % "").startswith(sentence)
+
+
+ALIASES = "a0: &a0 [x, x]\n" + "".join(
+    f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{f'*a{i - 1}, ' * 9}], b: 1}}\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "about"),
+    [
+        (ALIASES, r"a\d+\S* has more than 100000 values, aliases resolved"),
+        (MERGES, r"a\d+\S* has more than 100000 values, aliases resolved"),
+        ("a: &a [&b [*a, *b]]\n", r"a\[0\]\[0\] contains itself"),
+        ("a: &a {b: &b {c: *a}}\n", r"a.b.c contains itself"),
+        ("a: " + "[" * 100_000, "nested too deeply"),
+        ("a: " + "{b: " * 100_000, "nested too deeply"),
+        ("- " * 100_000, "nested too deeply"),
+        ("a: " + "[" * 900 + "]" * 900, "nested too deeply"),
+        ("a: " + "x" * 1_000_000, "it has 1000003 characters, and at most 1000000 are read"),
+        ("a: " + "1" * 5000, "a value does not fit its type"),
+        ("a: 2026-99-99", "a value does not fit its type"),
+        ("a: !!int ''", "a value does not fit its type"),
+        ("a: !!bool x", "a value does not fit its type"),
+        ("a: !!timestamp x", "a value does not fit its type"),
+        ("? 2026-99-99\n: 1", "a value does not fit its type"),
+    ],
+)
+def test_a_hostile_document_is_refused_soon(tmp_path: Path, text: str, about: str) -> None:
+    began = time.process_time()
+    with pytest.raises(yaml.YAMLError, match=about):
+        load_yaml(text)
+    assert time.process_time() - began < 5
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=about):
+        load_config(path)

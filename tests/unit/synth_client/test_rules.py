@@ -1,4 +1,5 @@
 import time
+import tracemalloc
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,102 @@ HOSTILE = [
     "Answer: 9" + "9" * 1500 + "e999",
     "Answer: " + "9" * 6000,
 ]
+
+
+LONG = 1_000_000
+# Each of these signs may repeat where a rule seeks something that it then lacks.
+REPEATED = (
+    *(
+        "1",
+        "1,",
+        " ",
+        "{",
+        "}",
+        "\\",
+        "\\boxed{",
+        "\\boxed{}",
+        "\\boxed{1},",
+        "\\boxed ",
+        "\\{",
+        "\n",
+    ),
+    *(
+        "#### ",
+        "\\frac{1}{2}",
+        "\\frac{",
+        "\\sqrt{",
+        "\\text{",
+        "a\n",
+        "the answer is ",
+        "answer",
+        "*",
+    ),
+    *(
+        "$",
+        "$$",
+        "\\[",
+        "\\(",
+        "-",
+        ".",
+        "1.",
+        "1/",
+        "1e",
+        "2^",
+        "(",
+        "(A) ",
+        "A ",
+        "A, ",
+        "1 or ",
+        "=",
+    ),
+    *(
+        "x=1 ",
+        "1 1/2 ",
+        "5 km ",
+        "word ",
+        "`",
+        "_",
+        "|",
+        "<",
+        "<<",
+        "<answer>",
+        "</answer>",
+        "[",
+        "1'",
+    ),
+    *("\u00a0", '"', "Answer:\n", "\u7b54\u6848", "\u00bd", "\u00b2", "</think>", "option A is "),
+)
+
+
+@pytest.mark.parametrize("rule", ["number", "choice", "exact"])
+@pytest.mark.parametrize("form", ["{}", "{} 7", "\\boxed{{{}}}", "The answer is {}"])
+def test_a_plain_rule_reads_a_bounded_part_of_a_long_text(rule: str, form: str) -> None:
+    for sign in REPEATED:
+        text = form.format(sign * (LONG // len(sign)))
+        started = time.process_time()
+        PLAIN_RULES[rule](text, "7")
+        PLAIN_RULES[rule]("It is 7.", text)
+        assert time.process_time() - started < 2, sign  # 0.2 s at most on an idle machine
+
+
+@pytest.mark.parametrize("rule", ["number", "choice", "exact"])
+def test_a_plain_rule_takes_little_memory_for_boxes_in_boxes(rule: str) -> None:
+    text = "\\boxed{" * (LONG // 8) + "}" * (LONG // 8)
+    tracemalloc.start()
+    PLAIN_RULES[rule](text, "7")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * LONG
+
+
+@pytest.mark.parametrize("rule", ["number", "choice", "exact"])
+def test_boxes_in_boxes_of_a_short_text_are_read_once(rule: str) -> None:
+    text = "\\boxed{" * 5000 + "7" + "}" * 5000
+    tracemalloc.start()
+    PLAIN_RULES[rule](text, "7")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * len(text)
 
 
 @pytest.mark.parametrize("rule", ["number", "choice", "exact"])

@@ -189,3 +189,31 @@ async def test_a_plain_call_ends_at_the_deadline() -> None:
     service = serving(Route(gate=asyncio.Event()), request_timeout_s=0.1)
     status, _ = await error_of(service, CHAT, chat(model="student/s", **TOOLS))
     assert status == 504
+
+
+@pytest.mark.parametrize(
+    ("number", "about"),
+    [
+        ({"top_logprobs": 1001}, "top_logprobs must be at most 1000"),
+        ({"top_logprobs": 10**19}, "top_logprobs must be at most 1000"),
+        ({"prompt_logprobs": 10**19}, "prompt_logprobs must be at most 1000"),
+        ({"top_k": 2**63}, "top_k must be below 2^63"),
+        ({"temperature": 1e308}, "temperature must be below 2^63"),
+        ({"seed": -1e308}, "seed must be below 2^63"),
+    ],
+)
+async def test_a_number_that_could_end_a_server_is_not_passed_on(
+    number: dict[str, Any], about: str
+) -> None:
+    route = Route()
+    body = chat(model="teacher/t") | TOOLS | number
+    status, error = await error_of(serving(route), CHAT, body)
+    assert (status, error["message"], error["param"]) == (400, about, next(iter(number)))
+    assert route.asked == []
+
+
+async def test_a_body_of_too_many_values_is_not_parsed_at_all() -> None:
+    body = chat(model="teacher/t") | TOOLS | {"metadata": [1] * 600_000}
+    status, error = await error_of(serving(Route()), CHAT, body)
+    assert status == 400
+    assert error["message"] == "the body is too large: it has more than 524288 values"

@@ -192,3 +192,17 @@ async def test_token_logprobs_need_two_servers_that_tell_them() -> None:
     assert error["code"] == "scoring_unavailable"
     assert "upstream 'student' cannot give token_logprobs" in error["message"]
     assert "it has: prompt_logprobs" in error["message"]
+
+
+async def test_a_text_of_too_many_steps_or_characters_is_refused_before_it_is_tokenised() -> None:
+    student, teacher = straying()
+    service = service_of(student, teacher)
+    for given, about in (
+        (".\n\n" * 8193, "text has 8193 steps, and at most 8192 are scored in a request"),
+        ("x" * 1_000_001, "text: string should have at most 1000000 characters"),
+    ):
+        status, error = await error_of(service, SCORE, {**text(), "text": given})
+        assert (status, error["message"], error["param"]) == (400, about, "text")
+    assert not teacher.rendered
+    most = (await answer(service, SCORE, {**text(), "text": "a.\n\n" * 8192})).json()
+    assert len(most["steps"]) == 8192
