@@ -6,12 +6,12 @@ model's context is made from the visible text by mapping the tags, and each mode
 back; the words are never touched, only the blank lines that belong to a tag.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 ReasoningKind = Literal["none", "think", "harmony"]
-_OPEN, _CLOSE = "<think>", "</think>"
+THOUGHT_TAGS = _OPEN, _CLOSE = "<think>", "</think>"
 _START, _CHANNEL, _MESSAGE, _END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
 _FINAL = f"{_CHANNEL}final{_MESSAGE}"
 _State = Literal["free", "thinking", "answering"]
@@ -89,7 +89,7 @@ class Bridge:
         free = self.visible == Reasoning("think")
         if free and not first:
             return MappedSteps("", (), "free")
-        opens = free and _is_opening(first)
+        opens = free and is_opening(first)
         thinks = opens or self.visible.opened
         prefix = self.own.opening if thinks else self.own.no_thought
         if (opens and steps) or (self.own == self.visible and not opens):
@@ -238,7 +238,30 @@ def is_in_thought(text: str, *, opened: bool) -> bool:
     return (opened or _OPEN in text) and text.rfind(_OPEN) >= text.rfind(_CLOSE)
 
 
-def _is_opening(text: str) -> bool:
+def tags_apart(
+    parts: Sequence[StepPart], tags: Collection[str], *, opens: bool, closes: bool
+) -> tuple[StepPart, ...]:
+    """Return a step's parts with the tags of a thought as markup of their own.
+
+    Only `tags` are taken out: an opening tag at the beginning if the step `opens`, and the first
+    closing tag if it `closes`. The same words elsewhere are text.
+    """
+    found: list[StepPart] = []
+    for index, part in enumerate(parts):
+        text = part.text
+        if opens and not index and not part.markup and _OPEN in tags and is_opening(text):
+            blank, _, text = text.partition(_OPEN)
+            found += [StepPart(blank), StepPart(_OPEN, markup=True)]
+        if closes and not part.markup and _CLOSE in tags and _CLOSE in text:
+            closes = False
+            thought, _, text = text.partition(_CLOSE)
+            found += [StepPart(thought), StepPart(_CLOSE, markup=True)]
+        found.append(StepPart(text, part.markup))
+    return tuple(part for part in found if part.text)
+
+
+def is_opening(text: str) -> bool:
+    """Return whether an answer that begins with `text` begins with an opening tag."""
     return text.lstrip().startswith(_OPEN)
 
 

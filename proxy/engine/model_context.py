@@ -8,7 +8,16 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 from proxy.backends.base import Call, Context, Question, Segment
-from proxy.core.thinking import Bridge, MappedSteps, Translator, closes_thought
+from proxy.core.thinking import (
+    THOUGHT_TAGS,
+    Bridge,
+    MappedSteps,
+    Reasoning,
+    Translator,
+    closes_thought,
+    is_opening,
+    tags_apart,
+)
 from proxy.engine.borders import MAX_AHEAD, decisive
 from proxy.engine.step_tokens import MappedStep, Parts, markup_of, tokens_of
 from proxy.engine.upstream import Upstream
@@ -80,15 +89,16 @@ class ModelContext:
         if mapped.prefix != self._prefix and num_common:  # another context begins
             num_common, closed = 0, False
             mapped = self.bridge.map_steps(wanted, before)
+        parts = await self._tags_apart(mapped.steps, wanted, closed=closed)
         context = await self._begun(mapped)
         context.truncate(num_common)
         del self._visible[num_common:]
         del self._mapped[num_common:]
         new = [
-            MappedStep(parts, _ahead(steps, index, following))
-            for index, parts in enumerate(mapped.steps[: len(steps) - num_common], num_common)
+            MappedStep(of_step, _ahead(steps, index, following))
+            for index, of_step in enumerate(parts[: len(steps) - num_common], num_common)
         ]
-        context.following = _words_of(mapped.steps[len(new) :])
+        context.following = _words_of(parts[len(new) :])
         if new:
             earlier, after = reversed(self._mapped), context.following
             found = await tokens_of(self.upstream, new, earlier, after, self.call)
@@ -102,6 +112,33 @@ class ModelContext:
             later = range(num_common, len(steps))
             self._closed_at = next((k for k in later if closes_thought(steps[k : k + 1])), None)
         return context
+
+    async def _tags_apart(
+        self, mapped: Sequence[Parts], wanted: Sequence[str], *, closed: bool
+    ) -> Sequence[Parts]:
+        """Make the tags of thoughts markup, if the model knows them and has tokens for them."""
+        since = len(wanted) - len(mapped)
+        new = wanted[since:]
+        if not self._knows_tags or not any(tag in step for step in new for tag in THOUGHT_TAGS):
+            return mapped
+        tags = [tag for tag in THOUGHT_TAGS if await self.upstream.tag(tag, self.call)]
+        prompt = self.question.prompt or ""
+        opened = self.bridge.visible.opened or prompt.rstrip().endswith(THOUGHT_TAGS[0])
+        thinks = opened or is_opening(wanted[0])
+        apart: list[Parts] = []
+        for index, parts in enumerate(mapped, since):
+            opens = not index and not opened and not self.bridge.own.opened
+            apart.append(tags_apart(parts, tags, opens=opens, closes=thinks and not closed))
+            closed = closed or closes_thought(wanted[index : index + 1])
+        return apart
+
+    @property
+    def _knows_tags(self) -> bool:
+        """Return whether the model writes the tags of thoughts, so that they are no text."""
+        if self.bridge == Bridge(Reasoning(), Reasoning()):  # nothing is mapped
+            own = self.upstream.reasoning
+            return own is not None and own.kind == "think"
+        return self.bridge.own.kind == "think"
 
     def _num_common(self, steps: Sequence[str], following: str) -> int:
         """Return the number of steps that the last context shares with `steps`, tokens and all."""

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from proxy.backends.base import Call, Segment
-from proxy.core.thinking import StepPart
+from proxy.core.thinking import THOUGHT_TAGS, StepPart
 from proxy.engine.borders import Piece, behind_of, divided
 from proxy.engine.upstream import Upstream
 from proxy.errors import MotabError
@@ -96,6 +96,8 @@ async def markup_of(upstream: Upstream, text: str, call: Call) -> Segment:
     """Return the tokens of markup."""
     if upstream.markup is None:
         raise MotabError(f"'{upstream.name}' reads no markup; please report this")
+    if text in THOUGHT_TAGS and (tag := await upstream.tag(text, call)) is not None:
+        return tag
     return await upstream.markup.markup(text, call)
 
 

@@ -16,6 +16,7 @@ from proxy.backends.base import (
     PlainChat,
     Reader,
     Scorer,
+    Segment,
     Writer,
 )
 from proxy.backends.limits import NO_LIMITS, ModelLimits
@@ -131,6 +132,7 @@ class Upstream:
     budget: Budget = field(init=False)
     num_tokens_of: dict[str, int] = field(init=False, default_factory=dict)
     """The tokens of texts that recur, such as the revise token's, counted once."""
+    _tags: dict[str, Segment | None] = field(init=False, default_factory=dict)
     gated_writer: GatedWriter | None = field(init=False)
     """`writer`, if it can be paused."""
     writing: WritingPlaces = field(init=False)
@@ -154,6 +156,15 @@ class Upstream:
             if len(self.num_tokens_of) < _MOST_COUNTED:  # clients choose the texts
                 self.num_tokens_of[text] = found
         return found
+
+    async def tag(self, text: str, call: Call) -> Segment | None:
+        """Return the token of a thought's tag; None if no token of the model's is that tag."""
+        if self.markup is None:
+            return None
+        if text not in self._tags:
+            found = await self.markup.markup(text, call)
+            self._tags[text] = found if len(found.token_ids) == 1 else None
+        return self._tags[text]
 
     def scorer(self, way: Scoring | Literal["auto"]) -> Scorer:
         """Return the scorer of that rung, or the best one. Raises `ScoringUnavailable`."""

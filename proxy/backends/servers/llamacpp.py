@@ -5,10 +5,10 @@ log-probabilities of a prompt, so given text is scored by forced decoding: one t
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, chain
+from typing import Any, TypeVar
 
 import orjson
 
@@ -36,6 +36,7 @@ from proxy.backends.tokens.alignment import (
     without_follower,
 )
 from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
+from proxy.backends.tokens.control_text import LearntControls, cut, marked
 from proxy.backends.tokens.logprobs import PieceLogprobs
 from proxy.backends.tokens.wire_values import error_in, text_of, whole_text
 from proxy.backends.transport.http import DONE, UpstreamClient
@@ -44,6 +45,7 @@ from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import Scoring, StepScore
 from proxy.errors import ConfigError, RequestError
 
+T = TypeVar("T")
 # Added to the logit of the one allowed token; log-probabilities are computed before the addition.
 _FORCE = 1000
 # How many candidates to request to find a token that cannot be forced: first those that hold most
@@ -85,6 +87,9 @@ class LlamaCpp:
         self.template_kwargs: Mapping[str, Any] = {}
         """Variables of the chat template, which a question may replace."""
         self._follower = follower
+        self._controls = LearntControls(families=True)
+        self._user_defined = LearntControls(families=False)
+        """The control tokens that the server finds even in text that it is not to parse."""
 
     @classmethod
     async def connect(
@@ -118,6 +123,10 @@ class LlamaCpp:
 
     async def render(self, question: Question, call: Call) -> Segment:
         question = question.under(self.template_kwargs)
+        if words := self._controls.unknown_in(question):
+            found = await _all(self._parsed(word, call, add_special=False) for word in words)
+            self._controls.learn(words, found)
+        question, mark = marked(question, self._controls.starts)
         text = await rendered_here(question, self._template)
         if text is None:
             body: dict[str, Any] = {"messages": question.wire_messages()}
@@ -126,7 +135,13 @@ class LlamaCpp:
             reply = await self._client.post("/apply-template", body, call)
             with self._client.expecting("/apply-template"):
                 text = whole_text(reply["prompt"])
-        return Segment(text, await self._parsed(text, call, add_special=True))
+        if not mark:
+            return Segment(text, await self._parsed(text, call, add_special=True))
+        parts = text.split(mark)
+        ids = await _all(
+            self._parsed(part, call, add_special=not index) for index, part in enumerate(parts)
+        )
+        return Segment("".join(parts), tuple(chain.from_iterable(ids)))
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
         if rendered.text:
@@ -154,33 +169,25 @@ class LlamaCpp:
             return tuple(map(int, reply["tokens"]))
 
     async def encode(self, texts: Sequence[str], call: Call) -> list[Segment]:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._encode(text, call)) for text in texts]
-        return [task.result() for task in tasks]
-
-    async def _encode(self, text: str, call: Call) -> Segment:
-        (segment,) = await self._cut([text], call)
-        return segment
+        return [found for (found,) in await self.encode_running([[text] for text in texts], call)]
 
     async def encode_running(
         self, texts: Sequence[Sequence[str]], call: Call
     ) -> list[list[Segment]]:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._cut(parts, call)) for parts in texts]
-        return [task.result() for task in tasks]
+        joined = ["".join(parts) for parts in texts]
+        if words := self._user_defined.unknown(joined):
+            found = await _all(self._as_text(word, call) for word in words)
+            self._user_defined.learn(words, found)
+        return await _all(self._cut(parts, call) for parts in texts)
 
     async def _cut(self, parts: Sequence[str], call: Call) -> list[Segment]:
         """Tokenise a text in parts, and give every part the tokens that end in it."""
         text = "".join(parts)
-        body = {
-            "content": as_in_running_text(text),
-            "add_special": False,
-            "parse_special": False,  # what the student writes is text, whatever it looks like
-            "with_pieces": True,
-        }
-        reply = await self._client.post("/tokenize", body, call)
+        whole = as_in_running_text(text)
+        rows: list[dict[str, Any]] = []
+        for apart in cut(whole, self._user_defined.starts(whole)) or [whole]:
+            rows += await self._as_text(apart, call)
         with self._client.expecting("/tokenize"):
-            rows = reply["tokens"]
             ids = without_follower(text, [int(row["id"]) for row in rows], self._follower)
             spelt = [_piece_bytes(row["piece"]) for row in rows[: len(ids)]]
             if b"".join(spelt) != text.encode():
@@ -190,6 +197,13 @@ class LlamaCpp:
                 )
                 raise ValueError(message)
             return in_parts(parts, ids, Alignment.of_lengths(map(len, spelt)))
+
+    async def _as_text(self, text: str, call: Call) -> list[dict[str, Any]]:
+        """The tokens of a text in which none of the model's own control tokens is found."""
+        body = {"content": text, "add_special": False, "parse_special": False, "with_pieces": True}
+        reply = await self._client.post("/tokenize", body, call)
+        with self._client.expecting("/tokenize"):
+            return list(reply["tokens"])
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -327,6 +341,13 @@ class LlamaCpp:
             "id_slot": slot,
         }
         return await self._client.post("/completion", body, call)
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return the results of calls that run at the same time."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(call) for call in calls]
+    return [task.result() for task in tasks]
 
 
 def _sampled(sampling: Sampling) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, Self
 
 from proxy.backends.base import Call, Question, Segment
@@ -12,10 +13,10 @@ from proxy.backends.tokens.alignment import (
     align_vocabulary,
     as_in_running_text,
     in_parts,
-    split_control,
     without_follower,
 )
 from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
+from proxy.backends.tokens.control_text import LearntControls, cut, marked
 from proxy.backends.tokens.normal_form import (
     FORMS,
     PROBES,
@@ -54,6 +55,7 @@ class ServerReader:
         self._follower = follower
         self._forms: tuple[NormalForm, ...] | None = None
         """The normal forms into which the tokenizer brings texts; None until that matters."""
+        self._controls = LearntControls(families=True)
         self.template_kwargs: Mapping[str, Any] = {}
         """Variables of the chat template, which a question may replace."""
 
@@ -84,13 +86,39 @@ class ServerReader:
 
     async def render(self, question: Question, call: Call) -> Segment:
         question = question.under(self.template_kwargs)
+        await self._learn(self._controls.unknown_in(question), call)
+        question, mark = marked(question, self._controls.starts)
         text = await rendered_here(question, self._template)
         if text is None:
             messages = {"messages": question.wire_messages(), **self._rendering}
             if question.template_kwargs:
                 messages["chat_template_kwargs"] = question.template_kwargs
-            return Segment("", await self._ids(messages, call))
-        return await self._tokenized(text, call, add_special=True)
+            ids = await self._ids(messages, call)
+            return Segment("", await self._unmarked(ids, mark, call) if mark else ids)
+        if not mark:
+            return await self._tokenized(text, call, add_special=True)
+        first, *others = text.split(mark)
+        begin = await self._tokenized(first, call, add_special=True)
+        rest = await self._ids_of(others, call)
+        return Segment("".join((first, *others)), (*begin.token_ids, *chain.from_iterable(rest)))
+
+    async def _unmarked(self, ids: tuple[int, ...], mark: str, call: Call) -> tuple[int, ...]:
+        """The ids of a prompt that the server rendered, without the marks in its contents."""
+        text = await self._detokenized(ids, call)
+        (again, *parts) = await self._ids_of([text, *filter(None, text.split(mark))], call)
+        if tuple(again) != ids:
+            message = (
+                "a message spells a control token, and its tokenizer cannot read the prompt back "
+                "that its chat template makes; set the upstream's `tokenizer` to the model's "
+                "Hugging Face name or folder"
+            )
+            raise TokenizerFailed(f"upstream '{self._client.upstream}': {message}")
+        return tuple(chain.from_iterable(parts))
+
+    async def _learn(self, words: Sequence[str], call: Call) -> None:
+        """Ask the server about words that may be control tokens."""
+        if words:
+            self._controls.learn(words, await self._ids_of(words, call))
 
     async def markup(self, text: str, call: Call) -> Segment:
         return await self._tokenized(text, call, add_special=False)
@@ -137,7 +165,9 @@ class ServerReader:
     async def _parts(self, texts: Sequence[str], call: Call) -> list[list[str]]:
         """Split texts, so that the server takes all of them as text and leaves it as it is."""
         # The server parses control tokens in any text, and no option turns that off.
-        parts = [split_control(as_in_running_text(text)) for text in texts]
+        await self._learn(self._controls.unknown(texts), call)
+        whole = map(as_in_running_text, texts)
+        parts = [cut(text, self._controls.starts(text)) for text in whole]
         if any(map(may_be_rewritten, texts)):
             return await self._unrewritten(parts, call)
         return parts

@@ -38,8 +38,9 @@ def _byte_characters() -> dict[str, int]:
 
 
 _BYTES = _byte_characters()
-_CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?s>|(?:bos|eos|pad|unk|(?:start|end)_of_turn)>)")
-_CONTROL_BYTES = re.compile(_CONTROL.pattern.encode() + rb"[^>]*>")
+# The control tokens of known families.
+CONTROL = re.compile(r"<(?=\|[^|<>\s]+\|>|/?s>|(?:bos|eos|pad|unk|(?:start|end)_of_turn)>)")
+_CONTROL_BYTES = re.compile(CONTROL.pattern.encode() + rb"[^>]*>")
 
 
 def as_in_running_text(text: str) -> str:
@@ -63,20 +64,6 @@ def without_follower(text: str, ids: list[int], follower: int) -> tuple[int, ...
     if ids[-1:] != [follower]:
         raise ValueError(f"the tokens of {text[-40:]!r} do not end where it ends")
     return tuple(ids[:-1])
-
-
-def split_control(text: str) -> list[str]:
-    """Split `text` into parts, none of which holds a control token such as `<|im_end|>`.
-
-    For servers whose tokenizer reads such text as the token itself: what a student writes is text,
-    whatever it looks like.
-    """
-    parts: list[str] = []
-    start = 0
-    for match in _CONTROL.finditer(text):
-        parts.append(text[start : match.end()])
-        start = match.end()
-    return [*parts, text[start:]] if start < len(text) else parts
 
 
 def pieces_of(text: str, tokens: Sequence[str]) -> tuple[str, ...]:

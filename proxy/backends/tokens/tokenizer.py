@@ -1,70 +1,33 @@
-"""Loads tokenizers into this process: a Hugging Face name, a local folder, or `tiktoken:NAME`.
-
-Written against `tokenizers` 0.23 (the format of `tokenizer.json`), `tiktoken` 0.14 and the
-conventions of transformers' `tokenizer_config.json`.
-"""
+"""Loads tokenizers into this process: a Hugging Face name, a local folder, or `tiktoken:NAME`."""
 
 import json
-import re
 from asyncio import to_thread
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tiktoken
-from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from proxy.backends.base import Call, Message, Question, Segment
 from proxy.backends.tokens.alignment import FOLLOWED_BY, as_in_running_text, without_follower
 from proxy.backends.tokens.chat_template import ChatTemplate, rendered_here
+from proxy.backends.tokens.codec import (
+    Codec,
+    HuggingFace,
+    Tiktoken,
+    around_contents,
+    special_tokens_of,
+)
+from proxy.backends.tokens.control_text import marked
 from proxy.errors import ConfigError, RequestError, TokenizerFailed
 
 TIKTOKEN = "tiktoken:"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-_TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-# Normalizers that change a text before it is cut. `Replace` stays: it writes SentencePiece's space.
-_REWRITING = {"Prepend", "NFC", "NFD", "NFKC", "NFKD", "Precompiled"}
-_TAG = re.compile(r"(<\|[^|<>\s]+\|>|</?think>)")
 # Encoding this many characters takes some 4 ms (measured: 1 us a character, and 0.2 ms for the way
 # to a thread and back); longer texts go to a thread.
 _LONG = 4096
-
-
-class _Codec(Protocol):
-    """Turns text into ids, in five ways, and back."""
-
-    def prompt(self, text: str) -> list[int]:
-        """Parse special tokens in the text, and add the tokenizer's own."""
-        ...
-
-    def markup(self, text: str) -> list[int]:
-        """Parse special tokens in the text; add none."""
-        ...
-
-    def inserted(self, text: str) -> list[int]:
-        """As `markup`, for markup in the middle of a text."""
-        ...
-
-    def plain(self, text: str) -> list[int]:
-        """Take all of it as text, even if it looks like a special token."""
-        ...
-
-    def running(self, text: str) -> tuple[list[int], list[int]]:
-        """As `plain`, and for each id the number of characters in which its token and the tokens
-        before it lie.
-        """
-        ...
-
-    def spelt(self, ids: Sequence[int]) -> str:
-        """The text that plain ids stand for, whatever precedes them."""
-        ...
-
-    def prompt_text(self, ids: Sequence[int]) -> str:
-        """The text of a prompt's ids, special tokens included. Raises KeyError for no token."""
-        ...
 
 
 class LocalReader:
@@ -77,7 +40,7 @@ class LocalReader:
     def __init__(
         self,
         source: str,
-        codec: _Codec,
+        codec: Codec,
         *,
         own: ChatTemplate | None,
         configured: ChatTemplate | None,
@@ -100,20 +63,25 @@ class LocalReader:
     async def render(self, question: Question, call: Call) -> Segment:
         del call
         question = question.under(self.template_kwargs)
-        if (text := await rendered_here(question, self._configured)) is not None:
+        spoilt, mark = marked(question, self._codec.starts)
+        if (text := await rendered_here(spoilt, self._configured)) is not None:
             encode = self._codec.prompt
-        elif (text := await rendered_here(question, self._own)) is not None:
+        elif (text := await rendered_here(spoilt, self._own)) is not None:
             encode = self._codec.markup
         elif self._counts:
-            text, encode = _transcript(question.messages), self._codec.plain
+            text, encode, mark = _transcript(question.messages), self._codec.plain, ""
         else:
             message = (
                 f"the tokenizer '{self._source}' has no chat template: send a prompt, or set the "
                 "upstream's chat_template"
             )
             raise RequestError(message, param="messages")
-        ids = encode(text) if len(text) < _LONG else await to_thread(encode, text)
-        return Segment(text, tuple(ids))
+
+        def encoded() -> list[int]:
+            return around_contents(self._codec, text, mark, encode) if mark else encode(text)
+
+        ids = encoded() if len(text) < _LONG else await to_thread(encoded)
+        return Segment(text.replace(mark, "") if mark else text, tuple(ids))
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
         del call
@@ -178,7 +146,7 @@ def load_tokenizer(
     they always do that. Raises `ConfigError` with one line that says what to do.
     """
     if source.startswith(TIKTOKEN):
-        codec = _Tiktoken(_encoding(source.removeprefix(TIKTOKEN)))
+        codec = Tiktoken(_encoding(source.removeprefix(TIKTOKEN)))
         return LocalReader(source, codec, own=None, configured=chat_template, counts=True)
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -191,134 +159,12 @@ def load_tokenizer(
         raise ConfigError(message)
     try:
         config = _config(folder)
-        codec_of_folder = _HuggingFace((folder / "tokenizer.json").read_text("utf-8"), config)
+        codec_of_folder = HuggingFace((folder / "tokenizer.json").read_text("utf-8"), config)
     except Exception as error:  # `tokenizers` raises bare Exceptions
         message = f"tokenizer: '{source}' cannot be read: {' '.join(str(error).split())}"
         raise ConfigError(message) from error
     own = None if chat_template is not None else _own_template(source, folder, config)
     return LocalReader(source, codec_of_folder, own=own, configured=chat_template, counts=counts)
-
-
-class _HuggingFace:
-    """A `tokenizer.json`, loaded twice: unchanged, and without the parts that change a text."""
-
-    def __init__(self, source: str, config: dict[str, Any]) -> None:
-        self._whole = Tokenizer.from_str(source)
-        self._plain = Tokenizer.from_str(json.dumps(_unprefixed(json.loads(source))))
-        self._plain.encode_special_tokens = True
-        for tokenizer in (self._whole, self._plain):
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-        if "add_bos_token" in config:  # overrides the file, as in transformers
-            bos = _special_tokens(config).get("bos_token")
-            known = None if bos is None else self._whole.token_to_id(bos)
-            adds = bool(config["add_bos_token"]) and known is not None
-            self._whole.post_processor = TemplateProcessing(
-                single=[bos, "$A"] if adds else ["$A"],
-                special_tokens=[(bos, known)] if adds else [],
-            )
-
-    def prompt(self, text: str) -> list[int]:
-        return _ids(self._whole, text, add_special_tokens=True)
-
-    def markup(self, text: str) -> list[int]:
-        return _ids(self._whole, text, add_special_tokens=False)
-
-    def inserted(self, text: str) -> list[int]:
-        ids: list[int] = []
-        words = ""
-        for part in _TAG.split(text):
-            token = self._whole.token_to_id(part) if _TAG.fullmatch(part) else None
-            if token is None:  # a tag without a token in this model is plain words
-                words += part
-            else:
-                ids += [*self.plain(words), token]
-                words = ""
-        return ids + self.plain(words)
-
-    def plain(self, text: str) -> list[int]:
-        return _ids(self._plain, text, add_special_tokens=False)
-
-    def running(self, text: str) -> tuple[list[int], list[int]]:
-        (encoding,) = self._plain.encode_batch([text], add_special_tokens=False)
-        return list(encoding.ids), [end for _, end in encoding.offsets]
-
-    def spelt(self, ids: Sequence[int]) -> str:
-        return str(self._plain.decode(list(ids), skip_special_tokens=False))
-
-    def prompt_text(self, ids: Sequence[int]) -> str:
-        for token_id in ids:
-            if self._whole.id_to_token(token_id) is None:  # which `decode` would leave out
-                raise KeyError(token_id)
-        return str(self._whole.decode(list(ids), skip_special_tokens=False))
-
-
-def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    # `encode` holds the interpreter's lock; a batch of one releases it.
-    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-    return list(encoding.ids)
-
-
-class _Tiktoken:
-    def __init__(self, encoding: tiktoken.Encoding) -> None:
-        self._encoding = encoding
-
-    def prompt(self, text: str) -> list[int]:
-        return self.markup(text)
-
-    def markup(self, text: str) -> list[int]:
-        return self._encoding.encode(text, allowed_special="all")
-
-    def inserted(self, text: str) -> list[int]:
-        return self.markup(text)
-
-    def plain(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
-
-    def running(self, text: str) -> tuple[list[int], list[int]]:
-        ids = self.plain(text)
-        # A character is entered by its first byte.
-        entered = [0, *accumulate(byte & 0xC0 != 0x80 for byte in text.encode())]
-        sizes = (len(self._encoding.decode_single_token_bytes(token)) for token in ids)
-        return ids, [entered[end] for end in accumulate(sizes)]
-
-    def spelt(self, ids: Sequence[int]) -> str:
-        return self._encoding.decode(list(ids))
-
-    def prompt_text(self, ids: Sequence[int]) -> str:
-        for token_id in ids:
-            self._encoding.decode_single_token_bytes(token_id)
-        return self._encoding.decode(list(ids))
-
-
-def _unprefixed(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    r"""The same vocabulary for text in the middle of another text.
-
-    Llama 2's tokenizer and others of the SentencePiece kind put a space before every text and
-    remove it when they decode; a step's tokens are appended to other tokens and need neither.
-    """
-    normalizer = _without(tokenizer.get("normalizer"), "normalizers", _REWRITING)
-    decoder = _without(tokenizer.get("decoder"), "decoders", {"Strip"})
-    changed = {**tokenizer, "normalizer": normalizer, "decoder": decoder, "post_processor": None}
-    for key, parts in (("pre_tokenizer", "pretokenizers"), ("decoder", "decoders")):
-        for part in _parts(changed.get(key), parts):
-            if "prepend_scheme" in part:
-                part["prepend_scheme"] = "never"
-            if "add_prefix_space" in part:
-                part["add_prefix_space"] = False
-    return changed
-
-
-def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """A sequence's members, or the one component."""
-    if component is None:
-        return []
-    return list(component[key]) if component["type"] == "Sequence" else [component]
-
-
-def _without(component: dict[str, Any] | None, key: str, types: set[str]) -> dict[str, Any] | None:
-    kept = [part for part in _parts(component, key) if part["type"] not in types]
-    return {"type": "Sequence", key: kept} if kept else None
 
 
 def _downloaded(name: str) -> Path:
@@ -381,19 +227,9 @@ def _own_template(source: str, folder: Path, config: dict[str, Any]) -> ChatTemp
     if found is None:
         return None
     try:
-        return ChatTemplate(found, _special_tokens(config))
+        return ChatTemplate(found, special_tokens_of(config))
     except ConfigError as error:
         raise ConfigError(f"tokenizer: '{source}': its {error}") from error
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """`bos_token` and so on, each written as a string or as an object with `content`."""
-    tokens: dict[str, str] = {}
-    for role in _TOKEN_ROLES:
-        value = config.get(role)
-        if value is not None:
-            tokens[role] = str(value["content"] if isinstance(value, dict) else value)
-    return tokens
 
 
 def _transcript(messages: tuple[Message, ...]) -> str:

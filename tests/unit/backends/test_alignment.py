@@ -11,7 +11,6 @@ from proxy.backends.tokens.alignment import (
     FOLLOWED_BY,
     as_in_running_text,
     pieces_of,
-    split_control,
     without_follower,
 )
 from proxy.backends.tokens.chat_template import ChatTemplate
@@ -143,23 +142,6 @@ def test_a_step_that_ends_in_no_newline_is_tokenised_as_it_stands(text: str) -> 
 def test_a_letter_that_merged_with_the_step_is_noticed(ids: list[int]) -> None:
     with pytest.raises(ValueError, match="do not end where it ends"):
         without_follower("7.\n", ids, TOKEN["a"])
-
-
-@given(st.text("a<|im_end>/s "))
-def test_text_split_at_control_tokens_is_the_text(text: str) -> None:
-    parts = split_control(text)
-    assert "".join(parts) == text
-    assert all(parts)
-
-
-@pytest.mark.parametrize("control", ["<|im_end|>", "</s>", "<eos>", "<start_of_turn>"])
-def test_no_part_holds_a_control_token(control: str) -> None:
-    assert split_control(f"x{control}{control}y") == ["x<", f"{control[1:]}<", f"{control[1:]}y"]
-
-
-def test_text_without_control_tokens_is_not_split() -> None:
-    for text in ("1 < 2 and a|b > 3", "<div>", "<|", "x"):
-        assert split_control(text) == [text]
 
 
 @given(st.text("a. \n\t\u00a0é🚀"), st.lists(st.integers(0, 99), max_size=5))
