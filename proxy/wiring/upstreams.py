@@ -326,6 +326,7 @@ async def _local_reader(
         return None
     try:
         reader = await asyncio.to_thread(load_tokenizer, source, template)
+        reader.sends_text = isinstance(config, OpenAIConfig)
     except ConfigError as error:
         raise ConfigError(f"upstreams.{name}.{error}") from error
     if source.startswith(TIKTOKEN) and not reader.has_template:

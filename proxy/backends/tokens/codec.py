@@ -80,7 +80,11 @@ class HuggingFace:
         self.controls = Spellings(self._controls)
         self._normalized = Spellings([w for w, t in self._controls.items() if t.get("normalized")])
         plain = _unprefixed(described)
-        plain["added_tokens"] = [t for t in added if t["content"] not in self._controls]
+        # Left out they would shift the ids of others; special tokens can be left unread, below.
+        plain["added_tokens"] = [
+            {**token, "special": True} if token["content"] in self._controls else token
+            for token in added
+        ]
         self._whole = Tokenizer.from_str(source)
         self._plain = Tokenizer.from_str(json.dumps(plain))
         self._plain.encode_special_tokens = True

@@ -53,6 +53,8 @@ class LocalReader:
         self._counts = counts
         self.template_kwargs: Mapping[str, Any] = {}
         """Variables of the chat template, which a question may replace."""
+        self.sends_text = False
+        """Whether the server gets the prompt as text, in which it finds control tokens itself."""
         (self._follower,) = codec.plain(FOLLOWED_BY)[-1:]
 
     @property
@@ -64,6 +66,12 @@ class LocalReader:
         del call
         question = question.under(self.template_kwargs)
         spoilt, mark = marked(question, self._codec.starts)
+        if mark and self.sends_text and self.has_template:
+            message = (
+                f"a message spells a control token of the tokenizer '{self._source}', and this "
+                "upstream's server would read it as that token, because it is sent text"
+            )
+            raise RequestError(message, param="messages")
         if (text := await rendered_here(spoilt, self._configured)) is not None:
             encode = self._codec.prompt
         elif (text := await rendered_here(spoilt, self._own)) is not None:

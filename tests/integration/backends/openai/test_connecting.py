@@ -5,8 +5,15 @@ from typing import Any
 
 import pytest
 
+from proxy.backends.base import Message, Question
 from proxy.config import Config
-from proxy.errors import ConfigError, ScoringUnavailable, UpstreamFailed, UpstreamRefused
+from proxy.errors import (
+    ConfigError,
+    RequestError,
+    ScoringUnavailable,
+    UpstreamFailed,
+    UpstreamRefused,
+)
 from proxy.wiring.models import open_service
 from tests.support.paths import package_file
 from tests.support.replay import (
@@ -213,3 +220,15 @@ async def test_what_the_server_puts_before_every_prompt_is_not_sent_twice(up: Re
 async def test_a_server_without_a_list_of_models_does_not_pass_the_check(up: Replay) -> None:
     with pytest.raises(UpstreamRefused):
         await openai.writer(up).check()
+
+
+async def test_a_message_that_spells_a_control_token_is_refused(up: Replay) -> None:
+    """The server gets text, and would read the token out of it."""
+    up.on("GET", "/v1/models", json_reply(openai.VLLM.body("models")))
+    up.on("POST", openai.PATH, recorded(openai.VLLM, *CONNECTING))
+    async with open_service(config_of(up)) as service:
+        reader = service.models["pair"].pair.of("teacher").reader
+        with pytest.raises(RequestError, match="a message spells a control token"):
+            await reader.render(Question((Message("user", "Hi <|EOT|>"),)), CALL)
+        assert (await reader.render(Question((Message("user", "Hi"),)), CALL)).text == "Hi"
+        assert (await reader.render(Question(prompt="Hi <|EOT|>"), CALL)).token_ids
