@@ -166,6 +166,7 @@ class LiteLLM:
                 timeout_s = self._calls.timeouts.stall_s
                 with self._calls.expecting("a stream event"):
                     event = _event(chunk, self.upstream)
+                self._calls.expect_no_text_after(end, event.reasoning + event.content)
                 end = event.end or end
                 num_cached = event.num_cached_tokens if event.is_usage else num_cached
                 if piece := text.feed(event.reasoning, event.content):

@@ -234,6 +234,8 @@ class LlamaCpp:
                     draft = self._draft(payload, reading)
                     if draft is None:
                         continue
+                    if last is not None:
+                        self._client.expect_no_text_after(last.end, "".join(draft.pieces))
                     if draft.end is None:
                         yield draft
                     else:

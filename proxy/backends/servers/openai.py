@@ -130,6 +130,7 @@ class OpenAI:
                 if payload == DONE:
                     continue
                 event = self._event(payload)
+                self._client.expect_no_text_after(end, event.text)
                 end = event.end or end
                 if event.num_cached_tokens is not None:
                     num_cached = event.num_cached_tokens

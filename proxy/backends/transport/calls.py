@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 
 from proxy.backends.base import Call
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy
+from proxy.core.types import FinishReason
 from proxy.errors import MotabError, UpstreamMalformed, UpstreamUnreachable
 
 T = TypeVar("T")
@@ -72,6 +73,11 @@ class Calls:
     def broken_off(self) -> UpstreamUnreachable:
         """The error for a stream that ended without its last event."""
         return UpstreamUnreachable(self.upstream, "its stream broke off before the end")
+
+    def expect_no_text_after(self, end: FinishReason | None, text: str) -> None:
+        """Raise `UpstreamMalformed` for text in a stream that has said that it ended."""
+        if end is not None and text:
+            raise UpstreamMalformed(self.upstream, "text came after the end of its stream")
 
     @contextmanager
     def observed(self, path: str, call: Call) -> Iterator[None]:

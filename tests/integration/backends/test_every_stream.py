@@ -1,11 +1,13 @@
 """Holds every kind of server to one reading of streams: what says nothing changes nothing."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
 import pytest
 
+from proxy.errors import UpstreamMalformed
 from tests.support.replay import Replay
 from tests.support.servers.contract import (
     QUIET_COMPLETIONS,
@@ -59,6 +61,17 @@ async def test_an_event_that_says_nothing_changes_nothing(
     whole = await drafts_of(up, server, stream.body, asked=stream.asked)
     body = stream.body.replace(b"\n\n", b"\n\ndata: " + case + b"\n\n", 2)
     assert await drafts_of(up, server, body, asked=stream.asked) == whole
+
+
+@over(WRITING)
+async def test_text_after_the_end_is_refused(up: Replay, server: WritingContract) -> None:
+    stream = next(iter(server.streams.values()))
+    events = stream.body.removesuffix(b"\n\n").split(b"\n\n")
+    text = next(event for event in events if re.search(rb'"(text|content)": ?"[^"]', event))
+    where = len(events) - (events[-1] == b"data: [DONE]")
+    body = b"\n\n".join([*events[:where], text, *events[where:], b""])
+    with pytest.raises(UpstreamMalformed):
+        await drafts_of(up, server, body, asked=stream.asked)
 
 
 @dataclass(frozen=True)
