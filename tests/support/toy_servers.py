@@ -134,13 +134,19 @@ class Toy:
         try:
             await asyncio.sleep(self.delay_s)
             if fault is None or fault.request != index:
-                return await _send(request, events, streams=isinstance(content, list))
+                return await self.answer(request, events, streams=isinstance(content, list))
             self.happened[session] = "stream" if isinstance(content, list) else "answer"
             return await self._fail(request, events, fault, streams=isinstance(content, list))
         finally:
             self.num_open -= 1
             if not self.num_open:
                 self.idle.set()
+
+    async def answer(
+        self, request: web.Request, events: list[bytes], *, streams: bool
+    ) -> web.StreamResponse:
+        """Answer where no fault is due."""
+        return await _send(request, events, streams=streams)
 
     async def _fail(
         self, request: web.Request, events: list[bytes], fault: Fault, *, streams: bool
@@ -271,7 +277,7 @@ class Toy:
         }
 
     def _llamacpp(self, path: str, body: dict[str, Any], session: str) -> bytes | list[bytes]:
-        if path == "/props":
+        if path in {"/props", "/health"}:
             return _json({"total_slots": 8})
         if path == "/tokenize":
             ids = self.model.tokens(body["content"])

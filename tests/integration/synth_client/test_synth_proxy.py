@@ -2,14 +2,22 @@
 
 import asyncio
 import random
+import re
 import signal
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from tests.support.proxy.toy_pair import Proxy, toys, write_config
-from tests.support.synth_client.runs import Process, lines, steady, write_questions
+from tests.support.paths import ROOT
+from tests.support.proxy.toy_pair import Proxy, requests_to, toys, write_config
+from tests.support.synth_client.runs import (
+    HOW_OBTAINED,
+    VARYING,
+    Process,
+    decided,
+    lines,
+    write_questions,
+)
 from tests.support.toy_servers import Toy
 
 NUM_CLIENT_KILLS, NUM_PROXY_KILLS = 20, 10
@@ -44,25 +52,6 @@ async def test_client_and_proxy_killed_again_and_again_end_with_an_undisturbed_r
     assert max(line["attempts"] for line in kept) > 1
 
 
-def decided(path: Path) -> list[dict[str, Any]]:
-    """The records without what the machine's speed decides: how far a student was beyond a breach
-    when its stream was closed, and how many steps shared a call.
-    """
-    varying = {
-        "student_tokens",
-        "student_tokens_discarded",
-        "teacher_scored_tokens",
-        "teacher_cached_tokens",
-        "score_calls",
-    }
-    found = steady(path)
-    for line in found:
-        if "usage" in line:  # a failure has none
-            cost = line["usage"]["motab"]
-            line["usage"]["motab"] = {k: v for k, v in cost.items() if k not in varying}
-    return found
-
-
 async def _kill_again_and_again(synth: Process, proxy: Proxy, servers: Mapping[str, Toy]) -> None:
     """Kill each at a random moment: after some requests to the teacher, from whatever runs then."""
     for toy in servers.values():
@@ -73,7 +62,7 @@ async def _kill_again_and_again(synth: Process, proxy: Proxy, servers: Mapping[s
     victims.append("proxy")  # what it held is asked again by the client that ends the run
     client = await synth.start()
     for victim in victims:
-        await _requests(servers["teacher"], draw.randint(1, 60))
+        await requests_to(servers["teacher"], draw.randint(1, 60))
         for _ in range(draw.randrange(50)):
             await asyncio.sleep(0)
         if victim == "client":
@@ -91,9 +80,8 @@ async def _kill_again_and_again(synth: Process, proxy: Proxy, servers: Mapping[s
     assert client.returncode == 0, err.decode()
 
 
-async def _requests(toy: Toy, number: int) -> None:
-    """Wait until that many more have come."""
-    goal = toy.num_requests.total() + number
-    while toy.num_requests.total() < goal:
-        toy.came.clear()
-        await toy.came.wait()
+def test_the_page_names_everything_that_differs_after_kills() -> None:
+    page = (ROOT / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    section = page.partition("### What differs after kills")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", section)) - {"usage"}
+    assert named == HOW_OBTAINED | VARYING

@@ -4,16 +4,17 @@ import asyncio
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from tests.support.paths import ROOT
 from tests.support.synth_client.runs import ENV
-from tests.support.toy_servers import Model, Toy, toy_server
+from tests.support.toy_servers import Kind, Model, Toy, toy_server
 
 STUDENT = Model(["So", " the", " sum", " is", " √2", "7"], salt=1)
 
@@ -31,17 +32,18 @@ PARAMS = {
 
 
 class Proxy:
-    """`motab serve`, always on the same port."""
+    """`motab serve`, always on the same port. `more` are further arguments."""
 
-    def __init__(self, config: Path) -> None:
-        self._config, self._port = config, "0"
+    def __init__(self, config: Path, *more: str) -> None:
+        self._config, self._port, self._more = config, "0", more
         self._process: asyncio.subprocess.Process | None = None
+        self._said: asyncio.Task[bytes] | None = None
 
     async def start(self) -> str:
         """Its base URL, once it serves."""
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "motab", "serve"),
-            *("--config", str(self._config), "--port", self._port),
+            *("--config", str(self._config), "--port", self._port, *self._more),
             cwd=ROOT,
             env=ENV,
             stderr=asyncio.subprocess.PIPE,
@@ -52,37 +54,70 @@ class Proxy:
             line = await self._process.stderr.readline()
             assert line, said
             said += line.decode()
+        # A full pipe would hold it up.
+        self._said = asyncio.create_task(self._process.stderr.read())
         self._port = found[2]
         return found[1]
 
-    async def kill(self) -> None:
-        """With -9; afterwards it is gone."""
+    def processes(self) -> list[psutil.Process]:
+        """The process and its workers, where it has some."""
         assert self._process is not None
+        first = psutil.Process(self._process.pid)
+        return [first, *first.children(recursive=True)]
+
+    async def kill(self) -> str:
+        """With -9; afterwards it is gone, with its workers. Gives what it said since it served."""
+        assert self._process is not None
+        assert self._said is not None
         self._process.kill()
-        await self._process.communicate()
+        # Ends with the last worker, which has the same pipe.
+        said = await self._said
+        await self._process.wait()
         assert self._process.returncode == -signal.SIGKILL
+        return said.decode()
 
 
 @asynccontextmanager
-async def toys() -> AsyncIterator[Mapping[str, Toy]]:
+async def toys(
+    kind: Kind = "vllm", make: Callable[[Kind, Model], Toy] = Toy
+) -> AsyncIterator[Mapping[str, Toy]]:
     """Both models' servers, which outlive whatever is killed."""
-    async with toy_server("vllm", STUDENT) as student, toy_server("vllm", TEACHER) as teacher:
+    async with (
+        toy_server(kind, STUDENT, make) as student,
+        toy_server(kind, TEACHER, make) as teacher,
+    ):
         yield {"student": student, "teacher": teacher}
 
 
-def write_config(path: Path, servers: Mapping[str, Toy]) -> Path:
+def write_config(
+    path: Path,
+    servers: Mapping[str, Toy],
+    *,
+    server: Mapping[str, Any] | None = None,
+    **upstream: Any,
+) -> Path:
+    """Write a configuration whose upstreams all have these further settings."""
     template = "{% for message in messages %}{{ message.content }}{% endfor %}: "
     upstreams: dict[str, Any] = {
         name: {
-            "kind": "vllm",
+            "kind": toy.kind,
             "base_url": toy.base_url,
             "model": "toy",
             "chat_template": template,
             "reasoning": "none",
+            **upstream,
         }
         for name, toy in servers.items()
     }
     pair = {"student": "student", "teacher": "teacher", "params": PARAMS}
-    config = {"upstreams": upstreams, "models": {"motab/pair": pair}}
+    config = {"server": server or {}, "upstreams": upstreams, "models": {"motab/pair": pair}}
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
+
+
+async def requests_to(toy: Toy, number: int) -> None:
+    """Wait until that many more have come."""
+    goal = toy.num_requests.total() + number
+    while toy.num_requests.total() < goal:
+        toy.came.clear()
+        await toy.came.wait()

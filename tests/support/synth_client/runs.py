@@ -111,8 +111,34 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def steady(path: Path) -> list[dict[str, Any]]:
     """The records without what differs from run to run."""
-    varying = {"seconds", "attempts", "wasted"}
-    return [{k: v for k, v in line.items() if k not in varying} for line in lines(path)]
+    return [{k: v for k, v in line.items() if k not in HOW_OBTAINED} for line in lines(path)]
+
+
+HOW_OBTAINED = {"seconds", "attempts", "wasted"}
+VARYING = {
+    "student_tokens",
+    "student_tokens_discarded",
+    "teacher_scored_tokens",
+    "teacher_cached_tokens",
+    "score_calls",
+}
+"""The counts of `usage.motab` that the machine's speed decides: how far a student was beyond a
+breach when its stream was closed, and how many steps shared a call.
+"""
+
+
+def decided(path: Path) -> list[dict[str, Any]]:
+    """The records without what docs/synthesis.md says differs after kills."""
+    return [
+        {**line, "usage": decided_usage(line["usage"])} if "usage" in line else line
+        for line in steady(path)  # a failure has no usage
+    ]
+
+
+def decided_usage(usage: dict[str, Any]) -> dict[str, Any]:
+    """The usage without what differs from run to run."""
+    cost = {name: count for name, count in usage["motab"].items() if name not in VARYING}
+    return {**usage, "motab": cost}
 
 
 def units(found: Iterable[Record]) -> list[tuple[str, int]]:
