@@ -136,6 +136,8 @@ class SGLang(ServerReader):
                     row = orjson.loads(payload)
                     self._raise_for_failure(row)
                     draft = reading.draft(row)
+                if last is not None:
+                    self._client.expect_no_text_after(last.end, payload)
                 if draft.end is not None:
                     last = draft
                 elif draft.pieces:

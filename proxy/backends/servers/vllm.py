@@ -162,7 +162,7 @@ class Vllm(ServerReader):
                 event = self._event(payload, logprobs=sampling.logprobs)
                 has_usage |= event.is_usage
                 num_cached = event.num_cached_tokens
-                self._client.expect_no_text_after(end, event.text)
+                self._client.expect_no_text_after(end, event.text or event.tokens)
                 end = event.end or end
                 spelt = spelling.feed(event.text, event.tokens)
                 logprobs.add(event.logprobs)

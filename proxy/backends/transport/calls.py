@@ -5,7 +5,7 @@ wrong shape.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -74,8 +74,8 @@ class Calls:
         """The error for a stream that ended without its last event."""
         return UpstreamUnreachable(self.upstream, "its stream broke off before the end")
 
-    def expect_no_text_after(self, end: FinishReason | None, text: str) -> None:
-        """Raise `UpstreamMalformed` for text in a stream that has said that it ended."""
+    def expect_no_text_after(self, end: FinishReason | None, text: Sequence[object]) -> None:
+        """Raise `UpstreamMalformed` for text, or tokens, in a stream that said that it ended."""
         if end is not None and text:
             raise UpstreamMalformed(self.upstream, "text came after the end of its stream")
 

@@ -74,6 +74,15 @@ async def test_text_after_the_end_is_refused(up: Replay, server: WritingContract
         await drafts_of(up, server, body, asked=stream.asked)
 
 
+async def test_an_end_that_comes_twice_does_not_replace_the_text_before_it(up: Replay) -> None:
+    server = WRITING["sglang"]
+    stream = next(iter(server.streams.values()))
+    *_, end, done = stream.body.removesuffix(b"\n\n").split(b"\n\n")
+    body = b"\n\n".join([end, end, done, b""])
+    with pytest.raises(UpstreamMalformed):
+        await drafts_of(up, server, body, asked=stream.asked)
+
+
 @dataclass(frozen=True)
 class Word:
     """A finish reason of some server, and what it means."""
