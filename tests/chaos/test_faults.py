@@ -84,7 +84,7 @@ async def test_no_fault_changes_a_finished_trajectory(
                         assert answer["error"]["code"] in HONEST
                         campaign.done["honest failures"] += 1
 
-            rounds = campaign.rounds(0.2, finished=250)
+            rounds = campaign.rounds(0.2, finished=100)
             async with asyncio.TaskGroup() as group:
                 for _ in range(AT_A_TIME):
                     group.create_task(meet(rounds))
