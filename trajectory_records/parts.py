@@ -1,9 +1,11 @@
-"""Defines the base of a record's parts, and the part that holds token log-probabilities."""
+"""Defines the base of a record's parts, a model's limit, and token log-probabilities."""
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from proxy.core.types import Author
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -12,6 +14,14 @@ class Part(BaseModel):
     """The base of all parts of a record: frozen, without coercion or unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class LimitedBy(Part):
+    """The limit that ended a text: whose model has it, and its tokens, None if not known."""
+
+    model: Author
+    limit: Literal["context_tokens", "max_output_tokens"]
+    tokens: Count | None
 
 
 class ModelLogprobs(Part):

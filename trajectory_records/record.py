@@ -23,7 +23,7 @@ from proxy.core.params import Params
 from proxy.core.stitch import quality
 from proxy.core.types import Author, FinishReason, Role, Scoring
 from trajectory_records.complaints import complaints_of
-from trajectory_records.parts import Count, Part, TokenLogprobs
+from trajectory_records.parts import Count, LimitedBy, Part, TokenLogprobs
 
 Verdict = Literal["safe", "unsafe", "breach", "unscored"]
 
@@ -182,6 +182,9 @@ class Record(Part):
     proxy's flags of a text that would teach something wrong, None if it gave none.
     `scoring_fallbacks` are the steps, by index, that another way than `scoring` had to judge.
     `token_logprobs` are present once `motab score` has added them.
+    `sampling` are the student's values that the request gave, `chat_template_kwargs` and
+    `reasoning_effort` its variables of the chat templates; None for what it did not give.
+    `limited_by` is the model's limit that ended the text, None if none did.
     `seconds` is the wall-clock time of the attempt that succeeded, and `usage` is its cost;
     `wasted` is the cost of the attempts that failed, None if no answer named any.
 
@@ -213,6 +216,10 @@ class Record(Part):
     verification: Verification | None = None
     quality: tuple[str, ...] | None = None
     scoring_fallbacks: Mapping[Scoring, tuple[Count, ...]] | None = None
+    limited_by: LimitedBy | None = None
+    sampling: dict[str, JsonValue] | None = None
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+    reasoning_effort: str | None = None
     wasted: Usage | None = None
     request_id: str | None = None
     response_id: str | None = None
@@ -353,10 +360,6 @@ class Record(Part):
         fields = self.model_dump(exclude=left_out)
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
-    def _is_given(self, name: str) -> bool:
-        value = getattr(self, name)
-        return value is not None and value is not False
-
     @classmethod
     def from_json_line(cls, line: bytes) -> "Record":
         """Read a line that `to_json_line` wrote; raises `RecordError` for anything else."""
@@ -369,6 +372,10 @@ class Record(Part):
 _OPTIONAL: Final = (
     "quality",
     "scoring_fallbacks",
+    "limited_by",
+    "sampling",
+    "chat_template_kwargs",
+    "reasoning_effort",
     "wasted",
     "request_id",
     "response_id",

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from proxy import __version__
 from proxy.api.choices import Attempt
+from proxy.api.schema import GenerationRequest
 from proxy.api.shapes import Head, trace
 from proxy.backends.base import Question
 from proxy.engine.usage import Outcome
@@ -16,6 +17,7 @@ from proxy.engine.usage import Usage as Spent
 from proxy.errors import MotabError, RecordNotWritten
 from proxy.options import Options
 from trajectory_records.appender import Appender, Problem
+from trajectory_records.parts import LimitedBy
 from trajectory_records.record import (
     Message,
     Models,
@@ -37,8 +39,7 @@ class Recording:
     head: Head
     request_id: str
     questions: tuple[Question, ...]
-    num_choices: int
-    """The number of choices of each question."""
+    request: GenerationRequest
     options: Options
     models: dict[str, str | None]
     """The models' own names."""
@@ -80,7 +81,7 @@ class Recording:
 
     def _record(self, index: int, outcome: Outcome, attempt: Attempt) -> Record:
         trajectory, found = outcome.trajectory, trace(outcome, self.options, self.models)
-        question = self.questions[index // self.num_choices]
+        question = self.questions[index // self.request.n]
         asked = [Message(role=one.role, content=one.content) for one in question.messages]
         if question.begun:
             asked.append(Message(role="assistant", content=question.begun))
@@ -110,6 +111,10 @@ class Recording:
             motab_version=__version__,
             quality=tuple(outcome.quality),
             scoring_fallbacks=dict(outcome.fallbacks) or None,
+            limited_by=LimitedBy(**found["limited_by"]) if "limited_by" in found else None,
+            sampling=self.request.sampled() or None,
+            chat_template_kwargs=self.request.chat_template_kwargs or None,
+            reasoning_effort=self.request.reasoning_effort,
             request_id=self.request_id,
             response_id=self.head.id,
             raw_prompt=question.prompt is not None,

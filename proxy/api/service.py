@@ -112,7 +112,7 @@ class Job:
             self.head,
             self.request_id,
             self.questions,
-            self.request.n,
+            self.request,
             self.options,
             self.model.labels,
         )

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from proxy import __version__
+from proxy.backends.limits import NO_LIMITS, ModelLimits
 from proxy.core.types import Scoring
 
 SCHEMA = 1
@@ -74,12 +75,16 @@ class UpstreamChecks:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamReport:
-    """An upstream's configuration and its checks. `base_url` is None for an embedded upstream."""
+    """An upstream's configuration, its checks and its model's limits, as far as they are known.
+
+    `base_url` is None for an embedded upstream.
+    """
 
     kind: str
     base_url: str | None
     model: str
     checks: UpstreamChecks
+    limits: ModelLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from proxy.api.metrics import Metrics
 from proxy.backends.base import Call
+from proxy.backends.limits import NO_LIMITS
 from proxy.config import Config, EmbeddedConfig, RetriesConfig, UpstreamConfig
 from proxy.core.params import Params
 from proxy.engine.upstream import Upstream
@@ -57,6 +58,7 @@ async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -
             _shown_url(upstream),
             upstream.model,
             probed[name].checks,
+            NO_LIMITS if (found := probed[name].upstream) is None else found.limits,
         )
         for name, upstream in config.upstreams.items()
     }

@@ -56,7 +56,14 @@ def _table(first: str, second: str, third: str) -> Table:
 
 def _heading(name: str, upstream: UpstreamReport) -> Text:
     at = "" if upstream.base_url is None else f" at {upstream.base_url}"
-    return Text.assemble((name, "bold"), f"  {upstream.kind}{at}, {upstream.model}")
+    limits = {
+        "context": upstream.limits.context_tokens,
+        "prompt": upstream.limits.input_tokens,
+        "answer": upstream.limits.output_tokens,
+    }
+    known = [f"{what} {num:,} tokens" for what, num in limits.items() if num is not None]
+    about = f"  {upstream.kind}{at}, {upstream.model} ({', '.join(known) or 'limits not known'})"
+    return Text.assemble((name, "bold"), about)
 
 
 def _rows(upstream: UpstreamReport) -> Iterator[tuple[str, Check]]:

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from proxy.core.types import FinishReason, Scoring, finish_reason_of
 from proxy.secrets import masked
 from synth_client.asking.errors import REASONING_APART, SynthesisError
-from synth_client.questions.question import Question
+from synth_client.questions.question import Question, Synthesis
 from trajectory_records.complaints import complaints_of
-from trajectory_records.parts import Count, TokenLogprobs
+from trajectory_records.parts import Count, LimitedBy, TokenLogprobs
 from trajectory_records.record import (
     Models,
     MotabUsage,
@@ -48,6 +48,7 @@ def traced_record(
             scoring=trace.scoring,
             quality=trace.quality,
             scoring_fallbacks=trace.scoring_fallbacks,
+            limited_by=trace.limited_by,
             breach=trace.breach,
             bifurcation=trace.bifurcation,
             steps=trace.steps,
@@ -100,6 +101,12 @@ def plain_record(
         )
     except ValidationError as error:
         raise _malformed_as(error, content) from error
+
+
+def asked_record(record: Record, synthesis: Synthesis) -> Record:
+    """Return `record` with the sampling and the templates' variables that it was asked with."""
+    sampling = synthesis.sampling() or None
+    return Record(**{**dict(record), "sampling": sampling, **synthesis.of_templates()})
 
 
 def scored_record(content: bytes, record: Record) -> Record:
@@ -213,6 +220,7 @@ class _Trace(_Wire):
     models: Models
     quality: tuple[str, ...] | None = None
     scoring_fallbacks: dict[Scoring, tuple[Count, ...]] | None = None
+    limited_by: LimitedBy | None = None
 
 
 class _Choice(_Wire):

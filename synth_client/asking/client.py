@@ -24,6 +24,7 @@ from pydantic import JsonValue
 
 from proxy.secrets import hide, secrets_of_url, without_userinfo
 from synth_client.asking.answer import (
+    asked_record,
     excerpt_of,
     is_json,
     plain_record,
@@ -123,7 +124,7 @@ class SynthClient:
         if synthesis.plain:
             parse = partial(plain_record, model=synthesis.model)
         try:
-            return parse(
+            record = parse(
                 content,
                 unit.question,
                 sample=unit.sample,
@@ -133,6 +134,7 @@ class SynthClient:
         except SynthesisError as error:
             error.spent = spent_in(content)
             raise
+        return asked_record(record, synthesis)
 
     async def score(self, unit: Unit, record: Record, *, attempt: int = 1) -> Record:
         """Return `record` with its `token_logprobs`. Raises the errors of `synthesise`."""

@@ -193,6 +193,11 @@ def _params(texts: Iterable[str]) -> tuple[dict[str, JsonValue], dict[str, JsonV
         if not isinstance(outer, dict):
             raise typer.BadParameter(f"--param {text}: {name} is {outer!r} already")
         outer[inner] = value
+    if not isinstance(kwargs := fields.get("chat_template_kwargs", {}), dict):
+        message = f"chat_template_kwargs is {kwargs!r}: write chat_template_kwargs.NAME=VALUE"
+        raise typer.BadParameter(f"--param {message}")
+    if not isinstance(effort := fields.get("reasoning_effort", ""), str):
+        raise typer.BadParameter(f"--param reasoning_effort is {effort!r}, and must be a word")
     return params, fields
 
 

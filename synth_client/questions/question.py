@@ -11,17 +11,14 @@ from pydantic import JsonValue
 from trajectory_records.record import Message, Record
 
 _KEY_BYTES: Final = 16
-TOP_LEVEL: Final = frozenset(
-    {
-        "top_k",
-        "min_p",
-        "presence_penalty",
-        "frequency_penalty",
-        "repetition_penalty",
-        "chat_template_kwargs",
-        "reasoning_effort",
-    }
-)
+_OF_TEMPLATES: Final = frozenset({"chat_template_kwargs", "reasoning_effort"})
+TOP_LEVEL: Final = _OF_TEMPLATES | {
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+}
 """Fields that stand next to the `motab` object in a request, and that other servers know, too."""
 
 
@@ -73,14 +70,22 @@ class Synthesis:
         }
         if not self.plain:
             body["motab"] = dict(self.params)
-        chosen: dict[str, float | None] = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
+        chosen: dict[str, int | None] = {
             "max_tokens": self.max_tokens,
             "seed": None if self.seed is None else self.seed + sample,
         }
         given = {name: value for name, value in chosen.items() if value is not None}
-        return {**body, **given, **self.fields}
+        return {**body, **given, **self.sampling(), **self.of_templates()}
+
+    def sampling(self) -> dict[str, JsonValue]:
+        """Return the sampling values that were chosen."""
+        chosen = {"temperature": self.temperature, "top_p": self.top_p}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return {**given, **{name: self.fields[name] for name in self.fields.keys() - _OF_TEMPLATES}}
+
+    def of_templates(self) -> dict[str, JsonValue]:
+        """Return the chosen variables of the chat templates."""
+        return {name: self.fields[name] for name in self.fields.keys() & _OF_TEMPLATES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +116,17 @@ def scoring_body(model: str, record: Record) -> dict[str, JsonValue]:
     }
     if record.raw_prompt:
         asked = {"prompt": record.question}
+    for name in sorted(_OF_TEMPLATES):
+        if (value := getattr(record, name)) is not None:
+            asked[name] = value
     return {"model": model, **asked, "text": record.output, "token_logprobs": True}
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringUnit(Unit):
-    """A record to be scored; its key covers the model's name, the messages and the output."""
+    """A record to be scored; its key covers the model's name, the messages with their templates'
+    variables, and the output.
+    """
 
     record: Record
 

@@ -165,6 +165,8 @@ class Statistics:
     wasted: Counter[str] = field(default_factory=Counter)
     """The part of `priced` that failed attempts used."""
     num_fallbacks: Counter[str] = field(default_factory=Counter)
+    num_limited: Counter[str] = field(default_factory=Counter)
+    """The texts that a model's limit ended, by limit."""
     """Steps that another judge had to mark, by its way of scoring."""
     num_cache_unknown: int = 0
     unsafe_points: Counter[int] = field(default_factory=Counter)
@@ -219,6 +221,8 @@ class Statistics:
         self.scorings.found.add(record.scoring or "none")
         for way, indices in (record.scoring_fallbacks or {}).items():
             self.num_fallbacks[way] += len(indices)
+        if (limited := record.limited_by) is not None:
+            self.num_limited[f"the {limited.model}'s {limited.limit}"] += 1
         self.versions.found.add(record.motab_version)
         for name, names in self.params.items():
             names.found.add(str(record.params.get(name, "not recorded")))
@@ -302,6 +306,7 @@ def summarise(run: Statistics) -> Summary:
         Fact("method", str(run.methods)),
         Fact("scoring", str(run.scorings)),
         *(Fact(f"steps marked by {way}", f"{num:,}") for way, num in run.num_fallbacks.items()),
+        *(Fact(f"texts cut at {limit}", f"{num:,}") for limit, num in run.num_limited.items()),
         *(Fact(label, str(run.params[name])) for name, label in PARAM_LABELS.items()),
         Fact("motab version", str(run.versions)),
     )

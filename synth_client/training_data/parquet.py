@@ -1,7 +1,8 @@
 """Exports everything: to Parquet files, and to folders that `datasets` loads from disk.
 
-The columns are the record's fields; `params`, `scoring_fallbacks` and a verification's `scores` as
-JSON text, because their names vary; and `loss_spans`, the characters of the output to learn from.
+The columns are the record's fields; `params`, `sampling`, `chat_template_kwargs`,
+`scoring_fallbacks` and a verification's `scores` as JSON text, because their names vary; and
+`loss_spans`, the characters of the output to learn from.
 """
 
 import shutil
@@ -21,6 +22,7 @@ from trajectory_records.record import MotabUsage, Record
 
 _PARQUET_NAME: Final = "train.parquet"
 _BATCH_RECORDS: Final = 256
+_AS_JSON: Final = ("params", "sampling", "chat_template_kwargs", "scoring_fallbacks")
 
 
 class TableWriter:
@@ -82,9 +84,9 @@ def hf_writer(folder: Path, mask: Mask) -> TableWriter:
 def row_of(record: Record, mask: Mask) -> dict[str, Any]:
     """Return the record as a row of the table."""
     fields = record.model_dump()
-    fields["params"] = orjson.dumps(record.params).decode()
-    if record.scoring_fallbacks is not None:
-        fields["scoring_fallbacks"] = orjson.dumps(fields["scoring_fallbacks"]).decode()
+    for name in _AS_JSON:
+        if fields[name] is not None:
+            fields[name] = orjson.dumps(fields[name]).decode()
     if record.verification is not None:
         scores = dict(record.verification.scores)
         fields["verification"]["scores"] = orjson.dumps(scores).decode()
@@ -153,6 +155,10 @@ def _schema() -> Any:  # noqa: ANN401
             "response_id": text,
             "raw_prompt": truth,
             "scoring_fallbacks": text,
+            "limited_by": arrow.struct({"model": text, "limit": text, "tokens": count}),
+            "sampling": text,
+            "chat_template_kwargs": text,
+            "reasoning_effort": text,
             "wasted": usage,
             "token_logprobs": arrow.struct({"student": logprobs, "teacher": logprobs}),
             "loss_spans": listed(start=count, end=count),

@@ -133,6 +133,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy",
         "proxy.api",
         "proxy.backends.base",
+        "proxy.backends.limits",
         "proxy.backends.self_test",
         "proxy.backends.transport",
         "proxy.engine",

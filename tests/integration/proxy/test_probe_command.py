@@ -44,7 +44,7 @@ async def test_json_is_one_object_with_the_documented_keys(
     assert list(out) == ["schema", "motab_version", "ok", "upstreams", "models"]
     assert (out["schema"], out["ok"]) == (1, True)
     (upstream,) = out["upstreams"].values()
-    assert list(upstream) == ["kind", "base_url", "model", "checks"]
+    assert list(upstream) == ["kind", "base_url", "model", "checks", "limits"]
     assert list(upstream["checks"]) == [*ALL[:8], "scoring"]
     assert list(upstream["checks"]["scoring"]) == LADDER
     way = upstream["checks"]["scoring"]["prompt_logprobs"]
@@ -86,6 +86,24 @@ async def test_the_table_tells_every_check_and_verdict(
     assert any(line.startswith("self-test ok 24 tokens") for line in lines)
     assert any(line.startswith("top-k no 20 are wanted, 5 come") for line in lines)
     assert any(line.startswith("pair cannot teacher 'up': entropy_top_k is 20") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("window", "answer", "shown"),
+    [
+        (40960, 8192, "(context 40,960 tokens, answer 8,192 tokens)"),
+        (None, None, "(limits not known)"),
+    ],
+)
+async def test_the_limits_of_the_models_are_shown(
+    tmp_path: Path, window: int | None, answer: int | None, shown: str
+) -> None:
+    report = await probed(tmp_path, FakeVllm(), context_tokens=window, max_output_tokens=answer)
+    found = {"context_tokens": window, "input_tokens": None, "output_tokens": answer}
+    assert report.to_json()["upstreams"]["t"]["limits"] == found
+    console = Console(width=160, record=True, quiet=False, stderr=True)
+    show(report, console)
+    assert console.export_text().count(shown) == 2
 
 
 def test_no_config_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def back(row: dict[str, Any]) -> Record:
     if fields["verification"] is not None:
         scores = orjson.loads(fields["verification"]["scores"])
         fields["verification"] = {**fields["verification"], "scores": scores}
-    for name in ("params", "scoring_fallbacks"):
+    for name in ("params", "sampling", "chat_template_kwargs", "scoring_fallbacks"):
         fields[name] = orjson.loads(fields[name] or "null")
     return Record.from_json_line(orjson.dumps(fields))
 
@@ -114,6 +114,12 @@ def test_parquet_keeps_every_record_whole(tmp_path: Path) -> None:
 
 def test_parquet_keeps_what_a_record_only_sometimes_has(tmp_path: Path) -> None:
     fields = breached() | {"scoring_fallbacks": {"judge_sample": [1]}}
+    fields |= {
+        "limited_by": {"model": "teacher", "limit": "context_tokens", "tokens": 4096},
+        "sampling": {"temperature": 0.6, "top_k": 20},
+        "chat_template_kwargs": {"enable_thinking": False},
+        "reasoning_effort": "low",
+    }
     record = record_of(fields | {"wasted": fields["usage"]})
     (tmp_path / "records.jsonl").write_bytes(record.to_json_line())
     path = run(tmp_path, "parquet") / "train.parquet"

@@ -92,6 +92,8 @@ async def test_the_command_reads_the_columns_that_it_is_given(
         ("--plain", "--param", "gamma=1"),
         ("--param", "temperature=1"),
         ("--param", "teacher=1", "--param", "teacher.top_k=1"),
+        ("--param", "chat_template_kwargs=3"),
+        ("--param", "reasoning_effort=3"),
         ("--base-url", "localhost:8000"),
         ("--output", "."),
         ("--n", "0"),

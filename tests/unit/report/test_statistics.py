@@ -202,3 +202,10 @@ def test_the_steps_that_another_judge_marked_are_counted() -> None:
     judged = breached() | {"scoring_fallbacks": {"judge_sample": [1, 3]}}
     assert facts_of(judged, judged)["steps marked by judge_sample"] == "4"
     assert not any(label.startswith("steps marked") for label in facts_of(breached()))
+
+
+def test_the_texts_that_a_models_limit_ended_are_counted() -> None:
+    limit = {"model": "teacher", "limit": "context_tokens", "tokens": 4096}
+    cut = breached() | {"limited_by": limit, "finish_reason": "length"}
+    assert facts_of(cut, cut, breached())["texts cut at the teacher's context_tokens"] == "2"
+    assert not any(label.startswith("texts cut") for label in facts_of(breached()))

@@ -10,11 +10,12 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from pydantic import JsonValue
 
 from synth_client.asking.client import SynthClient
 from synth_client.asking.errors import SynthesisError
 from synth_client.errors import RunAborted
-from synth_client.questions.question import Synthesis
+from synth_client.questions.question import Synthesis, scoring_body, scoring_unit
 from tests.support.records import SAFE, breached, record_of, steps_of, unbroken
 from tests.support.synth_client.client import (
     PLAIN,
@@ -32,7 +33,8 @@ from trajectory_records.record import Record
 async def test_an_answer_becomes_the_record_it_describes() -> None:
     record = await ask(answering(answer_of(breached())))
     unverified = {"predicted": None, "correct": None, "verification": None}
-    expected = record_of(breached() | unverified | {"seconds": record.seconds})
+    asked = {"sampling": {"temperature": 0.6}, "seconds": record.seconds}
+    expected = record_of(breached() | unverified | asked)
     assert record == expected.model_copy(update={"motab_version": version("motab")})
 
 
@@ -234,6 +236,47 @@ async def test_the_record_says_which_steps_another_judge_had_to_mark() -> None:
     ways = [record.step_scoring(index) for index in range(4)]
     assert ways == ["judge_logprob", "judge_sample", "judge_logprob", "judge_sample"]
     assert Record.from_json_line(record.to_json_line()) == record
+
+
+async def test_the_record_says_which_limit_ended_the_text() -> None:
+    limit = {"model": "teacher", "limit": "context_tokens", "tokens": None}
+    answer = answer_of(breached())
+    answer["choices"][0]["motab"]["limited_by"] = limit
+    record = await ask(answering(answer))
+    assert record.limited_by is not None
+    assert record.limited_by.model_dump() == limit
+    assert Record.from_json_line(record.to_json_line()) == record
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_the_record_has_what_it_was_asked_with_and_is_scored_under_the_same_templates(
+    *, plain: bool
+) -> None:
+    variables: dict[str, JsonValue] = {
+        "chat_template_kwargs": {"enable_thinking": False},
+        "reasoning_effort": "none",
+    }
+    how = replace(SYNTHESIS, plain=plain, top_p=0.9, fields={"min_p": 0.1, **variables})
+    answer = plain_answer(content="It is 36.") if plain else answer_of(breached())
+    record = await ask(answering(answer), synthesis=how)
+    assert record.sampling == {"temperature": 0.6, "top_p": 0.9, "min_p": 0.1}
+    assert Record.from_json_line(record.to_json_line()) == record
+    body = scoring_body("m", record)
+    assert body == {**scoring_body("m", record_without(record)), **variables}
+    keys = {scoring_unit(one, "m").key for one in (record, record_without(record))}
+    assert len(keys) == 2
+
+
+def record_without(record: Record) -> Record:
+    nothing = {"sampling": None, "chat_template_kwargs": None, "reasoning_effort": None}
+    return record.model_copy(update=nothing)
+
+
+async def test_a_record_of_a_request_without_them_has_no_such_fields() -> None:
+    record = await ask(answering(answer_of(breached())), synthesis=Synthesis(model="m"))
+    line = orjson.loads(record.to_json_line())
+    names = {"sampling", "chat_template_kwargs", "reasoning_effort", "limited_by"}
+    assert not names & line.keys()
 
 
 ERROR = {"error": {"message": "down", "code": "upstream_failed"}}

@@ -17,7 +17,7 @@ from proxy.core.params import Params
 from proxy.errors import UpstreamInterrupted
 from synth_client.asking.answer import traced_record
 from synth_client.files.record_file import read_records
-from synth_client.questions.question import Question
+from synth_client.questions.question import Question, scoring_body
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.api import (
     CHAT,
@@ -115,6 +115,21 @@ async def test_a_record_has_all_whatever_the_client_gets(
     assert record.usage.prompt_tokens == PROMPT_TOKENS
     assert record.usage.motab.correction_calls == 1
     assert record.seconds > 0
+
+
+async def test_a_record_has_the_sampling_and_the_templates_variables_of_the_request(
+    recorded: Recorded,
+) -> None:
+    sampling = {"temperature": 0.6, "top_k": 20}
+    variables = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"}
+    await asked(recorded, service_of(*straying()), CHAT, chat(**sampling, **variables))
+    (record,) = recorded.records()
+    assert record.sampling == sampling
+    assert record.chat_template_kwargs == {"enable_thinking": False}
+    assert record.reasoning_effort == "low"
+    body = scoring_body(MODEL, record)
+    assert body | variables == body
+    assert not sampling.keys() & body.keys()
 
 
 @pytest.mark.parametrize(("path", "body"), [(TEXT, text()), (MOTAB_TEXT, text())])
