@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from proxy.api.metrics import Metrics
-from proxy.backends.base import Call, Sampling, Scorer
+from proxy.backends.base import GREEDY, Call, Sampling, Scorer
 from proxy.backends.embedded.gguf_files import converted, dequantized, model_path
 from proxy.backends.embedded.server import embedded_server
 from proxy.backends.judges.judge import find_judges
 from proxy.backends.judges.openai_chat import OpenAIChatAsker
 from proxy.backends.limits import Limited, ModelLimits
-from proxy.backends.servers.chat_route import ChatRoute, openai_sampling
+from proxy.backends.servers.chat_route import ChatRoute
 from proxy.backends.servers.chat_text import CountingReader
 from proxy.backends.servers.litellm import HostedModel, LiteLLM
 from proxy.backends.servers.litellm_library import load_library
 from proxy.backends.servers.llamacpp import LlamaCpp
-from proxy.backends.servers.openai import OpenAI
+from proxy.backends.servers.openai import OpenAI, sampling_fields
+from proxy.backends.servers.sampling_fields import (
+    SamplingFields,
+    llamacpp_sampling,
+    sglang_sampling,
+    vllm_sampling,
+)
 from proxy.backends.servers.sglang import SGLang
 from proxy.backends.servers.vllm import Vllm
 from proxy.backends.tokens.chat_template import ChatTemplate
@@ -49,6 +55,8 @@ from proxy.wiring.templates import HostedTemplate, ReadTemplate
 _ServerConfig = VllmConfig | SGLangConfig | LlamaCppConfig | OpenAIConfig | EmbeddedConfig
 
 _POLL_S = 1.0
+# llama.cpp has more samplers than ours, which a request for its own route may name.
+_SAMPLERS = {"samplers", "mirostat", "dynatemp_range"}
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -145,7 +153,7 @@ async def _open_server(
             reader,
             "scaled" if isinstance(config, SGLangConfig) else "yes",
             gpus=config.gpus,
-            chat=ChatRoute(client, config.model, _chat_defaults(config)),
+            chat=ChatRoute(client, config.model, _chat_defaults(config, _own_sampling(config))),
             template=prompts,
             on_wait=partial(metrics.student_wait, name),
             limits=await _limits(name, config, backend),
@@ -159,11 +167,12 @@ async def _open_server(
 async def _text_server(
     name: str, config: OpenAIConfig, client: UpstreamClient, reader: LocalReader, *, scores: bool
 ) -> Upstream:
-    backend = await OpenAI.connect(client, config.model, reader, scores=scores)
+    sampling = await sampling_fields(client, config.model)
+    backend = await OpenAI.connect(client, config.model, reader, sampling, scores=scores)
     await backend.check()
     scorers: tuple[Scorer, ...] = backend.scorers
     if scores:
-        scorers += await _judges(client, config.model)
+        scorers += await _judges(client, config.model, sampling)
     template = await _prompts_of(name, config, reader)
     return Upstream(
         name,
@@ -175,7 +184,7 @@ async def _text_server(
         reader,
         why_not=backend.why_not,
         gpus=config.gpus,
-        chat=ChatRoute(client, config.model, _chat_defaults(config)),
+        chat=ChatRoute(client, config.model, _chat_defaults(config, sampling)),
         template=template,
         unsampled=backend.unsampled,
         limits=await _limits(name, config, backend),
@@ -183,23 +192,30 @@ async def _text_server(
     )
 
 
-async def _judges(client: UpstreamClient, model: str) -> tuple[Scorer, ...]:
+async def _judges(
+    client: UpstreamClient, model: str, sampling: SamplingFields
+) -> tuple[Scorer, ...]:
     try:
-        return await find_judges(OpenAIChatAsker(client, model), Call("connect"))
+        asker = OpenAIChatAsker(client, model, sampling(GREEDY))
+        return await find_judges(asker, Call("connect"))
     except UpstreamRefused as error:
         _log.warning("%s; it will not be a judge", error)
         return ()
 
 
-def _chat_defaults(config: _ServerConfig) -> dict[str, Any]:
+def _own_sampling(config: _ServerConfig) -> SamplingFields:
+    if isinstance(config, VllmConfig):
+        return vllm_sampling
+    return sglang_sampling if isinstance(config, SGLangConfig) else llamacpp_sampling
+
+
+def _chat_defaults(config: _ServerConfig, sampling: SamplingFields) -> dict[str, Any]:
     """The fields that a request for the server's own chat route gets unless it has them."""
-    defaults = openai_sampling(Sampling(1.0))
-    if not isinstance(config, OpenAIConfig):
-        is_llama = isinstance(config, LlamaCppConfig | EmbeddedConfig)
-        defaults |= {"top_k": -1 if isinstance(config, SGLangConfig) else 0, "min_p": 0.0}
-        defaults["repeat_penalty" if is_llama else "repetition_penalty"] = 1.0
-        if config.template_kwargs:
-            defaults["chat_template_kwargs"] = config.template_kwargs
+    defaults = sampling(Sampling(1.0))
+    for name in _SAMPLERS & defaults.keys():
+        del defaults[name]
+    if config.template_kwargs and not isinstance(config, OpenAIConfig):
+        defaults["chat_template_kwargs"] = config.template_kwargs
     return defaults
 
 

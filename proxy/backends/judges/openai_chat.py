@@ -4,6 +4,7 @@ API: https://platform.openai.com/docs/api-reference/chat/create; the payloads we
 vLLM 0.32.0 (tests/golden).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from proxy.backends.base import Call
@@ -16,11 +17,12 @@ _PATH = "/v1/chat/completions"
 
 
 class OpenAIChatAsker:
-    """Asks a server's chat route."""
+    """Asks a server's chat route, with the sampling fields of a greedy answer."""
 
-    def __init__(self, client: UpstreamClient, model: str) -> None:
+    def __init__(self, client: UpstreamClient, model: str, sampling: Mapping[str, Any]) -> None:
         self._client = client
         self._model = model
+        self._sampling = sampling
 
     @property
     def upstream(self) -> str:
@@ -33,11 +35,7 @@ class OpenAIChatAsker:
             "model": self._model,
             "messages": [{"role": "user", "content": prompt}],
             "max_tokens": max_tokens,
-            # All standard sampling fields, because servers fill them from the model's defaults.
-            "temperature": 0.0,
-            "top_p": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            **self._sampling,
         }
         if top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}

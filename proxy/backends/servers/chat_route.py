@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from proxy.backends.base import Call, Sampling
+from proxy.backends.base import Call
 from proxy.backends.tokens.wire_values import error_in
 from proxy.backends.transport.http import DONE, UpstreamClient
 from proxy.errors import RequestError, UpstreamRefused
@@ -66,16 +66,6 @@ class ChatRoute:
         if variables := {**self._defaults.get(_VARIABLES, {}), **given.get(_VARIABLES, {})}:
             whole[_VARIABLES] = variables
         return whole
-
-
-def openai_sampling(sampling: Sampling) -> dict[str, Any]:
-    """The sampling fields of OpenAI's routes."""
-    return {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-    }
 
 
 @contextmanager

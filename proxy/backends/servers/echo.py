@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from proxy.backends.base import Call, Context, Sampling, ScoredToken, Scores, Segment
-from proxy.backends.servers.chat_route import openai_sampling
+from proxy.backends.servers.sampling_fields import SamplingFields, openai_sampling
 from proxy.backends.tokens.alignment import Alignment, Reach, align, as_in_running_text
 from proxy.backends.tokens.logprobs import finite
 from proxy.backends.tokens.openai_usage import cached_tokens
@@ -31,20 +31,21 @@ _MAX_LOST = 0.01
 @dataclass(frozen=True, slots=True)
 class Completions:
     """The route to one model; `adds` is the text of the special tokens that the server puts before
-    every prompt, if it is known.
+    every prompt, if it is known, `sampling` names the server's sampling fields.
     """
 
     client: UpstreamClient
     model: str
     adds: str = ""
+    sampling: SamplingFields = openai_sampling
 
     def body(self, context: Context, max_tokens: int, sampling: Sampling) -> dict[str, Any]:
-        """The fields of every request: all standard sampling fields, because defaults differ."""
+        """The fields of every request."""
         return {
             "model": self.model,
             "prompt": self.text(context),
             "max_tokens": max_tokens,
-            **openai_sampling(sampling),
+            **self.sampling(sampling),
         }
 
     def text(self, context: Context) -> str:

@@ -21,6 +21,7 @@ from proxy.backends.servers.litellm_library import (
     translated,
 )
 from proxy.backends.servers.model_list import count_in, listed_limits
+from proxy.backends.servers.sampling_fields import vllm_sampling
 from proxy.backends.tokens.wire_values import end_of, text_of
 from proxy.backends.transport.calls import Calls, affinity_headers
 from proxy.backends.transport.http import UpstreamClient
@@ -259,17 +260,8 @@ class LiteLLM:
         return {_EFFORT: effort}
 
     def _vllm_fields(self, question: Question, sampling: Sampling) -> dict[str, Any]:
-        """The fields beyond OpenAI's. All sampling fields are set, because vLLM would fill an
-        omitted field from the model's generation_config.json.
-        """
-        fields: dict[str, Any] = {
-            "top_p": sampling.top_p,
-            "top_k": max(sampling.top_k, 0),
-            "min_p": sampling.min_p,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "repetition_penalty": sampling.repetition_penalty,
-        }
+        """The sampling fields, and the variables of the chat template."""
+        fields = vllm_sampling(sampling)
         if kwargs := question.under(self._hosted.template_kwargs).template_kwargs:
             fields["chat_template_kwargs"] = kwargs
         return fields

@@ -27,6 +27,7 @@ from proxy.backends.base import (
 from proxy.backends.limits import ModelLimits
 from proxy.backends.servers.llamacpp_stream import LlamaCppStream, finite_or_nan
 from proxy.backends.servers.model_list import slot_limits
+from proxy.backends.servers.sampling_fields import llamacpp_sampling
 from proxy.backends.servers.slot_pool import SlotPool
 from proxy.backends.tokens.alignment import (
     Alignment,
@@ -213,7 +214,7 @@ class LlamaCpp:
             "n_predict": max_tokens,
             "stream": True,
             "cache_prompt": True,
-            **_sampled(sampling),
+            **llamacpp_sampling(sampling),
             "stop": list(sampling.stop),
         }
         if sampling.has_penalties:  # which count over the whole text, as everywhere else
@@ -257,7 +258,7 @@ class LlamaCpp:
                 "prompt": context.token_ids,
                 "n_predict": max_tokens,
                 "n_probs": 1,
-                **_sampled(GREEDY),
+                **llamacpp_sampling(GREEDY),
                 "return_tokens": True,
                 "cache_prompt": True,
                 "id_slot": slot,
@@ -337,7 +338,7 @@ class LlamaCpp:
             "prompt": prompt,
             "n_predict": 1,
             "n_probs": num_top,
-            **_sampled(GREEDY),
+            **llamacpp_sampling(GREEDY),
             "logit_bias": [[token, _FORCE]],
             "cache_prompt": True,
             "id_slot": slot,
@@ -350,25 +351,6 @@ async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(call) for call in calls]
     return [task.result() for task in tasks]
-
-
-def _sampled(sampling: Sampling) -> dict[str, Any]:
-    """All sampling fields: the server's own defaults are top-k 40, min-p 0.05 and others, and it
-    can be started with more.
-    """
-    return {
-        # The named samplers, in this order, as vLLM and SGLang apply them; no other is used.
-        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
-        "mirostat": 0,  # it would replace them
-        "temperature": sampling.temperature,
-        "dynatemp_range": 0.0,
-        "top_k": max(sampling.top_k, 0),
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "repeat_penalty": sampling.repetition_penalty,
-    }
 
 
 def _forced(reply: dict[str, Any], entry: dict[str, Any], num_top: int) -> _Forced:

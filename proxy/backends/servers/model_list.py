@@ -1,4 +1,4 @@
-"""Looks for a model in a server's list of models, and for its limits there and in llama.cpp's."""
+"""Looks for a model in a server's list, for its owner there, and for its limits."""
 
 import logging
 from collections.abc import Mapping
@@ -36,13 +36,7 @@ async def require_model(client: UpstreamClient, model: str, *, no_adapters: bool
 
 async def listed_limits(client: UpstreamClient, model: str, path: str = _MODELS) -> ModelLimits:
     """Return what the list says about `model`, an adapter's by its parent; nothing is required."""
-    reply = await asked(client, path)
-    rows = reply.get("data") if isinstance(reply, dict) else None
-    entries = {
-        str(row.get("id")): row
-        for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, dict)
-    }
+    entries = await _entries(client, path)
     limits = ModelLimits()
     while (entry := entries.pop(model, None)) is not None:
         parts = [
@@ -53,6 +47,25 @@ async def listed_limits(client: UpstreamClient, model: str, path: str = _MODELS)
             limits = limits.lower(ModelLimits(context, None, output))
         model = str(entry.get("parent"))
     return limits
+
+
+async def listed_owner(client: UpstreamClient, model: str) -> str | None:
+    """Return who owns `model` by the list, or all of the list; None if it does not say so."""
+    entries = await _entries(client, _MODELS)
+    listed = [entries[model]] if model in entries else entries.values()
+    owners = {owner for row in listed if isinstance(owner := row.get("owned_by"), str)}
+    return owners.pop() if len(owners) == 1 else None
+
+
+async def _entries(client: UpstreamClient, path: str) -> dict[str, dict[str, Any]]:
+    """The rows of a list of models, by the models' names; none from a server without the list."""
+    reply = await asked(client, path)
+    rows = reply.get("data") if isinstance(reply, dict) else None
+    return {
+        str(row.get("id")): row
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict)
+    }
 
 
 async def slot_limits(client: UpstreamClient) -> ModelLimits:

@@ -3,7 +3,8 @@ llama-cpp-python, vLLM's own OpenAI route, and others.
 
 API: https://platform.openai.com/docs/api-reference/completions; the payloads were recorded from
 the servers named in tests/golden. Only fields of that page are sent, because some hosts refuse
-others. Given text is scored by `echo`, if the server has it and it passes the self-test.
+others; a server that says that it is vLLM, SGLang or llama.cpp gets all of its sampling fields.
+Given text is scored by `echo`, if the server has it and it passes the self-test.
 """
 
 import logging
@@ -28,7 +29,8 @@ from proxy.backends.base import (
 from proxy.backends.limits import ModelLimits
 from proxy.backends.self_test import TOLERANCE, self_test
 from proxy.backends.servers.echo import COMPLETIONS, Completions, Echo, aligned
-from proxy.backends.servers.model_list import listed_limits
+from proxy.backends.servers.model_list import listed_limits, listed_owner
+from proxy.backends.servers.sampling_fields import OF_OWNERS, SamplingFields, openai_sampling
 from proxy.backends.tokens.openai_usage import cached_tokens
 from proxy.backends.tokens.wire_values import end_of, error_in, is_failure, text_of
 from proxy.backends.transport.http import DONE, UpstreamClient
@@ -37,6 +39,7 @@ from proxy.errors import UpstreamError, UpstreamMalformed, UpstreamRefused
 
 _log = logging.getLogger(__name__)
 
+_FURTHER = frozenset({"top_k", "min_p", "repetition_penalty"})
 # Fields that a stream is opened with, unless the server refuses them.
 _EXTRAS: dict[str, Any] = {"stream_options": {"include_usage": True}}
 # An end token and the tokens of half a character have no text.
@@ -76,19 +79,32 @@ class OpenAI:
         self.why_not: Mapping[Scoring, str] = why_not or {}
         """The reason that there is no `Echo`."""
 
-    unsampled = frozenset({"top_k", "min_p", "repetition_penalty"})
-    """The sampling values that OpenAI's route has no field for."""
+    @property
+    def unsampled(self) -> frozenset[str]:
+        """The sampling values that the server's route has no field for, as far as is known."""
+        return _FURTHER if self._route.sampling is openai_sampling else frozenset()
+
+    @property
+    def sampling(self) -> SamplingFields:
+        """The server's sampling fields."""
+        return self._route.sampling
 
     @classmethod
     async def connect(
-        cls, client: UpstreamClient, model: str, reader: Reader, *, scores: bool
+        cls,
+        client: UpstreamClient,
+        model: str,
+        reader: Reader,
+        sampling: SamplingFields = openai_sampling,
+        *,
+        scores: bool,
     ) -> "OpenAI":
         """Find out what the server accepts and, if it `scores`, whether its `echo` can be trusted.
 
         Raises `UpstreamRefused` if it does not even write.
         """
         call = Call("connect")
-        route = Completions(client, model)
+        route = Completions(client, model, sampling=sampling)
         extras = await _accepted_extras(route, reader, call)
         if not scores:
             return cls(route, reader, extras, why_not={"echo": "no pair has it as its teacher"})
@@ -168,6 +184,22 @@ class OpenAI:
                 raise ValueError("it came without text or without log-probabilities")
             texts, logprobs = _whole_characters(text, written, choice["logprobs"])
         return Decoded(tuple(await self.reader.encode(texts, call)), tuple(logprobs))
+
+
+async def sampling_fields(client: UpstreamClient, model: str) -> SamplingFields:
+    """Return the server's sampling fields, by the name with which it signs its list of models."""
+    owner = await listed_owner(client, model)
+    if owner is not None and (known := OF_OWNERS.get(owner)) is not None:
+        return known
+    _log.warning(
+        "upstream '%s': its defaults are not known (its list of models is signed by %s, not by %s):"
+        " what the server or the model's generation_config.json says about %s holds unseen",
+        client.upstream,
+        "nobody" if owner is None else repr(owner),
+        ", ".join(OF_OWNERS),
+        ", ".join(sorted(_FURTHER)),
+    )
+    return openai_sampling
 
 
 async def _accepted_extras(route: Completions, reader: Reader, call: Call) -> Mapping[str, Any]:

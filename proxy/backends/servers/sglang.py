@@ -13,6 +13,7 @@ import orjson
 from proxy.backends.base import GREEDY, Call, Context, Decoded, Draft, Sampling, ScoredToken, Scores
 from proxy.backends.limits import ModelLimits
 from proxy.backends.servers.model_list import asked, count_in, require_model
+from proxy.backends.servers.sampling_fields import sglang_sampling
 from proxy.backends.servers.server_reader import Cuts, ServerReader
 from proxy.backends.tokens.alignment import (
     FOLLOWED_BY,
@@ -312,13 +313,7 @@ def _prompt_logprobs(context: Context, start: int) -> dict[str, Any]:
 def _sampled(sampling: Sampling) -> dict[str, Any]:
     """All sampling fields: the server fills omitted ones from `--preferred-sampling-params`."""
     return {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k if sampling.top_k > 0 else -1,  # 0 is refused
-        "min_p": sampling.min_p,
-        "repetition_penalty": sampling.repetition_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
+        **sglang_sampling(sampling),
         "min_new_tokens": 0,
         "ignore_eos": False,
         "skip_special_tokens": True,

@@ -25,8 +25,8 @@ from proxy.backends.base import (
     ScoredToken,
     Scores,
 )
-from proxy.backends.servers.chat_route import openai_sampling
 from proxy.backends.servers.model_list import require_model
+from proxy.backends.servers.sampling_fields import vllm_sampling
 from proxy.backends.servers.server_reader import Cuts, ServerReader
 from proxy.backends.tokens.alignment import (
     FOLLOWED_BY,
@@ -177,17 +177,8 @@ class Vllm(ServerReader):
     def _completion(
         self, prompt: list[int] | list[list[int]], sampling: Sampling
     ) -> dict[str, Any]:
-        """The fields of every completion. All sampling fields are set, because vLLM would fill an
-        omitted one from the model's generation_config.json.
-        """
-        return {
-            "model": self._model,
-            "prompt": prompt,
-            **openai_sampling(sampling),
-            "top_k": max(sampling.top_k, 0),
-            "min_p": sampling.min_p,
-            "repetition_penalty": sampling.repetition_penalty,
-        }
+        """The fields of every completion."""
+        return {"model": self._model, "prompt": prompt, **vllm_sampling(sampling)}
 
     def _event(self, payload: bytes, *, logprobs: bool) -> _VllmEvent:
         with self._client.expecting("a stream event"):

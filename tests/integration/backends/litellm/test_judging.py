@@ -6,11 +6,13 @@ import pytest
 
 from proxy.backends.judges.judge import JudgeLogprob, JudgeSample
 from proxy.backends.judges.openai_chat import OpenAIChatAsker
+from proxy.backends.servers.sampling_fields import openai_sampling
 from proxy.errors import UpstreamFailed, UpstreamMalformed
-from tests.support.replay import CALL, Replay, json_reply
+from tests.support.replay import CALL, GREEDY, Replay, json_reply
 from tests.support.servers import litellm
 from tests.support.servers.litellm import failing
 
+SAMPLING = openai_sampling(GREEDY)
 pytestmark = litellm.OWN_WARNINGS
 
 STEP = "To find the sum we add the two numbers.\n\n"
@@ -53,7 +55,7 @@ async def test_litellm_brings_the_sampled_mark(
 
 
 async def test_the_same_judges_ask_any_openai_compatible_server(up: Replay) -> None:
-    asker = OpenAIChatAsker(up.client, "smollm2")
+    asker = OpenAIChatAsker(up.client, "smollm2", SAMPLING)
     up.on("POST", litellm.CHAT, json_reply(litellm.RECORDED.body("chat_digit_logprobs")))
     scores = await JudgeLogprob(asker, 20).score(
         litellm.context(STEP), 1, 20, CALL, entropy_known=False
@@ -70,7 +72,7 @@ async def test_the_same_judges_ask_any_openai_compatible_server(up: Replay) -> N
 async def test_a_model_too_weak_to_mark_gives_no_score(
     up: Replay, hosted: litellm.Hosted, kind: str
 ) -> None:
-    asker = hosted() if kind == "litellm" else OpenAIChatAsker(up.client, "smollm2")
+    asker = hosted() if kind == "litellm" else OpenAIChatAsker(up.client, "smollm2", SAMPLING)
     up.on("POST", litellm.CHAT, json_reply(litellm.RECORDED.body("chat_no_digit_logprobs")))
     with pytest.raises(UpstreamMalformed, match=r"digits have probability 0\.196 only"):
         await JudgeLogprob(asker, 20).score(litellm.context(STEP), 1, 20, CALL, entropy_known=False)
