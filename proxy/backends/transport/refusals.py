@@ -19,6 +19,7 @@ from proxy.errors import (
 from proxy.secrets import excerpt
 
 _WINDOW = r"(?:context|conversation)['s]*[ _-]*(?:length|window|size|limit)"
+_ASKED = r"(?:prompt|input|request|context|conversation)(?: sequence| text)?"
 _MORE = r"greater|larger|longer|more"
 _LIMIT = r"max(?:imum|\.)?[ _-]*(?:\w+ ){0,2}(?:model|input|prompt|sequence|seq)[ _-]*len(?:gth)?"
 # The sentences of vLLM 0.6 to 0.32, SGLang, llama.cpp, TGI, OpenAI and the hosts that
@@ -34,10 +35,19 @@ _OVERFLOW = re.compile(
             _LIMIT,
             r"exceeds the maximum allowed length",
             r"max_tokens must be at least 1, got (?:0|-\d)",
-            r"(?:prompt|input|request|context|conversation)(?: is)? (?:is )?too (?:long|large)\b",
+            rf"{_ASKED}(?: is)? (?:is )?too (?:long|large)\b",
             rf"(?:prompt|input) (?:\w+ )?length\b.{{0,40}}\b(?:exceed\w*|{_MORE}|should)",
             r"(?:prompt|input|request)\b.{0,40}\btoo (?:long|large) for",
             r"(?:prompt|input|request|context)\b.{0,40}\btoo many tokens",
+            r"too many tokens in (?:the |your )?(?:prompt|input|request|messages?|conversation)\b",
+            r"too many (?:input |prompt )?tokens\W{1,3}(?:\d|(?:the )?(?:max|limit|total))",
+            rf"\bnumber of tokens\b.{{0,30}}\b(?:exceed\w*|{_MORE})\b",
+            r"(?:prompt|input|request) exceed\w* the max\w*.{0,20}\btokens",
+            r"(?:prompt|input|request) (?:has|contains) \d+ tokens\b.{0,30}\b(?:limit|max)",
+            r"tokens in (?:the )?request (?:is |are )?(?:more|greater) than",
+            r"token limit exceeded\W{1,3}\d+ >",
+            rf"sequence length\b.{{0,30}}\b(?:exceed\w*|{_MORE})\b",
+            r"total (?:number of )?tokens\b.{0,30}\bexceed",
             r"inputs\W{0,3}(?:tokens \+|must have less than)",
             r"(?:token count|tokens in the prompt|input tokens)\b.{0,60}\bexceed",
             rf"number of input tokens\b.{{0,60}}\b(?:{_MORE}) than",

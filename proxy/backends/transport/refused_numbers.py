@@ -16,6 +16,9 @@ _WINDOW = (
     r"> (\d+) maximum\b",
     r"maximum allowed length \((\d+)",
     r"(?:while|configured) limit (?:is|of) (\d+)",
+    r"\btokens\b.{0,60}\b(?:max(?:imum)?|limit)(?: is| of|:)? (\d+)",
+    r"exceed\w* the max(?:imum)? of (\d+) tokens",
+    r"tokens?\b.{0,20}\W\d+ > (\d+)",
 )
 _PROMPT = (
     r"(\d+) (?:tokens )?(?:in|from|of) (?:the|your) (?:input|messages|prompt)\b",
@@ -23,16 +26,26 @@ _PROMPT = (
     r"(?<!at least )\b(\d+) `?inputs?`? tokens\b",
     r"(?:input|prompt|request) \((\d+) tokens\)",
     r"(\d+) \+ \d+ > \d+",
+    r"too many (?:\w+ )?tokens\W{1,3}(\d+)",
+    r"\bnumber of tokens \((\d+)\) (?:is|exceed)",
+    r"(?:prompt|input|request) has (\d+) tokens",
 )
 _ANSWER = (
-    r"`?(?:max(?:_completion|_output|_new)?_tokens|max_?output_?tokens|max(?:imum)? tokens)\b`?"
+    r"`?(?:max(?:_completion|_output|_new)?_tokens|max_?output_?tokens|max(?:imum)? tokens"
+    r"|(?:output|completion) tokens)\b`?"
 )
-_LOWER = r"(?:at most|less than or equal to|<=|exceeds? the model limit of) `?(\d+)"
+_LOWER = (
+    r"(?:at most|less than or equal to|<=|cannot exceed|exceeds? the model limit of"
+    r"|exceeds model limit of|\blimit (?:is|of)|between 1 and"
+    r"|(?:the|a) max(?:imum)?(?: output tokens)?(?: is| of)?) [`(]?(\d+)"
+)
 _OUTPUT = (
     r"at most (\d+) (?:completion|output|new|generated)",
     r"> (\d+),? which is the maximum allowed number of output tokens",
     rf"{_ANSWER}.{{0,80}}\[\d+, ?(\d+)\]",
-    rf"{_ANSWER}.{{0,80}}{_LOWER}",
+    rf"{_ANSWER}.{{0,80}}?{_LOWER}",
+    rf"max(?:imum)? value (?:of|for) {_ANSWER} is (\d+)",
+    r"maximum output length is (\d+)",
 )
 _OUTPUT_END = (rf"{_ANSWER}.{{0,80}}\(inclusive\) to (\d+) \(exclusive\)",)
 
