@@ -253,6 +253,10 @@ class UpstreamDenied(UpstreamRefused):
     code = "upstream_denied"
 
 
+class UnknownToken(UpstreamRefused):
+    """The server was sent the id of a token that its model does not have."""
+
+
 class UpstreamMalformed(UpstreamError):
     """The answer lacks a requested part: log-probabilities are missing, NaN or too few, say."""
 

@@ -13,7 +13,7 @@ from proxy.core.segmenter import split_steps
 from proxy.core.types import Scoring, Step, StepTrace
 from proxy.core.verdict import bifurcation_of, judge, placed
 from proxy.engine.ladder import score_by_ladder
-from proxy.engine.model_context import ModelContext
+from proxy.engine.model_context import ModelContext, about_tokens
 from proxy.errors import RequestError, UpstreamMalformed
 
 _MAX_STEPS = 8192
@@ -51,9 +51,10 @@ async def score_steps(
     async with teacher.scoring:
         context = await model_context.at(texts)
         teacher.budget.require(context)
-        found = await score_by_ladder(
-            scorers, context, len(texts), params.entropy_top_k, call, entropy_known=False
-        )
+        with about_tokens(model_context.question):
+            found = await score_by_ladder(
+                scorers, context, len(texts), params.entropy_top_k, call, entropy_known=False
+            )
     scores = found.scores
     steps: list[StepTrace] = []
     try:
@@ -106,7 +107,8 @@ async def score_tokens(
                 param="text",
             )
         upstream.budget.require(context)
-        tokens = await scorer.token_logprobs(context, call)
+        with about_tokens(model_context.question):
+            tokens = await scorer.token_logprobs(context, call)
     return TextLogprobs(
         ends=_in_characters([token.end for token in tokens], text),
         logprobs=tuple(

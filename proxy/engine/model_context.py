@@ -21,7 +21,7 @@ from proxy.core.thinking import (
 from proxy.engine.borders import MAX_AHEAD, decisive
 from proxy.engine.step_tokens import MappedStep, Parts, markup_of, tokens_of
 from proxy.engine.upstream import Upstream
-from proxy.errors import RequestError, UpstreamDenied, UpstreamRefused
+from proxy.errors import RequestError, UnknownToken, UpstreamDenied, UpstreamRefused
 
 _ABOUT_MESSAGES = {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 # Shows what a tokenizer adds to a prompt.
@@ -238,6 +238,18 @@ async def with_text(question: Question, upstream: Upstream, call: Call) -> Quest
             ids = ids[len(lead) :]
         text = await reader.prompt_text(Segment("", ids), call) if ids else ""
     return replace(question, prompt=text, tokens_of=upstream.name)
+
+
+@contextmanager
+def about_tokens(question: Question) -> Iterator[None]:
+    """Turn the refusal of a token into one of the question's, if it was given in tokens."""
+    try:
+        yield
+    except UnknownToken as error:
+        if not question.token_ids:
+            raise
+        message = f"the prompt has a token that the model does not have: {error}"
+        raise RequestError(message, param="prompt") from error
 
 
 @contextmanager

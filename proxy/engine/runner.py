@@ -49,7 +49,7 @@ from proxy.engine.borders import MAX_AHEAD, ahead_of, decisive
 from proxy.engine.budget import WRITTEN_BY_A_SCORE, BudgetedWrite, LimitedBy
 from proxy.engine.fitting import StepsToScore, score_what_fits
 from proxy.engine.ladder import score_by_ladder
-from proxy.engine.model_context import ModelContext, Prompts
+from proxy.engine.model_context import ModelContext, Prompts, about_tokens
 from proxy.engine.outlet import Observer, Outlet, WideOutlet
 from proxy.engine.pair import Pair
 from proxy.engine.schedule import MeasuredSchedule
@@ -120,11 +120,12 @@ class TrajectoryRun:
 
         Raises the first error of such a request unchanged, never in a group.
         """
-        try:
-            async with asyncio.TaskGroup() as self._group:
-                self._obey(self._monitor.start())
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
+        with about_tokens(self.question):
+            try:
+                async with asyncio.TaskGroup() as self._group:
+                    self._obey(self._monitor.start())
+            except BaseExceptionGroup as errors:
+                raise first_error(errors) from None
         if self._trajectory is None:
             raise MotabError("the trajectory ended without a result; please report this")
         return self._outcome(self._trajectory)

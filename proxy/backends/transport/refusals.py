@@ -12,6 +12,7 @@ from proxy.errors import (
     ContextExceeded,
     MotabError,
     RequestError,
+    UnknownToken,
     UpstreamDenied,
     UpstreamFailed,
     UpstreamRefused,
@@ -78,6 +79,12 @@ _POLICY = re.compile(
     r"|violat\w+ (?:our|the) (?:usage|content) polic|rejected as a result of our safety",
     re.IGNORECASE,
 )
+# vLLM, SGLang, llama.cpp, and the tokenizers of their makers.
+_NO_TOKEN = re.compile(
+    r"\btokens?[ _]ids?\b.{0,60}\bout[ -]of[ -](?:vocab|range)|greater than the vocab"
+    r"|prompt contains invalid tokens|piece id is out of range|invalid token[ _]ids?\b",
+    re.IGNORECASE,
+)
 _DENIALS = {HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.FORBIDDEN}
 _ABOUT_DATA = {
     HTTPStatus.BAD_REQUEST,
@@ -123,8 +130,18 @@ def refusal_of(
     `words` is what the server says, `message` what our client is shown. A refusal of the client's
     own data is a `RequestError`, whatever status the server has for it.
     """
-    is_final = status < HTTPStatus.INTERNAL_SERVER_ERROR
-    about_data = status in _ABOUT_DATA or not is_final
+    if (about_client := _about_client(upstream, status, words, message)) is not None:
+        return about_client
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
+        return UpstreamFailed(upstream, message, retry_after_s=retry_after_s)
+    if status in _DENIALS:
+        return UpstreamDenied(upstream, message, status=status)
+    return UpstreamRefused(upstream, message, status=status, most_output=most_output(words))
+
+
+def _about_client(upstream: str, status: int, words: str, message: str) -> MotabError | None:
+    """Return the error for a refusal of what the client sent; None if it is no such refusal."""
+    about_data = status in _ABOUT_DATA or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     shown = f"upstream '{upstream}': {message}"
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (about_data and is_context_overflow(words)):
         return exceeded(shown, words)
@@ -132,11 +149,9 @@ def refusal_of(
         return ContentRefused(shown, param="messages")
     if about_data and _TEMPLATE.search(words):
         return RequestError(shown, param="messages")
-    if not is_final or status == HTTPStatus.TOO_MANY_REQUESTS:
-        return UpstreamFailed(upstream, message, retry_after_s=retry_after_s)
-    if status in _DENIALS:
-        return UpstreamDenied(upstream, message, status=status)
-    return UpstreamRefused(upstream, message, status=status, most_output=most_output(words))
+    if about_data and _NO_TOKEN.search(words):
+        return UnknownToken(upstream, message, status=HTTPStatus.BAD_REQUEST)
+    return None
 
 
 def exceeded(shown: str, words: str) -> ContextExceeded:

@@ -16,6 +16,7 @@ from proxy.errors import (
     ContextExceeded,
     MotabError,
     RequestError,
+    UnknownToken,
     UpstreamDenied,
     UpstreamFailed,
     UpstreamRefused,
@@ -270,6 +271,29 @@ def test_a_template_that_refuses_the_messages_is_a_400_of_theirs(words: str, sta
     error = refusal_of("up", status, words, "shown")
     assert type(error) is RequestError
     assert (error.status, error.param) == (400, "messages")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Token id 999999 is out of vocabulary",
+        "The input_ids [1, 999999] contains values greater than the vocab size (49152).",
+        "Prompt contains invalid tokens",
+        "piece id is out of range.",
+        "token_ids contain out-of-vocab token ids. Vocabulary size: 49152",
+        "Invalid token ids: 999999",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_token_that_the_model_does_not_have_is_known_as_such(words: str, status: int) -> None:
+    error = refusal_of("up", status, words, "shown")
+    assert type(error) is UnknownToken
+    assert error.http_status == 400
+
+
+def test_tokens_of_other_kinds_are_not_taken_for_it() -> None:
+    for words in ("invalid token", "the token has expired", "logit_bias is out of range"):
+        assert type(refusal_of("up", 400, words, "shown")) is UpstreamRefused
 
 
 @pytest.mark.parametrize(

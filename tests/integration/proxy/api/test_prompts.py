@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from proxy.core.thinking import Reasoning
-from proxy.errors import UpstreamFailed, UpstreamRefused
+from proxy.errors import UnknownToken, UpstreamFailed, UpstreamRefused
 from tests.support.proxy.api import (
     CHAT,
     MODEL,
@@ -117,6 +117,45 @@ async def test_tokens_that_have_no_text_are_a_bad_request() -> None:
     status, error = await error_of(service_of(student), TEXT, text(prompt=[5]))
     assert (status, error["param"]) == (400, "prompt")
     assert "the prompt's tokens have no text" in error["message"]
+
+
+UNKNOWN = UnknownToken("student", "Token id 99 is out of vocabulary", status=400)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_token_that_the_server_does_not_have_is_a_bad_request(*, stream: bool) -> None:
+    student = ScriptedBackend(says("x"))
+    student.faults = {("write", n): UNKNOWN for n in range(4)}
+    body = text(prompt=[[99], [5]], stream=stream)
+    status, error = await error_of(service_of(student), TEXT, body)
+    assert (status, error["param"]) == (400, "prompt")
+    assert "Token id 99 is out of vocabulary" in error["message"]
+
+
+async def test_such_a_token_before_a_scored_text_is_a_bad_request() -> None:
+    teacher = ScriptedBackend(judge=values({A: 0.9}))
+    teacher.faults[("score", 0)] = UNKNOWN
+    service = service_of(ScriptedBackend(), teacher)
+    status, error = await error_of(service, SCORE, {**text(prompt=[99]), "text": A})
+    assert (status, error["param"]) == (400, "prompt")
+
+
+async def test_a_token_of_ours_that_the_server_does_not_have_is_no_fault_of_the_clients() -> None:
+    student = ScriptedBackend(says("x"))
+    student.faults = {("write", n): UNKNOWN for n in range(2)}
+    status, error = await error_of(service_of(student), TEXT, text(prompt="Q"))
+    assert (status, error["code"]) == (502, "upstream_refused")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[-1], [5, -1], [2**31], [1.5], [True], [[True]], [None], [], [[]], [[5], []], ["a", 5], {}, 5],
+    ids=str,
+)
+async def test_a_prompt_of_no_tokens_names_its_field(prompt: Any) -> None:
+    status, error = await error_of(service_of(ScriptedBackend()), TEXT, text(prompt=prompt))
+    assert status == 400
+    assert error["param"].startswith("prompt")
 
 
 async def test_tokens_for_a_server_that_takes_text_only_are_a_bad_request() -> None:
