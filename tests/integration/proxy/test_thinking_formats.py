@@ -214,3 +214,22 @@ async def test_a_raw_prompt_itself_opens_the_thought(prompt: str, flags: tuple[s
     formats, question = (THINK, NONE), Question(prompt=prompt)
     outcome = await outcome_of(student, ScriptedBackend(), formats, question, method="student")
     assert outcome.quality == flags
+
+
+@pytest.mark.parametrize("formats", [(NONE, NONE), (None, None), (THINK, NONE), (NONE, THINK)])
+@pytest.mark.parametrize("method", ["student", "motab"])
+@pytest.mark.parametrize(
+    ("steps", "flags"),
+    [
+        (("<think>\nA a.\n\n", "B b."), ("thought_left_open",)),
+        (("A a.\n\n", "<think>B b."), ("thought_left_open",)),
+        (("<think>\nA a.\n\n", "</think>\n\nB b."), ()),
+    ],
+)
+async def test_a_thought_that_is_never_closed_is_flagged_whatever_the_models_format(
+    formats: Any, method: str, steps: tuple[str, ...], flags: tuple[str, ...]
+) -> None:
+    student = ScriptedBackend(says(*steps))
+    teacher = ScriptedBackend(judge=values({}, otherwise=0.9))
+    outcome = await outcome_of(student, teacher, formats, method=method, base_threshold=0.1)
+    assert outcome.quality == flags
