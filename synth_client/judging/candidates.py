@@ -45,6 +45,10 @@ _ROWS: Final = re.compile(
 _NAME: Final = re.compile(r"\\?[A-Za-z]+(?:_\w|')?(?:\([A-Za-z]\))?|\(\*+\)")
 _TRAILING: Final = re.compile(r"(?:\s|[,;]|(?<!\\)\\(?=$))+$")
 _TURNED: Final = re.compile(r"(-?[\d.,/]+)\s*=\s*([A-Za-z])")
+# Words within a formula that lead up to the answer: `\text{The answer is } 5`.
+_SAID: Final = r"(?:the )?(?:final |correct )?(?:answer|result|solution)(?: is| are|:| =)+"
+_LEAD: Final = re.compile(rf"\\text\{{\s*{_SAID}\s*\}}[\s:=~]*(?=\S)", re.IGNORECASE)
+_ALL_WORDS: Final = re.compile(rf"\\text\{{\s*{_SAID}\s*(-?[\d.,/]+)\s*\}}", re.IGNORECASE)
 _MAX_PROSE_WORDS: Final = 6
 _NO_ANSWERS: Final = frozenset({"nan", "null", "n/a", ""})
 
@@ -148,6 +152,7 @@ def _boxed(found: list[Box]) -> Candidate:
 def _of_content(content: str, *, in_doubt: bool = False) -> Candidate:
     """Read a text that is the answer and nothing else."""
     text = _TURNED.sub(r"\2 = \1", _TRAILING.sub("", without_bullet(content.strip())))
+    text = _LEAD.sub("", _ALL_WORDS.sub(r"\1", text))
     return Candidate(text, _plain(text), _whole_number(_readable(text)), latex_of(text), in_doubt)
 
 

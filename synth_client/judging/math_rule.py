@@ -16,7 +16,13 @@ from sympy.core.relational import Relational
 
 from synth_client.judging.candidates import Candidate, answer_candidates, reference_candidate
 from synth_client.judging.judgement import Judgement, any_of, final_part
-from synth_client.judging.number_rule import DOUBT, IN_WORDS, is_in_words
+from synth_client.judging.notations import as_chain, in_radians, with_natural_logarithms
+from synth_client.judging.number_rule import (
+    DOUBT,
+    IN_WORDS,
+    is_in_words,
+    with_doubtful_dashes,
+)
 from synth_client.judging.numbers.quantity import Quantity, equal, is_rounding
 from synth_client.judging.spellings import as_interval, same_text, same_time
 
@@ -47,7 +53,7 @@ def _judge(output: str, answer: str | None) -> Judgement:
     return Judgement(predicted, first.correct, first.fault)
 
 
-judge_math = any_of(_judge)
+judge_math = any_of(with_doubtful_dashes(_judge))
 
 
 def _compared(candidate: Candidate, known: Candidate) -> Judgement:
@@ -68,9 +74,11 @@ def _may_be(candidate: Candidate, known: Candidate) -> bool:
 
 
 def _verdict(candidate: Candidate, known: Candidate) -> tuple[bool | None, str | None]:
+    candidate, known = as_chain(candidate), as_chain(known)
     times = same_time(candidate.announced or candidate.plain, known.plain)
     if times is not None and not same_text(candidate.plain, known.plain):
         return times.verdict, DOUBT if times.verdict is None else None
+    candidate, known = in_radians(candidate, known), in_radians(known, candidate)
     here, there = _UNKNOWN.match(candidate.plain), _UNKNOWN.match(known.plain)
     are_others = here is not None and there is not None and here[1] != there[1]
     if candidate.quantity is not None and known.quantity is not None and not are_others:
@@ -82,6 +90,9 @@ def _verdict(candidate: Candidate, known: Candidate) -> tuple[bool | None, str |
     if not candidate.latex and known.quantity is not None and is_in_words(candidate.plain):
         return None, IN_WORDS
     correct, fault = _by_algebra(candidate, known)
+    natural = None if correct else with_natural_logarithms(candidate, known)
+    if natural is not None and _by_algebra(*natural)[0]:
+        return None, DOUBT
     return (None, DOUBT) if correct and are_others and known.quantity else (correct, fault)
 
 

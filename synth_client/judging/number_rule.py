@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from synth_client.judging.judgement import Judgement, final_part
+from synth_client.judging.judgement import Judgement, Rule, final_part
 from synth_client.judging.numbers.plain_text import plain
 from synth_client.judging.numbers.quantity import Quantity, equal
 from synth_client.judging.numbers.runs import Group, numbers_of
@@ -21,6 +21,10 @@ _CLAUSE: Final = re.compile(
     r"|\s[\u2013\u2014-]\s(?=[A-Za-z])",
     re.IGNORECASE,
 )
+# Dashes that a minus is not, unless one stands right before its number.
+_DASHED: Final = r"(?:\u2013\s+|\u2014\s*)(?=[\d.])"
+_DASH: Final = re.compile(rf"^\s*{_DASHED}")
+_LED_UP: Final = r"(?:\b(?:is|are|be|[Aa]nswer)|[:={($\n]|^)"
 _LOOSE_MINUS: Final = re.compile(r"^\s*[-\u2212]\s+(?=[\d.(\\])")
 # `\textbf{(C)}\ 12`, as the answers of AMC problems are set.
 _CHOICE_LABEL: Final = re.compile(
@@ -68,7 +72,23 @@ class NumberAnswer:
         return ", ".join(number.text for number in self.numbers)
 
 
-def judge_number(output: str, answer: str | None) -> Judgement:
+def with_doubtful_dashes(judge: Rule) -> Rule:
+    """Return the rule for answers that a dash may part from the words, or make negative."""
+
+    def judged(output: str, answer: str | None) -> Judgement:
+        found = judge(output, answer)
+        number = _DASH.sub("", found.predicted or "")
+        if answer is None or found.correct is None or not number:
+            return found
+        is_dashed = re.search(rf"{_LED_UP}\s*{_DASHED}{re.escape(number)}", output)
+        if is_dashed is None or (not found.correct and number not in answer):
+            return found
+        return Judgement(found.predicted, None, DOUBT)
+
+    return judged
+
+
+def _judge(output: str, answer: str | None) -> Judgement:
     """Judge whether the number in the output is that of the reference.
 
     A number of another form may be equal, too: 3/2 is 1.5. Several numbers are no answer where one
@@ -87,6 +107,9 @@ def judge_number(output: str, answer: str | None) -> Judgement:
         return Judgement(None, None if is_worded else False, IN_WORDS if is_worded else None)
     verdict = _verdict(found, known)
     return Judgement(predicted, verdict, DOUBT if verdict is None else None)
+
+
+judge_number = with_doubtful_dashes(_judge)
 
 
 def is_in_words(text: str) -> bool:

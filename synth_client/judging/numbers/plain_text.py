@@ -14,6 +14,25 @@ _SUPERSCRIPTS: Final = {ord(a): b for a, b in zip("⁰¹²³⁴⁵⁶⁷⁸⁹�
 _SUPERSCRIPT: Final = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾]+")
 _SUBSCRIPTS: Final = {ord(a): b for a, b in zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True)}
 _SUBSCRIPT: Final = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_BASES: Final = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "eleven": 11,
+    "twelve": 12,
+    "sixteen": 16,
+}
+_UPRIGHT: Final = r"\\(?:text(?:rm|tt)?|math(?:rm|tt))\s*\{\s*"
+_WORD_BASE: Final = re.compile(
+    rf"_\s*\{{?\s*(?:{_UPRIGHT})?({'|'.join(_BASES)})\s*\}}{{1,2}}", re.IGNORECASE
+)
+_SET_DIGITS: Final = re.compile(rf"{_UPRIGHT}([0-9A-Fa-f]+)\s*\}}(?=\s*_)")
 _VULGAR: Final = re.compile("(\\d?)([\u00bc-\u00be\u2150-\u215e\u2189])")
 _SIGNS: Final = str.maketrans(
     {
@@ -119,6 +138,8 @@ def plain_signs(text: str) -> str:
     text = _SUPERSCRIPT.sub(lambda found: f"^({found[0].translate(_SUPERSCRIPTS)})", text)
     text = _SUBSCRIPT.sub(lambda found: f"_{found[0].translate(_SUBSCRIPTS)}", text)
     text = _VULGAR.sub(_written_out, text)
+    text = _WORD_BASE.sub(lambda found: f"_{{{_BASES[found[1].lower()]}}}", text)
+    text = _SET_DIGITS.sub(r"\1", text)
     text = "".join(map(_plain_sign, text)) if not text.isascii() else text
     return text.translate(_SIGNS)
 

@@ -1,16 +1,24 @@
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import pytest
 
-from proxy.backends.base import Call, Question, Segment
+from proxy.backends.base import Call, Context, Draft, Question, Sampling, Segment
 from proxy.config import ModelConfig
 from proxy.core.types import Scoring, StepScore
 from proxy.engine.upstream import Upstream
 from proxy.errors import UpstreamMalformed, UpstreamRefused, UpstreamUnreachable
-from proxy.probe.checks import Subject, Written, chat_template, streams, texts, tokenizer
+from proxy.probe.checks import (
+    Subject,
+    Written,
+    chat_template,
+    measured,
+    streams,
+    texts,
+    tokenizer,
+)
 from proxy.probe.pairs import judge_pair
 from proxy.probe.report import PairReport, UpstreamChecks, UpstreamReport, no, not_applicable, ok
 from proxy.probe.scoring import ways
@@ -136,6 +144,51 @@ async def test_a_chat_that_cannot_be_rendered_leaves_the_raw_prompt() -> None:
 
 def written(num_chunks: int, first_s: float, last_s: float, num_tokens: int = 10) -> Written:
     return Written("text", num_tokens, num_chunks, first_s, last_s, "length")
+
+
+class Timed(ScriptedBackend):
+    """Writes at the paces of its calls: the seconds before the first token, and from token to
+    token, on a clock of its own.
+    """
+
+    def __init__(self, *paces: tuple[float, float]) -> None:
+        super().__init__()
+        self.paces, self.now = list(paces), 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    async def write(
+        self, context: Context, sampling: Sampling, max_tokens: int, call: Call
+    ) -> AsyncGenerator[Draft]:
+        before_s, each_s = self.paces.pop(0)
+        self.now += before_s
+        for index in range(max_tokens):
+            self.now += each_s if index else 0.0
+            yield Draft(("x",))
+        yield Draft((), "length")
+
+
+@pytest.mark.parametrize(
+    ("paces", "result"),
+    [
+        ([(0.1, 0.02)], "ok"),
+        # A moment in which everything was busy.
+        ([(1.5, 0.0), (0.1, 0.0), (0.1, 0.02)], "ok"),
+        ([(1.5, 0.0), (0.1, 0.0), (1.5, 0.0), (0.1, 0.0), (0.1, 0.02)], "ok"),
+        # A queue before a fast model.
+        ([(5.0, 0.004), (5.0, 0.004), (5.0, 0.004)], "ok"),
+        # A gateway that keeps all back until the end.
+        ([(1.0, 0.0), (0.1, 0.0), (1.0, 0.0), (0.1, 0.0), (1.0, 0.0)], "no"),
+    ],
+)
+async def test_only_what_always_holds_a_stream_back_is_said_to_do_so(
+    monkeypatch: pytest.MonkeyPatch, paces: list[tuple[float, float]], result: str
+) -> None:
+    backend = Timed(*paces)
+    monkeypatch.setattr("proxy.probe.checks.time", backend)
+    assert streams(await measured(subject(backend))).result == result
+    assert backend.paces == []
 
 
 def test_a_stream_is_timed_from_its_first_token() -> None:
