@@ -18,43 +18,38 @@ def nothing(_: Target) -> str:
 
 def small_headers(target: Target) -> str:
     """Send small headers without end on one connection."""
-    with target.connected() as connection:
-        connection.send(target.open_head("GET /health"))
-        sent = connection.flood(b"a: b\r\n", target.num_bytes)
-        return f"{connection.status(1)} after {mb(sent)}"
+    return _flooded(target, target.open_head("GET /health"), b"a: b\r\n")
 
 
 def large_header(target: Target) -> str:
     """Send one header without end."""
-    with target.connected() as connection:
-        connection.send(target.open_head("GET /health") + b"a: ")
-        sent = connection.flood(b"b", target.num_bytes)
-        return f"{connection.status(1)} after {mb(sent)}"
+    return _flooded(target, target.open_head("GET /health") + b"a: ", b"b")
 
 
 def long_url(target: Target) -> str:
     """Send a URL without end."""
-    with target.connected() as connection:
-        connection.send(b"GET /")
-        sent = connection.flood(b"u", target.num_bytes)
-        return f"{connection.status(1)} after {mb(sent)}"
+    return _flooded(target, b"GET /", b"u")
 
 
 def endless_trailers(target: Target) -> str:
     """Send trailers without end after a chunked body."""
-    with target.connected() as connection:
-        head = target.head(_CHAT, "Transfer-Encoding: chunked", "Content-Type: application/json")
-        connection.send(head + b"1\r\n{\r\n0\r\n")
-        sent = connection.flood(b"a: b\r\n", target.num_bytes)
-        return f"{connection.status(1)} after {mb(sent)}"
+    return _flooded(target, _chunked(target) + b"1\r\n{\r\n0\r\n", b"a: b\r\n")
 
 
 def chunk_extensions(target: Target) -> str:
     """Send a chunk's extension without end."""
+    return _flooded(target, _chunked(target) + b"1;", b"x")
+
+
+def _chunked(target: Target) -> bytes:
+    return target.head(_CHAT, "Transfer-Encoding: chunked", "Content-Type: application/json")
+
+
+def _flooded(target: Target, beginning: bytes, junk: bytes) -> str:
+    """Send a beginning, then the same bytes without end, and say when they were refused."""
     with target.connected() as connection:
-        head = target.head(_CHAT, "Transfer-Encoding: chunked", "Content-Type: application/json")
-        connection.send(head + b"1;")
-        sent = connection.flood(b"x", target.num_bytes)
+        connection.send(beginning)
+        sent = connection.flood(junk, target.num_bytes)
         return f"{connection.status(1)} after {mb(sent)}"
 
 

@@ -4,6 +4,7 @@ import re
 from typing import Final
 
 from synth_client.judging.numbers.plain_text import plain_signs
+from synth_client.judging.numbers.rewrites import rewrites, rewritten
 
 _FUNCTIONS: Final = re.compile(
     r"(?<![\\A-Za-z{])(pi|infty|arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|log|ln|exp)(?![A-Za-z])"
@@ -13,31 +14,27 @@ _MIXED: Final = re.compile(r"(?<![\d.,/^\w])(\d+)[ ]+(\d+)\s?/\s?(\d+)(?![\d/.])
 _MIXED_LATEX: Final = re.compile(
     r"(?<![\d.,/^\w])(\d+)\s*\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
 )
-_REPLACED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
-    (re.compile(pattern), to)
-    for pattern, to in (
-        (r"\*\*(?=[\d({-])", "^"),
-        (r"`+|\*\*+|__+", " "),
-        (r"\*", r" \\cdot "),
-        (r"\\fbox(?![A-Za-z])", r"\\boxed"),
-        (r"(?<=\d)(?:\\[,; ]|\{,\})(?=\d{3}(?!\d))", ""),
-        (r"(?<![A-Za-z\d])0x|\\(?:left|right)\s*\.", ""),
-        (r"≤", r" \\le "),
-        (r"≥", r" \\ge "),
-        (r"≠", r" \\ne "),
-        (r"±", r" \\pm "),
-        (r"°", r"^{\\circ}"),
-        (r"≈", r" \\approx "),
-        (r"\^\((-?[\w+*/ -]{1,40})\)", r"^{\1}"),
-    )
+_REPLACED: Final = rewrites(
+    (r"\*\*(?=[\d({-])", "^"),
+    (r"`+|\*\*+|__+", " "),
+    (r"\*", r" \\cdot "),
+    (r"\\fbox(?![A-Za-z])", r"\\boxed"),
+    (r"(?<=\d)(?:\\[,; ]|\{,\})(?=\d{3}(?!\d))", ""),
+    (r"(?<![A-Za-z\d])0x|\\(?:left|right)\s*\.", ""),
+    (r"≤", r" \\le "),
+    (r"≥", r" \\ge "),
+    (r"≠", r" \\ne "),
+    (r"±", r" \\pm "),
+    (r"°", r"^{\\circ}"),
+    (r"≈", r" \\approx "),
+    (r"\^\((-?[\w+*/ -]{1,40})\)", r"^{\1}"),
 )
 
 
 def latex_of(text: str) -> str:
     """Return the formula as LaTeX, without the dollars that mark it."""
     latex = plain_signs(text)
-    for pattern, to in _REPLACED:
-        latex = pattern.sub(to, latex)
+    latex = rewritten(latex, _REPLACED)
     latex = _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2]}}}", latex)
     latex = _FUNCTIONS.sub(r"\\\1 ", latex)
     latex = _MIXED.sub(r"(\1+\\frac{\2}{\3})", latex)

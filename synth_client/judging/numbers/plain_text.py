@@ -10,6 +10,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
+from synth_client.judging.numbers.rewrites import rewrites, rewritten
+
 _SUPERSCRIPTS: Final = {ord(a): b for a, b in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾", "0123456789+-()", strict=True)}
 _SUPERSCRIPT: Final = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾]+")
 _SUBSCRIPTS: Final = {ord(a): b for a, b in zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True)}
@@ -73,62 +75,55 @@ _SIMPLE: Final = re.compile(r"\s*(-?)\s*([\d.,]+)\s*")
 _SETS: Final = str.maketrans("⦃⦄", "{}")
 _NUM_NESTED: Final = 8
 
-_REPLACED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
-    (re.compile(pattern), to)
-    for pattern, to in (
-        # GSM8K's own sums, `<<9*2=18>>`, repeat what stands beyond them.
-        (r"<<[^<>\n]{0,200}>>", ""),
-        (r"(?<=\d)~(?=\d{3}(?!\d))", " "),
-        (r"(?<=\d) and (?:a|one) half\b", " 1/2"),
-        (r"</?(?:b|i|u|em|strong|code|span|p|div|mark|center|answer|br)\b[^<>]{0,80}>", " "),
-        (r"&nbsp;|&thinsp;|\\(?:quad|qquad|space|thinspace|enspace)\b|\\[,;: ]", " "),
-        (r"(?<=\d)\{,\}\s?(?=\d)", ","),
-        (r"\\!|\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
-        (r"\\(?:left|right)(?=[\\()\[\]|.])", ""),
-        (r"\\[\[\]()]", " "),
-        (r"\\text(?:dollar)\b", "$"),
-        (r"\\([%#&_])", r"\1"),
-        (r"\\\{", "⦃"),
-        (r"\\\}", "⦄"),
-        (r"\\(?:times|cdot|ast)(?![A-Za-z])", "*"),
-        (r"\\div(?![A-Za-z])", "/"),
-        (r"\\[pb]?mod(?![A-Za-z])", " mod "),
-        (r"\\pm(?![A-Za-z])", "±"),
-        (r"\\(?:leq?|leqslant)(?![A-Za-z])", "≤"),
-        (r"\\(?:geq?|geqslant)(?![A-Za-z])", "≥"),
-        (r"\\lt(?![A-Za-z])", "<"),
-        (r"\\gt(?![A-Za-z])", ">"),
-        (r"\\neq?(?![A-Za-z])|!=", "≠"),
-        (r"(?<=[\w}])~(?=\\?\w)", " "),
-        (r"\\(?:approx|sim|simeq|cong|equiv|doteq)(?![A-Za-z])", "≈"),
-        (r"\\(?:ldots|cdots|dots)(?![A-Za-z])", "..."),
-        (r"(?<=[A-Za-z])\\(pi|infty|sin|cos|tan|log|ln|exp)(?![A-Za-z])", r" \1"),
-        (r"\\(pi|infty|sin|cos|tan|log|ln|exp)(?![A-Za-z])", r"\1"),
-        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])", "°"),
-        (r"(?<=\d)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?", r".\1(\2)"),
-        (r"\\[$]", "$"),
-        (r"(?<![A-Za-z])([ap])\.\s?m\b\.?", r"\1m"),
-    )
+_REPLACED: Final = rewrites(
+    # GSM8K's own sums, `<<9*2=18>>`, repeat what stands beyond them.
+    (r"<<[^<>\n]{0,200}>>", ""),
+    (r"(?<=\d)~(?=\d{3}(?!\d))", " "),
+    (r"(?<=\d) and (?:a|one) half\b", " 1/2"),
+    (r"</?(?:b|i|u|em|strong|code|span|p|div|mark|center|answer|br)\b[^<>]{0,80}>", " "),
+    (r"&nbsp;|&thinsp;|\\(?:quad|qquad|space|thinspace|enspace)\b|\\[,;: ]", " "),
+    (r"(?<=\d)\{,\}\s?(?=\d)", ","),
+    (r"\\!|\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
+    (r"\\(?:left|right)(?=[\\()\[\]|.])", ""),
+    (r"\\[\[\]()]", " "),
+    (r"\\text(?:dollar)\b", "$"),
+    (r"\\([%#&_])", r"\1"),
+    (r"\\\{", "⦃"),
+    (r"\\\}", "⦄"),
+    (r"\\(?:times|cdot|ast)(?![A-Za-z])", "*"),
+    (r"\\div(?![A-Za-z])", "/"),
+    (r"\\[pb]?mod(?![A-Za-z])", " mod "),
+    (r"\\pm(?![A-Za-z])", "±"),
+    (r"\\(?:leq?|leqslant)(?![A-Za-z])", "≤"),
+    (r"\\(?:geq?|geqslant)(?![A-Za-z])", "≥"),
+    (r"\\lt(?![A-Za-z])", "<"),
+    (r"\\gt(?![A-Za-z])", ">"),
+    (r"\\neq?(?![A-Za-z])|!=", "≠"),
+    (r"(?<=[\w}])~(?=\\?\w)", " "),
+    (r"\\(?:approx|sim|simeq|cong|equiv|doteq)(?![A-Za-z])", "≈"),
+    (r"\\(?:ldots|cdots|dots)(?![A-Za-z])", "..."),
+    (r"(?<=[A-Za-z])\\(pi|infty|sin|cos|tan|log|ln|exp)(?![A-Za-z])", r" \1"),
+    (r"\\(pi|infty|sin|cos|tan|log|ln|exp)(?![A-Za-z])", r"\1"),
+    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])", "°"),
+    (r"(?<=\d)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?", r".\1(\2)"),
+    (r"\\[$]", "$"),
+    (r"(?<![A-Za-z])([ap])\.\s?m\b\.?", r"\1m"),
 )
-_MARKDOWN: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
-    (re.compile(pattern), to)
-    for pattern, to in (
-        # Two stars between two numbers are a power.
-        (r"(?<=\d)\*\*(?=\d)|(?<=[\w)])\*\*(?=[-+]?[\d(])(?![^*\n]{0,200}\*\*)", "^"),
-        (r"(?m)^\s*[-*+]\s+(?=\*\*|[`A-Za-z])", " "),
-        (r"\*\*+|__+|`+|~~", " "),
-        (r"(?<![\w*)])\*(?=\S)([^*\n]{1,200})(?<=\S)\*(?![\w*(])", r" \1 "),
-        (r"(?<![\w_)])_(?=\S)([^_\n]{1,200})(?<=\S)_(?![\w_(])", r" \1 "),
-        (r"(?m)^\s{0,3}(?:#{1,6}\s+|>\s+)", " "),
-    )
+_MARKDOWN: Final = rewrites(
+    # Two stars between two numbers are a power.
+    (r"(?<=\d)\*\*(?=\d)|(?<=[\w)])\*\*(?=[-+]?[\d(])(?![^*\n]{0,200}\*\*)", "^"),
+    (r"(?m)^\s*[-*+]\s+(?=\*\*|[`A-Za-z])", " "),
+    (r"\*\*+|__+|`+|~~", " "),
+    (r"(?<![\w*)])\*(?=\S)([^*\n]{1,200})(?<=\S)\*(?![\w*(])", r" \1 "),
+    (r"(?<![\w_)])_(?=\S)([^_\n]{1,200})(?<=\S)_(?![\w_(])", r" \1 "),
+    (r"(?m)^\s{0,3}(?:#{1,6}\s+|>\s+)", " "),
 )
 
 
 def plain(text: str) -> str:
     """Return the text with plain signs; it still has its words, and its lines."""
     text = plain_signs(text)
-    for pattern, to in _MARKDOWN:
-        text = pattern.sub(to, text)
+    text = rewritten(text, _MARKDOWN)
     text = without_dollars(text)
     return _without_latex(text)
 
@@ -206,8 +201,7 @@ def _plain_sign(sign: str) -> str:
 
 
 def _without_latex(text: str) -> str:
-    for pattern, to in _REPLACED:
-        text = pattern.sub(to, text)
+    text = rewritten(text, _REPLACED)
     if "\\" in text or "{" in text:
         for _ in range(_NUM_NESTED):
             before = text
