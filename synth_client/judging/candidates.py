@@ -47,8 +47,12 @@ _TRAILING: Final = re.compile(r"(?:\s|[,;]|(?<!\\)\\(?=$))+$")
 _TURNED: Final = re.compile(r"(-?[\d.,/]+)\s*=\s*([A-Za-z])")
 # Words within a formula that lead up to the answer: `\text{The answer is } 5`.
 _SAID: Final = r"(?:the )?(?:final |correct )?(?:answer|result|solution)(?: is| are|:| =)+"
-_LEAD: Final = re.compile(rf"\\text\{{\s*{_SAID}\s*\}}[\s:=~]*(?=\S)", re.IGNORECASE)
-_ALL_WORDS: Final = re.compile(rf"\\text\{{\s*{_SAID}\s*(-?[\d.,/]+)\s*\}}", re.IGNORECASE)
+_LEAD: Final = re.compile(
+    rf"\\text\{{\s{{0,4}}{_SAID}\s{{0,4}}\}}[\s:=~]{{0,8}}(?=\S)", re.IGNORECASE
+)
+_ALL_WORDS: Final = re.compile(
+    rf"\\text\{{\s{{0,4}}{_SAID}\s{{0,4}}(-?[\d.,/]{{1,64}})\s{{0,4}}\}}", re.IGNORECASE
+)
 _MAX_PROSE_WORDS: Final = 6
 _NO_ANSWERS: Final = frozenset({"nan", "null", "n/a", ""})
 

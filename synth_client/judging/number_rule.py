@@ -22,8 +22,8 @@ _CLAUSE: Final = re.compile(
     re.IGNORECASE,
 )
 # Dashes that a minus is not, unless one stands right before its number.
-_DASHED: Final = r"(?:\u2013\s+|\u2014\s*)(?=[\d.])"
-_DASH: Final = re.compile(rf"^\s*{_DASHED}")
+_DASHED: Final = r"(?:\u2013\s{1,4}|\u2014\s{0,4})(?=[\d.])"
+_DASH: Final = re.compile(rf"^\s{{0,4}}{_DASHED}")
 _LED_UP: Final = r"(?:\b(?:is|are|be|[Aa]nswer)|[:={($\n]|^)"
 _LOOSE_MINUS: Final = re.compile(r"^\s*[-\u2212]\s+(?=[\d.(\\])")
 # `\textbf{(C)}\ 12`, as the answers of AMC problems are set.
@@ -80,7 +80,7 @@ def with_doubtful_dashes(judge: Rule) -> Rule:
         number = _DASH.sub("", found.predicted or "")
         if answer is None or found.correct is None or not number:
             return found
-        is_dashed = re.search(rf"{_LED_UP}\s*{_DASHED}{re.escape(number)}", output)
+        is_dashed = re.search(rf"{_LED_UP}\s{{0,4}}{_DASHED}{re.escape(number)}", output)
         if is_dashed is None or (not found.correct and number not in answer):
             return found
         return Judgement(found.predicted, None, DOUBT)

@@ -30,11 +30,11 @@ _BASES: Final = {
     "twelve": 12,
     "sixteen": 16,
 }
-_UPRIGHT: Final = r"\\(?:text(?:rm|tt)?|math(?:rm|tt))\s*\{\s*"
+_UPRIGHT: Final = r"\\(?:text(?:rm|tt)?|math(?:rm|tt))\s{0,4}\{\s{0,4}"
 _WORD_BASE: Final = re.compile(
-    rf"_\s*\{{?\s*(?:{_UPRIGHT})?({'|'.join(_BASES)})\s*\}}{{1,2}}", re.IGNORECASE
+    rf"_\s{{0,4}}\{{?\s{{0,4}}(?:{_UPRIGHT})?({'|'.join(_BASES)})\s{{0,4}}\}}{{1,2}}", re.IGNORECASE
 )
-_SET_DIGITS: Final = re.compile(rf"{_UPRIGHT}([0-9A-Fa-f]+)\s*\}}(?=\s*_)")
+_SET_DIGITS: Final = re.compile(rf"{_UPRIGHT}([0-9A-Fa-f]{{1,64}})\s{{0,4}}\}}(?=\s{{0,4}}_)")
 _VULGAR: Final = re.compile("(\\d?)([\u00bc-\u00be\u2150-\u215e\u2189])")
 _SIGNS: Final = str.maketrans(
     {
