@@ -9,6 +9,7 @@ import pytest
 
 from synth_client.errors import InputError
 from synth_client.judging.judgement import Judgement
+from synth_client.judging.numbers.plain_text import plain
 from synth_client.judging.rules import PLAIN_RULES, check_rule, final_answer
 from synth_client.judging.worker import load
 
@@ -228,6 +229,13 @@ def test_a_plain_rule_reads_a_bounded_part_of_a_long_text(rule: str, form: str) 
         PLAIN_RULES[rule](text, "7")
         PLAIN_RULES[rule]("It is 7.", text)
         assert time.process_time() - started < 2, sign  # 0.2 s at most on an idle machine
+
+
+@pytest.mark.parametrize("sign", ["\n", "\n ", "\n\t", "\n- ", "> \n", " "])
+def test_blank_lines_are_read_once(sign: str) -> None:
+    started = time.process_time()
+    plain(sign * (20_000 // len(sign)))
+    assert time.process_time() - started < 1  # 0.04 s on a machine that does other work, too
 
 
 @pytest.mark.parametrize("rule", ["number", "choice", "exact"])
