@@ -54,11 +54,13 @@ async def score_what_fits(
         num = budget.num_readable(context, part.num_new)
         if not num:
             return Scored(tuple(found), next_entropy, is_full=True)
-        part = part.first(num)
+        if num < part.num_new:
+            part = part.first(num)
+            context = await context_at(part.steps)
         try:
-            scores = await score(await context_at(part.steps), part)
+            scores = await score(context, part)
         except ContextExceeded as error:
-            num = _num_after(error, budget, await context_at(part.steps), part)
+            num = _num_after(error, budget, context, part)
             if not num:
                 return Scored(tuple(found), next_entropy, is_full=True)
             continue
