@@ -77,11 +77,13 @@ class ModelContext:
         """Return the prompt, the begun answer and exactly `steps`; see `Bridge.map_steps` for
         `before`.
 
-        `following` is the text after them that decides which tokens end in the last step (see
-        `ahead_of`). Without it their text ends there, or is to be continued there: the tokens then
-        stand for all of it.
+        `following` is the text after them, whose beginning decides which tokens end in the last
+        step (see `decisive`). Without it their text ends there, or is to be continued there: the
+        tokens then stand for all of it.
         """
         steps = (*self._beginning, *steps)
+        if following:
+            following = decisive(steps[-1], following)
         num_common = self._num_common(steps, following)
         closed = self._closed_at is not None and self._closed_at < num_common
         wanted = (*steps, following) if following else steps

@@ -45,7 +45,7 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
-from proxy.engine.borders import MAX_AHEAD, ahead_of, decisive
+from proxy.engine.borders import MAX_AHEAD, ahead_of
 from proxy.engine.budget import WRITTEN_BY_A_SCORE, BudgetedWrite, LimitedBy
 from proxy.engine.fitting import StepsToScore, score_what_fits
 from proxy.engine.ladder import score_by_ladder
@@ -280,9 +280,7 @@ class TrajectoryRun:
 
         async def context_at(steps: tuple[str, ...]) -> Context:
             rest = "".join(command.steps[len(steps) :]) + following
-            return await self._model_context("teacher").at(
-                steps, following=decisive(steps[-1], rest)
-            )
+            return await self._model_context("teacher").at(steps, following=rest)
 
         async with teacher.scoring:
             scored = await score_what_fits(wanted, teacher.budget, context_at, score)
@@ -318,13 +316,13 @@ class TrajectoryRun:
         return self.streams and self.pair.of("teacher").budget.has_room(self._num_read, most)
 
     async def _following(self, steps: Sequence[str]) -> str:
-        """Wait until the student's text shows which tokens end in the steps; return that text."""
+        """Wait until the text after the steps shows which tokens end in them; return that text."""
         if not isinstance(self._monitor, ScoringMonitor):
             raise MotabError("this method has nothing scored; please report this")
         while True:
             following = self._monitor.following(len(steps), MAX_AHEAD)
             if following.is_all or ahead_of(steps[-1], following.text) is not None:
-                return decisive(steps[-1], following.text)
+                return following.text
             gate = self._gates[max(self._gates)]  # a student that is ahead must write a bit more
             with gate.held_open():
                 self._wrote.clear()
