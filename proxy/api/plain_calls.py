@@ -17,6 +17,7 @@ from proxy.api.sse import DONE, Outbox
 from proxy.backends.base import Call, PlainChat, UpstreamClock
 from proxy.complaints import shortened
 from proxy.core.types import Author
+from proxy.engine.served_model import check_candidates
 from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Usage
 from proxy.errors import RequestError
@@ -117,19 +118,21 @@ def plain_call(
     most = service.config.max_n
     if not isinstance(num_choices, int) or not 1 <= num_choices <= most:
         raise RequestError(f"n must be a number from 1 to {most} here", param="n")
-    _check_numbers(body)
+    _check_numbers(body, upstream)
     author: Author = "student" if model.pair.student else "teacher"
     call = Call(request_id, clock)
     return PlainCall(service, str(name), author, upstream, upstream.chat, body, num_choices, call)
 
 
-def _check_numbers(body: Mapping[str, Any]) -> None:
+def _check_numbers(body: Mapping[str, Any], upstream: Upstream) -> None:
     """Refuse numbers that no server has a use for, because some die of them."""
     for name, value in body.items():
         if not isinstance(value, int | float):
             continue
         if name in _CANDIDATES and value > _MOST_CANDIDATES:
             raise RequestError(f"{name} must be at most {_MOST_CANDIDATES}", param=name)
+        if name in _CANDIDATES:
+            check_candidates(value, upstream, name)
         if not -_INT64 <= value < _INT64:
             raise RequestError(f"{shortened(name)} must be below 2^63", param=shortened(name))
 

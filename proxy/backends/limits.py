@@ -1,4 +1,4 @@
-"""Says how many tokens a model takes, as far as its server tells."""
+"""Says how many tokens a model takes and knows, as far as its server tells."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -9,12 +9,14 @@ class ModelLimits:
     """The most tokens that a model takes; None where that is not known.
 
     `context_tokens` hold a prompt and its answer together, `input_tokens` the prompt alone,
-    `output_tokens` one answer.
+    `output_tokens` one answer. `vocabulary` is the number of different tokens: nobody can ask for
+    more candidates.
     """
 
     context_tokens: int | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    vocabulary: int | None = None
 
     def lower(self, other: "ModelLimits") -> "ModelLimits":
         """Return the limits within which both hold."""
@@ -22,6 +24,7 @@ class ModelLimits:
             _lower(self.context_tokens, other.context_tokens),
             _lower(self.input_tokens, other.input_tokens),
             _lower(self.output_tokens, other.output_tokens),
+            _lower(self.vocabulary, other.vocabulary),
         )
 
 

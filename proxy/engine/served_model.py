@@ -133,9 +133,13 @@ class ServedModel:
         return scorers[scorers.index(scorer) + 1 :]
 
     def _scorer(self, options: Options) -> Scorer:
-        if self.pair.teacher is None:
+        teacher = self.pair.teacher
+        if teacher is None:
             raise RequestError("this model has no teacher to score with", param="model")
-        return self.pair.teacher.scorer(options.scoring)
+        scorer = teacher.scorer(options.scoring)
+        if scorer.scoring not in JUDGES:  # which take no entropy
+            check_candidates(options.entropy_top_k, teacher, "motab.entropy_top_k")
+        return scorer
 
     def token_scorer(self, author: Author, options: Options) -> TokenScorer:
         """Return the scorer that gives every token's log-probability under one of the models.
@@ -173,3 +177,13 @@ class ServedModel:
                 message = f"{about}: they need a base_threshold of their own"
                 raise RequestError(message, param="motab.base_threshold")
         return scorer
+
+
+def check_candidates(asked: float, upstream: Upstream, param: str) -> None:
+    """Raise `RequestError` for more candidates than the upstream's model has tokens: some servers
+    die of such a request.
+    """
+    most = upstream.limits.vocabulary
+    if most is not None and asked > most:
+        message = f"must be at most {most}, the number of tokens of upstream '{upstream.name}'"
+        raise RequestError(f"{param} {message}, not {asked}", param=param)

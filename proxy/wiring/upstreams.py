@@ -31,6 +31,8 @@ from proxy.backends.servers.sampling_fields import (
 from proxy.backends.servers.sglang import SGLang
 from proxy.backends.servers.vllm import Vllm
 from proxy.backends.tokens.chat_template import ChatTemplate
+from proxy.backends.tokens.codec import Codec
+from proxy.backends.tokens.sent_text import SentText
 from proxy.backends.tokens.tokenizer import TIKTOKEN, LocalReader, load_tokenizer
 from proxy.backends.transport.calls import Calls, Timeouts
 from proxy.backends.transport.http import UpstreamClient
@@ -156,7 +158,7 @@ async def _open_server(
             chat=ChatRoute(client, config.model, _chat_defaults(config, _own_sampling(config))),
             template=prompts,
             on_wait=partial(metrics.student_wait, name),
-            limits=await _limits(name, config, backend),
+            limits=await _limits(name, config, backend, local),
         )
 
     upstream = await _once_up(connected, wait_s)
@@ -172,7 +174,7 @@ async def _text_server(
     await backend.check()
     scorers: tuple[Scorer, ...] = backend.scorers
     if scores:
-        scorers += await _judges(client, config.model, sampling)
+        scorers += await _judges(client, config.model, sampling, reader.codec)
     template = await _prompts_of(name, config, reader)
     return Upstream(
         name,
@@ -187,16 +189,16 @@ async def _text_server(
         chat=ChatRoute(client, config.model, _chat_defaults(config, sampling)),
         template=template,
         unsampled=backend.unsampled,
-        limits=await _limits(name, config, backend),
+        limits=await _limits(name, config, backend, reader),
         counts_exactly=False,
     )
 
 
 async def _judges(
-    client: UpstreamClient, model: str, sampling: SamplingFields
+    client: UpstreamClient, model: str, sampling: SamplingFields, codec: Codec
 ) -> tuple[Scorer, ...]:
     try:
-        asker = OpenAIChatAsker(client, model, sampling(GREEDY))
+        asker = OpenAIChatAsker(client, model, sampling(GREEDY), SentText(client.upstream, codec))
         return await find_judges(asker, Call("connect"))
     except UpstreamRefused as error:
         _log.warning("%s; it will not be a judge", error)
@@ -280,7 +282,10 @@ async def _open_hosted(
         keep_reasoning=config.reasoning == "keep",
         template_kwargs=config.template_kwargs,
     )
-    backend = LiteLLM(library, calls, models, hosted, reader)
+    # Providers' own APIs take messages as text; what other servers make of them is not known.
+    is_own = config.base_url is not None or config.model.startswith("hosted_vllm/")
+    sent = SentText(name, tokens.codec, families=True) if is_own else None
+    backend = LiteLLM(library, calls, models, hosted, reader, sent)
     stack.push_async_callback(backend.aclose)
     if config.reasoning_effort is not None and not backend.takes_effort:
         message = "litellm's tables say that this model does not take it"
@@ -307,9 +312,12 @@ async def _open_hosted(
     )
 
 
-async def _limits(name: str, config: UpstreamConfig, server: Limited) -> ModelLimits:
-    """The model's limits: the lower of the configured and the server's own."""
-    limits = ModelLimits(config.context_tokens, None, config.max_output_tokens)
+async def _limits(
+    name: str, config: UpstreamConfig, server: Limited, tokenizer: LocalReader | None = None
+) -> ModelLimits:
+    """The model's limits: the lower of the configured, the server's own and its tokenizer's."""
+    vocabulary = None if tokenizer is None else tokenizer.codec.num_tokens
+    limits = ModelLimits(config.context_tokens, None, config.max_output_tokens, vocabulary)
     limits = limits.lower(await server.limits())
     _log.info("upstream '%s': its model's limits are %s", name, limits)
     return limits

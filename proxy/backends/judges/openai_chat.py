@@ -10,6 +10,7 @@ from typing import Any
 from proxy.backends.base import Call
 from proxy.backends.judges.judge import Answer, Candidate
 from proxy.backends.tokens.openai_usage import cached_tokens
+from proxy.backends.tokens.sent_text import SentText
 from proxy.backends.tokens.wire_values import end_of, text_of
 from proxy.backends.transport.http import UpstreamClient
 
@@ -19,10 +20,17 @@ _PATH = "/v1/chat/completions"
 class OpenAIChatAsker:
     """Asks a server's chat route, with the sampling fields of a greedy answer."""
 
-    def __init__(self, client: UpstreamClient, model: str, sampling: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        client: UpstreamClient,
+        model: str,
+        sampling: Mapping[str, Any],
+        sent: SentText | None = None,
+    ) -> None:
         self._client = client
         self._model = model
         self._sampling = sampling
+        self._sent = sent
 
     @property
     def upstream(self) -> str:
@@ -31,6 +39,8 @@ class OpenAIChatAsker:
     async def ask(
         self, prompt: str, max_tokens: int, top_logprobs: int | None, call: Call
     ) -> Answer:
+        if self._sent is not None:
+            self._sent.check(prompt)
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": prompt}],

@@ -16,6 +16,7 @@ from proxy.backends.servers.sampling_fields import SamplingFields, openai_sampli
 from proxy.backends.tokens.alignment import Alignment, Reach, align, as_in_running_text
 from proxy.backends.tokens.logprobs import finite
 from proxy.backends.tokens.openai_usage import cached_tokens
+from proxy.backends.tokens.sent_text import SentText
 from proxy.backends.tokens.wire_values import text_of
 from proxy.backends.transport.http import UpstreamClient
 from proxy.core.scoring import entropy, oracle_value
@@ -38,6 +39,8 @@ class Completions:
     model: str
     adds: str = ""
     sampling: SamplingFields = openai_sampling
+    sent: SentText | None = None
+    """Refuses what the server would misread."""
 
     def body(self, context: Context, max_tokens: int, sampling: Sampling) -> dict[str, Any]:
         """The fields of every request."""
@@ -49,7 +52,12 @@ class Completions:
         }
 
     def text(self, context: Context) -> str:
-        """The whole context without `adds`, with which a model's own template may begin."""
+        """The whole context without `adds`, with which a model's own template may begin.
+
+        Raises `RequestError` if the server would read other control tokens in it.
+        """
+        if self.sent is not None:
+            self.sent.check_steps(context.steps, context.following)
         prompt = context.prompt.text.removeprefix(self.adds)
         return prompt + "".join(step.text for step in context.steps)
 

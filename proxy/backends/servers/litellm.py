@@ -22,6 +22,7 @@ from proxy.backends.servers.litellm_library import (
 )
 from proxy.backends.servers.model_list import count_in, listed_limits
 from proxy.backends.servers.sampling_fields import vllm_sampling
+from proxy.backends.tokens.sent_text import SentText
 from proxy.backends.tokens.wire_values import end_of, text_of
 from proxy.backends.transport.calls import Calls, affinity_headers
 from proxy.backends.transport.http import UpstreamClient
@@ -78,15 +79,17 @@ class LiteLLM:
         models: UpstreamClient | None,
         hosted: HostedModel,
         reader: Reader,
+        sent: SentText | None = None,
     ) -> None:
         """`models` is a client of the API's `base_url`, from which `check` gets the list of models;
-        `reader` counts tokens.
+        `reader` counts tokens; `sent` refuses what the server would misread.
         """
         self._library = library
         self._calls = calls
         self._models = models
         self._hosted = hosted
         self._reader = reader
+        self._sent = sent
         self._failure: tuple[UpstreamError, float] | None = None
         share_connections(self)
         with self._translated():
@@ -183,6 +186,8 @@ class LiteLLM:
     async def ask(
         self, prompt: str, max_tokens: int, top_logprobs: int | None, call: Call
     ) -> Answer:
+        if self._sent is not None:
+            self._sent.check(prompt)
         request = {
             **self._common(call),
             "messages": [{"role": "user", "content": prompt}],
@@ -226,6 +231,9 @@ class LiteLLM:
     def _messages(self, context: Context, so_far: str) -> dict[str, Any]:
         """The question, and the text so far as an answer to continue."""
         messages: list[dict[str, Any]] = [*context.question.wire_messages()]
+        if self._sent is not None:
+            for text in (*(message["content"] for message in messages), so_far):
+                self._sent.check(text)
         begun = seam_of(so_far)
         if not begun:
             return {"messages": messages}

@@ -69,10 +69,13 @@ async def _entries(client: UpstreamClient, path: str) -> dict[str, dict[str, Any
 
 
 async def slot_limits(client: UpstreamClient) -> ModelLimits:
-    """Return what llama.cpp's own server says about each of its slots."""
+    """Return what llama.cpp's own server says about each of its slots, and about its one model."""
     props = await asked(client, "/props")
     of_slot = props.get("default_generation_settings") if isinstance(props, dict) else None
-    return ModelLimits(count_in(of_slot, "n_ctx")) if isinstance(of_slot, dict) else ModelLimits()
+    context = count_in(of_slot, "n_ctx") if isinstance(of_slot, dict) else None
+    metas = [row.get("meta") for row in (await _entries(client, _MODELS)).values()]
+    sizes = [count_in(meta, "n_vocab") for meta in metas if isinstance(meta, dict)]
+    return ModelLimits(context, vocabulary=sizes[0] if sizes else None)
 
 
 async def asked(client: UpstreamClient, path: str) -> Any:  # noqa: ANN401

@@ -32,6 +32,8 @@ from proxy.backends.servers.echo import COMPLETIONS, Completions, Echo, aligned
 from proxy.backends.servers.model_list import listed_limits, listed_owner
 from proxy.backends.servers.sampling_fields import OF_OWNERS, SamplingFields, openai_sampling
 from proxy.backends.tokens.openai_usage import cached_tokens
+from proxy.backends.tokens.sent_text import SentText
+from proxy.backends.tokens.tokenizer import LocalReader
 from proxy.backends.tokens.wire_values import end_of, error_in, is_failure, text_of
 from proxy.backends.transport.http import DONE, UpstreamClient
 from proxy.core.types import FinishReason, Scoring
@@ -94,7 +96,7 @@ class OpenAI:
         cls,
         client: UpstreamClient,
         model: str,
-        reader: Reader,
+        reader: LocalReader,
         sampling: SamplingFields = openai_sampling,
         *,
         scores: bool,
@@ -104,7 +106,8 @@ class OpenAI:
         Raises `UpstreamRefused` if it does not even write.
         """
         call = Call("connect")
-        route = Completions(client, model, sampling=sampling)
+        sent = SentText(client.upstream, reader.codec)
+        route = Completions(client, model, sampling=sampling, sent=sent)
         extras = await _accepted_extras(route, reader, call)
         if not scores:
             return cls(route, reader, extras, why_not={"echo": "no pair has it as its teacher"})

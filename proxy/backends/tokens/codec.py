@@ -6,7 +6,7 @@ conventions of transformers' `tokenizer_config.json`.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -28,12 +28,21 @@ class Codec(Protocol):
     controls: Spellings
     """The control tokens; `plain` gives none of them."""
 
+    @property
+    def num_tokens(self) -> int:
+        """The number of different tokens."""
+        ...
+
     def starts(self, text: str) -> list[int]:
         """Return where a prompt's text spells control tokens; at least one place if it does."""
         ...
 
     def strips(self, token: str) -> tuple[bool, bool]:
         """Return whether a control token takes the white space before it, and after it."""
+        ...
+
+    def controls_among(self, ids: Iterable[int]) -> list[str]:
+        """Return the spellings of the control tokens among these tokens, in order."""
         ...
 
     def prompt(self, text: str) -> list[int]:
@@ -76,7 +85,7 @@ class HuggingFace:
         self._controls = {
             token["content"]: token for token in added if not is_plain_word(token["content"])
         }
-        self._control_ids = {token["id"] for token in self._controls.values()}
+        self._control_ids = {token["id"]: word for word, token in self._controls.items()}
         self.controls = Spellings(self._controls)
         self._normalized = Spellings([w for w, t in self._controls.items() if t.get("normalized")])
         plain = _unprefixed(described)
@@ -99,6 +108,10 @@ class HuggingFace:
                 single=[bos, "$A"] if adds else ["$A"],
                 special_tokens=[(bos, known)] if adds else [],
             )
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self._whole.get_vocab_size())
 
     def prompt(self, text: str) -> list[int]:
         return _ids(self._whole, text, add_special_tokens=True)
@@ -129,6 +142,9 @@ class HuggingFace:
         found = self._controls[token]
         return bool(found.get("lstrip")), bool(found.get("rstrip"))
 
+    def controls_among(self, ids: Iterable[int]) -> list[str]:
+        return [self._control_ids[one] for one in ids if one in self._control_ids]
+
     def plain(self, text: str) -> list[int]:
         ids = _ids(self._plain, text, add_special_tokens=False)
         parts = self._parts(text, ids)
@@ -155,7 +171,7 @@ class HuggingFace:
 
     def _parts(self, text: str, ids: Sequence[int]) -> list[str]:
         """Cut a text whose ids have control tokens, which the model's own merges can make."""
-        if self._control_ids.isdisjoint(ids):
+        if self._control_ids.keys().isdisjoint(ids):
             return [text]
         return cut(text, self.controls.starts(text))
 
@@ -206,7 +222,13 @@ class Tiktoken:
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self._encoding = encoding
-        self.controls = Spellings(encoding.special_tokens_set)
+        words = encoding.special_tokens_set
+        self._control_ids = {encoding.encode_single_token(word): word for word in words}
+        self.controls = Spellings(words)
+
+    @property
+    def num_tokens(self) -> int:
+        return self._encoding.n_vocab
 
     def starts(self, text: str) -> list[int]:
         return self.controls.starts(text)
@@ -214,6 +236,9 @@ class Tiktoken:
     def strips(self, token: str) -> tuple[bool, bool]:
         del token
         return False, False
+
+    def controls_among(self, ids: Iterable[int]) -> list[str]:
+        return [self._control_ids[one] for one in ids if one in self._control_ids]
 
     def prompt(self, text: str) -> list[int]:
         return self.markup(text)

@@ -57,11 +57,16 @@ class Spellings:
         pattern = _trie(sorted(words)) if words else "(?!)"
         self.pattern = pattern
         """Matches the longest spelling at a place."""
+        self._words = re.compile(pattern)
         self._starts = re.compile(f"(?={pattern})")
 
     def starts(self, text: str) -> list[int]:
         """Return where spellings begin, also inside of others."""
         return [found.start() for found in self._starts.finditer(text)]
+
+    def words(self, text: str) -> list[str]:
+        """Return the spellings that a tokenizer finds, the longest at each place."""
+        return self._words.findall(text)
 
 
 class LearntControls:
@@ -132,9 +137,12 @@ def marked(question: Question, starts: Callable[[str], list[int]]) -> tuple[Ques
 
 def _spelt_in(message: Message, starts: Callable[[str], list[int]]) -> list[int]:
     places = starts(message.content)
-    if message.role != "assistant":
-        return places
-    return [at for at in places if not message.content.startswith(THOUGHT_TAGS, at)]
+    return without_tags(message.content, places) if message.role == "assistant" else places
+
+
+def without_tags(text: str, places: Iterable[int]) -> list[int]:
+    """Return the places of spellings that are no tags of thoughts."""
+    return [place for place in places if not text.startswith(THOUGHT_TAGS, place)]
 
 
 def _shaped(text: str) -> Iterable[tuple[int, str]]:

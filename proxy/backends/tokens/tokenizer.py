@@ -20,7 +20,7 @@ from proxy.backends.tokens.codec import (
     around_contents,
     special_tokens_of,
 )
-from proxy.backends.tokens.control_text import marked
+from proxy.backends.tokens.control_text import marked, without_tags
 from proxy.errors import ConfigError, RequestError, TokenizerFailed
 
 TIKTOKEN = "tiktoken:"
@@ -58,6 +58,11 @@ class LocalReader:
         (self._follower,) = codec.plain(FOLLOWED_BY)[-1:]
 
     @property
+    def codec(self) -> Codec:
+        """Return what makes the tokens."""
+        return self._codec
+
+    @property
     def has_template(self) -> bool:
         """Return whether messages are rendered as the model reads them, not only counted."""
         return self._own is not None or self._configured is not None
@@ -66,7 +71,8 @@ class LocalReader:
         del call
         question = question.under(self.template_kwargs)
         spoilt, mark = marked(question, self._codec.starts)
-        if mark and self.sends_text and self.has_template:
+        begun = question.begun
+        if self.sends_text and (mark or without_tags(begun, self._codec.starts(begun))):
             message = (
                 f"a message spells a control token of the tokenizer '{self._source}', and this "
                 "upstream's server would read it as that token, because it is sent text"

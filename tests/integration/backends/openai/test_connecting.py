@@ -238,5 +238,10 @@ async def test_a_message_that_spells_a_control_token_is_refused(up: Replay) -> N
         reader = service.models["pair"].pair.of("teacher").reader
         with pytest.raises(RequestError, match="a message spells a control token"):
             await reader.render(Question((Message("user", "Hi <|EOT|>"),)), CALL)
+        begun = Question((Message("user", "Hi"),), begun="So <|EOT|>")
+        with pytest.raises(RequestError, match="a message spells a control token"):
+            await reader.render(begun, CALL)
         assert (await reader.render(Question((Message("user", "Hi"),)), CALL)).text == "Hi"
+        thought = Question((Message("user", "Hi"),), begun="<think>\nSo")
+        assert (await reader.render(thought, CALL)).text == "Hi"
         assert (await reader.render(Question(prompt="Hi <|EOT|>"), CALL)).token_ids

@@ -9,6 +9,7 @@ import pytest
 
 from proxy.api.service import Service
 from proxy.backends.base import Call
+from proxy.backends.limits import ModelLimits
 from proxy.errors import RequestError, UpstreamFailed
 from tests.support.proxy.api import (
     CHAT,
@@ -210,6 +211,20 @@ async def test_a_number_that_could_end_a_server_is_not_passed_on(
     status, error = await error_of(serving(route), CHAT, body)
     assert (status, error["message"], error["param"]) == (400, about, next(iter(number)))
     assert route.asked == []
+
+
+@pytest.mark.parametrize("name", ["top_logprobs", "n_probs"])
+async def test_more_candidates_than_the_model_has_tokens_are_not_passed_on(name: str) -> None:
+    route = Route()
+    service = serving(route)
+    for upstream in service.upstreams():
+        upstream.limits = ModelLimits(vocabulary=30)
+    about = f"{name} must be at most 30, the number of tokens of upstream 'teacher', not 31"
+    status, error = await error_of(service, CHAT, chat(model="teacher/t") | TOOLS | {name: 31})
+    assert (status, error["message"], error["param"]) == (400, about, name)
+    assert route.asked == []
+    told = await answer(service, CHAT, chat(model="teacher/t") | TOOLS | {name: 30})
+    assert told.status_code == 200
 
 
 async def test_a_body_of_too_many_values_is_not_parsed_at_all() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from proxy.api.service import Service
 from proxy.backends.base import Scores
+from proxy.backends.limits import ModelLimits
 from proxy.core.types import StepScore
 from proxy.errors import UpstreamFailed
 from tests.support.proxy.api import (
@@ -206,3 +207,29 @@ async def test_a_text_of_too_many_steps_or_characters_is_refused_before_it_is_to
     assert not teacher.rendered
     most = (await answer(service, SCORE, {**text(), "text": "a.\n\n" * 8192})).json()
     assert len(most["steps"]) == 8192
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [(SCORE, "motab"), (CHAT, "motab"), (CHAT, "skd")], ids=str
+)
+async def test_more_candidates_than_the_teacher_has_tokens_are_a_400(
+    path: str, method: str
+) -> None:
+    student, teacher = straying()
+    service = service_of(student, teacher)
+    service.models[MODEL].pair.of("teacher").limits = ModelLimits(vocabulary=394)
+    asked = chat() | ({"text": A} if path == SCORE else {})
+    options: dict[str, Any] = {} if path == SCORE else {"method": method}
+    body = asked | {"motab": {"entropy_top_k": 395, **options}}
+    status, error = await error_of(service, path, body)
+    assert (status, error["param"]) == (400, "motab.entropy_top_k")
+    assert "at most 394, the number of tokens of upstream 'teacher', not 395" in error["message"]
+    assert teacher.scorings == []
+    most = asked | {"motab": {"entropy_top_k": 394, **options}}
+    assert (await answer(service, path, most)).status_code == 200
+
+
+async def test_a_judge_needs_no_candidates_of_its_vocabulary() -> None:
+    service = judged({"boundary": "static", "base_threshold": 0.3})
+    service.models[MODEL].pair.of("teacher").limits = ModelLimits(vocabulary=10)
+    assert (await answer(service, CHAT, chat())).status_code == 200
