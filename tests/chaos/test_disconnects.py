@@ -87,11 +87,8 @@ def num_accepted(process: psutil.Process, client: httpx.AsyncClient) -> int:
 
 
 async def test_clients_that_leave_leave_nothing_behind(campaign: Campaign, tmp_path: Path) -> None:
-    async with toys() as servers:
-        config = write_config(
-            tmp_path / "motab.yaml", servers, server={"max_concurrent": SEATS, "max_n": 4}
-        )
-        proxy = Proxy(config)
+    path, server = tmp_path / "motab.yaml", {"max_concurrent": SEATS, "max_n": 4}
+    async with toys() as servers, Proxy(write_config(path, servers, server=server)) as proxy:
         base_url = await proxy.start()
         url = urlsplit(base_url)
         (process,) = proxy.processes()

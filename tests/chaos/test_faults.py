@@ -54,15 +54,16 @@ def decided(answer: dict[str, Any]) -> Any:
 async def test_no_fault_changes_a_finished_trajectory(
     kind: Kind, campaign: Campaign, tmp_path: Path
 ) -> None:
-    async with toys(kind, FaultyToy) as servers:
-        config = write_config(
-            tmp_path / "motab.yaml",
-            servers,
-            stall_timeout_s=1.5,
-            answer_timeout_s=3,
-            retries={"attempts": 6},
-        )
-        proxy = Proxy(config)
+    path = tmp_path / "motab.yaml"
+    hasty: dict[str, Any] = {
+        "stall_timeout_s": 1.5,
+        "answer_timeout_s": 3,
+        "retries": {"attempts": 6},
+    }
+    async with (
+        toys(kind, FaultyToy) as servers,
+        Proxy(write_config(path, servers, **hasty)) as proxy,
+    ):
         base_url = await proxy.start()
         faulty = [toy for toy in servers.values() if isinstance(toy, FaultyToy)]
         assert len(faulty) == 2

@@ -67,12 +67,9 @@ async def test_kills_lose_no_row_and_double_none(
 ) -> None:
     source = write_questions(tmp_path / "in.jsonl", NUM_ROWS)
     more = ("--n", str(NUM_SAMPLES), "--concurrency", "16")
-    async with toys() as servers:
-        kept = tmp_path / "records"
-        config = write_config(tmp_path / "motab.yaml", servers)
-        proxy = Proxy(
-            config, "--workers", str(num_workers), "--records", str(kept / "served.jsonl")
-        )
+    path, kept = tmp_path / "motab.yaml", tmp_path / "records"
+    how = ("--workers", str(num_workers), "--records", str(kept / "served.jsonl"))
+    async with toys() as servers, Proxy(write_config(path, servers), *how) as proxy:
         base_url = await proxy.start()
         whole = tmp_path / "whole.jsonl"
         await Process(base_url, source, whole, *more).ended(0)
@@ -130,15 +127,15 @@ async def test_a_killed_server_has_recorded_each_answer_once(
         for draw in campaign.rounds(0.2, kills=35):
             num_workers = str(draw.choice([1, 2]))
             records = str(kept / "served.jsonl")
-            proxy = Proxy(config, "--workers", num_workers, "--records", records)
-            base_url = await proxy.start()
-            asking = [
-                asyncio.create_task(ask_until_killed(base_url, random.Random(draw.random())))
-                for _ in range(16)
-            ]
-            await requests_to(servers["student"], draw.randint(20, 200))
-            await asyncio.sleep(draw.random() * 0.02)
-            await proxy.kill()
+            async with Proxy(config, "--workers", num_workers, "--records", records) as proxy:
+                base_url = await proxy.start()
+                asking = [
+                    asyncio.create_task(ask_until_killed(base_url, random.Random(draw.random())))
+                    for _ in range(16)
+                ]
+                await requests_to(servers["student"], draw.randint(20, 200))
+                await asyncio.sleep(draw.random() * 0.02)
+                await proxy.kill()
             for task in asking:
                 got += await task
             campaign.done["kills"] += 1

@@ -28,7 +28,7 @@ HELLO: dict[str, Any] = {
 
 
 def openai_at(up: Replay) -> tuple[OpenAI, Echo, OpenAIChatAsker]:
-    """What writes, scores and judges, as the configuration makes them."""
+    """Return the parts that write, score and judge, as the configuration makes them."""
     sent = SentText("up", openai.reader().codec)
     route = Completions(up.client, openai.MODEL, sent=sent)
     asker = OpenAIChatAsker(up.client, openai.MODEL, {}, sent)

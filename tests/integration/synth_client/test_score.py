@@ -65,12 +65,9 @@ async def started(*command: str) -> asyncio.subprocess.Process:
 @asynccontextmanager
 async def served(folder: Path) -> AsyncIterator[tuple[str, Toy]]:
     """The proxy's base URL, and the teacher's server."""
-    async with toys() as servers:
-        proxy = Proxy(write_config(folder / "motab.yaml", servers))
-        try:
-            yield await proxy.start(), servers["teacher"]
-        finally:
-            await proxy.kill()
+    path = folder / "motab.yaml"
+    async with toys() as servers, Proxy(write_config(path, servers)) as proxy:
+        yield await proxy.start(), servers["teacher"]
 
 
 async def test_one_request_tells_both_models_tokens_of_a_text(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ async def test_client_and_proxy_killed_again_and_again_end_with_an_undisturbed_r
     tmp_path: Path,
 ) -> None:
     source = write_questions(tmp_path / "in.jsonl", 200)
-    async with toys() as servers:
-        proxy = Proxy(write_config(tmp_path / "motab.yaml", servers))
+    path = tmp_path / "motab.yaml"
+    async with toys() as servers, Proxy(write_config(path, servers)) as proxy:
         base_url = await proxy.start()
         more = ("--n", "2", "--concurrency", "16")
         whole = Process(base_url, source, tmp_path / "whole.jsonl", *more)

@@ -5,9 +5,9 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import yaml
@@ -32,15 +32,26 @@ PARAMS = {
 
 
 class Proxy:
-    """`motab serve`, always on the same port. `more` are further arguments."""
+    """`motab serve`, always on the same port. `more` are further arguments.
+
+    It runs no longer than the `async with` block in which it is used.
+    """
 
     def __init__(self, config: Path, *more: str) -> None:
         self._config, self._port, self._more = config, "0", more
         self._process: asyncio.subprocess.Process | None = None
         self._said: asyncio.Task[bytes] | None = None
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._process is not None and self._process.returncode is None:
+            await self._end(self._process)
+
     async def start(self) -> str:
         """Its base URL, once it serves."""
+        self._said = None
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "motab", "serve"),
             *("--config", str(self._config), "--port", self._port, *self._more),
@@ -68,13 +79,18 @@ class Proxy:
     async def kill(self) -> str:
         """With -9; afterwards it is gone, with its workers. Gives what it said since it served."""
         assert self._process is not None
-        assert self._said is not None
-        self._process.kill()
-        # Ends with the last worker, which has the same pipe.
-        said = await self._said
-        await self._process.wait()
+        said = await self._end(self._process)
         assert self._process.returncode == -signal.SIGKILL
         return said.decode()
+
+    async def _end(self, process: asyncio.subprocess.Process) -> bytes:
+        with suppress(ProcessLookupError):  # it has ended itself
+            process.kill()
+        assert process.stderr is not None
+        # Ends with the last worker, which has the same pipe.
+        said = await (self._said or process.stderr.read())
+        await process.wait()
+        return said
 
 
 @asynccontextmanager

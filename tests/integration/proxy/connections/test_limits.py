@@ -228,14 +228,21 @@ async def test_a_slow_body_has_more_time_the_more_of_it_came(limit: Any) -> None
         assert b"not valid JSON" in await connection.answer()
 
 
-async def test_one_connection_too_many_closes_the_one_that_has_waited_longest(limit: Any) -> None:
-    limit(connections=3)
+@asynccontextmanager
+async def answering() -> AsyncIterator[tuple[httpx.AsyncClient, Raw, asyncio.Event]]:
+    """A server, and a connection whose answer comes once the event is set."""
     gate = asyncio.Event()
     student = ScriptedBackend(says(gate, "x"))
     body = b'{"model": "student/s", "messages": [{"role": "user", "content": "Q"}]}'
     async with over_http(service_of(student)) as client, raw(client) as busy:
         busy.send(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
         await student.until_called("write")
+        yield client, busy, gate
+
+
+async def test_one_connection_too_many_closes_the_one_that_has_waited_longest(limit: Any) -> None:
+    limit(connections=3)
+    async with answering() as (client, busy, gate):
         async with raw(client) as first, raw(client) as second:
             second.send(OPEN_GET)
             async with raw(client) as third:
@@ -249,12 +256,7 @@ async def test_one_connection_too_many_closes_the_one_that_has_waited_longest(li
 
 
 async def test_what_is_no_request_is_never_the_answer_to_an_earlier_one() -> None:
-    gate = asyncio.Event()
-    student = ScriptedBackend(says(gate, "x"))
-    body = b'{"model": "student/s", "messages": [{"role": "user", "content": "Q"}]}'
-    async with over_http(service_of(student)) as client, raw(client) as connection:
-        connection.send(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
-        await student.until_called("write")
+    async with answering() as (_, connection, _):
         connection.send(b"no request\r\n\r\n")
         assert await connection.rest() == b""
 
