@@ -27,6 +27,7 @@ from proxy.options import (
 )
 from proxy.secrets import (
     hide,
+    keys_in_url,
     secrets_of_environment,
     secrets_of_url,
     without_userinfo,
@@ -102,6 +103,8 @@ def _checked_url(url: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname or not has_port:
         shown = without_userinfo(url)
         raise ValueError(f"must be a URL such as http://127.0.0.1:30011, not '{shown}'")
+    if parts.query or parts.fragment:  # either may hold a key, so it is not shown
+        raise ValueError("must be a URL without a query (?) and a fragment (#)")
     return url.rstrip("/")
 
 
@@ -262,6 +265,7 @@ class Config(Section):
         for name, upstream in self.upstreams.items():
             if isinstance(upstream, EmbeddedConfig):
                 continue
+            hide(keys_in_url(upstream.base_url or ""))
             of_url, key = set(secrets_of_url(upstream.base_url or "")), upstream.api_key
             hide(of_url if key is None else {key, *of_url})
             if of_url and key is not None:

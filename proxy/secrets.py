@@ -11,7 +11,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 HIDDEN: Final = "***"
 _EXCERPT: Final = 500
@@ -20,6 +20,8 @@ _MIN_LENGTH: Final = 8
 # Whoever quotes a key may cut it off; half of it is enough to know it by.
 _REST: Final = r"[\w.~+/=-]*"
 _NAMES: Final = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)(?:_\d+)?$", re.IGNORECASE)
+# A part of a path with letters and digits, as long as keys are.
+_PATH_KEY: Final = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[^/]{16,}")
 
 _hidden: set[str] = set()
 _pattern: re.Pattern[str] | None = None
@@ -52,15 +54,22 @@ def secrets_of_url(url: str) -> Iterator[str]:
     yield b64encode(f"{user}:{password}".encode()).decode()
 
 
+def keys_in_url(url: str) -> Iterator[str]:
+    """Yield what may be a key in a URL's query or path, as some gateways have it."""
+    parts = urlsplit(url)
+    yield from (value for _, value in parse_qsl(parts.query))
+    yield from filter(_PATH_KEY.fullmatch, parts.path.split("/"))
+
+
 def excerpt(text: str) -> str:
     """Return the beginning of what a server says, for a message; no key in it is cut in two."""
     return masked(text)[:_EXCERPT]
 
 
 def without_userinfo(url: str) -> str:
-    """Return a URL as it may be shown: without user and password."""
+    """Return a URL as it may be shown: without user and password, and with its keys hidden."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return masked(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
 
 
 def secrets_of_environment() -> Iterator[str]:

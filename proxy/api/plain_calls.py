@@ -4,7 +4,8 @@ The proxy's own writing knows neither, but such a model's server may. Its answer
 is, without a trace.
 """
 
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +18,28 @@ from proxy.api.sse import DONE, Outbox
 from proxy.backends.base import Call, PlainChat, UpstreamClock
 from proxy.complaints import shortened
 from proxy.core.types import Author
-from proxy.engine.served_model import check_candidates
+from proxy.engine.served_model import check_candidates, check_token
 from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Usage
 from proxy.errors import RequestError
+from proxy.options import OptionsError, template_kwargs
 
 _ASKING = ("tools", "functions", "response_format")
 # A server that is asked for more candidates than it has tokens may die.
 _MOST_CANDIDATES = 1000
 _CANDIDATES = ("logprobs", "top_logprobs", "prompt_logprobs", "top_logprobs_num", "n_probs")
+_SCHEMAS = {*_ASKING, "metadata"}
 _INT64 = 2**63
+# Servers keep their numbers in tensors of 32 bits, and end where one does not fit.
+_INT32 = 2**31
+# Templates and programs. vLLM takes a template in the template's variables, too.
+_CODE = {"chat_template", "custom_logit_processor", "kv_transfer_params", "logits_processors"}
+_TEXT = ("function.arguments", "function_call.arguments")
+# Fields by which a server fetches pictures, files, adapters or other servers' caches.
+_ADDRESS = re.compile(
+    r"(?:^|[._])(?:host|port|addr|address|ip|url|uri|endpoint|path)s?(?:\[\d+\])*$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,23 +131,76 @@ def plain_call(
     most = service.config.max_n
     if not isinstance(num_choices, int) or not 1 <= num_choices <= most:
         raise RequestError(f"n must be a number from 1 to {most} here", param="n")
-    _check_numbers(body, upstream)
+    _check(body, upstream)
     author: Author = "student" if model.pair.student else "teacher"
     call = Call(request_id, clock)
     return PlainCall(service, str(name), author, upstream, upstream.chat, body, num_choices, call)
 
 
-def _check_numbers(body: Mapping[str, Any], upstream: Upstream) -> None:
-    """Refuse numbers that no server has a use for, because some die of them."""
+def _check(body: Mapping[str, Any], upstream: Upstream) -> None:
+    """Refuse what harms a model's server, or what has it ask others for something."""
+    try:
+        orjson.dumps(body)
+    except TypeError as error:
+        raise RequestError(f"the body cannot be passed on: {error}") from error
     for name, value in body.items():
-        if not isinstance(value, int | float):
-            continue
-        if name in _CANDIDATES and value > _MOST_CANDIDATES:
+        if name in _CODE and value:
+            message = f"{name} cannot be passed on: the model's server would run it"
+            raise RequestError(message, param=name)
+        for number in value if isinstance(value, list) else (value,):
+            if isinstance(number, int | float):
+                _check_number(name, number, upstream)
+        for token in _token_ids(name, value):
+            check_token(token, upstream, name)
+    variables = body.get("chat_template_kwargs")
+    try:
+        template_kwargs(variables if isinstance(variables, dict) else {}, None)
+    except OptionsError as error:
+        raise RequestError(str(error), param=error.field) from error
+    places = [(name, value) for name, value in body.items() if name not in _SCHEMAS]
+    if (place := _address_in(places)) is not None:
+        message = f"{shortened(place)} cannot be passed on: the model's server would go there"
+        raise RequestError(message, param=shortened(place))
+
+
+def _check_number(name: str, number: float, upstream: Upstream) -> None:
+    """Refuse a number that no server has a use for, because some die of it."""
+    param = shortened(name)
+    if name in _CANDIDATES:
+        if number > _MOST_CANDIDATES:
             raise RequestError(f"{name} must be at most {_MOST_CANDIDATES}", param=name)
-        if name in _CANDIDATES:
-            check_candidates(value, upstream, name)
-        if not -_INT64 <= value < _INT64:
-            raise RequestError(f"{shortened(name)} must be below 2^63", param=shortened(name))
+        check_candidates(number, upstream, name)
+    if not -_INT64 <= number < _INT64:
+        raise RequestError(f"{param} must be below 2^63", param=param)
+    if name != "seed" and not -_INT32 <= number < _INT32:
+        raise RequestError(f"{param} must be below 2^31", param=param)
+
+
+def _token_ids(name: str, value: object) -> Iterable[object]:
+    if name == "logit_bias" and isinstance(value, dict):
+        return value
+    return value if name.endswith("token_ids") and isinstance(value, list) else ()
+
+
+def _address_in(items: Iterable[tuple[str, object]]) -> str | None:
+    """Return the path of a field that holds an address or names a file; None without one.
+
+    Pictures and files in messages may come as `data:`. What a model called a tool with is text.
+    """
+    waiting = list(items)
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict):
+            inner = [(f"{path}.{name}", part) for name, part in value.items()]
+            waiting += [(place, part) for place, part in inner if not place.endswith(_TEXT)]
+        elif isinstance(value, list):
+            if any(isinstance(part, dict | list) for part in value):
+                waiting += [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+            elif value and _ADDRESS.search(path):
+                return path
+        elif value and _ADDRESS.search(path) and not str(value).startswith("data:"):
+            return path
+    return None
 
 
 def _asks(body: Mapping[str, Any]) -> bool:

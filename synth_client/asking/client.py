@@ -22,7 +22,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 from pydantic import JsonValue
 
-from proxy.secrets import hide, secrets_of_url, without_userinfo
+from proxy.secrets import hide, keys_in_url, secrets_of_url, without_userinfo
 from synth_client.asking.answer import (
     asked_record,
     excerpt_of,
@@ -64,7 +64,7 @@ class SynthClient:
     ) -> None:
         self._synthesis = synthesis
         urls = [base_urls] if isinstance(base_urls, str) else base_urls
-        hide(secret for url in urls for secret in secrets_of_url(url))
+        hide(key for url in urls for key in (*secrets_of_url(url), *keys_in_url(url)))
         hide([] if api_key is None else [api_key])
         self._servers = [
             httpx.AsyncClient(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
@@ -19,15 +20,20 @@ CLIENT_KEY = "canary-client-53f1c0"
 SERVER_KEY = "canary-operator-9b2e77"
 USER, PASSWORD = "canary-user-1d4f", "canary-password-6a8c"
 OTHER_KEY = "canary-environment-2e0b"
-CANARIES = (CLIENT_KEY, SERVER_KEY, USER, PASSWORD, OTHER_KEY)
+PATH_KEY = "canary0path0c41e7d"
+CANARIES = (CLIENT_KEY, SERVER_KEY, USER, PASSWORD, OTHER_KEY, PATH_KEY)
 ENVIRONMENT = {"OTHER_API_KEY": OTHER_KEY}
+SORTS = {"route", "status", "outcome", "code", "kind", "method", "scoring"}
+NAMED = {"model", "upstream", "path"}
+"""The labels of the metrics that come from the configuration."""
 STATUSES = (400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503)
 
 
 def quoted(seen: Seen) -> str:
     """The words of a server that repeats what it was sent, and more than it should know."""
     return (
-        f"headers were {dict(seen.headers)}; {OTHER_KEY}; http://{USER}:{PASSWORD}@gateway/x; "
+        f"{seen.path}: headers were {dict(seen.headers)}; {OTHER_KEY}; "
+        f"http://{USER}:{PASSWORD}@gateway/x; "
         f"your key {SERVER_KEY[:-3]}... is {CLIENT_KEY!r}"
     )
 
@@ -53,9 +59,28 @@ def kinds_of_faults() -> dict[str, Answer]:
 
 def answers_all(llama: Replay, answer: Answer) -> None:
     """Answer all that a request needs in this way."""
-    for path in ("/completion", "/tokenize", "/apply-template"):
-        llama.on("POST", path, answer)
-    llama.on("GET", "/health", answer)
+    for base in ("", f"/{PATH_KEY}"):
+        for path in ("/completion", "/tokenize", "/apply-template"):
+            llama.on("POST", base + path, answer)
+        llama.on("GET", f"{base}/health", answer)
+
+
+def starts(llama: Replay) -> None:
+    """Answer what is asked at the start below the path, too."""
+    llama.on("GET", f"/{PATH_KEY}/props", json_reply({"total_slots": 64}))
+    llama.on("GET", f"/{PATH_KEY}/health", json_reply({"status": "ok"}))
+    llama.on("POST", f"/{PATH_KEY}/tokenize", json_reply({"tokens": [7]}))
+    llama.on("POST", f"/{PATH_KEY}/apply-template", json_reply({"prompt": "Q:"}))
+
+
+def labels_of(metrics: str) -> dict[str, set[str]]:
+    """The values of each label, but for the numbers of buckets."""
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            for name, value in sample.labels.items():
+                found.setdefault(name, set()).add(value)
+    return {name: values for name, values in found.items() if name != "le"}
 
 
 def event(value: object) -> bytes:
@@ -100,7 +125,7 @@ def upstreams(llama: Replay) -> Mapping[str, Any]:
     walled = url.replace("http://", f"http://{USER}:{PASSWORD}@")
     return {
         "keyed": {**common, "base_url": url, "api_key": SERVER_KEY},
-        "walled": {**common, "base_url": walled},
+        "walled": {**common, "base_url": f"{walled}/{PATH_KEY}"},
     }
 
 
@@ -108,6 +133,7 @@ async def test_no_secret_leaves_the_processes_with_any_kind_of_error(
     llama: Replay, tmp_path: Path
 ) -> None:
     config, said = upstreams(llama), []
+    starts(llama)
     (tmp_path / "questions.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n', "utf-8")
     async with (
         motab(
@@ -143,7 +169,16 @@ async def test_no_secret_leaves_the_processes_with_any_kind_of_error(
         said.append(await ran(tmp_path, "synth", "questions.jsonl", *arguments))
         said.append(await ran(tmp_path, "probe", "--config", "motab.yaml", "--json"))
         said.append(await ran(tmp_path, "probe", "--config", "motab.yaml"))
-        said.append((await http.get(f"{served.url}/metrics")).text)
+        async with httpx.AsyncClient(base_url=served.url) as stranger:
+            unready = await stranger.get("/ready")
+            assert unready.json()["upstreams"] == {"keyed": "failed", "walled": "failed"}
+            metrics = await stranger.get("/metrics")
+        labels = labels_of(metrics.text)
+        assert labels.keys() <= SORTS | NAMED
+        assert labels["upstream"] == {"keyed", "walled"}
+        assert labels["model"] <= {"pair", "student/keyed", "teacher/walled"}
+        assert labels["path"] <= {"/completion", "/tokenize", "/apply-template"}
+        said += [unready.text, metrics.text]
         wrong = {"authorization": f"Bearer {CLIENT_KEY[:-2]}"}
         said.append((await http.get(f"{url}/models", headers=wrong)).text)
         lines = "".join(served.lines)

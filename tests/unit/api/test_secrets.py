@@ -9,6 +9,7 @@ from proxy.errors import UpstreamFailed
 from proxy.secrets import (
     excerpt,
     hide,
+    keys_in_url,
     masked,
     secrets_of_environment,
     secrets_of_url,
@@ -91,6 +92,18 @@ def test_a_configuration_hides_its_own_and_the_environments(
     # A name of seven letters alone is a word.
     assert text == "*** *** someone *** *** ***h env-region-north"
     assert "env-region-north" not in set(secrets_of_environment())
+
+
+@pytest.mark.parametrize(
+    ("url", "keys"),
+    [
+        ("https://gateway.example/v1/4f9c0d7e21ab48d3/openai", ["4f9c0d7e21ab48d3"]),
+        ("https://gateway.example/serving-endpoints/v1?key=a%20b&x=1", ["a b", "1"]),
+        ("https://user:4f9c0d7e21ab48d3@gateway.example/v1", []),
+    ],
+)
+def test_what_may_be_a_key_in_a_path_or_query_is_known(url: str, keys: list[str]) -> None:
+    assert sorted(keys_in_url(url)) == sorted(keys)
 
 
 @pytest.mark.parametrize(

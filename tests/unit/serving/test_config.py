@@ -122,6 +122,17 @@ def test_a_wrong_url_is_shown_without_its_user(tmp_path: Path) -> None:
         assert "pa55w0rd" not in sentence
 
 
+@pytest.mark.parametrize("rest", ["?api-key=pa55w0rd", "/x?pa55w0rd", "#pa55w0rd"])
+@pytest.mark.parametrize("kind", ["vllm", "litellm"])
+def test_a_url_with_a_query_is_refused_without_showing_it(
+    tmp_path: Path, kind: str, rest: str
+) -> None:
+    upstream = {"kind": kind, "model": "m", "base_url": f"http://host{rest}"}
+    sentence = complaint(changed("upstreams large", upstream), tmp_path)
+    assert "must be a URL without a query (?) and a fragment (#)" in sentence
+    assert "pa55w0rd" not in sentence
+
+
 def test_of_several_complaints_the_first_is_told_and_the_others_counted(tmp_path: Path) -> None:
     content = changed("server", {"prot": 1, "port": "x"})
     sentence = complaint(content, tmp_path)

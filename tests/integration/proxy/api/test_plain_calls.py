@@ -213,6 +213,106 @@ async def test_a_number_that_could_end_a_server_is_not_passed_on(
     assert route.asked == []
 
 
+PICTURE = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"top_k": 2**31}, "top_k"),
+        ({"top_k": 2.0**31}, "top_k"),
+        ({"min_tokens": -(2**31) - 1}, "min_tokens"),
+        ({"stop_token_ids": [7, 2**31]}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"allowed_token_ids": [1.5]}, "allowed_token_ids"),
+        ({"logit_bias": {"-1": 5}}, "logit_bias"),
+        ({"logit_bias": {"2147483648": 5}}, "logit_bias"),
+        ({"logit_bias": {"\u0663": 5}}, "logit_bias"),
+        ({"logit_bias": {"word" * 100: 5}}, "logit_bias"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        (
+            {"chat_template_kwargs": {"chat_template": "{% for x in range(9**9) %}"}},
+            "chat_template_kwargs.chat_template",
+        ),
+        ({"custom_logit_processor": "pickled"}, "custom_logit_processor"),
+        ({"logits_processors": [{"qualname": "os.system"}]}, "logits_processors"),
+        ({"kv_transfer_params": {"do_remote_prefill": True}}, "kv_transfer_params"),
+        ({"bootstrap_host": "10.0.0.1"}, "bootstrap_host"),
+        ({"bootstrap_host": ["10.0.0.1"]}, "bootstrap_host"),
+        ({"bootstrap_port": 22}, "bootstrap_port"),
+        ({"lora_path": "/tmp/x"}, "lora_path"),
+        ({"extra": {"x": [{"remote_host": "10.0.0.1"}]}}, "extra.x[0].remote_host"),
+        (
+            {"messages": [{"role": "user", "content": [PICTURE]}]},
+            "messages[0].content[0].image_url.url",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"image_url": "file:///etc/passwd"}]}]},
+            "messages[0].content[0].image_url",
+        ),
+    ],
+    ids=str,
+)
+async def test_what_a_server_could_die_of_run_or_fetch_is_not_passed_on(
+    fields: dict[str, Any], param: str
+) -> None:
+    route = Route()
+    status, error = await error_of(serving(route), CHAT, chat(model="teacher/t") | TOOLS | fields)
+    assert (status, error["param"]) == (400, param)
+    assert len(error["message"]) < 300
+    assert route.asked == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seed": 2**62},
+        {"stop_token_ids": [0, 2**31 - 1]},
+        {"logit_bias": {"29": -100}},
+        {"chat_template": ""},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"metadata": {"url": "http://tracing.example"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"url": {}}}}},
+        {"tools": [{"type": "function", "function": {"parameters": {"host": "string"}}}]},
+        {"messages": [{"role": "user", "content": [{"image_url": {"url": "data:,x"}}]}]},
+        {"messages": [{"tool_calls": [{"function": {"arguments": {"path": "/etc/hosts"}}}]}]},
+        {"messages": [{"role": "tool", "content": "http://page.example"}]},
+        {"bootstrap_host": None, "lora_path": [], "lora_paths": ""},
+    ],
+    ids=str,
+)
+async def test_what_asks_nothing_of_the_kind_is_passed_on(fields: dict[str, Any]) -> None:
+    route = Route()
+    told = await answer(serving(route), CHAT, chat(model="teacher/t") | TOOLS | fields)
+    assert told.status_code == 200
+    assert len(route.asked) == 1
+
+
+@pytest.mark.parametrize("depth", [240, 300, 900, 2000])
+async def test_a_deep_schema_is_passed_on_or_refused_in_words(depth: int) -> None:
+    route = Route()
+    schema = '{"a":' * depth + "1" + "}" * depth
+    body = '{"model":"teacher/t","messages":[{"role":"user","content":"Q"}],"tools":[%s]}'
+    async with in_process(serving(route)) as client:
+        headers = {"content-type": "application/json"}
+        told = await client.post(CHAT, content=body % schema, headers=headers)
+    assert told.status_code == (200 if depth == 240 else 400)
+    assert len(route.asked) == (depth == 240)
+
+
+async def test_the_tokens_of_a_passed_on_request_are_the_models() -> None:
+    route = Route()
+    service = serving(route)
+    for upstream in service.upstreams():
+        upstream.limits = ModelLimits(vocabulary=30)
+    for fields in ({"logit_bias": {"30": 1}}, {"stop_token_ids": [30]}):
+        body = chat(model="teacher/t") | TOOLS | fields
+        status, error = await error_of(service, CHAT, body)
+        assert status == 400
+        assert "upstream 'teacher', which has 30, not 30" in error["message"]
+    assert route.asked == []
+
+
 @pytest.mark.parametrize("name", ["top_logprobs", "n_probs"])
 async def test_more_candidates_than_the_model_has_tokens_are_not_passed_on(name: str) -> None:
     route = Route()
