@@ -1,7 +1,7 @@
 """Runs the attacks on the proxy and shows what each cost it: `python -m benchmarks.hostile`.
 
 To add attacks, write a module of this package as `before_authentication` and add its `ATTACKS`
-below.
+below; attacks by files are functions of `reader`, named in `own_process`.
 """
 
 import asyncio
@@ -13,16 +13,17 @@ import orjson
 import typer
 from rich.console import Console
 
-from benchmarks.hostile import before_authentication, hostile_bodies
+from benchmarks.hostile import before_authentication, hostile_bodies, own_process
 from benchmarks.hostile.attack import Attack
 from benchmarks.hostile.meter import Row, measure
+from benchmarks.hostile.own_process import FileAttack
 from benchmarks.hostile.table import failed, markdown
 
 _ATTACKS: Final[tuple[Attack, ...]] = (
     *before_authentication.ATTACKS,
     *hostile_bodies.ATTACKS,
 )
-_NAMES: Final = [attack.name for attack in _ATTACKS]
+_NAMES: Final = [*(a.name for a in _ATTACKS), *(a.name for a in own_process.ATTACKS)]
 _HERE: Final = Path(__file__).resolve().parents[2]
 _MOST_MEMORY: Final = 1.5
 _LATEST_MS: Final = 250.0
@@ -48,7 +49,8 @@ def main(
         )
     logging.basicConfig(level=logging.WARNING)
     chosen = [attack for attack in _ATTACKS if only is None or attack.name in only]
-    rows = asyncio.run(_all(chosen, num_bytes, code.resolve()))
+    by_file = [attack for attack in own_process.ATTACKS if only is None or attack.name in only]
+    rows = asyncio.run(_all(chosen, by_file, num_bytes, code.resolve()))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(orjson.dumps([r.to_json() for r in rows], option=orjson.OPT_INDENT_2))
     earlier = [] if before is None else _read(before)
@@ -58,15 +60,25 @@ def main(
         raise typer.Exit(1)
 
 
-async def _all(attacks: list[Attack], num_bytes: int, code: Path) -> list[Row]:
+async def _all(
+    attacks: list[Attack], by_file: list[FileAttack], num_bytes: int, code: Path
+) -> list[Row]:
     rows = []
     for attack in attacks:
         for access in attack.access:
             row = await measure(attack, access, num_bytes, code)
-            line = f"{row.attack} ({access}): {row.answer}, {row.seconds:.1f} s"
-            _console.print(f"{line}, {row.memory_ratio:.2f} times the memory", style="dim")
+            _show(row)
             rows.append(row)
+    for reading in by_file:
+        row = await reading.measure(num_bytes, code)
+        _show(row)
+        rows.append(row)
     return rows
+
+
+def _show(row: Row) -> None:
+    line = f"{row.attack} ({row.access}): {row.answer}, {row.seconds:.1f} s"
+    _console.print(f"{line}, {row.memory_ratio:.2f} times the memory", style="dim")
 
 
 def _read(path: Path) -> list[Row]:

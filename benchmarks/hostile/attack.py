@@ -7,8 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Access = Literal["no key", "key", "keyless"]
-"""The attacker has no key of a server with keys, such a key, or a server without keys."""
+Access = Literal["no key", "key", "keyless", "file"]
+"""The attacker has no key of a server with keys, such a key, a server without keys, or the place of
+a file or of a model that is read.
+"""
 WITH_AND_WITHOUT: Final[tuple[Access, ...]] = ("no key", "key")
 
 _PATIENCE_S = 60.0

@@ -37,8 +37,9 @@ class Row:
     memory_peak_mb: float
     processor_s: float
     """Above what the other users' trajectories took."""
-    health_worst_ms: float
-    health_p99_ms: float
+    health_worst_ms: float | None
+    """None where no server was attacked."""
+    health_p99_ms: float | None
     num_unharmed: int
     """Trajectories of other users that finished as planned."""
     num_harmed: int

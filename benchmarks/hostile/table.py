@@ -25,7 +25,7 @@ def failed(rows: Iterable[Row], *, most_memory: float, latest_ms: float) -> list
         name = f"{row.attack} ({row.access})"
         if row.memory_ratio > most_memory:
             found.append(f"{name}: {row.memory_ratio:.2f} times the memory")
-        if row.health_worst_ms > latest_ms:
+        if row.health_worst_ms is not None and row.health_worst_ms > latest_ms:
             found.append(f"{name}: /health took {row.health_worst_ms:.0f} ms")
         if row.num_harmed:
             found.append(f"{name}: {row.num_harmed} trajectories of others failed")
@@ -34,9 +34,10 @@ def failed(rows: Iterable[Row], *, most_memory: float, latest_ms: float) -> list
 
 def _figures(row: Row) -> str:
     harmed = f"; {row.num_harmed} of others harmed" if row.num_harmed else ""
+    health = "" if row.health_worst_ms is None else f", /health {row.health_worst_ms:.0f} ms"
     return (
         f"{row.answer}; {row.memory_before_mb:.0f} -> {row.memory_peak_mb:.0f} MB, "
-        f"{row.processor_s:.1f} s processor, /health {row.health_worst_ms:.0f} ms{harmed}"
+        f"{row.processor_s:.1f} s processor{health}{harmed}"
     )
 
 

@@ -18,7 +18,7 @@ from proxy.api.sse import DONE, Outbox
 from proxy.backends.base import Call, PlainChat, UpstreamClock
 from proxy.complaints import shortened
 from proxy.core.types import Author
-from proxy.engine.served_model import check_candidates, check_token
+from proxy.engine.served_model import check_candidates
 from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Usage
 from proxy.errors import RequestError
@@ -32,6 +32,7 @@ _SCHEMAS = {*_ASKING, "metadata"}
 _INT64 = 2**63
 # Servers keep their numbers in tensors of 32 bits, and end where one does not fit.
 _INT32 = 2**31
+_MOST_DIGITS = 10
 # Templates and programs. vLLM takes a template in the template's variables, too.
 _CODE = {"chat_template", "custom_logit_processor", "kv_transfer_params", "logits_processors"}
 _TEXT = ("function.arguments", "function_call.arguments")
@@ -151,7 +152,7 @@ def _check(body: Mapping[str, Any], upstream: Upstream) -> None:
             if isinstance(number, int | float):
                 _check_number(name, number, upstream)
         for token in _token_ids(name, value):
-            check_token(token, upstream, name)
+            _check_token(token, upstream, name)
     variables = body.get("chat_template_kwargs")
     try:
         template_kwargs(variables if isinstance(variables, dict) else {}, None)
@@ -180,6 +181,16 @@ def _token_ids(name: str, value: object) -> Iterable[object]:
     if name == "logit_bias" and isinstance(value, dict):
         return value
     return value if name.endswith("token_ids") and isinstance(value, list) else ()
+
+
+def _check_token(token: object, upstream: Upstream, param: str) -> None:
+    """Raise `RequestError` if a number, or a key of digits, is no token of the upstream's model."""
+    most, digits = upstream.limits.vocabulary, str(token)
+    is_number = len(digits) <= _MOST_DIGITS and digits.isascii() and digits.isdecimal()
+    if not is_number or int(digits) >= (most or _INT32):
+        about = f"upstream '{upstream.name}'" + (f", which has {most}" if most else "")
+        message = f"{param} must name tokens of {about}, not {shortened(digits)}"
+        raise RequestError(message, param=param)
 
 
 def _address_in(items: Iterable[tuple[str, object]]) -> str | None:

@@ -5,15 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.backends.base import Scorer, TokenScorer
-from proxy.complaints import shortened
 from proxy.core.params import PENALTIES, Method, SamplingValues
 from proxy.core.types import JUDGES, Author
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
 from proxy.errors import RequestError, ScoringUnavailable, UnsupportedField
 from proxy.options import Options
-
-_MOST_TOKEN_IDS = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +187,3 @@ def check_candidates(asked: float, upstream: Upstream, param: str) -> None:
     if most is not None and asked > most:
         message = f"must be at most {most}, the number of tokens of upstream '{upstream.name}'"
         raise RequestError(f"{param} {message}, not {asked}", param=param)
-
-
-def check_token(token: object, upstream: Upstream, param: str) -> None:
-    """Raise `RequestError` if a number, or a key of digits, is no token of the upstream's model."""
-    most, digits = upstream.limits.vocabulary, str(token)
-    is_number = digits.isascii() and digits.isdecimal()
-    if not is_number or int(digits) >= (most or _MOST_TOKEN_IDS):
-        about = f"upstream '{upstream.name}'" + (f", which has {most}" if most else "")
-        message = f"{param} must name tokens of {about}, not {shortened(digits)}"
-        raise RequestError(message, param=param)

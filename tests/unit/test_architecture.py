@@ -196,7 +196,18 @@ ALLOWED: dict[str, frozenset[str]] = {
             "trainer.reproduce",
         }
     ),
-    "benchmarks.hostile": frozenset({"benchmarks", "benchmarks.simulator"}),
+    # The readers of files and texts are attacked without a proxy.
+    "benchmarks.hostile": frozenset(
+        {
+            "benchmarks",
+            "benchmarks.simulator",
+            "proxy.backends.base",
+            "proxy.backends.tokens",
+            "proxy.errors",
+            "proxy.yaml_file",
+            "synth_client.judging",
+        }
+    ),
     "benchmarks.scenarios": frozenset({"benchmarks", "benchmarks.simulator"}),
     "benchmarks.simulator": frozenset(),
 }

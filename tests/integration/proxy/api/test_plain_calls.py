@@ -229,6 +229,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/lat
         ({"logit_bias": {"2147483648": 5}}, "logit_bias"),
         ({"logit_bias": {"\u0663": 5}}, "logit_bias"),
         ({"logit_bias": {"word" * 100: 5}}, "logit_bias"),
+        ({"logit_bias": {"1" * 5000: 5}}, "logit_bias"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         (
             {"chat_template_kwargs": {"chat_template": "{% for x in range(9**9) %}"}},
