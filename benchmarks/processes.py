@@ -87,9 +87,11 @@ class Simulator(Process):
 
 
 @asynccontextmanager
-async def simulator(kind: Kind, rates: Rates, *, errs: bool = False) -> AsyncIterator[Simulator]:
+async def simulator(
+    kind: Kind, rates: Rates, *, errs: bool = False, scale_out: bool = False
+) -> AsyncIterator[Simulator]:
     """Run a simulated server in its own process; `errs`: it writes the breaches of the plans."""
-    settings = orjson.dumps(Settings(kind, rates, errs)).decode()
+    settings = orjson.dumps(Settings(kind, rates, errs, scale_out)).decode()
     command = [sys.executable, "-m", "benchmarks.simulator.server", settings]
     async with _child(command, stdout=asyncio.subprocess.PIPE) as process, _connections() as http:
         if process.stdout is None:

@@ -1,9 +1,10 @@
-"""Measures how scoring grows with the text's length on vLLM, which recomputes the whole context.
+"""Measures how scoring grows with the text's length on vLLM, with and without `--enable-scale-out`.
 
-Our sum depends on time, because the rule weighs measured speeds, and steps that end during a call
-share the next one; all times are divided by 4, for both servers alike, which changes no ratio. It
-also depends on how often the student strays, so a few trajectories of 1500 tokens that end in a
-breach come first. The published loop depends on neither, so its servers answer at once.
+Without the flag every call recomputes the whole context. Our sum then depends on time, because the
+rule weighs measured speeds, and steps that end during a call share the next one; all times are
+divided by 4, for all servers alike, which changes no ratio. It also depends on how often the
+student strays, so a few trajectories of 1500 tokens that end in a breach come first. The published
+loop depends on neither, so its servers answer at once.
 """
 
 import math
@@ -28,12 +29,25 @@ async def growth(*, quick: bool) -> Findings:
     """Return the teacher tokens computed per token of the text, from 1k to 16k tokens."""
     lengths = (1024, 2048, 4096) if quick else (1024, 2048, 4096, 8192, 16384)
     plans = [Plan(n, length // _STEP_TOKENS, _STEP_TOKENS) for n, length in enumerate(lengths)]
-    ours = await _ours(plans)
+    cached = await _ours(plans, scale_out=True)
+    ours = await _ours(plans, scale_out=False)
     theirs = await _published(plans)
     steps = sum(plan.num_steps for plan in plans)
     longest = plans[-1].num_tokens
     return Findings(
         (
+            Figure(
+                f"vLLM with --enable-scale-out: teacher tokens / length, at most, to {longest}",
+                max(point.y for point in cached.computed),
+                ", ".join(f"{point.y:.3f} at {point.x:.0f}" for point in cached.computed),
+                at_most=1.15,
+            ),
+            Figure(
+                "the same: scoring calls per step",
+                cached.num_requests / steps,
+                f"{cached.num_scorings / steps:.2f} of them for values",
+                at_most=1.0,
+            ),
             Figure(
                 "vLLM rule: exponent of teacher tokens / length over length",
                 _exponent(ours.computed),
@@ -58,7 +72,11 @@ async def growth(*, quick: bool) -> Findings:
                 "Teacher tokens computed per token of the text, vLLM's rule",
                 "tokens of the text",
                 "teacher tokens / length",
-                {"motab": ours.computed, "published loop": theirs},
+                {
+                    "motab, --enable-scale-out": cached.computed,
+                    "motab": ours.computed,
+                    "published loop": theirs,
+                },
                 log=True,
             ),
         ),
@@ -74,10 +92,13 @@ class _GrowthRun:
     num_scorings: int
 
 
-async def _ours(plans: list[Plan]) -> _GrowthRun:
+async def _ours(plans: list[Plan], *, scale_out: bool) -> _GrowthRun:
     async with AsyncExitStack() as stack:
         student = await stack.enter_async_context(simulator("vllm", _STUDENT, errs=True))
-        teachers = [await stack.enter_async_context(simulator("vllm", _TEACHER)) for _ in plans]
+        teachers = [
+            await stack.enter_async_context(simulator("vllm", _TEACHER, scale_out=scale_out))
+            for _ in plans
+        ]
         pairs = {f"pair{n}": Pair(student, teacher) for n, teacher in enumerate(teachers)}
         motab = await stack.enter_async_context(proxy(pairs))
         await together(trajectory(motab, p, name) for name in pairs for p in _EARLIER)

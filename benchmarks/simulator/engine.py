@@ -1,7 +1,7 @@
 """Simulates the parts of a server that take time: places in the batch, prefill, decoding.
 
 Left out: decoding is not slowed down by prefill or by a fuller batch, and nothing is evicted or
-preempted. Both sides of every comparison get the same server.
+preempted unless a test says so. Both sides of every comparison get the same server.
 """
 
 import asyncio
@@ -128,6 +128,8 @@ class Engine:
     errs: bool
     counters: Counters = field(init=False, default_factory=Counters)
     cache: PrefixCache = field(init=False, default_factory=PrefixCache)
+    preemptions: int = field(init=False, default=0)
+    """The number of next requests that are preempted, and lose the scores of their prompts."""
     _places: asyncio.Semaphore = field(init=False)
     _prefill_free_at: float = field(init=False, default=0.0)
 
@@ -138,6 +140,17 @@ class Engine:
         """Empty the cache and set the counters to 0. Nothing may be under way."""
         self.counters = Counters()
         self.cache = PrefixCache()
+
+    def evict(self) -> None:
+        """Empty the cache, as if others had needed the memory."""
+        self.cache = PrefixCache()
+
+    def is_preempted(self) -> bool:
+        """Return whether a request is one of the next `preemptions`."""
+        if not self.preemptions:
+            return False
+        self.preemptions -= 1
+        return True
 
     @asynccontextmanager
     async def admitted(self, ids: Sequence[int], reuse: Reuse) -> AsyncGenerator[Running]:

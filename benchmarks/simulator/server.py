@@ -12,21 +12,25 @@ import uvloop
 from benchmarks.simulator.engine import Engine, Rates
 from benchmarks.simulator.http import Reply, serve_http
 from benchmarks.simulator.sglang import SGLangWire
-from benchmarks.simulator.vllm import VllmWire
+from benchmarks.simulator.vllm import GENERATE, VllmWire
 
 Kind = Literal["sglang", "vllm"]
 MODEL = "sim"
 _TOKENIZING = {"/tokenize", "/v1/tokenize"}
-_COMPUTING = {"/generate", "/v1/chat/completions", "/v1/completions"}
+_COMPUTING = {"/generate", GENERATE, "/v1/chat/completions", "/v1/completions"}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of a process, which gets them as JSON."""
+    """The settings of a process, which gets them as JSON.
+
+    `scale_out` is vLLM's `--enable-scale-out`, on Model Runner V2.
+    """
 
     kind: Kind
     rates: Rates
     errs: bool
+    scale_out: bool = False
 
 
 class SimulatedServer:
@@ -34,8 +38,11 @@ class SimulatedServer:
 
     def __init__(self, settings: Settings) -> None:
         self._engine = Engine(settings.rates, settings.errs)
-        wire = SGLangWire if settings.kind == "sglang" else VllmWire
-        self._wire = wire(self._engine)
+        self._wire: SGLangWire | VllmWire = (
+            SGLangWire(self._engine)
+            if settings.kind == "sglang"
+            else VllmWire(self._engine, scale_out=settings.scale_out)
+        )
 
     async def handle(self, path: str, body: bytes, reply: Reply) -> None:
         """Answer one request."""
@@ -56,7 +63,7 @@ class SimulatedServer:
 def main() -> None:
     """Serve on a free port, which is the first line of the output."""
     asked = orjson.loads(sys.argv[1])
-    server = SimulatedServer(Settings(asked["kind"], Rates(**asked["rates"]), asked["errs"]))
+    server = SimulatedServer(Settings(**{**asked, "rates": Rates(**asked["rates"])}))
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()

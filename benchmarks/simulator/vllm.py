@@ -1,10 +1,15 @@
 """Speaks vLLM's wire format, `/v1/completions` and `/tokenize`, by the rules of 0.32.
 
 Fields as recorded in tests/golden/vllm-0.32.0. The prefix cache holds whole blocks of 16 tokens; a
-request for log-probabilities of its prompt fills the cache and does not use it.
+request for log-probabilities of its prompt fills the cache and does not use it. A server with
+`--enable-scale-out` also has `/inference/v1/generate`, by the rules of Model Runner V2
+(tests/golden/vllm-0.32.0-v2): such a request may use the cache, and then has no log-probabilities
+for tokens from there.
 """
 
 import asyncio
+import base64
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +38,13 @@ _ROWS_WITH_TOP = [b",{%s,%s}" % (own, _TOP_ROW) for own in _OWN]
 _NEXT_TOP = orjson.dumps(
     {f"token_id:{token}": x for token, x in zip(_CANDIDATES, TOP_LOGPROBS, strict=True)}
 )
+_NEXT_CANDIDATES = orjson.dumps(
+    [
+        {"token_id": token, "logprob": x, "rank": rank}
+        for rank, (token, x) in enumerate(zip(_CANDIDATES, TOP_LOGPROBS, strict=True), 1)
+    ]
+)
+GENERATE = "/inference/v1/generate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +58,9 @@ class _Counts:
 class VllmWire:
     """Answers as vLLM does, for our backend, the published loop and OpenAI clients only."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, scale_out: bool = False) -> None:
         self._engine = engine
+        self._scale_out = scale_out
 
     async def handle(self, path: str, body: bytes, reply: Reply) -> None:
         """Answer one request."""
@@ -57,6 +70,9 @@ class VllmWire:
             reply.json(orjson.dumps({"tokens": ids, "token_strs": strings}))
             return
         asked = orjson.loads(body)
+        if path == GENERATE:
+            await self._score(asked["token_ids"], asked["sampling_params"], reply)
+            return
         if path == "/v1/chat/completions":
             messages = asked["messages"]
             prompts = [encode("".join(f"<|{m['role']}|>{m['content']}" for m in messages))]
@@ -79,6 +95,33 @@ class VllmWire:
                 answers[-1][1].num_cached,
             )
             reply.json(b'{%s,"choices":[%s],"usage":%s}' % (_HEAD, choices, usage))
+
+    async def _score(self, ids: list[int], asked: dict[str, Any], reply: Reply) -> None:
+        """Score the prompt's tokens after `prompt_logprob_start`, and write one token."""
+        if not self._scale_out:
+            reply.json(b'{"error":{"message":"Not Found"}}', 404)
+            return
+        reads_cache = asked.get("skip_reading_prefix_cache") is False
+        reuse = Reuse(page=_BLOCK) if reads_cache else Reuse(limit=0)
+        async with self._engine.admitted(ids, reuse) as running:
+            num_cached = running.num_cached
+            # The token that is written is not read, so it does not come into the cache.
+            await self._engine.until(running.ready_at + 1 / self._engine.rates.decode_tok_s)
+        first = asked["prompt_logprob_start"]
+        scores = b"null"
+        if num_cached <= first and not self._engine.is_preempted():
+            scores = b'"%s"' % _npy([logprob(token) for token in ids[first + 1 :]])
+        rows = _ROWS_WITH_TOP if asked["prompt_logprobs"] else _ROWS
+        reply.json(
+            b'{"prompt_logprobs":[null%s],"prompt_token_id_logprobs":%s,'
+            b'"choices":[{"logprobs":{"content":[{"top_logprobs":%s}]}}],"usage":%s}'
+            % (
+                b"".join([rows[token] for token in ids[num_cached + 1 :]]),
+                scores,
+                _NEXT_CANDIDATES,
+                _usage(len(ids), 1, num_cached),
+            )
+        )
 
     async def _stream(self, ids: list[int], asked: dict[str, Any], reply: Reply) -> None:
         num = 0
@@ -144,6 +187,9 @@ def _choice(chunk: Chunk) -> bytes:
 def _logprobs(written: list[int], asked: dict[str, Any]) -> bytes:
     if asked.get("logprobs") is None:
         return b"null"
+    if wanted := asked.get("logprob_token_ids"):
+        own = orjson.dumps({f"token_id:{token}": logprob(token) for token in wanted})
+        return b'{"tokens":[],"token_logprobs":[],"top_logprobs":[%s]}' % own
     strings = b",".join([_STRINGS[token] for token in written])
     values = b",".join([b"-0.5"] * len(written))
     top = _NEXT_TOP if asked["logprobs"] else b"{}"
@@ -164,3 +210,11 @@ def _usage(num_prompt: int, num: int, num_cached: int) -> bytes:
         num,
         b'{"cached_tokens":%d}' % num_cached,
     )
+
+
+def _npy(column: list[float]) -> bytes:
+    """Return a column of float32 numbers as numpy would save it, in base64."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d, 1), }" % len(column)
+    header = header.ljust(117) + b"\n"
+    preamble = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header))
+    return base64.b64encode(preamble + header + struct.pack(f"<{len(column)}f", *column))

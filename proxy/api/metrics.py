@@ -67,6 +67,12 @@ class Metrics:
             ["model", "scoring"],
             registry=self.registry,
         )
+        self._fallbacks = Counter(
+            "motab_scoring_fallbacks",
+            "Steps scored by another way than the model's, by that way",
+            ["model", "scoring"],
+            registry=self.registry,
+        )
         self.active = Gauge(
             "motab_active_trajectories",
             "Trajectories under way",
@@ -124,6 +130,8 @@ class Metrics:
         strayed = "safe" if outcome.trajectory.breach is None else "breach"
         self._trajectories_of(model, method, strayed).inc()
         self.usage(model, outcome.usage, outcome.scoring)
+        for way, steps in outcome.fallbacks.items():
+            self._fallbacks.labels(model, way).inc(len(steps))
 
     def usage(self, model: str, usage: Usage, scoring: Scoring | None) -> None:
         """Tokens and calls were spent; `scoring` is how the teacher scored, if it did."""

@@ -185,13 +185,15 @@ class Scores:
     """One score per new step; `next_entropy` is H of the state after them, if the call gave it.
 
     `num_tokens` teacher tokens were scored, `num_cached_tokens` of the context came from the
-    server's cache (None if the server does not report it).
+    server's cache (None if the server does not report it). `scoring` is the way that gave them, if
+    it was not the scorer's own.
     """
 
     steps: tuple[StepScore, ...]
     next_entropy: float | None
     num_tokens: int
     num_cached_tokens: int | None
+    scoring: Scoring | None = None
 
 
 class UpstreamClock:

@@ -15,9 +15,17 @@ Quality = Literal[
     "thought_left_open",
 ]
 """What makes a text wrong to learn from."""
-Scoring = Literal["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "judge_sample"]
-"""The ways to get a teacher's values, best first: the rungs of the fallback ladder. The first three
-give V_t of Eq. 5; the judges ask the teacher for a verdict, which is a different quantity."""
+Scoring = Literal[
+    "cached_logprobs",
+    "prompt_logprobs",
+    "echo",
+    "forced_decode",
+    "judge_logprob",
+    "judge_sample",
+]
+"""The ways to get a teacher's values, best first: the rungs of the fallback ladder. The first four
+give V_t of Eq. 5; the judges ask the teacher for a verdict, which is a different quantity.
+`cached_logprobs` is vLLM's way to `prompt_logprobs` that reads its prefix cache."""
 JUDGES: frozenset[Scoring] = frozenset({"judge_logprob", "judge_sample"})
 # The words of servers and hosts for why a text ended.
 _FINISH_WORDS: dict[FinishReason, tuple[str, ...]] = {

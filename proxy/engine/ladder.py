@@ -40,6 +40,6 @@ async def score_by_ladder(
         except UpstreamMalformed as error:
             _log.warning("%s; the next way of scoring is asked", error)
         else:
-            return LadderScores(scores, scorer.scoring)
+            return LadderScores(scores, scores.scoring or scorer.scoring)
     scores = await last.score(context, num_new, top_k, call, entropy_known=entropy_known)
-    return LadderScores(scores, last.scoring)
+    return LadderScores(scores, scores.scoring or last.scoring)

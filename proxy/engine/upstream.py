@@ -173,7 +173,8 @@ class Upstream:
                 return scorer
         ways = ", ".join(scorer.scoring for scorer in self.scorers) or "none"
         wanted = "no way to score" if way == "auto" else f"no '{way}'"
-        reasons = "".join(f"; no '{lost}': {why}" for lost, why in self.why_not.items())
+        lost = self.why_not if way == "auto" else {way: self.why_not.get(way)}
+        reasons = "".join(f"; no '{one}': {why}" for one, why in lost.items() if why)
         raise ScoringUnavailable(f"upstream '{self.name}' has {wanted}; it has: {ways}{reasons}")
 
 

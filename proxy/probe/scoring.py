@@ -47,7 +47,7 @@ async def _way(subject: Subject, scorer: Scorer, wanted_k: int, decode: Check) -
     if available.result != "ok":
         return unavailable(available)
     speed = await attempt(_speed(subject, scorer))
-    # Right after `_speed`, because it scores the same text once more.
+    # Right after `_speed`, because it scores the step after that text.
     prefix_cache = await attempt(_prefix_cache(subject, scorer))
     verdicts = not_applicable("its values are a judge's verdicts, not probabilities")
     is_judge = scorer.scoring in JUDGES
@@ -135,8 +135,13 @@ async def _top_k(subject: Subject, scorer: Scorer, wanted: int) -> Check:
     return no(f"{wanted} are wanted, {most} come: {refusals[wanted]}", wanted=wanted, most=most)
 
 
+def _long_steps(subject: Subject, scorer: Scorer) -> tuple[str, ...]:
+    """The steps, after a line that no earlier probe or way of scoring has left in a cache."""
+    return (f"Ticket {subject.call.session_id} of {scorer.scoring}.\n\n", *_LONG_STEPS)
+
+
 async def _speed(subject: Subject, scorer: Scorer) -> Check:
-    context = await subject.context(_LONG_STEPS)
+    context = await subject.context(_long_steps(subject, scorer)[:-1])
     started = time.perf_counter()
     scores = await _score(subject, scorer, context, _SMALLEST_K)
     seconds = time.perf_counter() - started
@@ -150,14 +155,14 @@ async def _speed(subject: Subject, scorer: Scorer) -> Check:
 
 
 async def _prefix_cache(subject: Subject, scorer: Scorer) -> Check:
-    """Check how much comes from the cache when the last step of `_speed`'s text is scored again."""
-    context = await subject.context(_LONG_STEPS)
+    """Check how much comes from the cache when the step after `_speed`'s text is scored."""
+    context = await subject.context(_long_steps(subject, scorer))
     started = time.perf_counter()
     scores = await _score(subject, scorer, context, _SMALLEST_K, num_new=1)
     seconds = time.perf_counter() - started
     num_cached, num_before = scores.num_cached_tokens, context.bounds[-2]
     if num_cached is None:
-        return not_applicable(f"the server reports nothing; the last step again: {seconds:.2f} s")
+        return not_applicable(f"the server reports nothing; the step after it: {seconds:.2f} s")
     values = {
         "num_cached_tokens": num_cached,
         "num_context_tokens": num_before,

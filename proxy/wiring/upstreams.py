@@ -30,6 +30,7 @@ from proxy.backends.servers.sampling_fields import (
 )
 from proxy.backends.servers.sglang import SGLang
 from proxy.backends.servers.vllm import Vllm
+from proxy.backends.servers.vllm_cached import CachedVllm
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.tokens.codec import Codec
 from proxy.backends.tokens.sent_text import SentText
@@ -50,6 +51,7 @@ from proxy.config import (
     VllmConfig,
 )
 from proxy.core.thinking import Reasoning
+from proxy.core.types import Scoring
 from proxy.engine.upstream import Upstream
 from proxy.errors import ConfigError, UpstreamError, UpstreamRefused
 from proxy.wiring.templates import HostedTemplate, ReadTemplate
@@ -140,6 +142,14 @@ async def _open_server(
             return await _text_server(name, config, client, local, scores=scores)
         backend = await _connect(client, config, template, worker_slots, reads=local is None)
         await backend.check()
+        scorers: tuple[Scorer, ...] = (backend,)
+        why_not: dict[Scoring, str] = {}
+        if scores and isinstance(backend, Vllm):
+            try:
+                scorers = (await CachedVllm.prove(backend, client, config.model), backend)
+            except UpstreamRefused as error:
+                _log.info("%s", error)
+                why_not["cached_logprobs"] = str(error).removeprefix(f"upstream '{name}': ")
         writer, reader = ResumingWriter(backend, client), local or backend
         prompts = await _prompts_of(name, config, reader)
         num_places = config.max_concurrent
@@ -149,11 +159,12 @@ async def _open_server(
             name,
             reader,
             writer,
-            (backend,),
+            scorers,
             num_places,
             await _reasoning(name, config, prompts),
             reader,
             "scaled" if isinstance(config, SGLangConfig) else "yes",
+            why_not,
             gpus=config.gpus,
             chat=ChatRoute(client, config.model, _chat_defaults(config, _own_sampling(config))),
             template=prompts,

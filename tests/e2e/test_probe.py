@@ -33,4 +33,10 @@ def test_the_demo_s_models_can_do_what_the_demo_needs() -> None:
         cache = forced["prefix_cache"]["values"]
         assert cache["num_cached_tokens"] == cache["num_context_tokens"] - 1
         others = {name for name, way in scoring.items() if way["available"]["result"] == "no"}
-        assert others == {"prompt_logprobs", "echo", "judge_logprob", "judge_sample"}
+        assert others == {
+            "cached_logprobs",
+            "prompt_logprobs",
+            "echo",
+            "judge_logprob",
+            "judge_sample",
+        }

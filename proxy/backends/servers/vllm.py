@@ -52,10 +52,10 @@ from proxy.core.types import FinishReason, Scoring, StepScore
 # SentencePiece-like tokenizers write this for a space.
 _METASPACE = "\u2581"
 # vLLM writes this number for -inf, which JSON does not have.
-_LOWEST = -9999.0
+LOWEST = -9999.0
 # With more tokens than this per entropy, each entropy is requested with a prompt of its own. On a
 # CPU, whose blocks are large, that takes as long as the candidates of 300 tokens; a GPU is faster.
-_ROWS_A_PROMPT = 100
+ROWS_A_PROMPT = 100
 # The server reads this many prompt token ids in some 10 ms, in the one process that also sends the
 # streams of all other requests.
 _MAX_IDS = 100_000
@@ -214,7 +214,7 @@ class Vllm(ServerReader):
             rows = zip(
                 map(text_of, choice["logprobs"]["tokens"]),
                 map(int, choice["token_ids"]),
-                (finite(x, _LOWEST) for x in choice["logprobs"]["token_logprobs"]),
+                (finite(x, LOWEST) for x in choice["logprobs"]["token_logprobs"]),
                 strict=True,
             )
             return decoded(text_of(choice["text"]), list(rows))
@@ -227,7 +227,7 @@ class Vllm(ServerReader):
         unknown = starts[entropy_known:]
         # vLLM gives a top-k for every prompt position or for none. Many are large (20 x 8k tokens
         # are some 10 MB) and slow (0.12 ms each, in the one process that serves all requests).
-        asks_apart = len(ids) > _ROWS_A_PROMPT * len(unknown)
+        asks_apart = len(ids) > ROWS_A_PROMPT * len(unknown)
         body = {
             **self._next_token(ids, top_k),
             "prompt_logprobs": 0 if asks_apart else top_k,
@@ -255,16 +255,22 @@ class Vllm(ServerReader):
         if not (asks_apart and unknown):
             return scores
         # The call above left the context in the prefix cache: each entropy costs at most a block.
-        size = max(1, _MAX_IDS // num_rows)
-        parts = [unknown[first : first + size] for first in range(0, len(unknown), size)]
+        known = chain([None] * entropy_known, await self.entropies(ids, unknown, top_k, call))
+        steps = tuple(replace(s, entropy=h) for s, h in zip(scores.steps, known, strict=True))
+        return replace(scores, steps=steps)
+
+    async def entropies(
+        self, ids: list[int], places: Sequence[int], top_k: int, call: Call
+    ) -> list[float]:
+        """Return H of the states before these places in `ids`, from the prefix cache."""
+        size = max(1, _MAX_IDS // len(ids))
+        parts = [places[first : first + size] for first in range(0, len(places), size)]
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._entropies([ids[:n] for n in part], top_k, call))
                 for part in parts
             ]
-        known = chain([None] * entropy_known, *(task.result() for task in tasks))
-        steps = tuple(replace(s, entropy=h) for s, h in zip(scores.steps, known, strict=True))
-        return replace(scores, steps=steps)
+        return [entropy for task in tasks for entropy in task.result()]
 
     async def _entropies(self, contexts: list[list[int]], top_k: int, call: Call) -> list[float]:
         """Return H of the state after each of the contexts, with one call."""
@@ -274,6 +280,21 @@ class Vllm(ServerReader):
             if [choice["index"] for choice in choices] != list(range(len(contexts))):
                 raise ValueError(f"{len(contexts)} prompts, but {len(choices)} choices")
             return [_next_entropy(choice, top_k) for choice in choices]
+
+    async def logprob_after(self, ids: list[int], token_id: int, call: Call) -> float:
+        """Return the log-probability of a token after a prompt, from the prefix cache.
+
+        Only for Model Runner V2: on V1 it garbles the candidates of other requests. The lowest
+        number that vLLM writes is refused, because it stands for -inf and for NaN alike.
+        """
+        body = {**self._next_token(ids, 1), "logprob_token_ids": [token_id]}
+        reply = await self._client.post("/v1/completions", body, call)
+        with self._client.expecting("the token's log-probability"):
+            (top,) = reply["choices"][0]["logprobs"]["top_logprobs"]
+            logprob = float(top[f"token_id:{token_id}"])
+            if logprob <= LOWEST:
+                raise ValueError(f"{logprob} may stand for NaN")
+            return logprob
 
     def _next_token(self, prompt: list[int] | list[list[int]], top_k: int) -> dict[str, Any]:
         """Ask for one token and its candidates after the prompt, or after each of several."""
@@ -299,7 +320,7 @@ class Vllm(ServerReader):
             own = list(zip(rows, ids, strict=True))[context.bounds[-2] :]
             return scored_tokens(
                 [_decoded_token(row, token_id) for row, token_id in own],
-                [_of_token(row, token_id) for row, token_id in own],
+                [of_token(row, token_id) for row, token_id in own],
                 context.steps[-1].text,
             )
 
@@ -326,7 +347,7 @@ def _token_logprobs(choice: dict[str, Any], num_tokens: int) -> tuple[float | No
     found = choice["logprobs"]["token_logprobs"]
     if len(found) < num_tokens:
         raise ValueError(f"{num_tokens} tokens, but {len(found)} token_logprobs")
-    return tuple(all_finite(found[:num_tokens], _LOWEST))
+    return tuple(all_finite(found[:num_tokens], LOWEST))
 
 
 def _step_scores(
@@ -341,8 +362,8 @@ def _step_scores(
         raise ValueError(f"{len(ids)} prompt tokens, but {len(rows)} prompt_logprobs")
     scores: list[StepScore] = []
     for tokens in context.ranges(num_new):
-        value = oracle_value([_of_token(rows[i], ids[i]) for i in tokens])
-        known = None if top_k is None else entropy(_top_of(rows[tokens.start], top_k), top_k)
+        value = oracle_value([of_token(rows[i], ids[i]) for i in tokens])
+        known = None if top_k is None else entropy(top_of(rows[tokens.start], top_k), top_k)
         scores.append(StepScore(value, known, len(tokens)))
     return tuple(scores)
 
@@ -350,17 +371,17 @@ def _step_scores(
 def _next_entropy(choice: dict[str, Any], top_k: int) -> float:
     """H of the state after a prompt, from the candidates of the one token written."""
     candidates = choice["logprobs"]["top_logprobs"][0].values()
-    return entropy(complete(all_finite(candidates, _LOWEST), top_k), top_k)
+    return entropy(complete(all_finite(candidates, LOWEST), top_k), top_k)
 
 
-def _of_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> float | None:
+def of_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> float | None:
     """The log-probability of the prompt's own token, or None, which core refuses, if missing."""
     entry = None if row is None else row.get(str(token_id))
-    return None if entry is None else finite(entry["logprob"], _LOWEST)
+    return None if entry is None else finite(entry["logprob"], LOWEST)
 
 
-def _top_of(row: dict[str, dict[str, Any]] | None, top_k: int) -> list[float | None]:
+def top_of(row: dict[str, dict[str, Any]] | None, top_k: int) -> list[float | None]:
     """The top-k of a prompt position, without the prompt's own token if it ranks below them."""
     entries = [] if row is None else row.values()
     ranked = [entry["logprob"] for entry in entries if entry["rank"] <= top_k]
-    return complete(all_finite(ranked, _LOWEST), top_k)
+    return complete(all_finite(ranked, LOWEST), top_k)

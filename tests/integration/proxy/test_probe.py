@@ -52,7 +52,10 @@ async def test_a_healthy_server_can_do_everything(tmp_path: Path) -> None:
 async def test_rungs_that_a_server_does_not_have_say_so(tmp_path: Path) -> None:
     checks = (await probed(tmp_path, FakeVllm())).upstreams["t"].checks
     assert list(checks.scoring) == LADDER
-    for rung in LADDER[1:]:
+    cached, _, *others = LADDER
+    assert checks.scoring[cached].available.result == "no"  # type: ignore[index]
+    assert "--enable-scale-out" in checks.scoring[cached].available.detail  # type: ignore[index]
+    for rung in others:
         way = checks.scoring[rung]  # type: ignore[index]
         assert (way.available.result, way.self_test.result) == ("no", "not_applicable")
         assert "not offered" in way.available.detail

@@ -11,7 +11,14 @@ from proxy.probe.run import probe
 from tests.support.fake_vllm import MODEL, FakeVllm
 from tests.support.replay import replay
 
-LADDER = ["prompt_logprobs", "echo", "forced_decode", "judge_logprob", "judge_sample"]
+LADDER = [
+    "cached_logprobs",
+    "prompt_logprobs",
+    "echo",
+    "forced_decode",
+    "judge_logprob",
+    "judge_sample",
+]
 
 
 def config_of(
