@@ -29,7 +29,8 @@ def smollm2_folder() -> Path:
 @pytest.fixture(scope="session")
 def vllm_url(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("vllm") / "log.txt"
-    flags = ("--served-model-name", VLLM_MODEL, "--enable-prompt-tokens-details")
+    details = "--enable-prompt-tokens-details"
+    flags = ("--served-model-name", VLLM_MODEL, details, "--enable-scale-out")
     with vllm(
         SERVERS_PYTHON,
         smollm2_folder,

@@ -1,5 +1,6 @@
 """Tests the scoring of given texts, and teachers that judge."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -125,6 +126,20 @@ async def test_a_judges_trajectory_tells_in_header_trace_and_metric_how_it_was_s
     assert [step["entropy"] for step in choice["motab"]["steps"]] == [None, None]
     assert [step["boundary"] for step in choice["motab"]["steps"]] == [0.5, 0.5]
     assert samples["motab_score_calls_total", MODEL, "judge_sample"] == 1
+
+
+async def test_steps_that_a_cache_could_not_serve_are_named_in_trace_and_metric() -> None:
+    student, teacher = straying()
+    teacher.scoring = "cached_logprobs"
+    teacher.distort = lambda scores: replace(scores, scoring="prompt_logprobs")
+    async with in_process(service_of(student, teacher)) as client:
+        response = await client.post(MOTAB_CHAT, json=chat())
+        samples = await samples_of(client)
+    (choice,) = response.json()["choices"]
+    assert response.headers["x-motab-scoring"] == "cached_logprobs"
+    assert choice["motab"]["scoring"] == "cached_logprobs"
+    assert choice["motab"]["scoring_fallbacks"] == {"prompt_logprobs": [0, 1]}
+    assert samples["motab_scoring_fallbacks_total", MODEL, "prompt_logprobs"] == 2
 
 
 async def test_a_judges_stream_tells_it_too() -> None:
