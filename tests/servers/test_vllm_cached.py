@@ -57,12 +57,12 @@ async def test_a_growing_text_costs_its_new_tokens_and_has_the_numbers_of_a_reco
         cached = await CachedVllm.prove(plain, client, MODEL)
         context = Context(Segment("", tuple(draw.choices(VOCABULARY, k=50))))
         num_computed = 0
-        for number in range(12):
-            num_new = 2 if number in {4, 8} else 1
+        for number in range(8):
+            num_new = 2 if number in {3, 6} else 1
             for _ in range(num_new):
                 # Some steps begin where a block ends.
                 num = -len(context.token_ids) % BLOCK or BLOCK
-                num = num if number in {2, 5, 9} else draw.randrange(10, 30)
+                num = num if number in {2, 5} else draw.randrange(10, 30)
                 context.append(Segment("a", tuple(draw.choices(VOCABULARY, k=num))))
             found = await cached.score(context, num_new, 20, CALL, entropy_known=number > 0)
             whole = await plain.score(context, num_new, 20, CALL, entropy_known=False)
@@ -73,7 +73,8 @@ async def test_a_growing_text_costs_its_new_tokens_and_has_the_numbers_of_a_reco
             num_computed += num_read
             for step, same in zip(found.steps, whole.steps, strict=True):
                 assert step.value == pytest.approx(same.value, rel=1e-3)
-                assert step.entropy in {None, pytest.approx(same.entropy, abs=1e-3)}
+                if step.entropy is not None:
+                    assert step.entropy == pytest.approx(same.entropy, abs=1e-3)
             assert all(step.entropy is not None for step in found.steps[number > 0 :])
             assert found.next_entropy == pytest.approx(whole.next_entropy, abs=1e-3)
     assert num_computed < 2 * len(context.token_ids)
