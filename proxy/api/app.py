@@ -50,7 +50,7 @@ def create_app(service: Service) -> ASGIApp:
 
     return Starlette(
         routes=[*routes, Route("/openapi.json", openapi)],
-        middleware=[Middleware(RequestMiddleware, service.config, service.metrics)],
+        middleware=[Middleware(RequestMiddleware, service.config, service.metrics, service.tracer)],
         # `RequestMiddleware` answers for every other error.
         exception_handlers={
             HTTPException: on_http_error(route.path for route in routes),

@@ -6,12 +6,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from proxy.api.errors import as_motab_error, error_body
+from proxy.backends.base import Call
 from proxy.engine.usage import Outcome, Usage
 from proxy.errors import DeadlineExceeded, MotabError, RequestError
 
 
 class ChoiceRun(Protocol):
     """One trajectory in the making; see `TrajectoryRun`."""
+
+    @property
+    def call(self) -> Call: ...
+
+    @property
+    def usage(self) -> Usage: ...
 
     async def run(self) -> Outcome: ...
 
@@ -94,7 +101,7 @@ class ChoiceRunner:
         for attempt in range(1, num_attempts + 1):
             made, began = self.make(index), clock()
             try:
-                outcome = await self._before(until, made.run())
+                outcome = await self._attempt(made, until)
             except Exception as error:  # noqa: BLE001 - the client gets any error
                 spent = made.abandoned()
                 self.on_failed(spent)
@@ -115,6 +122,18 @@ class ChoiceRunner:
                 self.keep(index, outcome, Attempt(attempt, clock() - began))
                 choices.done[index] = outcome
                 return
+
+    async def _attempt(self, made: ChoiceRun, until: float) -> Outcome:
+        """Make one attempt at a choice, in its span."""
+        with made.call.span as span:
+            try:
+                outcome = await self._before(until, made.run())
+                if span.is_recording:
+                    span.set(outcome.attributes())
+            finally:
+                if span.is_recording:
+                    span.set(made.usage.attributes())
+        return outcome
 
     async def _before(self, until: float, work: Awaitable[Outcome]) -> Outcome:
         limit = asyncio.timeout_at(until)

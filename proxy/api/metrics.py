@@ -6,7 +6,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from proxy import __version__
 from proxy.core.types import Scoring
+from proxy.engine.upstream import CallKind
 from proxy.engine.usage import Outcome, Usage
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -93,6 +95,29 @@ class Metrics:
             ["upstream", "code"],
             registry=self.registry,
         )
+        self._upstream_waiting = self._upstream_gauge(
+            "motab_upstream_waiting", "Calls that wait for a place at an upstream"
+        )
+        self._upstream_running = self._upstream_gauge(
+            "motab_upstream_running", "Calls that hold a place at an upstream"
+        )
+        self._upstream_max_concurrent = self._upstream_gauge(
+            "motab_upstream_max_concurrent", "Calls that may hold a place at an upstream at once"
+        )
+        self._plain_calls = Counter(
+            "motab_plain_calls",
+            "Requests passed on to a model that is served alone, by how they ended",
+            ["model", "outcome"],
+            registry=self.registry,
+        )
+        processes = Gauge(
+            "motab_processes",
+            "Processes that serve, by their version",
+            ["version"],
+            multiprocess_mode="livesum",
+            registry=self.registry,
+        )
+        processes.labels(__version__).set(1)
         self._student_waits = Counter(
             "motab_student_waits",
             "Times that a student got too far ahead and had to wait for its teacher",
@@ -107,6 +132,13 @@ class Metrics:
         self._tokens_of = cache(self._tokens.labels)
         self._calls_of = cache(self._calls.labels)
         self._upstream_seconds_of = cache(self._upstream_seconds.labels)
+        self._upstream_waiting_of = cache(self._upstream_waiting.labels)
+        self._upstream_running_of = cache(self._upstream_running.labels)
+        self._upstream_max_concurrent_of = cache(self._upstream_max_concurrent.labels)
+
+    def _upstream_gauge(self, name: str, about: str) -> Gauge:
+        labels = ["upstream", "kind"]
+        return Gauge(name, about, labels, multiprocess_mode="livesum", registry=self.registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -120,6 +152,18 @@ class Metrics:
     def upstream_retry(self, upstream: str, code: str) -> None:
         """A request to an upstream failed with `code` and will be sent again."""
         self._upstream_retries.labels(upstream, code).inc()
+
+    def upstream_load(
+        self, upstream: str, kind: CallKind, waiting: int, running: int, most: int
+    ) -> None:
+        """Calls of that kind wait for a place at an upstream, or hold one; `most` may hold one."""
+        self._upstream_waiting_of(upstream, kind).set(waiting)
+        self._upstream_running_of(upstream, kind).set(running)
+        self._upstream_max_concurrent_of(upstream, kind).set(most)
+
+    def plain_call(self, model: str, outcome: str) -> None:
+        """A request that was passed on ended: `ok`, `cancelled` or an error's code."""
+        self._plain_calls.labels(model, outcome).inc()
 
     def student_wait(self, upstream: str) -> None:
         """A text of that upstream was paused to wait for verdicts."""

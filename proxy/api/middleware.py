@@ -13,6 +13,7 @@ from proxy.api.metrics import Metrics
 from proxy.backends.base import UpstreamClock
 from proxy.errors import BodyTooLarge, ForeignPage, MotabError, Unauthorized
 from proxy.server_config import ServerConfig
+from proxy.tracing.tracer import Tracer
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _SECONDS_A_MINUTE = 60
@@ -29,13 +30,16 @@ class RequestMiddleware:
     key, or the server has none.
     """
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, config: ServerConfig, metrics: Metrics, tracer: Tracer
+    ) -> None:
         self._app = app
         self._keys = [key.encode() for key in config.api_keys]
         self._max_body_bytes = config.max_body_bytes
         self._limits = _rate_limits(config)
         self._hosts = _Hosts(config) if config.allowed_hosts or not config.api_keys else None
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,6 +48,7 @@ class RequestMiddleware:
         started = time.perf_counter()
         headers = dict(scope["headers"])
         request_id = _request_id(headers.get(b"x-request-id", b""))
+        self._tracer.follow(headers)
         clock = UpstreamClock()
         is_trusted = self._is_trusted(headers)
         scope.setdefault("state", {}).update(

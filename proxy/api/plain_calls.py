@@ -5,9 +5,9 @@ is, without a trace.
 """
 
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -21,8 +21,9 @@ from proxy.core.types import Author
 from proxy.engine.served_model import check_candidates
 from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Usage
-from proxy.errors import RequestError
+from proxy.errors import RequestError, code_of
 from proxy.options import OptionsError, template_kwargs
+from proxy.tracing.attributes import INPUT_TOKENS, OUTPUT_TOKENS, of_request
 
 _ASKING = ("tools", "functions", "response_format")
 # A server that is asked for more candidates than it has tokens may die.
@@ -62,39 +63,46 @@ class PlainCall:
 
     async def complete(self) -> dict[str, Any]:
         """Return the server's answer, under our name of the model."""
-        with self.service.admission.admit(self.num_choices):
-            return await self.service.within_deadline(self._answer())
+        with self.service.admission.admit(self.num_choices), self._observed() as call:
+            return await self.service.within_deadline(self._answer(call))
 
     async def stream(self, outbox: Outbox) -> None:
         """Send the server's chunks as they come."""
-        with self.service.admission.admit(self.num_choices):
-            await self.service.within_deadline(self._send_chunks(outbox))
+        with self.service.admission.admit(self.num_choices), self._observed() as call:
+            await self.service.within_deadline(self._send_chunks(outbox, call))
 
-    async def _answer(self) -> dict[str, Any]:
-        async with self._place():
-            reply = await self.chat.complete(self.body, self.call)
-        self._count(reply)
+    @contextmanager
+    def _observed(self) -> Iterator[Call]:
+        """Count the call by the way that it ends, and give it a span."""
+        tracer, request_id = self.service.tracer, self.call.session_id
+        error: BaseException | None = None
+        try:
+            with tracer.start(of_request("chat", self.name, request_id, "plain")) as span:
+                yield replace(self.call, span=span)
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self.service.metrics.plain_call(self.name, code_of(error))
+
+    async def _answer(self, call: Call) -> dict[str, Any]:
+        async with self.upstream.writing.held(call.span):
+            reply = await self.chat.complete(self.body, call)
+        self._count(reply, call)
         return {**reply, "model": self.name}
 
-    async def _send_chunks(self, outbox: Outbox) -> None:
-        async with self._place(), aclosing(self.chat.stream(self.body, self.call)) as chunks:
+    async def _send_chunks(self, outbox: Outbox, call: Call) -> None:
+        async with (
+            self.upstream.writing.held(call.span),
+            aclosing(self.chat.stream(self.body, call)) as chunks,
+        ):
             async for chunk in chunks:
-                self._count(chunk)
+                self._count(chunk, call)
                 outbox.put(b"data: %s\n\n" % orjson.dumps({**chunk, "model": self.name}))
                 await outbox.has_room()
         outbox.put(DONE)
 
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """Hold a place among the texts that the server writes."""
-        place = self.upstream.writing.ask(continues=False)
-        try:
-            await place
-            yield
-        finally:
-            self.upstream.writing.leave(place)
-
-    def _count(self, reply: Mapping[str, Any]) -> None:
+    def _count(self, reply: Mapping[str, Any], call: Call) -> None:
         """Count what the server says that it wrote; a stream may leave that out."""
         usage = reply.get("usage") or {}
         if num_tokens := usage.get("completion_tokens"):
@@ -102,6 +110,7 @@ class PlainCall:
             spent.count_call(self.author, usage.get("prompt_tokens", 0))
             spent.count_tokens(self.author, num_tokens)
             self.service.metrics.usage(self.name, spent, None)
+            call.span.set({INPUT_TOKENS: spent.prompt_tokens, OUTPUT_TOKENS: num_tokens})
 
 
 def plain_call(

@@ -36,8 +36,10 @@ from proxy.errors import (
     UnsupportedField,
     first_error,
 )
-from proxy.options import Options, OptionsError, merge_layers, parse_sampling
+from proxy.options import Options, merge_layers
 from proxy.server_config import ServerConfig
+from proxy.tracing.attributes import of_request, of_trajectory
+from proxy.tracing.tracer import NO_TRACER, Tracer
 from trajectory_records.appender import Appender
 
 T = TypeVar("T")
@@ -75,6 +77,7 @@ class Job:
     """None if the method does not score."""
     lowered: LoweredTokens | None
     """The `max_tokens` that could not be honoured, if it could not."""
+    tracer: Tracer = NO_TRACER
     prompts: dict[int, Prompts] = field(default_factory=lambda: defaultdict(Prompts))
     """The rendered prompts of each question."""
 
@@ -89,12 +92,14 @@ class Job:
         request = self.request
         asked, number = divmod(index, request.n)
         seed = None if request.seed is None else seed_of_choice(request.seed, number)
+        head, method = self.head, self.options.method
+        known = of_trajectory(head.kind, head.model, self.request_id, method, request.seed, index)
         run = TrajectoryRun(
             pair=pair,
             question=self.questions[asked],
             params=self.options,
             sampling=Sampling(seed=seed, stop=self.stops, **asdict(self.sampling)),
-            call=Call(f"{self.request_id}-{index}", self.clock),
+            call=Call(f"{self.request_id}-{index}", self.clock, self.tracer.start(known)),
             observer=observer,
             scorer=self.scorer,
             prompts=self.prompts[asked],
@@ -137,6 +142,7 @@ class Service:
     seats: Seats = field(default_factory=OwnSeats)
     records: Appender | None = None
     """None: no trajectory is recorded."""
+    tracer: Tracer = NO_TRACER
     admission: Admission = field(init=False)
     started_at: float = field(init=False, default_factory=time.time)
 
@@ -167,7 +173,7 @@ class Service:
             asked = merge_layers({"teacher": request.sampled()}, request.motab, forced)
             resolved = self._resolved(model, asked, limit)
         options = resolved.options
-        sampling = _sampling(model, request)
+        sampling = model.sampling_with(request.sampled())
         model.check_sampling(options, sampling, request.sampled())
         model.check_method(options)
         scorer = model.scorer_of_method(options, request.motab)
@@ -205,6 +211,7 @@ class Service:
             clock,
             scorer,
             resolved.lowered,
+            self.tracer,
         )
 
     def _check_number(self, num_prompts: int, n: int) -> None:
@@ -315,9 +322,15 @@ class Service:
             if name not in has_part:
                 raise UnsupportedField(f"{name} does not apply to scoring", param=f"motab.{name}")
         options = self._resolved(model, request.motab, None).options
-        if request.token_logprobs:
-            return await self._token_logprobs(model, request, options, Call(request_id, clock))
-        call = Call(request_id, clock)
+        with self.tracer.start(of_request("score", request.model, request_id, "score")) as span:
+            call = Call(request_id, clock, span)
+            if request.token_logprobs:
+                return await self._token_logprobs(model, request, options, call)
+            return await self._scored(model, request, options, call)
+
+    async def _scored(
+        self, model: ServedModel, request: ScoreRequest, options: Options, call: Call
+    ) -> dict[str, Any]:
         scorer = model.scorer(options, request.motab)
         question = await _asked(request, request.question(), model.pair, call)
         with self.admission.admit(1):
@@ -333,7 +346,7 @@ class Service:
             score_calls=1,
         )
         self.metrics.usage(request.model, spent, scored.scoring)
-        head = Head("text", request_id, int(time.time()), request.model)
+        head = Head("text", call.session_id, int(time.time()), request.model)
         return scored_text(head, scored, options, scored.scoring)
 
     async def _token_logprobs(
@@ -373,13 +386,6 @@ class Service:
                 return await work
         except TimeoutError as error:
             raise DeadlineExceeded(f"the request took longer than {limit:g} s") from error
-
-
-def _sampling(model: ServedModel, request: GenerationRequest) -> SamplingValues:
-    try:
-        return parse_sampling({**model.sampling, **request.sampled()})
-    except OptionsError as error:
-        raise RequestError(str(error), param=error.field) from error
 
 
 async def _asked(

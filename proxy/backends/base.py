@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from proxy.core.params import SamplingValues
 from proxy.core.scoring import oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
+from proxy.tracing.tracer import NO_SPAN, TraceSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +228,13 @@ class UpstreamClock:
 class Call:
     """The trajectory that a request to a server belongs to.
 
-    `session_id` keeps the trajectory on one replica (and one slot), whose cache then serves it.
+    `session_id` keeps the trajectory on one replica (and one slot), whose cache then serves it;
+    `span` is the piece of work that the request is a part of.
     """
 
     session_id: str
     clock: UpstreamClock = field(default_factory=UpstreamClock)
+    span: TraceSpan = NO_SPAN
 
 
 @dataclass(frozen=True, slots=True)

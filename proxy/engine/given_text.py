@@ -48,12 +48,12 @@ async def score_steps(
     if not texts:
         raise RequestError("text is empty: there is no step to score", param="text")
     teacher = model_context.upstream
-    async with teacher.scoring:
+    async with teacher.place_to_score(call) as own_call:
         context = await model_context.at(texts)
         teacher.budget.require(context)
         with about_tokens(model_context.question):
             found = await score_by_ladder(
-                scorers, context, len(texts), params.entropy_top_k, call, entropy_known=False
+                scorers, context, len(texts), params.entropy_top_k, own_call, entropy_known=False
             )
     scores = found.scores
     steps: list[StepTrace] = []
@@ -98,7 +98,7 @@ async def score_tokens(
     if not text:
         raise RequestError("text is empty: there is no token to score", param="text")
     upstream = model_context.upstream
-    async with upstream.scoring:
+    async with upstream.place_to_score(call) as own_call:
         context = await model_context.at([text])
         if context.steps[-1].text != text:
             raise RequestError(
@@ -108,7 +108,7 @@ async def score_tokens(
             )
         upstream.budget.require(context)
         with about_tokens(model_context.question):
-            tokens = await scorer.token_logprobs(context, call)
+            tokens = await scorer.token_logprobs(context, own_call)
     return TextLogprobs(
         ends=_in_characters([token.end for token in tokens], text),
         logprobs=tuple(

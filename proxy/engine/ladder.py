@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from proxy.backends.base import Call, Context, Scorer, Scores
 from proxy.core.types import Scoring
 from proxy.errors import UpstreamMalformed
+from proxy.tracing.attributes import CACHED_TOKENS, INPUT_TOKENS
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,18 @@ async def score_by_ladder(
         except UpstreamMalformed as error:
             _log.warning("%s; the next way of scoring is asked", error)
         else:
-            return LadderScores(scores, scores.scoring or scorer.scoring)
-    scores = await last.score(context, num_new, top_k, call, entropy_known=entropy_known)
-    return LadderScores(scores, scores.scoring or last.scoring)
+            break
+    else:
+        scorer = last
+        scores = await last.score(context, num_new, top_k, call, entropy_known=entropy_known)
+    scoring = scores.scoring or scorer.scoring
+    call.span.set(
+        {
+            "motab.scoring": scoring,
+            "motab.num_steps": num_new,
+            "motab.scored_tokens": scores.num_tokens,
+            INPUT_TOKENS: len(context.token_ids),
+            CACHED_TOKENS: scores.num_cached_tokens,
+        }
+    )
+    return LadderScores(scores, scoring)

@@ -55,8 +55,10 @@ from proxy.engine.pair import Pair
 from proxy.engine.schedule import MeasuredSchedule
 from proxy.engine.seeds import seed_of_draws, seed_of_write
 from proxy.engine.upstream import Gate, Upstream, num_revise_tokens
-from proxy.engine.usage import Outcome, Usage
+from proxy.engine.usage import Outcome, Usage, WriteMeter
 from proxy.errors import MotabError, UpstreamMalformed, first_error
+from proxy.tracing.attributes import INPUT_TOKENS
+from proxy.tracing.tracer import TraceSpan
 
 _log = logging.getLogger(__name__)
 
@@ -193,14 +195,20 @@ class TrajectoryRun:
             task.cancel()
 
     async def _write(self, command: Write) -> None:
+        corrects = command.author == "teacher" and self.params.method == "motab"
+        upstream = self.pair.of(command.author)
+        with upstream.span(self.call, "correction" if corrects else "draft") as span:
+            await self._write_in(span, command, corrects=corrects)
+
+    async def _write_in(self, span: TraceSpan, command: Write, *, corrects: bool) -> None:
         upstream = self.pair.of(command.author)
         model_context = self._model_context(command.author)
         sampling = self._sampling_of(command, model_context)
         # With `stitch: flawed`, the flawed steps come before its text.
-        corrects = command.author == "teacher" and self.params.method == "motab"
         follows = corrects and self.params.stitch == "flawed"
         before = self._first_step if follows else ""
-        await self._places[command.write_id]
+        with span.queued():
+            await self._places[command.write_id]
         context = await model_context.at(command.steps, before)
         translator = model_context.translator(command.steps, before)
         num_prompt = self._num_read = len(context.token_ids)
@@ -216,15 +224,19 @@ class TrajectoryRun:
         )
         if write.can_begin:
             self.usage.count_call(command.author, self._num_read)
-        draft = partial(self._drafts, command, context, sampling)
-        with upstream.writing_speed.writing():
+            span.set({INPUT_TOKENS: self._num_read})
+        gate, call = self._gates[command.write_id], replace(self.call, span=span)
+        draft = partial(upstream.drafts, context, sampling, call, gate)
+        meter = WriteMeter(command.author, self.usage, upstream.writing_speed, span)
+        with meter.writing():
             async with aclosing(write.drafts(draft)) as drafts:
-                await self._take(command, write, drafts, translator)
+                await self._take(command, write, meter, drafts, translator)
 
     async def _take(
         self,
         command: Write,
         write: BudgetedWrite,
+        meter: WriteMeter,
         drafts: AsyncGenerator[Draft],
         translator: Translator,
     ) -> None:
@@ -233,8 +245,7 @@ class TrajectoryRun:
         logprobs: deque[tuple[float, ...]] = deque()
         was_full = upstream.gated_writer is None
         async for draft in drafts:
-            upstream.writing_speed.count(len(draft.pieces))
-            self.usage.count_tokens(command.author, len(draft.pieces))
+            meter.count(draft)
             logprobs.extend(draft.logprobs or ())
             pieces = translator.feed(draft.pieces)
             if draft.end is not None:
@@ -243,8 +254,6 @@ class TrajectoryRun:
                 piece_logprobs = _first(logprobs, len(pieces)) if command.logprobs else None
                 self._tell(Wrote(command.write_id, pieces, piece_logprobs), upstream)
             if draft.end is not None:
-                if command.author == "teacher":
-                    self.usage.count_cached(draft.num_cached_tokens)
                 self._limited_by = write.limited_by
                 self._tell(WriteEnded(command.write_id, draft.end), upstream)
             if draft.end is not None or command.write_id in self._halted:
@@ -259,16 +268,6 @@ class TrajectoryRun:
                 was_full = True
         raise UpstreamMalformed(upstream.name, "its text ended without a reason")
 
-    def _drafts(
-        self, command: Write, context: Context, sampling: Sampling, max_tokens: int
-    ) -> AsyncGenerator[Draft]:
-        """The stream of a write; a writer that cannot wait ignores the gate."""
-        upstream, gate = self.pair.of(command.author), self._gates[command.write_id]
-        if upstream.gated_writer is not None:
-            writing = upstream.gated_writer.write_gated
-            return writing(context, sampling, max_tokens, self.call, gate)
-        return upstream.writer.write(context, sampling, max_tokens, self.call)
-
     async def _score(self, command: Score) -> None:
         if self.scorer is None:
             raise MotabError("nothing scores this trajectory; please report this")
@@ -276,20 +275,22 @@ class TrajectoryRun:
         following = "" if self.scorer.scoring in JUDGES else await self._following(command.steps)
         teacher = self.pair.of("teacher")
         wanted = StepsToScore(command.steps, command.num_new, command.entropy_known)
-        score = partial(self._scores_of, self.scorer)
 
         async def context_at(steps: tuple[str, ...]) -> Context:
             rest = "".join(command.steps[len(steps) :]) + following
             return await self._model_context("teacher").at(steps, following=rest)
 
-        async with teacher.scoring:
+        async with teacher.place_to_score(self.call) as call:
+            score = partial(self._scores_of, self.scorer, call)
             scored = await score_what_fits(wanted, teacher.budget, context_at, score)
         if scored.is_full:
             limits = teacher.budget.limits
             self._limited_by = LimitedBy("teacher", "context_tokens", limits.context_tokens)
         self._tell(scored, teacher)
 
-    async def _scores_of(self, scorer: Scorer, context: Context, steps: StepsToScore) -> Scores:
+    async def _scores_of(
+        self, scorer: Scorer, call: Call, context: Context, steps: StepsToScore
+    ) -> Scores:
         """Make one scoring call."""
         with self.pair.of("teacher").computing_speed.computing(len(context.token_ids)):
             found = await score_by_ladder(
@@ -297,7 +298,7 @@ class TrajectoryRun:
                 context,
                 steps.num_new,
                 self.params.entropy_top_k,
-                self.call,
+                call,
                 entropy_known=steps.entropy_known,
             )
         self._num_read = len(context.token_ids)

@@ -10,7 +10,7 @@ from proxy.core.types import JUDGES, Author
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
 from proxy.errors import RequestError, ScoringUnavailable, UnsupportedField
-from proxy.options import Options
+from proxy.options import Options, OptionsError, parse_sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,13 @@ class ServedModel:
                 " gives none while it writes; kind vllm, sglang, llamacpp or embedded does"
             )
             raise RequestError(message, param="motab.method")
+
+    def sampling_with(self, asked: Mapping[str, Any]) -> SamplingValues:
+        """Return the student's sampling with what a request asks for. Raises `RequestError`."""
+        try:
+            return parse_sampling({**self.sampling, **asked})
+        except OptionsError as error:
+            raise RequestError(str(error), param=error.field) from error
 
     def check_sampling(
         self, options: Options, student: SamplingValues, asked: Container[str] = ()

@@ -3,18 +3,22 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, Protocol
 
 from proxy.backends.base import (
     Call,
+    Context,
+    Draft,
     GatedWriter,
     MarkupReader,
     PlainChat,
     Reader,
+    Sampling,
     Scorer,
     Segment,
     Writer,
@@ -27,23 +31,49 @@ from proxy.engine.budget import Budget
 from proxy.engine.outlet import Outlet
 from proxy.engine.schedule import ComputingSpeed, WritingSpeed
 from proxy.errors import MotabError, ScoringUnavailable, first_error
+from proxy.tracing.attributes import CallName, of_call
+from proxy.tracing.tracer import TraceSpan
 
 _MOST_COUNTED = 1000
 _log = logging.getLogger(__name__)
 
 
-class WritingPlaces:
-    """Lets a server write up to `num` texts at once.
+CallKind = Literal["write", "score"]
+LoadObserver = Callable[[CallKind, int, int, int], None]
+"""Called when the load of a server changes: the kind of calls, how many of them wait for a place,
+how many run, and how many may run at once."""
+
+
+class Places:
+    """Lets a server do up to `num` calls of a kind at once, such as texts that it writes.
 
     A text that continues a trajectory comes before texts that begin one: the trajectory holds a
     seat and has cost tokens already, and where one server is student and teacher its correction
     would otherwise wait for the drafts of all others. Texts of the same kind are served in order.
     """
 
-    def __init__(self, num: int) -> None:
-        self._num_free = num
+    def __init__(
+        self,
+        num: int,
+        on_load: Callable[[int, int, int], None] = lambda _waiting, _running, _num: None,
+    ) -> None:
+        """`on_load` gets how many calls wait and run, and `num`: now, and whenever they change."""
+        self._num = self._num_free = num
+        self._on_load = on_load
         self._continuing: deque[asyncio.Future[None]] = deque()
         self._beginning: deque[asyncio.Future[None]] = deque()
+        self._notice()
+
+    @asynccontextmanager
+    async def held(self, span: TraceSpan) -> AsyncIterator[None]:
+        """Hold a place for a call that begins something, once there is a place."""
+        place = self.ask(continues=False)
+        try:
+            with span.queued():
+                await place
+            yield
+        finally:
+            self.leave(place)
 
     def ask(self, *, continues: bool) -> asyncio.Future[None]:
         """Ask for a place, which is there once the future is done. Give it to `leave` in any case.
@@ -56,13 +86,18 @@ class WritingPlaces:
             place.set_result(None)
         else:
             (self._continuing if continues else self._beginning).append(place)
+        self._notice()
         return place
 
     def leave(self, place: asyncio.Future[None]) -> None:
         """Leave a place to the next waiter, or leave the queue."""
         if place.cancelled() or not place.done():
             self._forget(place)
-            return
+        else:
+            self._pass_on()
+        self._notice()
+
+    def _pass_on(self) -> None:
         waiters = chain(self._continuing, self._beginning)
         # A cancelled waiter is about to leave the queue.
         following = next((waiter for waiter in waiters if not waiter.done()), None)
@@ -76,6 +111,10 @@ class WritingPlaces:
         for queue in (self._continuing, self._beginning):
             if place in queue:
                 queue.remove(place)
+
+    def _notice(self) -> None:
+        num_waiting = len(self._continuing) + len(self._beginning)
+        self._on_load(num_waiting, self._num - self._num_free, self._num)
 
 
 class Template(Protocol):
@@ -125,6 +164,9 @@ class Upstream:
     """The sampling values that its server has no field for."""
     on_wait: Callable[[], None] = lambda: None
     """Called when a text that it writes has to wait for verdicts."""
+    model: str | None = None
+    """The model's name at its server."""
+    on_load: LoadObserver = lambda _kind, _waiting, _running, _num: None
     limits: ModelLimits = NO_LIMITS
     """The most tokens that its model takes, as far as they are known at the start."""
     counts_exactly: bool = True
@@ -135,16 +177,16 @@ class Upstream:
     _tags: dict[str, Segment | None] = field(init=False, default_factory=dict)
     gated_writer: GatedWriter | None = field(init=False)
     """`writer`, if it can be paused."""
-    writing: WritingPlaces = field(init=False)
-    scoring: asyncio.Semaphore = field(init=False)
+    writing: Places = field(init=False)
+    scoring: Places = field(init=False)
     writing_speed: WritingSpeed = field(init=False, default_factory=WritingSpeed)
     computing_speed: ComputingSpeed = field(init=False, default_factory=ComputingSpeed)
 
     def __post_init__(self) -> None:
         # isinstance against a protocol takes 20 us, so it is done once.
         self.gated_writer = self.writer if isinstance(self.writer, GatedWriter) else None
-        self.writing = WritingPlaces(self.max_concurrent)
-        self.scoring = asyncio.Semaphore(self.max_concurrent)
+        self.writing = Places(self.max_concurrent, partial(self.on_load, "write"))
+        self.scoring = Places(self.max_concurrent, partial(self.on_load, "score"))
         self.budget = Budget(self.name, self.limits, self.counts_exactly)
 
     async def num_tokens(self, text: str, call: Call) -> int:
@@ -165,6 +207,25 @@ class Upstream:
             found = await self.markup.markup(text, call)
             self._tags[text] = found if len(found.token_ids) == 1 else None
         return self._tags[text]
+
+    def span(self, call: Call, name: CallName) -> TraceSpan:
+        """Start the span of a call of the server."""
+        return call.span.child(name, of_call(name, self.name, self.model))
+
+    @asynccontextmanager
+    async def place_to_score(self, call: Call) -> AsyncIterator[Call]:
+        """Hold a place for a scoring call, in a span of its own."""
+        with self.span(call, "score") as span:
+            async with self.scoring.held(span):
+                yield replace(call, span=span)
+
+    def drafts(
+        self, context: Context, sampling: Sampling, call: Call, gate: asyncio.Event, max_tokens: int
+    ) -> AsyncGenerator[Draft]:
+        """Return the stream of a write; a writer that cannot wait ignores the gate."""
+        if self.gated_writer is not None:
+            return self.gated_writer.write_gated(context, sampling, max_tokens, call, gate)
+        return self.writer.write(context, sampling, max_tokens, call)
 
     def scorer(self, way: Scoring | Literal["auto"]) -> Scorer:
         """Return the scorer of that rung, or the best one. Raises `ScoringUnavailable`."""

@@ -1,11 +1,15 @@
 """Counts what a trajectory costs, in tokens and in calls."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 
-from proxy.backends.base import Scores
+from proxy.backends.base import Draft, Scores
 from proxy.core.types import Author, Quality, Scoring, Trajectory
 from proxy.engine.budget import LimitedBy
+from proxy.engine.schedule import WritingSpeed
+from proxy.tracing.attributes import CACHED_TOKENS, OUTPUT_TOKENS, of_end, of_usage
+from proxy.tracing.tracer import Attributes, TraceSpan
 
 
 @dataclass(slots=True)
@@ -66,6 +70,10 @@ class Usage:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.count_cached(other.teacher_cached_tokens)
 
+    def attributes(self) -> Attributes:
+        """Return the counts for the trajectory's span."""
+        return of_usage(asdict(self))
+
     def conclude(self, trajectory: Trajectory, num_revise: int) -> None:
         """Separate the output's tokens from the rest; `num_revise` are the revise token's own."""
         self.student_tokens_discarded = self.student_tokens - trajectory.student_tokens
@@ -79,6 +87,39 @@ _SPENT = tuple(
     for name in Usage.__dataclass_fields__
     if name not in {"prompt_tokens", "completion_tokens", "teacher_cached_tokens"}
 )
+
+
+@dataclass(slots=True)
+class WriteMeter:
+    """Counts one write: in its trajectory's usage, in its server's speed and in its span."""
+
+    author: Author
+    usage: Usage
+    speed: WritingSpeed
+    span: TraceSpan
+    _num_tokens: int = field(init=False, default=0)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Measure while the text is written."""
+        try:
+            with self.speed.writing():
+                yield
+        finally:
+            self.span.set({OUTPUT_TOKENS: self._num_tokens})
+
+    def count(self, draft: Draft) -> None:
+        """Count a draft, and the end if it has it."""
+        num_tokens = len(draft.pieces)
+        if num_tokens and not self._num_tokens:
+            self.span.event("first_token", {})
+        self._num_tokens += num_tokens
+        self.speed.count(num_tokens)
+        self.usage.count_tokens(self.author, num_tokens)
+        if draft.end is not None:
+            if self.author == "teacher":
+                self.usage.count_cached(draft.num_cached_tokens)
+            self.span.set({**of_end(draft.end), CACHED_TOKENS: draft.num_cached_tokens})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +136,17 @@ class Outcome:
     fallbacks: Mapping[Scoring, tuple[int, ...]] = field(default_factory=dict)
     limited_by: LimitedBy | None = None
     """The model's limit that ended the text before its own end."""
+
+    def attributes(self) -> Attributes:
+        """Return the result for the trajectory's span; its `Usage` has the counts."""
+        found = self.trajectory
+        return {
+            **of_end(found.finish_reason),
+            "motab.outcome": "safe" if found.breach is None else "breach",
+            "motab.num_steps": len(found.steps),
+            "motab.breach_step": found.breach,
+            "motab.bifurcation_step": found.bifurcation,
+            "motab.scoring": self.scoring,
+            "motab.quality": self.quality or None,
+            "motab.limited_by": None if self.limited_by is None else self.limited_by.limit,
+        }

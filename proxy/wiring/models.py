@@ -1,7 +1,7 @@
 """Builds the models and the service from a configuration."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from proxy.engine.upstream import Upstream, num_revise_tokens
 from proxy.errors import ConfigError, RequestError, StartError
 from proxy.options import parse_options, parse_sampling
 from proxy.server_config import RecordsConfig
+from proxy.tracing.tracer import NO_TRACER, Tracer
 from proxy.wiring.upstreams import open_upstream
 from trajectory_records.appender import Appender, open_appender
 from trajectory_records.record import RecordError
@@ -46,6 +47,9 @@ async def open_service(
     """
     resources = resources or WorkerResources()
     async with AsyncExitStack() as stack:
+        tracer: Tracer = NO_TRACER
+        if config.server.tracing:
+            tracer = await stack.enter_async_context(_open_tracer())
         records = None
         if config.server.records is not None:
             records = await _open_records(config.server.records, stack)
@@ -64,7 +68,18 @@ async def open_service(
             resources.metrics,
             resources.seats,
             records,
+            tracer,
         )
+
+
+def _open_tracer() -> AbstractAsyncContextManager[Tracer]:
+    """Import the tracer, with a library that a proxy without traces does not need."""
+    try:
+        from proxy.tracing.open_telemetry import exporting  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        message = f"needs OpenTelemetry: pip install 'motab[otel]' ({error})"
+        raise ConfigError(f"server.tracing: {message}") from error
+    return exporting()
 
 
 async def _open_records(config: RecordsConfig, stack: AsyncExitStack) -> Appender:

@@ -139,7 +139,7 @@ async def _open_server(
 
     async def connected() -> Upstream:
         if isinstance(config, OpenAIConfig) and local is not None:
-            return await _text_server(name, config, client, local, scores=scores)
+            return await _text_server(name, config, client, local, metrics, scores=scores)
         backend = await _connect(client, config, template, worker_slots, reads=local is None)
         await backend.check()
         scorers: tuple[Scorer, ...] = (backend,)
@@ -169,6 +169,8 @@ async def _open_server(
             chat=ChatRoute(client, config.model, _chat_defaults(config, _own_sampling(config))),
             template=prompts,
             on_wait=partial(metrics.student_wait, name),
+            model=config.model,
+            on_load=partial(metrics.upstream_load, name),
             limits=await _limits(name, config, backend, local),
         )
 
@@ -178,7 +180,13 @@ async def _open_server(
 
 
 async def _text_server(
-    name: str, config: OpenAIConfig, client: UpstreamClient, reader: LocalReader, *, scores: bool
+    name: str,
+    config: OpenAIConfig,
+    client: UpstreamClient,
+    reader: LocalReader,
+    metrics: Metrics,
+    *,
+    scores: bool,
 ) -> Upstream:
     sampling = await sampling_fields(client, config.model)
     backend = await OpenAI.connect(client, config.model, reader, sampling, scores=scores)
@@ -200,6 +208,8 @@ async def _text_server(
         chat=ChatRoute(client, config.model, _chat_defaults(config, sampling)),
         template=template,
         unsampled=backend.unsampled,
+        model=config.model,
+        on_load=partial(metrics.upstream_load, name),
         limits=await _limits(name, config, backend, reader),
         counts_exactly=False,
     )
@@ -318,6 +328,8 @@ async def _open_hosted(
         gpus=config.gpus,
         template=HostedTemplate(backend, reasoning),
         unsampled=backend.unsampled,
+        model=config.model,
+        on_load=partial(metrics.upstream_load, name),
         limits=await _limits(name, config, backend),
         counts_exactly=False,
     )

@@ -23,7 +23,8 @@ from tests.support.architecture import (
 from tests.support.paths import ROOT
 
 _CORE = frozenset({"proxy.core"})
-_PROXY_GROUND = frozenset(
+_TRACER = frozenset({"proxy.tracing.attributes", "proxy.tracing.tracer"})
+_PROXY_GROUND = _TRACER | frozenset(
     {
         "proxy.core",
         "proxy.errors",
@@ -33,7 +34,7 @@ _PROXY_GROUND = frozenset(
         "proxy.server_config",
     }
 )
-_WIRE = frozenset(
+_WIRE = _TRACER | frozenset(
     {
         "proxy.core",
         "proxy.errors",
@@ -89,8 +90,14 @@ ALLOWED: dict[str, frozenset[str]] = {
         }
     ),
     "proxy.server_config": frozenset(),
+    # The tracer's protocols, which all folders know, and the library behind them, which only the
+    # wiring does.
+    "proxy.tracing": frozenset(),
+    "proxy.tracing.tracer": frozenset(),
+    "proxy.tracing.attributes": frozenset({"proxy.tracing.tracer"}),
+    "proxy.tracing.open_telemetry": _TRACER | {"proxy", "proxy.errors", "proxy.secrets"},
     "proxy.backends": _WIRE,
-    "proxy.backends.base": _CORE,
+    "proxy.backends.base": _CORE | {"proxy.tracing.tracer"},
     "proxy.backends.limits": frozenset(),
     "proxy.backends.worker_slots": frozenset(),
     "proxy.backends.self_test": _WIRE,
@@ -126,6 +133,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.backends.servers",
         "proxy.backends.tokens",
         "proxy.backends.transport",
+        "proxy.tracing.open_telemetry",
         "trajectory_records",
     },
     "proxy.probe": _PROXY_GROUND

@@ -24,7 +24,7 @@ from proxy.backends.servers.model_list import count_in, listed_limits
 from proxy.backends.servers.sampling_fields import vllm_sampling
 from proxy.backends.tokens.sent_text import SentText
 from proxy.backends.tokens.wire_values import end_of, text_of
-from proxy.backends.transport.calls import Calls, affinity_headers
+from proxy.backends.transport.calls import Calls, call_headers
 from proxy.backends.transport.http import UpstreamClient
 from proxy.core.types import FinishReason
 from proxy.errors import RequestError, UpstreamError, UpstreamRefused
@@ -222,7 +222,7 @@ class LiteLLM:
             "model": hosted.model,
             "api_key": hosted.api_key,
             "api_base": hosted.base_url,
-            "extra_headers": affinity_headers(call),
+            "extra_headers": call_headers(call),
             "max_retries": 0,
             "num_retries": 0,
             "drop_params": False,

@@ -90,6 +90,7 @@ class Calls:
             code = "ok"
         except MotabError as error:
             code = error.code
+            call.span.event("failed_attempt", {"error.type": code, "motab.path": path})
             raise
         finally:
             self.observe(self.upstream, path, time.perf_counter() - started, code)
@@ -169,9 +170,12 @@ class StallTimer:
             self._give_up()
 
 
-def affinity_headers(call: Call) -> dict[str, str]:
-    """The headers by which the known routers keep a trajectory on one replica and its cache."""
+def call_headers(call: Call) -> dict[str, str]:
+    """The headers by which the known routers keep a trajectory on one replica and its cache, and by
+    which a server continues its trace.
+    """
     return {
+        **call.span.headers(),
         "x-session-id": call.session_id,
         "x-session-affinity": call.session_id,
         "X-SMG-Routing-Key": call.session_id,

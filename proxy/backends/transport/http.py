@@ -17,7 +17,7 @@ from proxy.backends.transport.calls import (
     RetryObserver,
     StallTimer,
     Timeouts,
-    affinity_headers,
+    call_headers,
 )
 from proxy.backends.transport.refusals import refusal_of, stream_failure_of, words_of
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy, parse_retry_after
@@ -252,4 +252,4 @@ def _is_whole(payload: bytes) -> bool:
 
 
 def _headers(call: Call) -> dict[str, str]:
-    return {"content-type": "application/json", **affinity_headers(call)}
+    return {"content-type": "application/json", **call_headers(call)}

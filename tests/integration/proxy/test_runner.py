@@ -9,7 +9,7 @@ import pytest
 from proxy.backends.base import Question, Sampling
 from proxy.core.types import Breached, Judged
 from proxy.engine.pair import Pair
-from proxy.engine.upstream import Upstream, WritingPlaces
+from proxy.engine.upstream import Places, Upstream
 from proxy.errors import MotabError
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.runs import PROMPT, STUDENT, A, B, C, outcome_of, run_of, spans_of
@@ -331,7 +331,7 @@ async def test_a_text_that_continues_a_trajectory_comes_before_the_drafts_that_w
 
 
 async def test_a_cancelled_waiter_for_an_upstream_leaves_its_place_to_the_next() -> None:
-    places = WritingPlaces(1)
+    places = Places(1)
     first = places.ask(continues=False)
     a, b, c, d = (places.ask(continues=name == "c") for name in "abcd")
     assert first.done()

@@ -1,0 +1,1 @@
+"""Traces, metrics and log lines, by which an operator sees what the proxy does."""
