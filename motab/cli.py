@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from proxy import __version__
 from proxy.errors import MotabError
-from proxy.serving.logs import escaped, show_logs
+from proxy.serving.logs import LogFormat, escaped, show_logs, shown_format
 from synth_client.errors import ClientError
 
 _COMMANDS: Final = {
@@ -57,6 +57,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+_log = logging.getLogger(__name__)
 _errors = Console(stderr=True)
 
 
@@ -65,6 +66,9 @@ def main() -> None:
     try:
         app()
     except (MotabError, ClientError) as error:
+        if shown_format() is LogFormat.JSON:
+            _log.error("%s", error)
+            raise SystemExit(1) from error
         # A server's words may be in it, which shall neither look like another line nor be obeyed.
         text = "\n  ".join(escaped(line) for line in str(error).splitlines())
         _errors.print(f"motab: {text}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,11 +1,14 @@
 """The command `motab serve`."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from proxy.config import load_config
+from proxy.serving.logs import LogFormat, show_logs
 from proxy.serving.serve import run, serve
 
 
@@ -28,8 +31,13 @@ def serve_command(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that serve the one address (above 1: on Linux).")
     ] = 1,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="The log's lines; json has a line for every request, too.")
+    ] = LogFormat.TEXT,
 ) -> None:
     """Serve the configured models behind an OpenAI-compatible API."""
+    if log_format is LogFormat.JSON:
+        show_logs(Console(stderr=True), logging.getLogger("proxy").level, log_format=LogFormat.JSON)
     asked = {"host": host, "port": port, "health_port": health_port}
     changes: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     loaded = load_config(config)

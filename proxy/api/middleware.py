@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import logging
 import os
 import re
 import time
@@ -12,9 +13,12 @@ from proxy.api.errors import as_motab_error, error_response
 from proxy.api.metrics import Metrics
 from proxy.backends.base import UpstreamClock
 from proxy.errors import BodyTooLarge, ForeignPage, MotabError, Unauthorized
+from proxy.log_context import ACCESS_LOG, REQUEST_ID
+from proxy.secrets import excerpt
 from proxy.server_config import ServerConfig
 from proxy.tracing.tracer import Tracer
 
+_access = logging.getLogger(ACCESS_LOG)
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _SECONDS_A_MINUTE = 60
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]+)?")
@@ -48,6 +52,7 @@ class RequestMiddleware:
         started = time.perf_counter()
         headers = dict(scope["headers"])
         request_id = _request_id(headers.get(b"x-request-id", b""))
+        REQUEST_ID.set(request_id)
         self._tracer.follow(headers)
         clock = UpstreamClock()
         is_trusted = self._is_trusted(headers)
@@ -83,7 +88,10 @@ class RequestMiddleware:
             await error_response(as_motab_error(error))(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
-            self._metrics.request(route, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._metrics.request(route, status, seconds)
+            if _access.isEnabledFor(logging.INFO):
+                _log_access(scope, status, seconds)
 
     def _is_trusted(self, headers: dict[bytes, bytes]) -> bool:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -104,6 +112,13 @@ class RequestMiddleware:
         if length.isdigit() and int(length) > self._max_body_bytes:
             return _too_large(self._max_body_bytes)
         return None
+
+
+def _log_access(scope: Scope, status: int, seconds: float) -> None:
+    """Log an answered request; a status of 0 means that its client left before the answer."""
+    method, path = scope["method"], excerpt(scope["path"])
+    fields = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
+    _access.info("%s %s %d", method, path, status, extra={"fields": fields})
 
 
 def _rate_limits(config: ServerConfig) -> list[tuple[bytes, bytes]]:

@@ -19,6 +19,7 @@ from proxy.backends.worker_slots import WorkerSlots
 from proxy.config import Config, EmbeddedConfig
 from proxy.errors import ConfigError, StartError
 from proxy.serving.health import Pulse, answering
+from proxy.serving.logs import shown_format
 from proxy.serving.serve import base_url, listen, listen_for_health, log_draining
 from proxy.serving.shared_seats import SharedSeats
 from proxy.serving.worker import DRAIN, Order
@@ -49,7 +50,8 @@ def supervise(config: Config, wait_s: float, num_workers: int) -> None:
         listen(config.server.host, config.server.port) as listener,
         listen_for_health(config.server) as health_listener,
     ):
-        order = Order(config, wait_s, WorkerSlots(0, num_workers), Path(path), log_level)
+        slots, log_format = WorkerSlots(0, num_workers), shown_format()
+        order = Order(config, wait_s, slots, Path(path), log_level, log_format)
         with order.seats() as seats, order.pulse() as pulse, answering(health_listener, pulse):
             asyncio.run(_Supervisor(order, listener, seats, pulse).run())
 

@@ -24,7 +24,7 @@ from proxy.backends.worker_slots import WorkerSlots
 from proxy.config import Config
 from proxy.errors import MotabError
 from proxy.serving.health import Pulse
-from proxy.serving.logs import show_logs
+from proxy.serving.logs import LogFormat, show_logs
 from proxy.serving.serve import BACKLOG, Server, run, settle_memory
 from proxy.serving.shared_seats import SharedSeats
 from proxy.wiring.models import WorkerResources, open_service
@@ -44,22 +44,24 @@ class Order:
     folder: Path
     """Holds what the workers share: their metrics, the seats and their pulse."""
     log_level: int
+    log_format: LogFormat
 
     def line(self) -> bytes:
         # Not pydantic's JSON, which has no infinity, although that is a legal time limit.
         config, worker_slots = self.config.model_dump(), asdict(self.worker_slots)
-        line = json.dumps([config, self.wait_s, worker_slots, str(self.folder), self.log_level])
-        return line.encode() + b"\n"
+        rest = (str(self.folder), self.log_level, self.log_format)
+        return json.dumps([config, self.wait_s, worker_slots, *rest]).encode() + b"\n"
 
     @classmethod
     def read(cls, line: bytes) -> Self:
-        config, wait_s, worker_slots, folder, log_level = json.loads(line)
+        config, wait_s, worker_slots, folder, log_level, log_format = json.loads(line)
         return cls(
             Config.model_validate(config),
             wait_s,
             WorkerSlots(**worker_slots),
             Path(folder),
             log_level,
+            LogFormat(log_format),
         )
 
     def seats(self) -> SharedSeats:
@@ -151,9 +153,8 @@ async def _work(channel: socket.socket, listener: socket.socket) -> int:
         if not line:  # the supervisor is gone already
             return 0
         order = Order.read(line)
-        show_logs(
-            Console(stderr=True), order.log_level, f"worker {order.worker_slots.worker + 1}: "
-        )
+        speaker = f"worker {order.worker_slots.worker + 1}: "
+        show_logs(Console(stderr=True), order.log_level, speaker, order.log_format)
         return await _Worker(order, listener, writer).run(reader)
     finally:
         writer.close()

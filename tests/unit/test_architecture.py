@@ -30,6 +30,7 @@ _PROXY_GROUND = _TRACER | frozenset(
         "proxy.errors",
         "proxy.options",
         "proxy.config",
+        "proxy.log_context",
         "proxy.secrets",
         "proxy.server_config",
     }
@@ -76,6 +77,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.core": frozenset(),
     "proxy.errors": frozenset({"proxy.secrets"}),
     "proxy.secrets": frozenset(),
+    "proxy.log_context": frozenset(),
     "proxy.complaints": frozenset(),
     "proxy.options": _CORE | {"proxy.complaints"},
     "proxy.yaml_file": frozenset(),

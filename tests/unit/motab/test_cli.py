@@ -102,7 +102,10 @@ def test_help_names_the_commands() -> None:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("serve", ("--config", "--host", "--port", "--wait", "--records", "--workers")),
+        (
+            "serve",
+            ("--config", "--host", "--port", "--wait", "--records", "--workers", "--log-format"),
+        ),
         ("probe", ("--config", "--json", "--wait")),
     ],
 )
@@ -125,6 +128,7 @@ def test_version_says_the_version() -> None:
         (["serve", "--config", "x", "--wait", "-1"], "--wait"),
         (["serve", "--config", "x", "--workers", "0"], "--workers"),
         (["serve", "--config", "x", "--colour"], "--colour"),
+        (["serve", "--config", "x", "--log-format", "xml"], "--log-format"),
         (["sreve"], "sreve"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,15 +1,18 @@
 """Tests that nothing from elsewhere can forge a line of the log or command a terminal."""
 
 import io
+import json
 import logging
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 from rich.console import Console
 
+from proxy.log_context import REQUEST_ID
 from proxy.secrets import hide
-from proxy.serving.logs import SafeFormatter, escaped, show_logs
+from proxy.serving.logs import JsonFormatter, SafeFormatter, escaped, show_logs
 
 HOSTILE = {
     "line feed": "\n2026-01-01 INFO forged",
@@ -69,6 +72,55 @@ def test_the_lines_of_a_traceback_are_marked_as_such(written: io.StringIO, text:
     for line in others:
         assert line.lstrip(" ").startswith("| ")
         assert line.isprintable()
+
+
+@hostile
+def test_a_line_for_programs_is_ascii_and_says_exactly_what_was_said(text: str) -> None:
+    record = logging.LogRecord("proxy", logging.ERROR, "", 0, "said %s", (text,), None)
+    record.fields = {"path": text, "status": 200}
+    line = JsonFormatter("worker 2: ").format(record)
+    assert line.isascii()
+    assert line.isprintable()
+    said = json.loads(line)
+    assert said.pop("time").endswith("Z")
+    assert said == {
+        "level": "ERROR",
+        "logger": "proxy",
+        "message": f"said {text}",
+        "process": "worker 2",
+        "path": text,
+        "status": 200,
+    }
+
+
+def test_a_line_for_programs_has_the_traceback_and_the_request() -> None:
+    error = ValueError("a\nb")
+    exc_info = (ValueError, error, None)
+    record = logging.LogRecord("proxy", logging.ERROR, "", 0, "m", (), exc_info)
+    token = REQUEST_ID.set("req-1")
+    try:
+        line = JsonFormatter().format(record)
+    finally:
+        REQUEST_ID.reset(token)
+    assert "\n" not in line
+    said = json.loads(line)
+    assert said["traceback"].endswith("ValueError: a\nb")
+    assert said["request_id"] == "req-1"
+    assert datetime.fromisoformat(said["time"]).timestamp() == pytest.approx(record.created, abs=1)
+
+
+@pytest.mark.parametrize("where", ["message", "path", "traceback"])
+def test_no_secret_is_shown_to_programs(where: str) -> None:
+    secret = 'sk-canary"of\nthe-log'
+    hide([secret])
+    error = ValueError(secret) if where == "traceback" else None
+    exc_info = None if error is None else (ValueError, error, None)
+    said = secret if where == "message" else "m"
+    record = logging.LogRecord("proxy", logging.INFO, "", 0, "%s", (said,), exc_info)
+    record.fields = {"path": secret if where == "path" else "/"}
+    line = JsonFormatter().format(record)
+    assert "canary" not in line
+    assert "***" in json.loads(line)[where]
 
 
 def test_what_people_write_is_shown_as_it_is() -> None:
