@@ -99,7 +99,7 @@ class Job:
             question=self.questions[asked],
             params=self.options,
             sampling=Sampling(seed=seed, stop=self.stops, **asdict(self.sampling)),
-            call=Call(f"{self.request_id}-{index}", self.clock, self.tracer.start(known)),
+            call=Call(f"{self.request_id}-{index}", self.clock, span=self.tracer.start(known)),
             observer=observer,
             scorer=self.scorer,
             prompts=self.prompts[asked],
@@ -323,7 +323,7 @@ class Service:
                 raise UnsupportedField(f"{name} does not apply to scoring", param=f"motab.{name}")
         options = self._resolved(model, request.motab, None).options
         with self.tracer.start(of_request("score", request.model, request_id, "score")) as span:
-            call = Call(request_id, clock, span)
+            call = Call(request_id, clock, span=span)
             if request.token_logprobs:
                 return await self._token_logprobs(model, request, options, call)
             return await self._scored(model, request, options, call)

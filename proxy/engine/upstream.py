@@ -209,7 +209,9 @@ class Upstream:
         return self._tags[text]
 
     def span(self, call: Call, name: CallName) -> TraceSpan:
-        """Start the span of a call of the server."""
+        """Start the span of a call of the server; a trajectory that nobody records has none."""
+        if not call.span.is_recording:
+            return call.span
         return call.span.child(name, of_call(name, self.name, self.model))
 
     @asynccontextmanager

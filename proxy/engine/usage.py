@@ -111,7 +111,7 @@ class WriteMeter:
     def count(self, draft: Draft) -> None:
         """Count a draft, and the end if it has it."""
         num_tokens = len(draft.pieces)
-        if num_tokens and not self._num_tokens:
+        if not self._num_tokens and num_tokens:
             self.span.event("first_token", {})
         self._num_tokens += num_tokens
         self.speed.count(num_tokens)

@@ -12,7 +12,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass
 class Collector:
-    """What it was sent. `answer` is the status of its answers; None: it never answers."""
+    """The requests that came, and their spans. `answer` is the status of its answers; None: it
+    never answers.
+    """
 
     url: str = ""
     answer: int | None = 200

@@ -52,7 +52,7 @@ def series_of(metric: MetricWrapperBase) -> dict[str, set[str]]:
 
 
 def faults_of(query: str) -> Iterator[str]:
-    """What a query asks for that is not there."""
+    """The metrics and labels that a query asks for and that do not exist."""
     known = exported() | OF_PROMETHEUS
     asked = _SELECTOR.findall(query)
     if not asked:
