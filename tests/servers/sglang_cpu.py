@@ -1,0 +1,43 @@
+"""Starts a real SGLang on the CPU, which needs no GPU with the stand-ins of `sglang_shim`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.support.paths import ROOT
+from trainer.reproduce.servers import free_port, server_process
+
+SGLANG_PYTHON: Final = ROOT / ".venv-sglang" / "bin" / "python"
+SHIM: Final = Path(__file__).with_name("sglang_shim")
+SETTINGS: Final = {
+    "PYTHONPATH": str(SHIM),
+    "SGLANG_USE_CPU_ENGINE": "1",
+    # Models of some million parameters are fastest on one thread.
+    "OMP_NUM_THREADS": "1",
+    # Compiled functions would need a C++ compiler; these compute the same without.
+    "TORCHDYNAMO_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@contextmanager
+def sglang(
+    model: Path, name: str, log: Path, *flags: str, port: int | None = None
+) -> Iterator[str]:
+    """Serve a folder in float32 under that name; yields the base URL, without /v1.
+
+    A port that is given lets a server come back at the address of one that was killed.
+    """
+    port = free_port() if port is None else port
+    command = [str(SGLANG_PYTHON), "-m", "sglang.launch_server"]
+    command += ["--model-path", str(model), "--served-model-name", name]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command += ["--dtype", "float32", "--attention-backend", "torch_native"]
+    # The other sampling backend and the overlap of batches need kernels of a GPU.
+    command += ["--sampling-backend", "pytorch", "--disable-overlap-schedule"]
+    # Without a limit the cache would take what memory the machine has.
+    command += ["--max-total-tokens", "20000", "--mem-fraction-static", "0.1", *flags]
+    url = f"http://127.0.0.1:{port}"
+    with server_process(command, SETTINGS, log, f"{url}/health"):
+        yield url
