@@ -13,21 +13,23 @@ SHIM: Final = Path(__file__).with_name("sglang_shim")
 SETTINGS: Final = {
     "PYTHONPATH": str(SHIM),
     "SGLANG_USE_CPU_ENGINE": "1",
-    # Models of some million parameters are fastest on one thread.
-    "OMP_NUM_THREADS": "1",
     # Compiled functions would need a C++ compiler; these compute the same without.
     "TORCHDYNAMO_DISABLE": "1",
     "HF_HUB_OFFLINE": "1",
+    # It takes its own end for a crash, and would wait 5 s before a dump.
+    "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
+    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
 }
 
 
 @contextmanager
 def sglang(
-    model: Path, name: str, log: Path, *flags: str, port: int | None = None
+    model: Path, name: str, log: Path, *flags: str, threads: int = 1, port: int | None = None
 ) -> Iterator[str]:
     """Serve a folder in float32 under that name; yields the base URL, without /v1.
 
-    A port that is given lets a server come back at the address of one that was killed.
+    One thread is fastest for a model of some million parameters. With a port, a server comes back
+    at the address of one that was killed.
     """
     port = free_port() if port is None else port
     command = [str(SGLANG_PYTHON), "-m", "sglang.launch_server"]
@@ -39,5 +41,6 @@ def sglang(
     # Without a limit the cache would take what memory the machine has.
     command += ["--max-total-tokens", "20000", "--mem-fraction-static", "0.1", *flags]
     url = f"http://127.0.0.1:{port}"
-    with server_process(command, SETTINGS, log, f"{url}/health"):
+    settings = {**SETTINGS, "OMP_NUM_THREADS": str(threads)}
+    with server_process(command, settings, log, f"{url}/health"):
         yield url

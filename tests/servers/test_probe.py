@@ -1,4 +1,4 @@
-"""`motab probe` on a real vLLM and a real llama.cpp server, which serve the same model."""
+"""`motab probe` on a real vLLM, SGLang and llama.cpp server, which serve the same model."""
 
 from pathlib import Path
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.servers.conftest import VLLM_MODEL
+from tests.servers.real import SCORING, Real
 from tests.support.proxy.probe_command import probe
 
 
 @pytest.fixture(scope="module")
-def report(vllm_url: str, llama_url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def report(servers: dict[str, Real], tmp_path_factory: pytest.TempPathFactory) -> Any:
     config = {
         "upstreams": {
-            "vllm": {"kind": "vllm", "base_url": vllm_url, "model": VLLM_MODEL},
-            "llama": {"kind": "llamacpp", "base_url": llama_url, "model": "smollm2"},
-            "absent": {"kind": "vllm", "base_url": vllm_url, "model": "another"},
+            **{name: servers[name].upstream() for name in (*SCORING, "llama")},
+            "absent": servers["vllm"].upstream(model="another"),
         },
         "models": {
             "llama+vllm": {"student": "llama", "teacher": "vllm"},
             "vllm+llama": {"student": "vllm", "teacher": "llama"},
+            "sglang+sglang": {"student": "sglang", "teacher": "sglang"},
             "deep": {"student": "vllm", "teacher": "vllm", "params": {"entropy_top_k": 21}},
             "absent": {"student": "vllm", "teacher": "absent"},
         },
@@ -30,8 +30,9 @@ def report(vllm_url: str, llama_url: str, tmp_path_factory: pytest.TempPathFacto
     return probe(path, 1)
 
 
-def test_vllm_writes_streams_stops_and_tells(report: Any) -> None:
-    checks = report["upstreams"]["vllm"]["checks"]
+@pytest.mark.parametrize("server", SCORING)
+def test_it_writes_streams_stops_and_tells(report: Any, server: str) -> None:
+    checks = report["upstreams"][server]["checks"]
     told = {name: check["result"] for name, check in checks.items() if name != "scoring"}
     assert told == dict.fromkeys(told, "ok")
     assert checks["streams"]["values"]["num_chunks"] > 10
@@ -39,8 +40,11 @@ def test_vllm_writes_streams_stops_and_tells(report: Any) -> None:
     assert checks["chat_template"]["values"]["takes_system"]
 
 
-def test_vllm_scores_by_prompt_log_probabilities_and_passes_the_self_test(report: Any) -> None:
-    way = report["upstreams"]["vllm"]["checks"]["scoring"]["prompt_logprobs"]
+@pytest.mark.parametrize("server", SCORING)
+def test_it_scores_by_prompt_log_probabilities_and_passes_the_self_test(
+    report: Any, server: str
+) -> None:
+    way = report["upstreams"][server]["checks"]["scoring"]["prompt_logprobs"]
     assert way["available"]["result"] == "ok"
     assert way["self_test"]["values"]["worst_nats"] < 1e-3
     assert way["self_test"]["values"]["num_tokens"] > 10
@@ -51,19 +55,30 @@ def test_vllm_gives_as_many_candidates_as_max_logprobs_allows(report: Any) -> No
     assert scoring["prompt_logprobs"]["top_k"]["values"] == {"wanted": 21, "most": 20}
 
 
-def test_vllm_makes_no_use_of_its_prefix_cache_for_scoring_and_llama_cpp_does(report: Any) -> None:
-    vllm = report["upstreams"]["vllm"]["checks"]["scoring"]["prompt_logprobs"]["prefix_cache"]
-    assert (vllm["result"], vllm["values"]["num_cached_tokens"]) == ("no", 0)
-    llama = report["upstreams"]["llama"]["checks"]["scoring"]["forced_decode"]["prefix_cache"]
-    assert llama["result"] == "ok"
-    assert llama["values"]["num_cached_tokens"] == llama["values"]["num_context_tokens"] - 1
+@pytest.mark.parametrize(
+    ("server", "way"), [("sglang", "prompt_logprobs"), ("llama", "forced_decode")]
+)
+def test_scoring_makes_use_of_the_prefix_cache(report: Any, server: str, way: str) -> None:
+    cache = report["upstreams"][server]["checks"]["scoring"][way]["prefix_cache"]
+    assert cache["result"] == "ok"
+    assert cache["values"]["num_cached_tokens"] == cache["values"]["num_context_tokens"] - 1
 
 
-def test_both_give_a_text_the_same_values(report: Any) -> None:
-    vllm, llama = (
+def test_scoring_makes_no_use_of_vllms_prefix_cache(report: Any) -> None:
+    cache = report["upstreams"]["vllm"]["checks"]["scoring"]["prompt_logprobs"]["prefix_cache"]
+    assert (cache["result"], cache["values"]["num_cached_tokens"]) == ("no", 0)
+
+
+def test_all_give_a_text_the_same_values(report: Any) -> None:
+    vllm, sglang, llama = (
         report["upstreams"][name]["checks"]["scoring"][way]["available"]["values"]["step_values"]
-        for name, way in (("vllm", "prompt_logprobs"), ("llama", "forced_decode"))
+        for name, way in (
+            ("vllm", "prompt_logprobs"),
+            ("sglang", "prompt_logprobs"),
+            ("llama", "forced_decode"),
+        )
     )
+    assert vllm == pytest.approx(sglang, abs=1e-3)
     assert vllm == pytest.approx(llama, rel=0.02)
 
 
@@ -72,6 +87,7 @@ def test_pairs_are_judged_by_what_they_ask_for(report: Any) -> None:
     assert {name: model["ok"] for name, model in models.items()} == {
         "llama+vllm": True,
         "vllm+llama": True,
+        "sglang+sglang": True,
         "deep": False,
         "absent": False,
     }

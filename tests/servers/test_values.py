@@ -1,8 +1,6 @@
-"""Real trajectories of the demo's pairs: V and H against transformers in float32, same weights.
+"""Real trajectories of the demo's pairs: V and H against transformers in float32, same weights."""
 
-Both read the same weights; what is left is rounding (16-bit weights and cache in llama.cpp).
-"""
-
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,16 +10,27 @@ from motab.demo import DemoPair, demo_config, demo_questions
 from proxy.backends.base import Message
 from proxy.backends.embedded.gguf_files import model_path
 from proxy.backends.tokens.chat_template import ChatTemplate
-from proxy.config import Config
+from proxy.config import Config, SGLangConfig
 from proxy.serving.serve import running
 from synth_client.asking.client import SynthClient
 from synth_client.questions.question import Synthesis, units_of
+from tests.servers.real import Real
 from tests.servers.reference import Case, forward_pass
 from trajectory_records.record import Record
 
 NUM_QUESTIONS = 4
-VALUE_TOLERANCE = 0.02  # relative, a step
-ENTROPY_TOLERANCE = 0.05  # nats
+
+
+@dataclass(frozen=True)
+class Close:
+    """How far rounding may take a step's value (relative) and entropy (nats)."""
+
+    value: float
+    entropy: float
+
+
+# llama.cpp rounds weights and cache to 16 bits.
+EMBEDDED, ON_SGLANG = Close(0.02, 0.05), Close(1e-3, 1e-3)
 
 
 def both_ways(of: DemoPair) -> Config:
@@ -37,11 +46,20 @@ def both_ways(of: DemoPair) -> Config:
     return config.model_copy(update={"models": models, "upstreams": exact})
 
 
-async def trajectories(of: DemoPair, model: str) -> list[Record]:
+def on_sglang(config: Config, servers: dict[str, Real]) -> Config:
+    """The tiny pair on real servers."""
+    upstreams = {
+        name: SGLangConfig(kind="sglang", base_url=servers[name].base_url, model=name)
+        for name in config.upstreams
+    }
+    return config.model_copy(update={"upstreams": upstreams})
+
+
+async def trajectories(of: DemoPair, config: Config, model: str) -> list[Record]:
     params: dict[str, JsonValue] = {"max_total_tokens": 160}
     synthesis = Synthesis(model=model, temperature=0.6, seed=0, params=params)
     units = [unit for q in demo_questions(of)[:NUM_QUESTIONS] for unit in units_of(q, synthesis, 1)]
-    async with running(both_ways(of)) as base_url, SynthClient(base_url, synthesis) as client:
+    async with running(config) as base_url, SynthClient(base_url, synthesis) as client:
         return [await client.synthesise(unit) for unit in units]
 
 
@@ -60,19 +78,29 @@ def reference(of: DemoPair, teacher: str, records: list[Record]) -> list[list[di
     return forward_pass(path, cases)
 
 
-@pytest.mark.parametrize("of", list(DemoPair))
+@pytest.mark.parametrize(
+    ("of", "close"),
+    [
+        pytest.param(DemoPair.TINY, EMBEDDED, id="tiny"),
+        pytest.param(DemoPair.PRETRAINED, EMBEDDED, id="pretrained"),
+        pytest.param(DemoPair.TINY, ON_SGLANG, id="tiny-sglang"),
+    ],
+)
 @pytest.mark.parametrize(
     ("model", "teacher"), [("motab/demo", "teacher"), ("motab/swapped", "student")]
 )
 async def test_values_and_entropies_agree_with_a_float32_forward_pass(
-    of: DemoPair, model: str, teacher: str
+    of: DemoPair, close: Close, model: str, teacher: str, request: pytest.FixtureRequest
 ) -> None:
-    records = await trajectories(of, model)
+    config = both_ways(of)
+    if close is ON_SGLANG:
+        config = on_sglang(config, request.getfixturevalue("servers"))
+    records = await trajectories(of, config, model)
     num_steps = 0
     for record, expected in zip(records, reference(of, teacher, records), strict=True):
         for step, truth in zip(record.steps, expected, strict=True):
             num_steps += 1
             assert step.teacher_tokens == len(truth["token_ids"])
-            assert step.value == pytest.approx(truth["value"], rel=VALUE_TOLERANCE)
-            assert step.entropy == pytest.approx(truth["entropy"], abs=ENTROPY_TOLERANCE)
+            assert step.value == pytest.approx(truth["value"], rel=close.value)
+            assert step.entropy == pytest.approx(truth["entropy"], abs=close.entropy)
     assert num_steps > NUM_QUESTIONS, "trajectories of one step show too little"

@@ -30,7 +30,7 @@ def _stand_in(owner: str, name: str) -> StandIn:
     return StandIn(f"{owner}.{name}", (), {})
 
 
-class _AbsentModule(ModuleType):
+class AbsentModule(ModuleType):
     def __getattr__(self, name: str) -> StandIn:
         return _stand_in(self.__name__, name)
 
@@ -43,7 +43,7 @@ class _Finder(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, is_package=True) if absent else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _AbsentModule(spec.name)
+        return AbsentModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         # transformers compares it; everything else is made when it is asked for.
