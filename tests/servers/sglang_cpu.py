@@ -38,6 +38,7 @@ def sglang(
     command += ["--dtype", "float32", "--attention-backend", "torch_native"]
     # The other sampling backend and the overlap of batches need kernels of a GPU.
     command += ["--sampling-backend", "pytorch", "--disable-overlap-schedule"]
+    command += ["--sleep-on-idle"]  # an idle server would take a whole core
     # Without a limit the cache would take what memory the machine has.
     command += ["--max-total-tokens", "20000", "--mem-fraction-static", "0.1", *flags]
     url = f"http://127.0.0.1:{port}"
