@@ -31,11 +31,15 @@ PAIRS: Final = (
 )
 """Students and teachers that all read SmolLM2's weights."""
 
+# SGLang counts the tokens of a request in `generation_tokens_total` only when it has ended.
 _WRITTEN: Final = {
-    "vllm": "vllm:generation_tokens_total{",
-    "sglang": 'sglang:realtime_tokens_total{mode="decode"',
+    "vllm": ("vllm:generation_tokens_total{", ""),
+    "sglang": ("sglang:realtime_tokens_total{", 'mode="decode"'),
 }
-_RUNNING: Final = {"vllm": "vllm:num_requests_running{", "sglang": "sglang:num_running_reqs{"}
+_RUNNING: Final = {
+    "vllm": ("vllm:num_requests_running{", ""),
+    "sglang": ("sglang:num_running_reqs{", ""),
+}
 
 QUESTION: Final = "A box has 7 pens and 5 pencils. How many things is that? \u270f\ufe0f"
 MESSAGES: Final = [{"role": "user", "content": QUESTION}]
@@ -89,13 +93,15 @@ class Real:
 
     def num_written(self) -> float:
         """The number of tokens that it has written since it started."""
-        return self._counted(_WRITTEN[self.kind])
+        return self._counted(*_WRITTEN[self.kind])
 
     def num_running(self) -> float:
         """The number of requests that it works on."""
-        return self._counted(_RUNNING[self.kind])
+        return self._counted(*_RUNNING[self.kind])
 
-    def _counted(self, metric: str) -> float:
+    def _counted(self, metric: str, label: str) -> float:
         """The metric's sum over its other labels."""
         lines = httpx.get(f"{self.base_url}/metrics", timeout=PATIENCE_S).text.splitlines()
-        return sum(float(row.rsplit(" ", 1)[1]) for row in lines if row.startswith(metric))
+        rows = [line for line in lines if line.startswith(metric) and label in line]
+        assert rows, f"{self.kind} has no metric {metric}"
+        return sum(float(row.rsplit(" ", 1)[1]) for row in rows)

@@ -39,8 +39,9 @@ def sglang(
     # The other sampling backend and the overlap of batches need kernels of a GPU.
     command += ["--sampling-backend", "pytorch", "--disable-overlap-schedule"]
     command += ["--sleep-on-idle"]  # an idle server would take a whole core
-    # Without a limit the cache would take what memory the machine has.
-    command += ["--max-total-tokens", "20000", "--mem-fraction-static", "0.1", *flags]
+    # The cache holds so few tokens, not what the machine's memory holds; the large fraction lets
+    # other servers take memory at the same time, which SGLang takes for its own.
+    command += ["--max-total-tokens", "8192", "--mem-fraction-static", "0.9", *flags]
     url = f"http://127.0.0.1:{port}"
     settings = {**SETTINGS, "OMP_NUM_THREADS": str(threads)}
     with server_process(command, settings, log, f"{url}/health"):

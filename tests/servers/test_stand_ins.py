@@ -13,6 +13,7 @@ ON_THE_WAY = (
     "sglang.srt.managers.tokenizer_manager",
     "sglang.srt.managers.schedule_batch",
     "sglang.srt.mem_cache.radix_cache",
+    "sglang.srt.mem_cache.unified_radix_cache",
     "sglang.srt.models.llama",
     "sglang.srt.layers.activation",
     "sglang.srt.layers.attention.torch_native_backend",

@@ -23,7 +23,7 @@ NUM_QUESTIONS = 4
 
 @dataclass(frozen=True)
 class Close:
-    """How far rounding may take a step's value (relative) and entropy (nats)."""
+    """The rounding that a step's value (relative) and entropy (nats) may show."""
 
     value: float
     entropy: float

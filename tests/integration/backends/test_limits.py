@@ -21,7 +21,7 @@ from tests.support.servers.configured import one_upstream
 
 pytestmark = litellm.OWN_WARNINGS
 
-VLLM, SGLANG = Recording("vllm-0.32.0"), Recording("sglang-0.5.23")
+VLLM = Recording("vllm-0.32.0")
 PYTHON = Recording("openai-llama-cpp-python-0.3.36")
 LLAMACPP_LIST = Recording("openai-llamacpp-b11549")
 MODELS = "/v1/models"
@@ -36,13 +36,13 @@ async def test_vllm_names_its_window(up: Replay) -> None:
 async def test_sglang_names_its_window_and_the_first_prompt_that_it_refuses(
     up: Replay, model: str
 ) -> None:
-    up.on("GET", MODELS, json_reply(SGLANG.body("models")))
+    up.on("GET", MODELS, json_reply(sglang.models_with_adapter()))
     up.on("GET", "/server_info", json_reply({"max_req_input_len": 2042}))
     assert await SGLang(up.client, model, None, 97).limits() == ModelLimits(2048, 2041)
 
 
 async def test_a_server_without_a_page_leaves_its_limit_open(up: Replay) -> None:
-    up.on("GET", MODELS, json_reply(SGLANG.body("models")))
+    up.on("GET", MODELS, json_reply(sglang.RECORDED.body("models")))
     up.on("GET", "/server_info", json_reply({"detail": "Not Found"}, 404))
     assert await SGLang(up.client, "smollm2", None, 97).limits() == ModelLimits(2048)
 

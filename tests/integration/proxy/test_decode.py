@@ -52,16 +52,13 @@ async def by_llamacpp(up: Replay, name: str, edit: Edit = lambda _: None) -> Dec
 
 
 async def by_sglang(up: Replay, name: str, edit: Edit = lambda _: None) -> Decoded:
-    """An answer that does not stream is like the last event of a stream that repeats all of it."""
-    reply, request = SGLANG.events(f"cumulative_{name}")[-1], SGLANG.request(f"cumulative_{name}")
+    reply, request = SGLANG.json(name), SGLANG.request(name)
     edit(reply)
     up.on("POST", "/generate", json_reply(reply))
-    backend = SGLang(up.client, "qwen3", None, FOLLOWER)
-    decoded = await backend.decode(context(request["input_ids"]), 8, CALL)
-    sampled = {**request["sampling_params"], "temperature": 0.0, "max_new_tokens": 8}
-    sampled = {k: v for k, v in sampled.items() if k not in {"stop", "sampling_seed"}}
-    body = {**request, "sampling_params": sampled}
-    assert up.seen[-1].body == {k: v for k, v in body.items() if k != "stream"}
+    backend = SGLang(up.client, "smollm2", None, FOLLOWER)
+    max_tokens = request["sampling_params"]["max_new_tokens"]
+    decoded = await backend.decode(context(request["input_ids"]), max_tokens, CALL)
+    assert up.seen[-1].body == request
     return decoded
 
 
@@ -86,8 +83,8 @@ async def test_llama_cpp_tells_every_token_it_wrote_with_its_log_probability(up:
 
 
 async def test_sglang_tells_every_token_it_wrote_with_its_log_probability(up: Replay) -> None:
-    decoded = await by_sglang(up, "eos")
-    rows = SGLANG.events("cumulative_eos")[-1]["meta_info"]["output_token_logprobs"]
+    decoded = await by_sglang(up, "decode_eos")
+    rows = SGLANG.json("decode_eos")["meta_info"]["output_token_logprobs"]
     expected = [(text, (token,), (round(logprob, 4),)) for logprob, token, text in rows[:-1]]
     assert told(decoded) == expected
     assert expected
@@ -114,9 +111,15 @@ async def test_what_comes_before_half_a_character_is_kept(up: Replay) -> None:
         choice["logprobs"]["token_logprobs"].insert(0, -0.5)
 
     assert told(await by_vllm(up, "decode_emoji", after_a_word)) == [("Hi", (7,), (-0.5,))]
-    cut = await by_sglang(up, "emoji_cut")
-    assert cut.pieces
-    assert not any("\ufffd" in piece.text for piece in cut.pieces)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("decode_emoji", "So"), ("decode_emoji_cut", "So"), ("decode_special", "\n")]
+)
+async def test_sglangs_text_ends_before_half_a_character_and_before_a_special_token(
+    up: Replay, name: str, text: str
+) -> None:
+    assert [piece.text for piece in (await by_sglang(up, name)).pieces] == [text]
 
 
 def vllm_logprobs(change: Callable[[list[Any]], object]) -> Edit:
@@ -143,7 +146,7 @@ async def test_a_missing_or_impossible_log_probability_is_malformed(
     with pytest.raises(UpstreamMalformed, match="written token"):
         await by_llamacpp(up, "decode_length", llamacpp_row(logprob))
     with pytest.raises(UpstreamMalformed, match="written token"):
-        await by_sglang(up, "eos", sglang_row(logprob))
+        await by_sglang(up, "decode_eos", sglang_row(logprob))
 
 
 def test_nan_is_no_log_probability() -> None:
@@ -182,12 +185,12 @@ async def test_a_model_that_computes_nan_has_not_ended_its_text(up: Replay) -> N
         reply["meta_info"]["finish_reason"] = {"type": "stop", "matched": "NaN happened"}
 
     with pytest.raises(UpstreamMalformed, match="NaN happened"):
-        await by_sglang(up, "length", nan_happened)
+        await by_sglang(up, "decode_eos", nan_happened)
 
 
 async def test_a_prompt_that_sglang_cut_is_malformed(up: Replay) -> None:
     with pytest.raises(UpstreamMalformed, match="read"):
-        await by_sglang(up, "length", lambda reply: reply["meta_info"].update(prompt_tokens=1))
+        await by_sglang(up, "decode_eos", lambda reply: reply["meta_info"].update(prompt_tokens=1))
 
 
 # The self-test.

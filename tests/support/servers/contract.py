@@ -122,6 +122,8 @@ class Resumable:
     """Ids and strings of all its tokens."""
     hides_ids: bool = False
     """A token whose text does not come hides the ids, so that it may never be resumed."""
+    prompt: tuple[int, ...] = (1, 2, 3)
+    """The recorded prompt, where the server's count of its tokens is read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,4 @@
-"""Describes SGLang to the contract.
-
-The payloads are not recorded: they were written by hand from SGLang's source (see README).
-"""
+"""Describes SGLang to the contract."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +22,8 @@ GENERATE: Final = "/generate"
 TOKENIZE: Final = "/v1/tokenize"
 SCORED_IDS: list[int] = RECORDED.request("score_two_steps")["input_ids"]
 NUM_PROMPT, NUM_STEP_1, NUM_STEP_2 = 4, 3, 2
-ASKED: Final = contract.Asked(Context(Segment("", (1, 2, 3))))
+NEXT_TOP: Final = (-2.0687239170074463, -2.2048380374908447, -2.372205972671509)
+"""The candidates after the golden scoring prompt, copied from the payload."""
 # An omitted one would be taken from the server's --preferred-sampling-params.
 NEUTRAL: Final[dict[str, Any]] = {
     "temperature": 0.0,
@@ -47,6 +45,14 @@ def backend(up: Replay, template: str | None = None) -> SGLang:
     return SGLang(up.client, MODEL, None if template is None else ChatTemplate(template), FOLLOWER)
 
 
+def models_with_adapter() -> Any:
+    """The list of models, and the entry of an adapter as SGLang's source writes it."""
+    listed = RECORDED.json("models")
+    adapter = {"id": "adapter", "root": "/adapters/a", "parent": MODEL, "max_model_len": None}
+    listed["data"].append(listed["data"][0] | adapter)
+    return listed
+
+
 # Writing.
 
 STREAMS: Final[dict[str, tuple[tuple[str, ...], FinishReason]]] = {
@@ -54,12 +60,16 @@ STREAMS: Final[dict[str, tuple[tuple[str, ...], FinishReason]]] = {
     # An event of several tokens is split where the tokens' own strings spell its text.
     "length_interval4": (("So", "", "", "", " 🚀 é", " ", "1", "2"), "length"),
     "emoji_cut": (("So", " ", ""), "length"),
-    "eos": (("Yes", "."), "stop"),
-    "eos_interval4": (("Yes", "."), "stop"),
+    "emoji_cut_interval4": (("So", "", " "), "length"),
+    "eos": (("No", "."), "stop"),
+    "eos_interval4": (("No", "."), "stop"),
     # The stop string's tokens were written, its text is cut off.
-    "stop": (("7", "+", "5", " =", " ", "", ""), "stop"),
-    "stop_not_reached": (("7", "+", "1", " =", " ", "8"), "length"),
-    "special": (("Hi", "", "", "user\n"), "length"),
+    "stop": ((" ", "1", "0", ",", " ", "1", "1", ",", " ", "", ""), "stop"),
+    "stop_interval4": ((" ", "1", "0", ",", " ", "1", "1", ",", " ", "", ""), "stop"),
+    "stop_not_reached": ((" ", "1", "0", ",", " ", "1"), "length"),
+    "stop_not_reached_interval4": ((" ", "1", "0", ",", " ", "1"), "length"),
+    "special": (("\n", "", "ass", "istant", "\n"), "length"),
+    "special_interval4": (("\n", "", "", "", "assistant\n"), "length"),
 }
 
 
@@ -71,36 +81,39 @@ def _token_logprobs(recorded: str) -> list[float]:
     return [row[0] for row in rows]
 
 
-def _stream(mode: str, name: str) -> contract.Stream:
-    pieces, end = STREAMS[name]
-    recorded = f"{mode}_{name}"
+def asked_for(recorded: str) -> contract.Asked:
+    """The write that was recorded."""
     request = RECORDED.request(recorded)
     sampled = request["sampling_params"]
     stop, seed = tuple(sampled["stop"]), sampled.get("sampling_seed")
     sampling = Sampling(sampled["temperature"], sampled["top_p"], seed, stop)
     context = Context(Segment("", tuple(request["input_ids"])))
+    return contract.Asked(context, sampling, sampled["max_new_tokens"])
+
+
+def _stream(mode: str, name: str) -> contract.Stream:
+    pieces, end = STREAMS[name]
+    recorded = f"{mode}_{name}"
     return contract.Stream(
         body=RECORDED.body(recorded),
-        asked=contract.Asked(context, sampling, sampled["max_new_tokens"]),
+        asked=asked_for(recorded),
         text="".join(pieces),
         end=end,
         num_pieces=len(pieces),
         pieces=pieces,
         logprobs=tuple(_token_logprobs(recorded)[: len(pieces)]),
-        request=request,
+        request=RECORDED.request(recorded),
     )
-
-
-def _aborted_amid(events: list[Any]) -> None:
-    events[3]["meta_info"]["finish_reason"] = {"type": "abort", "message": "Aborted"}
-    del events[4:]
 
 
 def _resumable(recorded: str) -> contract.Resumable:
     rows = [event["meta_info"]["output_token_logprobs"] for event in RECORDED.events(recorded)]
     tokens = tuple((token, text) for row in rows for _, token, text in row)
-    return contract.Resumable(RECORDED.body(recorded), tokens, "special" in recorded)
+    prompt = tuple(RECORDED.request(recorded)["input_ids"])
+    return contract.Resumable(RECORDED.body(recorded), tokens, "special" in recorded, prompt)
 
+
+ASKED: Final = contract.Asked(asked_for("delta_length").context)
 
 WRITING: Final = contract.WritingContract(
     path=GENERATE,
@@ -113,10 +126,11 @@ WRITING: Final = contract.WritingContract(
         for name in STREAMS
     },
     cached={
-        name: (RECORDED.body(name), (None, None, 2)) for name in ("cumulative_eos", "delta_eos")
+        name: (RECORDED.body(name), (*[None] * 7, 53))
+        for name in ("cumulative_length", "delta_length")
     },
     sent={
-        "input_ids": [1, 2, 3],
+        "input_ids": ASKED.context.token_ids,
         "sampling_params": {
             **NEUTRAL,
             "temperature": 0.6,
@@ -140,7 +154,7 @@ WRITING: Final = contract.WritingContract(
         "queue full": contract.Failure(RECORDED.body("stream_queue_full"), UpstreamFailed),
         "aborted": contract.Failure(RECORDED.body("stream_aborted"), UpstreamFailed),
         "aborted amid": contract.Failure(
-            RECORDED.edited("delta_length", _aborted_amid), UpstreamFailed, "Aborted"
+            RECORDED.body("stream_aborted_amid"), UpstreamFailed, "Abort"
         ),
     },
     odd_events=contract.ODD_EVENTS
@@ -181,7 +195,7 @@ READING: Final = contract.ReadingContract(
         Segment("42", (36, 34)),
     ),
     special_text=RECORDED.answering("encode_special_text"),
-    special_text_ids=(44, 108, 306, 79, 486, 108, 46, 198, 20556),
+    special_text_ids=(44, 108, 306, 79, 486, 108, 46, 198, 26843),
     no_text=None,
     unconnectable={
         "null": {"tokens": None},
@@ -259,8 +273,9 @@ LOWEST: Final = (-3.4028234663852886e38, -3.3895313892515355e38)
 
 def _with_literal(literal: bytes) -> contract.Played:
     body = RECORDED.body("score_two_steps")
-    assert body.count(b"[-4.5,") == 1
-    return json_reply(body.replace(b"[-4.5,", b"[" + literal + b","))
+    own = b"[-7.7493896484375,"
+    assert body.count(own) == 1
+    return json_reply(body.replace(own, b"[" + literal + b","))
 
 
 def token_context() -> Context:
@@ -285,36 +300,35 @@ SCORING: Final = contract.ScoringContract(
     recorded=lambda: json_reply(RECORDED.body("score_two_steps")),
     # Copied from the payload.
     steps=lambda: [
-        StepScore(geometric_mean([-1.25, -0.5, -2.75]), entropy_from(-0.75, -1.25, -2.0), 3),
-        StepScore(geometric_mean([-0.125, -4.5]), entropy_from(-0.125, -2.5, -4.0), 2),
+        StepScore(
+            geometric_mean([-15.92572021484375, -6.160754203796387, -2.478268623352051]),
+            entropy_from(-0.01218883041292429, -6.493481636047363, -7.0175371170043945),
+            3,
+        ),
+        StepScore(
+            geometric_mean([-7.503653049468994, -7.7493896484375]),
+            entropy_from(-1.4253698587417603, -3.603973865509033, -3.607670307159424),
+            2,
+        ),
     ],
-    next_entropy=lambda: entropy_from(-0.625, -1.0, -3.5),
+    next_entropy=lambda: entropy_from(*NEXT_TOP),
     num_cached=3,
-    known_values=pytest.approx((0.2231301601, 0.0990134), rel=1e-5),
+    # From a forward pass of transformers in float32.
+    known_values=pytest.approx((0.0002779004476, 0.000487353268), rel=1e-5),
     of_last_step=lambda: json_reply(with_meta(_from_step_2)),
     impossible=_edited({f"{lowest}": partial(set_value, lowest) for lowest in LOWEST}),
     broken=_edited(_BROKEN),
     with_literal=_with_literal,
     without_tokens=lambda: scored_context(5, 0),
     token_context=token_context,
-    token_answers=lambda up: token_answers(
-        up, [[None, 198, "\n"], [-0.125, 2931, "So"], [-4.5, 34, "2"]]
-    ),
-    tokens=lambda: (ScoredToken(2, -0.125), ScoredToken(3, -4.5)),
-    token_requests=lambda: [
-        {
-            "input_ids": SCORED_IDS,
-            "sampling_params": {**NEUTRAL, "max_new_tokens": 1},
-            "return_logprob": True,
-            "logprob_start_len": len(SCORED_IDS) - 3,
-            "return_text_in_logprobs": True,
-        }
-    ],
+    token_answers=lambda up: up.on("POST", GENERATE, json_reply(RECORDED.body("token_logprobs"))),
+    tokens=lambda: (ScoredToken(2, -7.503658294677734), ScoredToken(3, -7.749377250671387)),
+    token_requests=lambda: [RECORDED.request("token_logprobs")],
     refusals=contract.error_answers(
         RECORDED,
         {
             (400, ContextExceeded): ("too_long", "total", "pool"),
-            (400, UpstreamRefused): ("bad_request", "contract"),
+            (400, UpstreamRefused): ("bad_request", "contract", "validation"),
             (503, UpstreamFailed): ("queue_full",),
         },
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
-from proxy.backends.base import Context, Question, Reader, Segment
+from proxy.backends.base import Question, Reader
 from proxy.backends.servers.sglang import SGLang
 from proxy.core.thinking import Reasoning
 from proxy.engine.upstream import Upstream
@@ -121,7 +121,7 @@ async def test_an_upstream_has_connections_for_a_write_and_for_what_runs_beside_
     held = stream_reply(sglang.WRITING.begun, hold=True)
     up.on("POST", sglang.GENERATE, held, json_reply(sglang.RECORDED.body("score_two_steps")))
     async with configured(up, tmp_path) as upstream:
-        writing = upstream.writer.write(Context(Segment("", (1, 2, 3))), GREEDY, 8, CALL)
+        writing = upstream.writer.write(sglang.ASKED.context, GREEDY, 8, CALL)
         async with aclosing(writing):
             await anext(writing)
             await upstream.reader.encode(["7+5 = 12.\n\n", "", "So 🚀 é 12", "42"], CALL)

@@ -23,7 +23,7 @@ async def test_a_tokenizer_that_puts_a_space_before_every_text_is_refused(up: Re
 async def test_another_model_is_refused_and_so_is_an_adapter_of_the_served_one(
     up: Replay, name: str
 ) -> None:
-    up.on("GET", "/v1/models", json_reply(sglang.RECORDED.body("models")))
+    up.on("GET", "/v1/models", json_reply(sglang.models_with_adapter()))
     message = f"it serves smollm2, not the configured model '{name}'"
     with pytest.raises(UpstreamRefused, match=message):
         await SGLang(up.client, name, None, sglang.FOLLOWER).check()

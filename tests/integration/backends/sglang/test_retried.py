@@ -9,11 +9,11 @@ from tests.support.servers import sglang
 
 async def test_a_full_queue_that_sglang_tells_of_inside_a_stream_is_retried() -> None:
     async with replay(retry=QUICK) as up:
-        full, good = sglang.RECORDED.body("stream_queue_full"), sglang.RECORDED.body("delta_eos")
+        full, good = sglang.RECORDED.body("stream_queue_full"), sglang.RECORDED.body("delta_length")
         up.on("POST", sglang.GENERATE, stream_reply(full), stream_reply(good))
         writer = ResumingWriter(sglang.backend(up), up.client)
         drafts = [draft async for draft in writer.write(sglang.ASKED.context, GREEDY, 9, Call("s"))]
-    assert drafts[-1].end == "stop"
+    assert drafts[-1].end == "length"
     assert len(up.seen) == 2
     assert up.retried == [("up", "upstream_failed")]
 

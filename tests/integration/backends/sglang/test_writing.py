@@ -1,25 +1,25 @@
 """Checks what SGLang's backend makes of a stream beyond the contract."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from proxy.backends.base import Context, Sampling, Segment
+from proxy.backends.base import Sampling
 from proxy.errors import UpstreamMalformed
-from tests.support.replay import CALL, Replay, pieces_of, stream_reply
+from tests.support.replay import Replay, pieces_of, stream_reply
 from tests.support.servers import sglang
-from tests.support.servers.contract import drafts_of
+from tests.support.servers.contract import drafts_of, write
 
 
 async def test_special_tokens_are_written_out_where_they_are_asked_for(up: Replay) -> None:
-    up.on("POST", sglang.GENERATE, stream_reply(sglang.RECORDED.body("delta_eos")))
-    context = Context(Segment("", (1, 2, 3)))
-    async for _ in sglang.backend(up).write(context, Sampling(0.0, special_tokens=True), 9, CALL):
-        pass
-    sampled = up.bodies(sglang.GENERATE)[0]["sampling_params"]
-    assert sampled["skip_special_tokens"] is False
-    assert sampled["spaces_between_special_tokens"] is False
+    up.on("POST", sglang.GENERATE, stream_reply(sglang.RECORDED.body("delta_special_shown")))
+    asked = sglang.asked_for("delta_special_shown")
+    shown = replace(asked, sampling=Sampling(0.0, special_tokens=True))
+    drafts = [draft async for draft in write(sglang.backend(up), shown)]
+    assert pieces_of(drafts) == ["\n", "<|im_start|>", "ass", "istant", "\n"]
+    assert up.bodies(sglang.GENERATE) == [sglang.RECORDED.request("delta_special_shown")]
 
 
 @pytest.mark.parametrize("name", sglang.STREAMS)

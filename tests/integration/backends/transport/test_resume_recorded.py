@@ -4,18 +4,17 @@ from itertools import accumulate
 
 import pytest
 
-from proxy.backends.base import Call, Writer
+from proxy.backends.base import Call, Context, Segment, Writer
 from proxy.backends.transport.resume import ResumingWriter
 from proxy.errors import UpstreamError
 from tests.support.replay import json_reply, replay, stream_reply
 from tests.support.resuming import FREE, QUICK
 from tests.support.servers.contract import Resumable, WritingContract
 from tests.support.servers.every import WRITING, over_cases
-from tests.support.servers.vllm import ASKED
 
 
-async def read_into(pieces: list[str], writer: Writer) -> None:
-    async for draft in writer.write(ASKED.context, FREE, 99, Call("s")):
+async def read_into(pieces: list[str], writer: Writer, prompt: tuple[int, ...]) -> None:
+    async for draft in writer.write(Context(Segment("", prompt)), FREE, 99, Call("s")):
         pieces += draft.pieces
 
 
@@ -31,12 +30,12 @@ async def test_a_recorded_stream_is_resumed_from_tokens_that_spell_what_was_told
             up.on("POST", server.path, broken, json_reply(b"", 400))
             pieces: list[str] = []
             with pytest.raises(UpstreamError):
-                await read_into(pieces, ResumingWriter(writer, up.client))
+                await read_into(pieces, ResumingWriter(writer, up.client), case.prompt)
             if len(up.seen) == 1:  # the ids are not known
                 continue
         prompt, limit = server.prompt_and_limit(up.bodies(server.path)[1])
-        ids = prompt[3:]
-        assert prompt[:3] == [1, 2, 3]
+        ids = prompt[len(case.prompt) :]
+        assert tuple(prompt[: len(case.prompt)]) == case.prompt
         assert ids == [token for token, _ in case.tokens[: len(ids)]]
         assert len(pieces) == len(ids)
         assert limit == 99 - len(ids)
