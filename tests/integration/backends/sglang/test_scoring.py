@@ -7,7 +7,7 @@ import pytest
 from proxy.backends.base import Context, Scores, Segment
 from proxy.errors import UpstreamFailed, UpstreamMalformed
 from tests.support.replay import CALL, Replay, json_reply
-from tests.support.scores import entropy_from, geometric_mean, steps_at_the_end
+from tests.support.scores import entropy_from
 from tests.support.servers import sglang
 
 
@@ -99,11 +99,11 @@ async def test_an_impossible_candidate_adds_nothing_to_the_next_entropy(
 
 
 async def test_the_vocabulary_s_last_token_is_told_as_token_0(up: Replay) -> None:
-    ids = sglang.RECORDED.request("score_last_id")["input_ids"]
-    up.on("POST", sglang.GENERATE, json_reply(sglang.RECORDED.body("score_last_id")))
-    context = steps_at_the_end(ids, 2)
-    (step,) = (await sglang.backend(up).score(context, 1, 3, CALL, entropy_known=False)).steps
-    assert step.value == pytest.approx(geometric_mean([-16.055156707763672, -6.324673652648926]))
+    def clipped(meta: Any) -> None:
+        meta["input_token_logprobs"][5][1] = 0
+
+    whole = await scores_of(up, sglang.RECORDED.body("score_two_steps"))
+    assert await scores_of(up, sglang.with_meta(clipped)) == whole
 
 
 async def test_a_server_that_does_not_tell_of_its_cache_is_not_taken_for_an_empty_one(
