@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from proxy.config import load_config
+from proxy.config import Config, load_config
 from proxy.serving.logs import LogFormat, show_logs
 from proxy.serving.serve import run, serve
 
@@ -40,14 +40,19 @@ def serve_command(
         show_logs(Console(stderr=True), logging.getLogger("proxy").level, log_format=LogFormat.JSON)
     asked = {"host": host, "port": port, "health_port": health_port}
     changes: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
-    loaded = load_config(config)
-    if records is not None:
+
+    def read() -> Config:
+        loaded = load_config(config)
+        if records is None:
+            return loaded.with_server(changes)
         kept = loaded.server.records
-        changes["records"] = {**(kept.model_dump() if kept else {}), "file": records}
-    loaded = loaded.with_server(changes)
+        file = {**(kept.model_dump() if kept else {}), "file": records}
+        return loaded.with_server({**changes, "records": file})
+
+    loaded = read()
     if workers == 1:
-        run(serve(loaded, wait))
+        run(serve(loaded, wait, read))
         return
     from proxy.serving.supervisor import supervise  # noqa: PLC0415 - one process needs nothing of it
 
-    supervise(loaded, wait, workers)
+    supervise(loaded, wait, workers, read)

@@ -11,9 +11,11 @@ from pydantic import (
     AfterValidator,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from proxy.complaints import complaints_of
 from proxy.errors import ConfigError
@@ -58,21 +60,27 @@ class _Upstream(Section):
     reasoning_effort: Effort | None = None
     """How long the model should think, where its template or its API knows that."""
     max_concurrent: int = Field(64, ge=1)
-    """Requests under way at once, for writing and for scoring each; short calls come on top."""
+    """Requests under way at once at all its replicas together, for writing and for scoring each;
+    short calls come on top."""
     context_tokens: int | None = Field(None, ge=16)
     """Tokens of its model's window, prompt and answer together; None: as the server says. The lower
     of both holds."""
     max_output_tokens: int | None = Field(None, ge=1)
     """The most tokens that its model writes in one answer; None: as the server says."""
     gpus: float = Field(1, gt=0)
-    """The number of GPUs that serve it, or their cost: the weight of a second of this server's time
-    when the student's and the teacher's are compared."""
+    """The number of GPUs of one of its replicas, or their cost: the weight of a second of a
+    server's time when the student's and the teacher's are compared."""
     retries: RetriesConfig = RetriesConfig()
     stall_timeout_s: float = Field(120, gt=0)
     """Seconds without a byte after which a stream that has begun to write is given up."""
     answer_timeout_s: float = Field(600, gt=0)
     """Seconds that a whole answer, or a stream's first event, may take, including the wait in the
     server's queue and the reading of the prompt."""
+
+    @property
+    def urls(self) -> list[str]:
+        """The URLs of its servers, as far as someone else runs them at known ones."""
+        return []
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
@@ -111,22 +119,51 @@ def _checked_url(url: str) -> str:
 _ApiKey = Annotated[str, AfterValidator(_fits_into_a_header)]
 
 
-class _RemoteUpstream(_Upstream):
-    base_url: str = Field(repr=False)
+def _server_root(url: str) -> str:
+    root = _checked_url(url)
+    if root.endswith("/v1"):
+        raise ValueError(f"is the server's root: leave '/v1' out of '{without_userinfo(url)}'")
+    return root
+
+
+_Root = Annotated[str, AfterValidator(_server_root)]
+
+
+class RemoteUpstream(_Upstream):
+    """A server, or replicas of one, that someone else runs."""
+
+    base_urls: list[_Root] | None = Field(None, min_length=1, repr=False)
+    """The roots of several replicas, which serve the same model, in the place of `base_url`."""
+    base_url: _Root | None = Field(None, repr=False, validate_default=True)
     """The server's root, without `/v1`."""
     model: str
     api_key: _ApiKey | None = Field(None, repr=False)
 
+    @property
+    def urls(self) -> list[str]:
+        """The roots of all its servers."""
+        return [self.base_url] if self.base_url else self.base_urls or []
+
+    @field_validator("base_urls")
+    @classmethod
+    def _are_different(cls, urls: list[str] | None) -> list[str] | None:
+        shown = [without_userinfo(url) for url in urls or ()]
+        if twice := next((url for url in shown if shown.count(url) > 1), None):
+            raise ValueError(f"has '{twice}' twice: name every replica once")
+        return urls
+
     @field_validator("base_url")
     @classmethod
-    def _is_a_server_root(cls, url: str) -> str:
-        root = _checked_url(url)
-        if root.endswith("/v1"):
-            raise ValueError(f"is the server's root: leave '/v1' out of '{without_userinfo(url)}'")
-        return root
+    def _is_one_or_several(cls, url: str | None, info: ValidationInfo) -> str | None:
+        several = info.data.get("base_urls", ())  # missing if it is wrong already
+        if url is None and several is None:
+            raise PydanticCustomError("missing", "Field required")
+        if url is not None and several:
+            raise ValueError("is there as well as base_urls: leave one out")
+        return url
 
 
-class _TokenServer(_RemoteUpstream):
+class _TokenServer(RemoteUpstream):
     """A server that takes token ids."""
 
     tokenizer: str = Field("server", min_length=1)
@@ -172,8 +209,13 @@ class LiteLLMConfig(_Upstream):
     chat_template: None = None
     """The API renders messages itself."""
 
+    @property
+    def urls(self) -> list[str]:
+        """The API's address, if it is configured."""
+        return [] if self.base_url is None else [self.base_url]
 
-class OpenAIConfig(_RemoteUpstream):
+
+class OpenAIConfig(RemoteUpstream):
     """A server with an OpenAI-style `/v1/completions` that takes text."""
 
     kind: Literal["openai"]
@@ -265,10 +307,11 @@ class Config(Section):
         for name, upstream in self.upstreams.items():
             if isinstance(upstream, EmbeddedConfig):
                 continue
-            hide(keys_in_url(upstream.base_url or ""))
-            of_url, key = set(secrets_of_url(upstream.base_url or "")), upstream.api_key
-            hide(of_url if key is None else {key, *of_url})
-            if of_url and key is not None:
+            hide({key for url in upstream.urls for key in keys_in_url(url)})
+            of_urls = {secret for url in upstream.urls for secret in secrets_of_url(url)}
+            key = upstream.api_key
+            hide(of_urls if key is None else {key, *of_urls})
+            if of_urls and key is not None:
                 message = "base_url has a user, who is sent in the key's place: leave one out"
                 raise ValueError(f"upstreams.{name}.api_key: {message}")
         return self

@@ -156,11 +156,15 @@ def _information_routes(service: Service) -> list[Route]:
         own = {} if service.records is None else {"records": await service.records.check() or OK}
         states = (*upstreams.values(), *own.values())
         is_ready = not draining and all(state == OK for state in states)
+        more: dict[str, Any] = {}
         if not request.state.is_trusted:
             # The words of servers and disks may hold addresses, and are for whoever has a key.
             upstreams, own = _without_words(upstreams), _without_words(own)
+        elif replicas := readiness.replicas():
+            more["replicas"] = replicas
         status = "draining" if draining else "ready" if is_ready else "unready"
-        return _json({"status": status, "upstreams": upstreams, **own}, 200 if is_ready else 503)
+        found = {"status": status, "upstreams": upstreams, **own, **more}
+        return _json(found, 200 if is_ready else 503)
 
     async def metrics(_: Request) -> Response:
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)

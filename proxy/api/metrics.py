@@ -27,6 +27,8 @@ _CALL_LABELS = {
     "correction_calls": "correction",
 }
 
+_REPLICA = ("upstream", "replica")
+
 
 class Metrics:
     """Counts requests, trajectories, tokens and calls; times requests and upstream requests.
@@ -118,6 +120,25 @@ class Metrics:
             registry=self.registry,
         )
         processes.labels(__version__).set(1)
+        self._replica_requests = Counter(
+            "motab_replica_requests",
+            "Requests to a replica of an upstream, by how they ended",
+            ["upstream", "replica", "outcome"],
+            registry=self.registry,
+        )
+        self._replica_up = Gauge(
+            "motab_replica_up",
+            "1 while a replica gets new trajectories, 0 while it is out or after it was drained",
+            _REPLICA,
+            multiprocess_mode="livemin",
+            registry=self.registry,
+        )
+        self._replica_running = self._replica_gauge(
+            "motab_replica_running_requests", "Requests to a replica that are under way"
+        )
+        self._replica_trajectories = self._replica_gauge(
+            "motab_replica_trajectories", "Trajectories that stay on a replica"
+        )
         self._student_waits = Counter(
             "motab_student_waits",
             "Times that a student got too far ahead and had to wait for its teacher",
@@ -139,6 +160,12 @@ class Metrics:
     def _upstream_gauge(self, name: str, about: str) -> Gauge:
         labels = ["upstream", "kind"]
         return Gauge(name, about, labels, multiprocess_mode="livesum", registry=self.registry)
+        self._replica_requests_of = cache(self._replica_requests.labels)
+        self._replica_running_of = cache(self._replica_running.labels)
+        self._replica_trajectories_of = cache(self._replica_trajectories.labels)
+
+    def _replica_gauge(self, name: str, about: str) -> Gauge:
+        return Gauge(name, about, _REPLICA, multiprocess_mode="livesum", registry=self.registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -164,6 +191,21 @@ class Metrics:
     def plain_call(self, model: str, outcome: str) -> None:
         """A request that was passed on ended: `ok`, `cancelled` or an error's code."""
         self._plain_calls.labels(model, outcome).inc()
+
+    def replica_up(self, upstream: str, replica: str, *, is_up: bool) -> None:
+        """A replica was taken in or out."""
+        self._replica_up.labels(upstream, replica).set(is_up)
+
+    def replica_load(
+        self, upstream: str, replica: str, num_running: int, num_trajectories: int
+    ) -> None:
+        """The requests and trajectories at a replica have changed."""
+        self._replica_running_of(upstream, replica).set(num_running)
+        self._replica_trajectories_of(upstream, replica).set(num_trajectories)
+
+    def replica_request(self, upstream: str, replica: str, outcome: str) -> None:
+        """A request to a replica ended: `ok`, `cancelled` or an error's code."""
+        self._replica_requests_of(upstream, replica, outcome).inc()
 
     def student_wait(self, upstream: str) -> None:
         """A text of that upstream was paused to wait for verdicts."""

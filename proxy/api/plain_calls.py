@@ -73,11 +73,14 @@ class PlainCall:
 
     @contextmanager
     def _observed(self) -> Iterator[Call]:
-        """Count the call by the way that it ends, and give it a span."""
+        """Keep the call on one replica, count it by the way that it ends, and give it a span."""
         tracer, request_id = self.service.tracer, self.call.session_id
         error: BaseException | None = None
         try:
-            with tracer.start(of_request("chat", self.name, request_id, "plain")) as span:
+            with (
+                self.call.stay.kept(),
+                tracer.start(of_request("chat", self.name, request_id, "plain")) as span,
+            ):
                 yield replace(self.call, span=span)
         except BaseException as caught:
             error = caught

@@ -31,6 +31,14 @@ class Readiness:
                 self._states = dict(zip(names, found, strict=True))
             return self._states
 
+    def replicas(self) -> dict[str, dict[str, str]]:
+        """Return how the replicas are, by upstream and address, of upstreams that have several."""
+        return {
+            upstream.name: dict(upstream.replicas.states())
+            for upstream in self._upstreams
+            if upstream.replicas is not None and upstream.replicas.are_several
+        }
+
 
 async def _state(upstream: Upstream) -> str:
     try:

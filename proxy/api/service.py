@@ -333,7 +333,7 @@ class Service:
     ) -> dict[str, Any]:
         scorer = model.scorer(options, request.motab)
         question = await _asked(request, request.question(), model.pair, call)
-        with self.admission.admit(1):
+        with self.admission.admit(1), call.stay.kept():
             pair = await self.within_deadline(model.pair.under(question.template_kwargs))
             bridge = pair.bridge("teacher", question)
             model_context = ModelContext(pair.of("teacher"), bridge, question, call)
@@ -369,7 +369,7 @@ class Service:
                 raise first_error(errors) from None
             return {author: task.result() for author, task in tasks.items()}
 
-        with self.admission.admit(1):
+        with self.admission.admit(1), call.stay.kept():
             pair = await self.within_deadline(model.pair.under(question.template_kwargs))
             found = await self.within_deadline(both())
         scoring = {author: scorer.scoring for author, scorer in scorers.items()}

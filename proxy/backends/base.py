@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
+from proxy.backends.stay import Stay
 from proxy.core.params import SamplingValues
 from proxy.core.scoring import oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
@@ -228,13 +229,15 @@ class UpstreamClock:
 class Call:
     """The trajectory that a request to a server belongs to.
 
-    `session_id` keeps the trajectory on one replica (and one slot), whose cache then serves it;
-    `span` is the piece of work that the request is a part of.
+    `session_id` keeps the trajectory on one replica behind a router (and in one slot), `stay` on
+    one of our own replicas, whose cache then serves it; `span` is the piece of work that the
+    request is a part of.
     """
 
     session_id: str
     clock: UpstreamClock = field(default_factory=UpstreamClock)
     span: TraceSpan = NO_SPAN
+    stay: Stay = field(default_factory=Stay, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

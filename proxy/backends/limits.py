@@ -27,6 +27,15 @@ class ModelLimits:
             _lower(self.vocabulary, other.vocabulary),
         )
 
+    def hold(self, other: "ModelLimits") -> bool:
+        """Return whether what keeps to `other` keeps to these, as far as both are known."""
+        pairs = (
+            (self.context_tokens, other.context_tokens),
+            (self.input_tokens, other.input_tokens),
+            (self.output_tokens, other.output_tokens),
+        )
+        return all(own is None or least is None or own >= least for own, least in pairs)
+
 
 NO_LIMITS = ModelLimits()
 

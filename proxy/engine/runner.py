@@ -122,7 +122,7 @@ class TrajectoryRun:
 
         Raises the first error of such a request unchanged, never in a group.
         """
-        with about_tokens(self.question):
+        with about_tokens(self.question), self.call.stay.kept():
             try:
                 async with asyncio.TaskGroup() as self._group:
                     self._obey(self._monitor.start())

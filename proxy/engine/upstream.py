@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -134,6 +134,26 @@ class Template(Protocol):
         ...
 
 
+class ReplicaSet(Protocol):
+    """The servers of an upstream, among which its calls are spread."""
+
+    @property
+    def are_several(self) -> bool:
+        """Return whether there is more than one."""
+        ...
+
+    def states(self) -> Mapping[str, str]:
+        """Return how each is, by its address: `ok`, or what is wrong."""
+        ...
+
+    async def replace(self, base_urls: Iterable[str]) -> None:
+        """Make these the servers. One that is no longer among them finishes its trajectories.
+
+        Raises an `UpstreamError`, and changes nothing, if they cannot serve.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class Upstream:
     """A server and its limit. Writing and scoring are counted separately, each up to
@@ -171,6 +191,8 @@ class Upstream:
     """The most tokens that its model takes, as far as they are known at the start."""
     counts_exactly: bool = True
     """Whether its reader counts tokens as its server does."""
+    replicas: ReplicaSet | None = None
+    """None: it is no server at a known address."""
     budget: Budget = field(init=False)
     num_tokens_of: dict[str, int] = field(init=False, default_factory=dict)
     """The tokens of texts that recur, such as the revise token's, counted once."""

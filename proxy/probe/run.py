@@ -68,17 +68,14 @@ async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -
 
 
 def _shown_url(upstream: UpstreamConfig) -> str | None:
-    if isinstance(upstream, EmbeddedConfig) or upstream.base_url is None:
-        return None
-    return without_userinfo(upstream.base_url)
+    return ", ".join(map(without_userinfo, upstream.urls)) or None
 
 
 def _by_server(config: Config) -> list[list[str]]:
     """The upstreams' names by server, because its upstreams share its slots and caches."""
     names: dict[str, list[str]] = {}
     for name, upstream in config.upstreams.items():
-        base_url = None if isinstance(upstream, EmbeddedConfig) else upstream.base_url
-        names.setdefault(base_url or f"/{name}", []).append(name)
+        names.setdefault(min(upstream.urls, default=f"/{name}"), []).append(name)
     return list(names.values())
 
 

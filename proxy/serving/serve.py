@@ -22,6 +22,7 @@ from proxy.errors import StartError
 from proxy.server_config import ServerConfig
 from proxy.serving.connection import Limits, connecting
 from proxy.serving.health import Pulse, answering
+from proxy.serving.reload import ReadConfig, reloading
 from proxy.wiring.models import open_service
 
 _log = logging.getLogger(__name__)
@@ -132,15 +133,22 @@ def listen_for_health(config: ServerConfig) -> Iterator[socket.socket | None]:
         yield listener
 
 
-async def serve(config: Config, wait_s: float) -> None:
-    """Open everything that the configuration names and serve until a signal."""
+async def serve(config: Config, wait_s: float, read: ReadConfig | None = None) -> None:
+    """Open everything that the configuration names and serve until a signal.
+
+    `read` reads the configuration again when a SIGHUP asks for that.
+    """
     with (
         listen(config.server.host, config.server.port) as listener,
         listen_for_health(config.server) as health_listener,
         Pulse() as pulse,
         answering(health_listener, pulse),
     ):
-        async with open_service(config, wait_s) as service, pulse.beating():
+        async with (
+            open_service(config, wait_s) as service,
+            pulse.beating(),
+            reloading(service, config, read),
+        ):
             _log.info("serving %s on %s", ", ".join(config.models), base_url(listener))
             server = Server(service, on_signals=True)
             settle_memory()

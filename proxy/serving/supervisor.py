@@ -20,9 +20,10 @@ from proxy.config import Config, EmbeddedConfig
 from proxy.errors import ConfigError, StartError
 from proxy.serving.health import Pulse, answering
 from proxy.serving.logs import shown_format
+from proxy.serving.reload import SIGHUP, ReadConfig, reread
 from proxy.serving.serve import base_url, listen, listen_for_health, log_draining
 from proxy.serving.shared_seats import SharedSeats
-from proxy.serving.worker import DRAIN, Order
+from proxy.serving.worker import DRAIN, Order, config_line
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ _STOP_TIMEOUT_S = 10.0
 _LONGEST_PAUSE_S = 60.0
 
 
-def supervise(config: Config, wait_s: float, num_workers: int) -> None:
+def supervise(
+    config: Config, wait_s: float, num_workers: int, read: ReadConfig | None = None
+) -> None:
     """Serve with `num_workers` processes until a signal, as `serve` does with one.
 
     Raises `ConfigError` if the configuration cannot be divided among the processes, `StartError` if
@@ -53,7 +56,7 @@ def supervise(config: Config, wait_s: float, num_workers: int) -> None:
         slots, log_format = WorkerSlots(0, num_workers), shown_format()
         order = Order(config, wait_s, slots, Path(path), log_level, log_format)
         with order.seats() as seats, order.pulse() as pulse, answering(health_listener, pulse):
-            asyncio.run(_Supervisor(order, listener, seats, pulse).run())
+            asyncio.run(_Supervisor(order, listener, seats, pulse, read).run())
 
 
 def _check_can_be_divided(config: Config, num_workers: int) -> None:
@@ -91,9 +94,15 @@ class _Supervisor:
     """Runs a worker for every share of `order`, which is the first worker's."""
 
     def __init__(
-        self, order: Order, listener: socket.socket, seats: SharedSeats, pulse: Pulse
+        self,
+        order: Order,
+        listener: socket.socket,
+        seats: SharedSeats,
+        pulse: Pulse,
+        read: ReadConfig | None,
     ) -> None:
         self._order = order
+        self._read = read
         self._num_workers = order.worker_slots.num_workers
         self._seats = seats
         self._pulse = pulse
@@ -116,6 +125,8 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
+        if self._read is not None and SIGHUP is not None:
+            loop.add_signal_handler(SIGHUP, self._reload, self._read)
         async with asyncio.TaskGroup() as group:
             self._keepers = [
                 group.create_task(self._keep(worker)) for worker in range(self._num_workers)
@@ -130,6 +141,17 @@ class _Supervisor:
         else:
             log_draining(self._seats.num_taken)
             self._drain()
+
+    def _reload(self, read: ReadConfig) -> None:
+        """Give the replicas that the configuration names by now to every worker, and to those that
+        will be started in the place of others.
+        """
+        config = reread(read, self._order.config)
+        if config is None:
+            return
+        self._order = replace(self._order, config=config)
+        for channel in self._channels:
+            channel.write(config_line(config))
 
     def _drain(self) -> None:
         self._draining.set()

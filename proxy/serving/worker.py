@@ -1,8 +1,9 @@
 """Runs one of the processes of `motab serve --workers N`.
 
 `proxy.serving.supervisor` starts it; it is not for use by hand. It gets commands over a socket:
-first its order, then perhaps `DRAIN`. When the socket closes it stops at once, so it cannot outlive
-its supervisor, however that ends. It sends one line back: that it serves, or why it does not.
+first its order, then perhaps configurations with other replicas, and `DRAIN`. When the socket
+closes it stops at once, so it cannot outlive its supervisor, however that ends. It sends one line
+back: that it serves, or why it does not.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from proxy.config import Config
 from proxy.errors import MotabError
 from proxy.serving.health import Pulse
 from proxy.serving.logs import LogFormat, show_logs
+from proxy.serving.reload import SIGHUP, Reloader
 from proxy.serving.serve import BACKLOG, Server, run, settle_memory
 from proxy.serving.shared_seats import SharedSeats
 from proxy.wiring.models import WorkerResources, open_service
@@ -73,6 +75,11 @@ class Order:
         return Pulse(self.worker_slots.num_workers, self.folder / "pulse")
 
 
+def config_line(config: Config) -> bytes:
+    """Return the command to take the replicas of a configuration."""
+    return json.dumps(config.model_dump()).encode() + b"\n"
+
+
 def started(problem: str | None = None) -> bytes:
     """A worker's only message, as JSON: it serves (null), or it has a problem."""
     return json.dumps(problem).encode() + b"\n"
@@ -84,6 +91,7 @@ class _Worker:
         self._listener = listener
         self._say = say
         self._server: Server | None = None
+        self._reloader = Reloader()
 
     async def run(self, orders: asyncio.StreamReader) -> int:
         """Serve until ordered to stop; return the exit code."""
@@ -95,6 +103,8 @@ class _Worker:
             # as well: that order is not a second signal.
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._drain, serving)
+            if SIGHUP is not None:  # the supervisor sends what it has read
+                loop.add_signal_handler(SIGHUP, lambda: None)
             await asyncio.wait({serving})
             obeying.cancel()
         return 0 if serving.cancelled() else serving.result()
@@ -107,6 +117,7 @@ class _Worker:
                 async with (
                     open_service(order.config, order.wait_s, resources) as service,
                     pulse.beating(order.worker_slots.worker),
+                    self._reloader.running(service),
                 ):
                     self._server = Server(service, on_signals=False)
                     settle_memory()
@@ -121,8 +132,11 @@ class _Worker:
 
     async def _obey(self, orders: asyncio.StreamReader, serving: asyncio.Task[int]) -> None:
         with contextlib.suppress(ConnectionError):  # closed, too
-            async for _ in orders:
-                self._drain(serving)
+            async for line in orders:
+                if line == DRAIN:
+                    self._drain(serving)
+                else:
+                    self._reloader.ask(Config.model_validate(json.loads(line)))
         if self._server is not None:
             self._server.stop()
         else:

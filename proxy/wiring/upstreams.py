@@ -6,15 +6,11 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from proxy.api.metrics import Metrics
-from proxy.backends.base import GREEDY, Call, Sampling, Scorer
-from proxy.backends.embedded.gguf_files import converted, dequantized, model_path
+from proxy.backends.base import Sampling, Scorer
 from proxy.backends.embedded.server import embedded_server
-from proxy.backends.judges.judge import find_judges
-from proxy.backends.judges.openai_chat import OpenAIChatAsker
 from proxy.backends.limits import Limited, ModelLimits
 from proxy.backends.servers.chat_route import ChatRoute
 from proxy.backends.servers.chat_text import CountingReader
@@ -30,13 +26,12 @@ from proxy.backends.servers.sampling_fields import (
 )
 from proxy.backends.servers.sglang import SGLang
 from proxy.backends.servers.vllm import Vllm
-from proxy.backends.servers.vllm_cached import CachedVllm
 from proxy.backends.tokens.chat_template import ChatTemplate
-from proxy.backends.tokens.codec import Codec
 from proxy.backends.tokens.sent_text import SentText
-from proxy.backends.tokens.tokenizer import TIKTOKEN, LocalReader, load_tokenizer
+from proxy.backends.tokens.tokenizer import LocalReader, load_tokenizer
 from proxy.backends.transport.calls import Calls, Timeouts
 from proxy.backends.transport.http import UpstreamClient
+from proxy.backends.transport.replicas import Replicas
 from proxy.backends.transport.resume import ResumingWriter
 from proxy.backends.transport.retry import RetryPolicy
 from proxy.backends.worker_slots import ALL_SLOTS, WorkerSlots
@@ -44,21 +39,21 @@ from proxy.config import (
     Config,
     EmbeddedConfig,
     LiteLLMConfig,
-    LlamaCppConfig,
     OpenAIConfig,
     SGLangConfig,
     UpstreamConfig,
     VllmConfig,
 )
 from proxy.core.thinking import Reasoning
-from proxy.core.types import Scoring
 from proxy.engine.upstream import Upstream
-from proxy.errors import ConfigError, UpstreamError, UpstreamRefused
+from proxy.errors import ConfigError, MotabError, UpstreamError
+from proxy.wiring.model_files import ServerUpstream, local_reader, model_file
+from proxy.wiring.replicas import Backend, SameModel
+from proxy.wiring.scorers import judges_of, scorers_of
 from proxy.wiring.templates import HostedTemplate, ReadTemplate
 
-_ServerConfig = VllmConfig | SGLangConfig | LlamaCppConfig | OpenAIConfig | EmbeddedConfig
-
 _POLL_S = 1.0
+_TIMEOUTS_OF_A_PROBE = Timeouts(answer_s=30, stall_s=30)
 # llama.cpp has more samplers than ours, which a request for its own route may name.
 _SAMPLERS = {"samplers", "mirostat", "dynatemp_range"}
 _log = logging.getLogger(__name__)
@@ -97,7 +92,7 @@ async def open_upstream(
 
 async def _open_server(
     name: str,
-    config: _ServerConfig,
+    config: ServerUpstream,
     threads: int,
     metrics: Metrics,
     stack: AsyncExitStack,
@@ -114,19 +109,20 @@ async def _open_server(
         server = await stack.enter_async_context(
             embedded_server(
                 name,
-                await asyncio.to_thread(_model_file, config),
+                await asyncio.to_thread(model_file, config),
                 config.slots,
                 config.context_tokens,
                 config.threads or threads,
             )
         )
-        base_url, api_key = server.base_url, None
+        urls, api_key = [server.base_url], None
     else:
-        base_url, api_key = config.base_url, config.api_key
+        urls, api_key = config.urls, config.api_key
+    replicas = await stack.enter_async_context(Replicas(name, urls, metrics, worker_slots.worker))
     client = await stack.enter_async_context(
         UpstreamClient(
             name,
-            base_url,
+            replicas,
             api_key,
             # For writing, for scoring, and for short calls (tokens, entropies, health).
             max_connections=4 * config.max_concurrent,
@@ -135,26 +131,35 @@ async def _open_server(
             timeouts=_timeouts(config),
         )
     )
-    local = await _local_reader(name, config, template)
+    local = await local_reader(name, config, template)
+
+    def client_of_one(url: str) -> UpstreamClient:
+        observe = metrics.upstream_request
+        return UpstreamClient(name, url, api_key, 4, observe, timeouts=_TIMEOUTS_OF_A_PROBE)
+
+    async def connect(to: UpstreamClient) -> Backend:
+        if isinstance(config, OpenAIConfig) and local is not None:
+            sampling = await sampling_fields(to, config.model)
+            return await OpenAI.connect(to, config.model, local, sampling, scores=scores)
+        return await _connect(to, config, template, worker_slots, reads=local is None)
+
+    same = SameModel(client_of_one, connect, config.model)
 
     async def connected() -> Upstream:
-        if isinstance(config, OpenAIConfig) and local is not None:
-            return await _text_server(name, config, client, local, metrics, scores=scores)
-        backend = await _connect(client, config, template, worker_slots, reads=local is None)
+        await replicas.open(same.verify)
+        backend = await connect(client)
         await backend.check()
-        scorers: tuple[Scorer, ...] = (backend,)
-        why_not: dict[Scoring, str] = {}
-        if scores and isinstance(backend, Vllm):
-            try:
-                scorers = (await CachedVllm.prove(backend, client, config.model), backend)
-            except UpstreamRefused as error:
-                _log.info("%s", error)
-                why_not["cached_logprobs"] = str(error).removeprefix(f"upstream '{name}': ")
+        same.serve(backend, client)
+        if isinstance(backend, OpenAI):
+            return await _text_server(
+                name, config, client, backend, local, same, metrics, scores=scores
+            )
+        scorers, why_not = await scorers_of(backend, client, config.model, scores=scores)
         writer, reader = ResumingWriter(backend, client), local or backend
         prompts = await _prompts_of(name, config, reader)
         num_places = config.max_concurrent
         if isinstance(backend, LlamaCpp):  # a queue for slots would not know what comes first
-            num_places = min(num_places, backend.num_slots)
+            num_places = min(num_places, backend.num_slots * len(urls))
         return Upstream(
             name,
             reader,
@@ -171,29 +176,33 @@ async def _open_server(
             on_wait=partial(metrics.student_wait, name),
             model=config.model,
             on_load=partial(metrics.upstream_load, name),
-            limits=await _limits(name, config, backend, local),
+            limits=await _limits(name, config, same, local),
         )
 
     upstream = await _once_up(connected, wait_s)
     client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
+    same.promise(upstream.limits)
+    upstream.replicas = replicas
+    replicas.probe()
     return upstream
 
 
 async def _text_server(
     name: str,
-    config: OpenAIConfig,
+    config: ServerUpstream,
     client: UpstreamClient,
-    reader: LocalReader,
+    backend: OpenAI,
+    reader: LocalReader | None,
+    same: SameModel,
     metrics: Metrics,
     *,
     scores: bool,
 ) -> Upstream:
-    sampling = await sampling_fields(client, config.model)
-    backend = await OpenAI.connect(client, config.model, reader, sampling, scores=scores)
-    await backend.check()
+    if reader is None:
+        raise MotabError(f"upstream '{name}' has no tokenizer; please report this")
     scorers: tuple[Scorer, ...] = backend.scorers
     if scores:
-        scorers += await _judges(client, config.model, sampling, reader.codec)
+        scorers += await judges_of(client, config.model, backend.sampling, reader.codec)
     template = await _prompts_of(name, config, reader)
     return Upstream(
         name,
@@ -205,34 +214,23 @@ async def _text_server(
         reader,
         why_not=backend.why_not,
         gpus=config.gpus,
-        chat=ChatRoute(client, config.model, _chat_defaults(config, sampling)),
+        chat=ChatRoute(client, config.model, _chat_defaults(config, backend.sampling)),
         template=template,
         unsampled=backend.unsampled,
         model=config.model,
         on_load=partial(metrics.upstream_load, name),
-        limits=await _limits(name, config, backend, reader),
+        limits=await _limits(name, config, same, reader),
         counts_exactly=False,
     )
 
 
-async def _judges(
-    client: UpstreamClient, model: str, sampling: SamplingFields, codec: Codec
-) -> tuple[Scorer, ...]:
-    try:
-        asker = OpenAIChatAsker(client, model, sampling(GREEDY), SentText(client.upstream, codec))
-        return await find_judges(asker, Call("connect"))
-    except UpstreamRefused as error:
-        _log.warning("%s; it will not be a judge", error)
-        return ()
-
-
-def _own_sampling(config: _ServerConfig) -> SamplingFields:
+def _own_sampling(config: ServerUpstream) -> SamplingFields:
     if isinstance(config, VllmConfig):
         return vllm_sampling
     return sglang_sampling if isinstance(config, SGLangConfig) else llamacpp_sampling
 
 
-def _chat_defaults(config: _ServerConfig, sampling: SamplingFields) -> dict[str, Any]:
+def _chat_defaults(config: ServerUpstream, sampling: SamplingFields) -> dict[str, Any]:
     """The fields that a request for the server's own chat route gets unless it has them."""
     defaults = sampling(Sampling(1.0))
     for name in _SAMPLERS & defaults.keys():
@@ -243,7 +241,7 @@ def _chat_defaults(config: _ServerConfig, sampling: SamplingFields) -> dict[str,
 
 
 async def _prompts_of(
-    name: str, config: _ServerConfig, reader: Vllm | SGLang | LlamaCpp | LocalReader
+    name: str, config: ServerUpstream, reader: Vllm | SGLang | LlamaCpp | LocalReader
 ) -> ReadTemplate:
     """The reader's chat template, with the variables that the configuration gives it."""
     template = ReadTemplate(reader, config.reasoning)
@@ -256,7 +254,7 @@ async def _prompts_of(
     return template
 
 
-async def _reasoning(name: str, config: _ServerConfig, template: ReadTemplate) -> Reasoning:
+async def _reasoning(name: str, config: ServerUpstream, template: ReadTemplate) -> Reasoning:
     """The model's format of thoughts."""
     found = await template.reasoning({})
     if found.kind == "harmony" and not isinstance(config, VllmConfig | SGLangConfig):
@@ -364,41 +362,9 @@ async def _once_up(connect: Callable[[], Awaitable[T]], wait_s: float) -> T:
             await asyncio.sleep(_POLL_S)
 
 
-async def _local_reader(
-    name: str, config: _ServerConfig, template: ChatTemplate | None
-) -> LocalReader | None:
-    """The tokenizer that the configuration names; None if the server's own is used."""
-    source = _tokenizer_of(config)
-    if source == "server":
-        return None
-    try:
-        reader = await asyncio.to_thread(load_tokenizer, source, template)
-        reader.sends_text = isinstance(config, OpenAIConfig)
-    except ConfigError as error:
-        raise ConfigError(f"upstreams.{name}.{error}") from error
-    if source.startswith(TIKTOKEN) and not reader.has_template:
-        message = f"{source} has no chat template: set chat_template as well"
-        raise ConfigError(f"upstreams.{name}.tokenizer: {message}")
-    return reader
-
-
-def _tokenizer_of(config: _ServerConfig) -> str:
-    if not isinstance(config, EmbeddedConfig):
-        return config.tokenizer
-    path = model_path(config.model)
-    return str(path) if path.is_dir() else "server"
-
-
-def _model_file(config: EmbeddedConfig) -> Path:
-    path = model_path(config.model)
-    if path.is_dir():
-        return converted(path)
-    return dequantized(path) if config.dequantize else path
-
-
 async def _connect(
     client: UpstreamClient,
-    config: _ServerConfig,
+    config: ServerUpstream,
     template: ChatTemplate | None,
     worker_slots: WorkerSlots,
     *,

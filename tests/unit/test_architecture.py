@@ -42,6 +42,7 @@ _WIRE = _TRACER | frozenset(
         "proxy.secrets",
         "proxy.backends.base",
         "proxy.backends.limits",
+        "proxy.backends.stay",
         "proxy.backends.worker_slots",
     }
 )
@@ -99,7 +100,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.tracing.attributes": frozenset({"proxy.tracing.tracer"}),
     "proxy.tracing.open_telemetry": _TRACER | {"proxy", "proxy.errors", "proxy.secrets"},
     "proxy.backends": _WIRE,
-    "proxy.backends.base": _CORE | {"proxy.tracing.tracer"},
+    "proxy.backends.base": _CORE | {"proxy.backends.stay", "proxy.tracing.tracer"},
+    "proxy.backends.stay": frozenset(),
     "proxy.backends.limits": frozenset(),
     "proxy.backends.worker_slots": frozenset(),
     "proxy.backends.self_test": _WIRE,
@@ -150,7 +152,13 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.wiring",
     },
     "proxy.serving": _PROXY_GROUND
-    | {"proxy.api", "proxy.backends.base", "proxy.backends.worker_slots", "proxy.wiring"},
+    | {
+        "proxy.api",
+        "proxy.backends.base",
+        "proxy.backends.worker_slots",
+        "proxy.engine",
+        "proxy.wiring",
+    },
     # Both the proxy and the client make records, and neither may import the other.
     "trajectory_records": _CORE,
     # The client speaks HTTP to the proxy; it shares the algorithm's rules, which are pure, and the

@@ -28,7 +28,7 @@ from proxy.backends.limits import ModelLimits
 from proxy.backends.servers.llamacpp_stream import LlamaCppStream, finite_or_nan
 from proxy.backends.servers.model_list import slot_limits
 from proxy.backends.servers.sampling_fields import llamacpp_sampling
-from proxy.backends.servers.slot_pool import SlotPool
+from proxy.backends.servers.slot_pool import ReplicaSlots
 from proxy.backends.tokens.alignment import (
     Alignment,
     as_in_running_text,
@@ -82,7 +82,7 @@ class LlamaCpp:
     ) -> None:
         self._client = client
         self._template = chat_template
-        self._slots = SlotPool(num_slots, worker_slots)
+        self._slots = ReplicaSlots(client, num_slots, worker_slots)
         self.num_slots = len(worker_slots.of(range(num_slots)))
         """The requests that the server answers at once for this process."""
         self.template_kwargs: Mapping[str, Any] = {}
@@ -225,7 +225,7 @@ class LlamaCpp:
             body["n_probs"] = 1
         last: Draft | None = None
         reading = LlamaCppStream(self._client.upstream, PieceLogprobs(sampling.logprobs))
-        async with self._slots.lease(call.session_id) as slot:
+        async with self._slots.lease(call) as slot:
             body["id_slot"] = slot
             async with self._client.stream("/completion", body, call) as events:
                 # Read to the very end, past the last draft, so that the connection can be reused.
@@ -253,7 +253,7 @@ class LlamaCpp:
             return reading.draft(row)
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
-        async with self._slots.lease(call.session_id) as slot:
+        async with self._slots.lease(call) as slot:
             body = {
                 "prompt": context.token_ids,
                 "n_predict": max_tokens,
@@ -281,7 +281,7 @@ class LlamaCpp:
         ids = context.token_ids
         scores: list[StepScore] = []
         num_cached: int | None = None
-        async with self._slots.lease(call.session_id) as slot:
+        async with self._slots.lease(call) as slot:
             for tokens in context.ranges(num_new):
                 forced = [
                     await self._force(ids, i, top_k if i == tokens.start else 1, slot, call)
@@ -296,7 +296,7 @@ class LlamaCpp:
 
     async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
         ids, start, text = context.token_ids, context.bounds[-2], context.steps[-1].text
-        async with self._slots.lease(call.session_id) as slot:
+        async with self._slots.lease(call) as slot:
             forced = [await self._force(ids, i, 1, slot, call) for i in range(start, len(ids))]
         with self._client.expecting("a forced token"):
             # The ids may be those of `tokenizer`, which cuts otherwise than the server's own.

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+from proxy.backends.base import Call
+from proxy.backends.transport.http import UpstreamClient
 from proxy.backends.worker_slots import ALL_SLOTS, WorkerSlots
 
 
@@ -32,3 +34,24 @@ class SlotPool:
                 yield slot
             finally:
                 self._idle[slot] = session_id
+
+
+class ReplicaSlots:
+    """The slots of every replica of a server, which has `num_slots` each."""
+
+    def __init__(self, client: UpstreamClient, num_slots: int, worker_slots: WorkerSlots) -> None:
+        self._client = client
+        self._num_slots = num_slots
+        self._worker_slots = worker_slots
+        self._pools: dict[str, SlotPool] = {}
+
+    def lease(self, call: Call) -> AbstractAsyncContextManager[int]:
+        """Lend a slot of the replica to which the call goes.
+
+        If that replica fails, the same slot of another one is used; the server then lets two
+        requests in a slot wait for each other.
+        """
+        url = self._client.url_for(call)
+        if url not in self._pools:
+            self._pools[url] = SlotPool(self._num_slots, self._worker_slots)
+        return self._pools[url].lease(call.session_id)

@@ -20,8 +20,9 @@ from proxy.backends.transport.calls import (
     call_headers,
 )
 from proxy.backends.transport.refusals import refusal_of, stream_failure_of, words_of
+from proxy.backends.transport.replicas import Replicas
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy, parse_retry_after
-from proxy.errors import MotabError, UpstreamGarbled, UpstreamUnreachable
+from proxy.errors import MotabError, UpstreamError, UpstreamGarbled, UpstreamUnreachable
 from proxy.secrets import excerpt, without_userinfo
 
 # Shorter than the 5 s after which uvicorn, and so vLLM and SGLang, closes an idle connection, so
@@ -35,7 +36,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class UpstreamClient(Calls):
-    """Speaks JSON and server-sent events with one server.
+    """Speaks JSON and server-sent events with one server, or with its replicas.
 
     Create it in a running event loop, and use it as an async context manager. `retry` says how
     often a POST is repeated; all of ours are safe to repeat. Streams are opened once:
@@ -45,7 +46,7 @@ class UpstreamClient(Calls):
     def __init__(
         self,
         upstream: str,
-        base_url: str,
+        servers: str | Replicas,
         api_key: str | None,
         max_connections: int,
         observe: RequestObserver,
@@ -53,8 +54,11 @@ class UpstreamClient(Calls):
         on_retry: RetryObserver = lambda _upstream, _code: None,
         timeouts: Timeouts = NO_TIMEOUTS,
     ) -> None:
+        """`servers` is a base URL, or several."""
         super().__init__(upstream, observe, retry, on_retry, timeouts)
-        self.base_url = base_url
+        if isinstance(servers, str):
+            servers = Replicas(upstream, [servers])
+        self._replicas = servers
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_KEEPALIVE_S),
             # A router's sticky cookie would bind every trajectory to one replica.
@@ -74,9 +78,28 @@ class UpstreamClient(Calls):
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
+    @property
+    def base_url(self) -> str:
+        """The URL of its server, or of the replica that is next."""
+        return self._replicas.visitor().url()
+
+    def url_for(self, call: Call) -> str:
+        """Return the base URL to which a call of that trajectory would go now."""
+        return self._replicas.place(call).url()
+
     async def get(self, path: str) -> Any:  # noqa: ANN401
-        """Return the JSON answer to GET `path`. Never repeated: it asks how the server is now."""
-        return await self._json("GET", path, None, {})
+        """Return the JSON answer to GET `path`, by any replica. Never repeated by the server that
+        failed: it asks how the server is now.
+        """
+        place, num_left = self._replicas.visitor(), self._replicas.num_in
+        while True:
+            try:
+                with place.serving() as base_url:
+                    return await self._json("GET", base_url, path, None, {})
+            except UpstreamError as error:
+                num_left -= 1
+                if num_left < 1 or not error.retryable:
+                    raise
 
     async def post(
         self,
@@ -91,10 +114,11 @@ class UpstreamClient(Calls):
         `loads` parses it, and raises `orjson.JSONDecodeError` if it is not JSON.
         """
         content = orjson.dumps(body)
+        place = self._replicas.place(call)
 
         async def attempt() -> Any:  # noqa: ANN401
-            with self.observed(path, call):
-                reply = await self._json("POST", path, content, _headers(call), loads)
+            with self.observed(path, call), place.serving() as base_url:
+                reply = await self._json("POST", base_url, path, content, _headers(call), loads)
                 with self.expecting(path):
                     check(reply)
                 return reply
@@ -104,12 +128,13 @@ class UpstreamClient(Calls):
     async def _json(
         self,
         method: str,
+        base_url: str,
         path: str,
         content: bytes | None,
         headers: dict[str, str],
         loads: Callable[[bytes], Any] = orjson.loads,
     ) -> Any:  # noqa: ANN401
-        coming = self._answer(method, path, content, headers)
+        coming = self._answer(method, base_url, path, content, headers)
         answer = await self.awaited(coming, self.timeouts.answer_s)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             raise self._refusal(answer)
@@ -120,27 +145,36 @@ class UpstreamClient(Calls):
             raise UpstreamGarbled(self.upstream, message) from error
 
     async def _answer(
-        self, method: str, path: str, content: bytes | None, headers: dict[str, str]
+        self,
+        method: str,
+        base_url: str,
+        path: str,
+        content: bytes | None,
+        headers: dict[str, str],
     ) -> "_Answer":
-        async with await self._sent(method, path, content, headers) as response:
+        async with await self._sent(method, base_url, path, content, headers) as response:
             return await self._whole(response)
 
     async def _sent(
-        self, method: str, path: str, content: bytes | None, headers: dict[str, str]
+        self,
+        method: str,
+        base_url: str,
+        path: str,
+        content: bytes | None,
+        headers: dict[str, str],
     ) -> aiohttp.ClientResponse:
-        url = self.base_url + path
         try:
             return await self._session.request(
-                method, url, data=content, headers=headers, allow_redirects=False
+                method, base_url + path, data=content, headers=headers, allow_redirects=False
             )
         except (aiohttp.ClientError, OSError) as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(base_url, error) from error
 
     async def _whole(self, response: aiohttp.ClientResponse) -> "_Answer":
         try:
             content = await response.read()
         except (aiohttp.ClientError, OSError) as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(str(response.url.origin()), error) from error
         retry_after = response.headers.get("retry-after")
         content = content.removeprefix(_BOM)
         return _Answer(response.url.path, response.status, retry_after, content)
@@ -155,8 +189,9 @@ class UpstreamClient(Calls):
         """
         content = orjson.dumps(body)
         timeout_s = self.timeouts.answer_s
-        with self.observed(path, call):
-            coming = self._sent("POST", path, content, _headers(call))
+        serving = self._replicas.place(call).serving()
+        with self.observed(path, call), serving as base_url:
+            coming = self._sent("POST", base_url, path, content, _headers(call))
             response = await self.awaited(coming, timeout_s)
             async with response:
                 if response.status >= HTTPStatus.BAD_REQUEST:
@@ -198,13 +233,13 @@ class UpstreamClient(Calls):
         except (aiohttp.ClientError, OSError) as error:
             if timer.has_expired:
                 raise self.timed_out(timeout_s) from error
-            raise self._unreachable(error) from error
+            raise self._unreachable(str(response.url.origin()), error) from error
         finally:
             timer.stop()
 
-    def _unreachable(self, error: Exception) -> UpstreamUnreachable:
+    def _unreachable(self, url: str, error: Exception) -> UpstreamUnreachable:
         reason = str(error) or type(error).__name__
-        where = without_userinfo(self.base_url)
+        where = without_userinfo(url)
         return UpstreamUnreachable(self.upstream, f"no connection to {where}: {reason}")
 
     def stream_failure(self, error: object) -> MotabError:
