@@ -13,14 +13,17 @@ from proxy.backends.servers.openai import OpenAI
 from proxy.backends.servers.sglang import SGLang
 from proxy.backends.servers.vllm import Vllm
 from proxy.backends.transport.http import UpstreamClient
-from proxy.errors import UpstreamError, UpstreamRefused
+from proxy.errors import MotabError, UpstreamError, UpstreamRefused
 from proxy.secrets import without_userinfo
 
 Backend = Vllm | SGLang | LlamaCpp | OpenAI
 
 _CALL = Call("connect")
 # Tokenizers differ in how they cut numbers, spaces, capitals, scripts and what few of them know.
-_TEXT = "The 12345 QUICK foxes'  jumped:\n\n\tx_1 = \\frac{3}{4}; naïve 你好 мир 🎉 <think>"
+_TEXT = (
+    "So the sum of 3 and 4 is 7.\n\nThe 12345 QUICK foxes'  jumped:\n\tx_1 = \\frac{3}{4}; "
+    "naïve 你好 мир 🎉 <think>"
+)
 _QUESTION = Question((Message("system", "Be brief."), Message("user", "What is 7 + 5?")))
 _log = logging.getLogger(__name__)
 
@@ -97,24 +100,33 @@ class SameModel:
 
         Raises `UpstreamRefused`, which names it, if it is not like the others.
         """
-        async with self._open_client(base_url) as client:
-            backend = await self._connect(client)
-            await backend.check()
-            found = await _identity(backend, client, self._model)
-            limits = await backend.limits()
         name = without_userinfo(base_url)
+        async with self._open_client(base_url) as client:
+            try:
+                await self._compare(name, client)
+            except MotabError as error:
+                if isinstance(error, UpstreamError) and error.retryable:
+                    raise
+                words = str(error).removeprefix(f"upstream '{client.upstream}': ")
+                raise UpstreamRefused(client.upstream, f"replica {name}: {words}") from error
+
+    async def _compare(self, name: str, client: UpstreamClient) -> None:
+        backend = await self._connect(client)
+        await backend.check()
+        found = await _identity(backend, client, self._model)
+        limits = await backend.limits()
         first = await self._reference()
         if first is None:
             first = self._first = name, found
         if (difference := found.difference(first[1])) is not None:
-            message = f"replica {name} serves another model than {first[0]}: {difference}"
+            message = f"it serves another model than {first[0]}: {difference}"
             raise UpstreamRefused(client.upstream, message)
         if self._promised is None:
             self._lowest = self._lowest.lower(limits)
         elif not limits.hold(self._promised):
             message = (
-                f"replica {name} takes less than the others ({limits}, not {self._promised}): "
-                "serve it with the same context, or restart motab"
+                f"it takes less than the others ({limits}, not {self._promised}): serve it with the"
+                " same context, or restart motab"
             )
             raise UpstreamRefused(client.upstream, message)
 
