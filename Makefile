@@ -98,7 +98,7 @@ test-chaos: $(VENV)/.dev .venv-schemathesis/.installed  ## kills, faults, discon
 	MOTAB_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/pytest $(PARALLEL) --timeout 3600 tests/chaos
 
 .PHONY: bench
-bench: $(VENV)/.dev  ## the proxy's speed on simulated servers, compared with the published loop; ten minutes
+bench: $(VENV)/.dev  ## the proxy's speed on simulated servers, compared with the published loop; twelve minutes
 	$(BIN)/python -m benchmarks
 
 .PHONY: bench-real

@@ -22,6 +22,7 @@ from benchmarks.scenarios.linear import linear
 from benchmarks.scenarios.liveness import liveness
 from benchmarks.scenarios.memory import held, memory
 from benchmarks.scenarios.processor import processor
+from benchmarks.scenarios.replicas import replicas
 from benchmarks.scenarios.single import single
 from benchmarks.scenarios.waste import waste
 
@@ -31,6 +32,7 @@ _STAGES: tuple[tuple[tuple[Scenario, ...], ...], ...] = (
     ((single,), (growth, waste)),
     ((fleet,),),
     ((processor,),),
+    ((replicas,),),
     ((linear,),),
     ((latency,),),
     ((liveness,),),

@@ -123,6 +123,9 @@ class Pair(Generic[S]):
     params: dict[str, Any] = field(default_factory=dict)
     teacher_gpus: float = 1.0
     """The cost of a teacher's second, in seconds of the student."""
+    more_students: tuple[S, ...] = ()
+    more_teachers: tuple[S, ...] = ()
+    """Further replicas."""
 
 
 @asynccontextmanager
@@ -184,7 +187,7 @@ def _config(pairs: dict[str, Pair[S]], tokenizer: str) -> dict[str, Any]:
         for role, server in (("student", pair.student), ("teacher", pair.teacher)):
             upstreams[f"{name}-{role}"] = {
                 "kind": server.kind,
-                "base_url": server.base_url,
+                **_address(server, pair.more_students if role == "student" else pair.more_teachers),
                 "model": server.model,
                 "tokenizer": server.tokenizer or tokenizer,
                 "max_concurrent": 4096,
@@ -196,6 +199,13 @@ def _config(pairs: dict[str, Pair[S]], tokenizer: str) -> dict[str, Any]:
             "params": pair.params,
         }
     return {"server": {"max_concurrent": 4096}, "upstreams": upstreams, "models": models}
+
+
+def _address(server: S, more: Sequence[S]) -> dict[str, Any]:
+    """Name a server without replicas as older versions do, too."""
+    if not more:
+        return {"base_url": server.base_url}
+    return {"base_urls": [server.base_url, *(one.base_url for one in more)]}
 
 
 @asynccontextmanager

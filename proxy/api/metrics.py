@@ -156,13 +156,13 @@ class Metrics:
         self._upstream_waiting_of = cache(self._upstream_waiting.labels)
         self._upstream_running_of = cache(self._upstream_running.labels)
         self._upstream_max_concurrent_of = cache(self._upstream_max_concurrent.labels)
+        self._replica_requests_of = cache(self._replica_requests.labels)
+        self._replica_running_of = cache(self._replica_running.labels)
+        self._replica_trajectories_of = cache(self._replica_trajectories.labels)
 
     def _upstream_gauge(self, name: str, about: str) -> Gauge:
         labels = ["upstream", "kind"]
         return Gauge(name, about, labels, multiprocess_mode="livesum", registry=self.registry)
-        self._replica_requests_of = cache(self._replica_requests.labels)
-        self._replica_running_of = cache(self._replica_running.labels)
-        self._replica_trajectories_of = cache(self._replica_trajectories.labels)
 
     def _replica_gauge(self, name: str, about: str) -> Gauge:
         return Gauge(name, about, _REPLICA, multiprocess_mode="livesum", registry=self.registry)

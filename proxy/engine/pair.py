@@ -83,7 +83,8 @@ class Pair:
             student.writing_speed,
             teacher.computing_speed,
             self.hazards.setdefault(method, BreachRate()),
-            teacher.gpus / student.gpus,
+            # A student's speed is that of all its servers together, a call is at one of them.
+            teacher.gpus / student.gpus_writing,
         )
 
 

@@ -142,6 +142,11 @@ class ReplicaSet(Protocol):
         """Return whether there is more than one."""
         ...
 
+    @property
+    def num_busy(self) -> int:
+        """Return how many of them have trajectories."""
+        ...
+
     def states(self) -> Mapping[str, str]:
         """Return how each is, by its address: `ok`, or what is wrong."""
         ...
@@ -175,7 +180,7 @@ class Upstream:
     why_not: Mapping[Scoring, str] = field(default_factory=dict)
     """The reasons that the server lacks ways to score that others of its kind have."""
     gpus: float = 1.0
-    """The price of a second of its server, in seconds of a server with one GPU."""
+    """The price of a second of one of its servers, in seconds of a server with one GPU."""
     chat: PlainChat | None = None
     """Its chat route for requests that pass as they are; None if there is none."""
     template: Template | None = None
@@ -210,6 +215,11 @@ class Upstream:
         self.writing = Places(self.max_concurrent, partial(self.on_load, "write"))
         self.scoring = Places(self.max_concurrent, partial(self.on_load, "score"))
         self.budget = Budget(self.name, self.limits, self.counts_exactly)
+
+    @property
+    def gpus_writing(self) -> float:
+        """The price of a second in which all of its servers that have trajectories write."""
+        return self.gpus * max(1, 0 if self.replicas is None else self.replicas.num_busy)
 
     async def num_tokens(self, text: str, call: Call) -> int:
         """Return the number of tokens of a text that recurs from request to request."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
 from proxy.backends.base import GREEDY, Call, Message, Question
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """What replicas must have in common, besides the name of their model."""
+    """The facts that replicas must have in common, with the name of their model."""
 
     tokens: tuple[int, ...]
     """A text in the server's tokens, or only their number."""
@@ -71,7 +71,11 @@ class SameModel:
         open_client: Callable[[str], AbstractAsyncContextManager[UpstreamClient]],
         connect: Callable[[UpstreamClient], Awaitable[Backend]],
         model: str,
+        *,
+        renders: bool,
     ) -> None:
+        """`renders`: prompts are made by the servers, and not by a tokenizer in this process."""
+        self._renders = renders
         self._open_client = open_client
         self._connect = connect
         self._model = model
@@ -113,7 +117,7 @@ class SameModel:
     async def _compare(self, name: str, client: UpstreamClient) -> None:
         backend = await self._connect(client)
         await backend.check()
-        found = await _identity(backend, client, self._model)
+        found = await self._identity(backend, client)
         limits = await backend.limits()
         first = await self._reference()
         if first is None:
@@ -136,23 +140,24 @@ class SameModel:
         """
         if self._first is None and self._serving is not None:
             try:
-                found = await _identity(self._serving.backend, self._serving.client, self._model)
+                found = await self._identity(self._serving.backend, self._serving.client)
             except UpstreamError as error:
                 _log.warning("%s; new replicas cannot be compared with it", error)
                 return None
             self._first = "the first server", found
         return self._first
 
-
-async def _identity(backend: Backend, client: UpstreamClient, model: str) -> _Identity:
-    if isinstance(backend, OpenAI):
-        return _Identity(await _num_tokens(backend, client, model), (), _ways(backend), 0)
-    tokens = (await backend.markup(_TEXT, _CALL)).token_ids
-    try:
-        prompt = (await backend.render(_QUESTION, _CALL)).token_ids
-    except UpstreamRefused:  # its model has no template
-        prompt = ()
-    return _Identity(tokens, prompt, (), backend.num_slots if isinstance(backend, LlamaCpp) else 0)
+    async def _identity(self, backend: Backend, client: UpstreamClient) -> _Identity:
+        if isinstance(backend, OpenAI):
+            num_tokens = await _num_tokens(backend, client, self._model)
+            return _Identity(num_tokens, (), _ways(backend), 0)
+        tokens = (await backend.markup(_TEXT, _CALL)).token_ids
+        prompt: tuple[int, ...] = ()
+        if self._renders:
+            with suppress(UpstreamRefused):  # its model has no template
+                prompt = (await backend.render(_QUESTION, _CALL)).token_ids
+        num_slots = backend.num_slots if isinstance(backend, LlamaCpp) else 0
+        return _Identity(tokens, prompt, (), num_slots)
 
 
 async def _num_tokens(backend: OpenAI, client: UpstreamClient, model: str) -> tuple[int, ...]:

@@ -11,9 +11,10 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
-from typing import Protocol, Self
+from typing import Self
 
 from proxy.backends.base import Call
+from proxy.backends.transport.replica import Replica, ReplicaObserver
 from proxy.errors import (
     MotabError,
     UpstreamDenied,
@@ -22,7 +23,6 @@ from proxy.errors import (
     UpstreamGarbled,
     UpstreamUnreachable,
 )
-from proxy.secrets import masked, without_userinfo
 
 OK = "ok"
 NOT_ASKED = "not asked yet"
@@ -36,54 +36,6 @@ _log = logging.getLogger(__name__)
 Verify = Callable[[str], Awaitable[None]]
 """Asks the server at a URL whether it is a replica. Raises a retryable `UpstreamError` if it does
 not answer, another one if it serves something else."""
-
-
-class ReplicaObserver(Protocol):
-    """Sees how the replicas of all upstreams are; they go by their addresses."""
-
-    def replica_up(self, upstream: str, replica: str, *, is_up: bool) -> None:
-        """A replica was taken in or out."""
-        ...
-
-    def replica_load(
-        self, upstream: str, replica: str, num_running: int, num_trajectories: int
-    ) -> None:
-        """The calls under way and the trajectories at a replica have changed."""
-        ...
-
-    def replica_request(self, upstream: str, replica: str, outcome: str) -> None:
-        """A call ended: `ok`, `cancelled` or an error's code."""
-        ...
-
-
-class _Replica:
-    """One of the servers."""
-
-    def __init__(self, base_url: str, turn: int, fault: str | None = None) -> None:
-        self.base_url = base_url
-        self.name = masked(without_userinfo(base_url))
-        self.turn = turn
-        """Where two have the same load, the one with the lower turn is next."""
-        self.fault = fault
-        """Why it is out; None: it is in."""
-        self.may_be_tried = fault is None
-        """Whether it gets calls while all are out; not if it may serve something else."""
-        self.is_draining = False
-        self.num_running = 0
-        self.num_trajectories = 0
-        self.num_failures = 0
-        """The failures since its last success."""
-        self.num_outs = 0
-        """How often it was taken out since its last success."""
-        self.probing: asyncio.Task[None] | None = None
-
-    @property
-    def is_idle(self) -> bool:
-        return not self.num_running and not self.num_trajectories
-
-    def load(self) -> tuple[int, int, int]:
-        """The lowest is next. A trajectory counts while it waits for the other model, too."""
-        return self.num_trajectories, self.num_running, self.turn
 
 
 class Replicas:
@@ -107,7 +59,7 @@ class Replicas:
         urls = list(dict.fromkeys(base_urls))
         fault = NOT_ASKED if len(urls) > 1 else None
         self._all = {
-            url: _Replica(url, (index - first) % len(urls), fault) for index, url in enumerate(urls)
+            url: Replica(url, (index - first) % len(urls), fault) for index, url in enumerate(urls)
         }
         self._turns = count(len(urls))
         self._verify: Verify | None = None
@@ -132,6 +84,11 @@ class Replicas:
     def num_in(self) -> int:
         """The number of replicas that get new trajectories."""
         return sum(replica.fault is None for replica in self._listed())
+
+    @property
+    def num_busy(self) -> int:
+        """The number of replicas that have trajectories."""
+        return sum(replica.num_trajectories > 0 for replica in self._all.values())
 
     def states(self) -> Mapping[str, str]:
         """Return how each replica is, by its address: `ok`, or what is wrong."""
@@ -180,7 +137,7 @@ class Replicas:
         _raise_unless_some_are_in(faults, is_in=is_in)
         for url in new:
             error = faults[url]
-            replica = _Replica(url, next(self._turns), None if error is None else str(error))
+            replica = Replica(url, next(self._turns), None if error is None else str(error))
             self._all[url] = replica
             self._tell_load(replica)
             self._tell_state(replica)
@@ -202,7 +159,7 @@ class Replicas:
         """Return a place for a call that belongs to no trajectory."""
         return Place(self, stays=False)
 
-    def choose(self, stayed: _Replica | None, failed: _Replica | None) -> _Replica:
+    def choose(self, stayed: Replica | None, failed: Replica | None) -> Replica:
         """Return the replica for a call that is so far at `stayed`, and was last failed by
         `failed`, to which it returns only if there is no other.
         """
@@ -211,20 +168,20 @@ class Replicas:
         fit = [one for one in self._listed() if one.fault is None]
         # Where all are out, each call finds out for itself, as with a single server.
         fit = fit or [one for one in self._all.values() if one.may_be_tried]
-        chosen = min([one for one in fit if one is not failed] or fit, key=_Replica.load)
+        chosen = min([one for one in fit if one is not failed] or fit, key=Replica.load)
         chosen.turn = next(self._turns)
         return chosen
 
-    def has_other(self, replica: _Replica) -> bool:
+    def has_other(self, replica: Replica) -> bool:
         """Return whether another replica is in."""
         return any(one.fault is None for one in self._listed() if one is not replica)
 
-    def begin(self, replica: _Replica) -> None:
+    def begin(self, replica: Replica) -> None:
         """A call goes there."""
         replica.num_running += 1
         self._tell_load(replica)
 
-    def end(self, replica: _Replica, outcome: str) -> None:
+    def end(self, replica: Replica, outcome: str) -> None:
         """A call to it has ended."""
         replica.num_running -= 1
         self._tell_load(replica)
@@ -232,19 +189,19 @@ class Replicas:
             self._observer.replica_request(self.upstream, replica.name, outcome)
         self._let_go(replica)
 
-    def came(self, replica: _Replica, num: int) -> None:
+    def came(self, replica: Replica, num: int) -> None:
         """Count trajectories that came, or left."""
         replica.num_trajectories += num
         self._tell_load(replica)
         self._let_go(replica)
 
-    def succeeded(self, replica: _Replica) -> None:
+    def succeeded(self, replica: Replica) -> None:
         """It answered a call."""
         replica.num_failures = replica.num_outs = 0
         if replica.fault is not None and replica.may_be_tried and not self.are_several:
             self._take_in(replica)
 
-    def failed(self, replica: _Replica, error: UpstreamError) -> None:
+    def failed(self, replica: Replica, error: UpstreamError) -> None:
         """A call failed there, and another replica might have answered it."""
         replica.num_failures += 1
         is_gone = isinstance(error, UpstreamUnreachable)
@@ -256,17 +213,17 @@ class Replicas:
                 self._begin_probing(replica)
             replica.num_outs += 1
 
-    def _listed(self) -> list[_Replica]:
+    def _listed(self) -> list[Replica]:
         return [one for one in self._all.values() if not one.is_draining]
 
-    def _begin_probing(self, replica: _Replica) -> None:
+    def _begin_probing(self, replica: Replica) -> None:
         is_probed = replica.probing is not None and not replica.probing.done()
         if self.are_several and self._verify is not None and not is_probed:
             # One that comes back and fails again is asked more rarely.
             pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(replica.num_outs, 16))
             replica.probing = asyncio.create_task(self._probe(replica, self._verify, pause_s))
 
-    async def _probe(self, replica: _Replica, verify: Verify, pause_s: float) -> None:
+    async def _probe(self, replica: Replica, verify: Verify, pause_s: float) -> None:
         """Ask a replica ever more rarely, until it may be taken in."""
         while not replica.is_draining:
             await self._sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -280,13 +237,13 @@ class Replicas:
                 replica.fault = str(fault)
                 self._log_out(replica)
 
-    def _take_in(self, replica: _Replica) -> None:
+    def _take_in(self, replica: Replica) -> None:
         replica.fault, replica.may_be_tried, replica.num_failures = None, True, 0
         self._tell_state(replica)
         if self.are_several:
             _log.info("upstream '%s': replica %s is in", self.upstream, replica.name)
 
-    def _let_go(self, replica: _Replica) -> None:
+    def _let_go(self, replica: Replica) -> None:
         """Forget a replica that was drained."""
         if not replica.is_draining or not replica.is_idle or replica.base_url not in self._all:
             return
@@ -297,7 +254,7 @@ class Replicas:
             self._observer.replica_up(self.upstream, replica.name, is_up=False)
         _log.info("upstream '%s': replica %s is drained", self.upstream, replica.name)
 
-    def _log_out(self, replica: _Replica) -> None:
+    def _log_out(self, replica: Replica) -> None:
         _log.warning(
             "upstream '%s': replica %s is out, %d of %d are in: %s",
             self.upstream,
@@ -307,12 +264,12 @@ class Replicas:
             replica.fault,
         )
 
-    def _tell_state(self, replica: _Replica) -> None:
+    def _tell_state(self, replica: Replica) -> None:
         if self._observer is not None:
             is_up = replica.fault is None
             self._observer.replica_up(self.upstream, replica.name, is_up=is_up)
 
-    def _tell_load(self, replica: _Replica) -> None:
+    def _tell_load(self, replica: Replica) -> None:
         if self._observer is not None:
             self._observer.replica_load(
                 self.upstream, replica.name, replica.num_running, replica.num_trajectories
@@ -320,13 +277,13 @@ class Replicas:
 
 
 class Place:
-    """Where the calls of a trajectory go, or the attempts at one call."""
+    """Sends the calls of a trajectory, or the attempts at one call, to a replica."""
 
     def __init__(self, replicas: Replicas, *, stays: bool) -> None:
         self._replicas = replicas
         self._stays = stays
-        self._at: _Replica | None = None
-        self._failed: _Replica | None = None
+        self._at: Replica | None = None
+        self._failed: Replica | None = None
 
     @contextmanager
     def serving(self) -> Iterator[str]:
@@ -359,7 +316,7 @@ class Place:
         if self._at is not None:
             self._replicas.came(self._at, -1)
 
-    def _replica(self) -> _Replica:
+    def _replica(self) -> Replica:
         chosen = self._replicas.choose(self._at, self._failed)
         if self._stays and chosen is not self._at:
             left, self._at = self._at, chosen

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from proxy.api.service import Service
+from proxy.backends.base import Call
 from proxy.config import Config
 from proxy.errors import UpstreamError, UpstreamRefused, UpstreamUnreachable
 from proxy.wiring.models import open_service
@@ -293,3 +294,19 @@ async def test_with_every_replica_down_a_call_ends_as_with_one_server_down() -> 
     assert "(3 attempts)" in error["message"]
     assert ready["status"] == "unready"
     assert all("no connection" in state for state in ready["replicas"]["teacher"].values())
+
+
+async def test_a_second_of_a_student_costs_all_of_its_replicas_that_write() -> None:
+    async with fleet("vllm") as toys:
+        config = toys.config(gpus=2)
+        async with open_service(config) as service:
+            pair = service.models["pair"].pair
+            student, teacher = pair.of("student"), pair.of("teacher")
+            assert (student.gpus_writing, teacher.gpus) == (2, 2)
+            assert pair.schedule("motab").price_ratio == 1
+            calls = [Call("t"), Call("u")]
+            with calls[0].stay.kept(), calls[1].stay.kept():
+                for call in calls:
+                    await student.reader.encode(["a"], call)
+                assert student.gpus_writing == 4
+                assert pair.schedule("motab").price_ratio == 0.5

@@ -109,7 +109,7 @@ async def client(base_url: str, num_workers: int, **more: Any) -> AsyncIterator[
 
 @dataclass(frozen=True, slots=True)
 class Endured:
-    """What a run with a kill was like."""
+    """The outcome of a run with a kill."""
 
     told: dict[int, Told]
     even_after_s: float

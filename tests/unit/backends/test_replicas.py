@@ -1,4 +1,4 @@
-"""Which replica gets a call, and how replicas come and go."""
+"""Tests that a call gets the right replica, and that replicas come and go."""
 
 import asyncio
 from collections import Counter
@@ -24,7 +24,7 @@ BROKEN = UpstreamFailed("up", "500")
 
 
 class Servers:
-    """Servers that answer a probe, or fail it as they are told to."""
+    """Servers that answer a probe, or fail it with a given error."""
 
     def __init__(self) -> None:
         self.faults: dict[str, UpstreamError] = {}
