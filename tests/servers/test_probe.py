@@ -50,6 +50,13 @@ def test_it_scores_by_prompt_log_probabilities_and_passes_the_self_test(
     assert way["self_test"]["values"]["num_tokens"] > 10
 
 
+def test_vllm_on_model_runner_v1_says_what_it_lacks_to_score_from_its_cache(report: Any) -> None:
+    missing = report["upstreams"]["vllm"]["checks"]["scoring"]["cached_logprobs"]["available"]
+    assert missing["result"] == "no"
+    assert "--enable-scale-out" in missing["detail"]
+    assert "requires the V2 model runner" in missing["detail"]
+
+
 def test_vllm_gives_as_many_candidates_as_max_logprobs_allows(report: Any) -> None:
     scoring = report["upstreams"]["vllm"]["checks"]["scoring"]
     assert scoring["prompt_logprobs"]["top_k"]["values"] == {"wanted": 21, "most": 20}

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import yaml
 
 from proxy.backends.base import Call, Context, Segment
 from proxy.backends.servers.vllm import Vllm
@@ -15,7 +14,6 @@ from proxy.backends.transport.http import UpstreamClient
 from proxy.errors import UpstreamRefused
 from tests.servers.conftest import SERVERS_PYTHON, VLLM_MODEL
 from tests.support.paths import ROOT
-from tests.support.proxy.probe_command import probe
 from trainer.reproduce.servers import vllm
 
 MODEL = "tiny"
@@ -108,31 +106,3 @@ async def test_model_runner_v1_refuses_safely_and_survives(vllm_url: str) -> Non
         await plain.check()
     assert scores.scoring == "prompt_logprobs"
     assert scores.steps[0].value == pytest.approx(same.steps[0].value, rel=1e-3)
-
-
-def test_the_probe_says_which_way_a_server_has(v2_url: str, vllm_url: str, tmp_path: Path) -> None:
-    config = {
-        "upstreams": {
-            "v1": {"kind": "vllm", "base_url": vllm_url, "model": VLLM_MODEL},
-            "v2": {"kind": "vllm", "base_url": v2_url, "model": MODEL},
-        },
-        "models": {
-            "v1+v2": {"student": "v1", "teacher": "v2"},
-            "v2+v1": {"student": "v2", "teacher": "v1"},
-        },
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    report = probe(path, 0)
-    ways = {name: found["checks"]["scoring"] for name, found in report["upstreams"].items()}
-    assert ways["v2"]["cached_logprobs"]["available"]["result"] == "ok"
-    cache = ways["v2"]["cached_logprobs"]["prefix_cache"]["values"]
-    assert 0 <= cache["num_context_tokens"] - cache["num_cached_tokens"] < BLOCK
-    missing = ways["v1"]["cached_logprobs"]["available"]
-    assert missing["result"] == "no"
-    assert "--enable-scale-out" in missing["detail"]
-    assert "V2 model runner" in missing["detail"]
-    assert {name: found["scoring"] for name, found in report["models"].items()} == {
-        "v1+v2": "cached_logprobs",
-        "v2+v1": "prompt_logprobs",
-    }

@@ -8,7 +8,6 @@ the server has answered as only V2 does.
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -266,8 +265,8 @@ def _read(reply: dict[str, Any], ids: list[int], start: int) -> _CachedAnswer:
 
 
 def _check(value: float, in_row: float | None, token_id: int) -> None:
-    """Raise ValueError unless both are one token's log-probability."""
-    if in_row is None or math.isnan(value):
+    """Raise ValueError unless both are one token's log-probability, which NaN never is."""
+    if in_row is None:
         raise ValueError(f"the log-probability of token {token_id} is missing")
     if value != in_row and not abs(value - in_row) <= _ROUNDED:
         raise ValueError(f"token {token_id} has the log-probabilities {value} and {in_row}")

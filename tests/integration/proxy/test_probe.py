@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.backends.servers.vllm_cached import ROUTE
 from proxy.config import load_config
 from proxy.errors import MotabError
 from proxy.probe.report import Check, UpstreamChecks
@@ -15,6 +16,7 @@ from tests.support.fake_vllm import MODEL, NUM_CACHED, FakeVllm
 from tests.support.patience import PATIENCE_S, longer_and_longer
 from tests.support.proxy.probes import ALL, LADDER, config_of, probed
 from tests.support.replay import Reply, Seen, json_reply, replay
+from tests.support.servers.vllm_v2 import VllmV2
 
 DEAD = "http://127.0.0.1:9"
 
@@ -59,6 +61,21 @@ async def test_rungs_that_a_server_does_not_have_say_so(tmp_path: Path) -> None:
         way = checks.scoring[rung]  # type: ignore[index]
         assert (way.available.result, way.self_test.result) == ("no", "not_applicable")
         assert "not offered" in way.available.detail
+
+
+async def test_a_teacher_that_proves_model_runner_v2_scores_from_its_cache(tmp_path: Path) -> None:
+    async with replay() as server:
+        FakeVllm().serve(server)
+        server.on("POST", ROUTE, VllmV2().answer)
+        models = {"pair": {"student": "t", "teacher": "t"}}
+        report = await probe(config_of(tmp_path, {"t": server.client.base_url}, models))
+    cached = report.upstreams["t"].checks.scoring["cached_logprobs"]
+    assert cached.available.result == "ok"
+    num_cached, num_before = map(
+        cached.prefix_cache.values.__getitem__, ("num_cached_tokens", "num_context_tokens")
+    )
+    assert 0 <= num_before - num_cached < 16
+    assert report.models["pair"].scoring == "cached_logprobs"
 
 
 async def test_another_model_is_told_and_its_pair_cannot(tmp_path: Path) -> None:

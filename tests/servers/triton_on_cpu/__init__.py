@@ -1,0 +1,1 @@
+"""Makes vLLM's CPU build take Model Runner V2; its folder stands in PYTHONPATH."""
