@@ -15,6 +15,7 @@ from proxy.backends.servers.vllm import Vllm
 from proxy.backends.transport.http import UpstreamClient
 from proxy.errors import MotabError, UpstreamError, UpstreamRefused
 from proxy.secrets import without_userinfo
+from proxy.wiring.scorers import scorers_of
 
 Backend = Vllm | SGLang | LlamaCpp | OpenAI
 
@@ -73,9 +74,13 @@ class SameModel:
         model: str,
         *,
         renders: bool,
+        scores: bool,
     ) -> None:
-        """`renders`: prompts are made by the servers, and not by a tokenizer in this process."""
+        """`renders`: prompts are made by the servers, and not by a tokenizer in this process;
+        `scores`: the servers are a teacher's.
+        """
         self._renders = renders
+        self._scores = scores
         self._open_client = open_client
         self._connect = connect
         self._model = model
@@ -156,8 +161,10 @@ class SameModel:
         if self._renders:
             with suppress(UpstreamRefused):  # its model has no template
                 prompt = (await backend.render(_QUESTION, _CALL)).token_ids
+        scorers, _ = await scorers_of(backend, client, self._model, scores=self._scores)
+        ways = tuple(scorer.scoring for scorer in scorers)
         num_slots = backend.num_slots if isinstance(backend, LlamaCpp) else 0
-        return _Identity(tokens, prompt, (), num_slots)
+        return _Identity(tokens, prompt, ways, num_slots)
 
 
 async def _num_tokens(backend: OpenAI, client: UpstreamClient, model: str) -> tuple[int, ...]:

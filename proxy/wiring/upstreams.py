@@ -143,7 +143,7 @@ async def _open_server(
             return await OpenAI.connect(to, config.model, local, sampling, scores=scores)
         return await _connect(to, config, template, worker_slots, reads=local is None)
 
-    same = SameModel(client_of_one, connect, config.model, renders=local is None)
+    same = SameModel(client_of_one, connect, config.model, renders=local is None, scores=scores)
 
     async def connected() -> Upstream:
         await replicas.open(same.verify)

@@ -12,7 +12,9 @@ from proxy.backends.servers.vllm import Vllm
 from proxy.backends.servers.vllm_cached import CachedVllm
 from proxy.backends.transport.http import UpstreamClient
 from proxy.errors import UpstreamRefused
-from tests.servers.conftest import SERVERS_PYTHON, VLLM_MODEL
+from tests.servers.conftest import SERVERS_PYTHON
+from tests.servers.real import MODEL as V1_MODEL
+from tests.servers.real import Real
 from tests.support.paths import ROOT
 from trainer.reproduce.servers import vllm
 
@@ -91,15 +93,15 @@ async def test_a_text_that_the_cache_holds_is_computed_whole_and_right(v2_url: s
     assert found.steps[0].value == pytest.approx(whole.steps[0].value, rel=1e-3)
 
 
-async def test_model_runner_v1_refuses_safely_and_survives(vllm_url: str) -> None:
-    async with client_of(vllm_url) as client:
-        plain = await Vllm.connect(client, VLLM_MODEL, None)
+async def test_model_runner_v1_refuses_safely_and_survives(servers: dict[str, Real]) -> None:
+    async with client_of(servers["vllm"].base_url) as client:
+        plain = await Vllm.connect(client, V1_MODEL, None)
         for _ in range(3):
             with pytest.raises(UpstreamRefused, match="requires the V2 model runner"):
-                await CachedVllm.prove(plain, client, VLLM_MODEL)
+                await CachedVllm.prove(plain, client, V1_MODEL)
         # Also if the proof came from a server that was there before.
         context = Context(Segment("", tuple(range(40, 90))), [Segment("a", tuple(range(90, 99)))])
-        scores = await CachedVllm(plain, client, VLLM_MODEL).score(
+        scores = await CachedVllm(plain, client, V1_MODEL).score(
             context, 1, 20, CALL, entropy_known=True
         )
         same = await plain.score(context, 1, 20, CALL, entropy_known=True)
