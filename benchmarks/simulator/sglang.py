@@ -32,6 +32,10 @@ class SGLangWire:
             reply.json(_tokenized(orjson.loads(body)["prompt"]))
             return
         asked = orjson.loads(body)
+        if "logit_bias" in asked["sampling_params"]:
+            words = f"logit_bias must has keys in [0, {len(VOCABULARY) - 1}], got -1."
+            reply.json(orjson.dumps({"error": {"message": words}}), 400)
+            return
         ids = asked["input_ids"] if "input_ids" in asked else encode(asked["text"])
         start = asked.get("logprob_start_len", -1) if asked.get("return_logprob") else -1
         reuse = Reuse(limit=None if start < 0 else start)

@@ -57,27 +57,46 @@ class Budget:
         window = self.limits.context_tokens
         return None if window is None else max(1, window - 1)
 
-    def allowance(self, num_prompt: int, num_wanted: int) -> Allowance:
-        """Return how many of the wanted tokens the model may write after its prompt."""
+    @property
+    def most_read(self) -> int | None:
+        """The most tokens of a text that can be scored, those of its prompt included."""
+        window = self.limits.context_tokens
+        limits = (None if window is None else window - WRITTEN_BY_A_SCORE, self.limits.input_tokens)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def allowance(self, num_prompt: int, num_wanted: int, *, is_scored: bool = False) -> Allowance:
+        """Return how many of the wanted tokens the model may write after its prompt.
+
+        If the text `is_scored`, a model with the same limits can score all of it.
+        """
         allowed = Allowance(num_wanted)
         limits = self.limits
         if limits.output_tokens is not None and limits.output_tokens < allowed.tokens:
             allowed = Allowance(limits.output_tokens, "max_output_tokens")
-        left = self._left(num_prompt)
+        left = self._left(num_prompt, is_scored=is_scored)
         if left is not None and left < allowed.tokens:
             allowed = Allowance(left, "context_tokens")
         return allowed
 
-    def _left(self, num_prompt: int) -> int | None:
+    def _left(self, num_prompt: int, *, is_scored: bool) -> int | None:
         """The tokens of the window after a prompt; None if they are not known."""
-        window, most_read = self.limits.context_tokens, self.limits.input_tokens
+        most_read = self.limits.input_tokens
+        most = self.most_read if is_scored else self.limits.context_tokens
         if most_read is not None and num_prompt > most_read:
             left = 0
-        elif window is None:
+        elif most is None:
             return None
         else:
-            left = max(0, window - num_prompt)
+            left = max(0, most - num_prompt)
         return left if self.counts_exactly else max(1, left)
+
+    def is_full(self, num_context: int) -> bool:
+        """Return whether a context is so long that its server reads no prompt of that length.
+
+        SGLang ends a text some tokens before its window does.
+        """
+        most_read = self.limits.input_tokens
+        return self.counts_exactly and most_read is not None and num_context > most_read
 
     def num_readable(self, context: Context, num_new: int) -> int:
         """Return how many of the last `num_new` steps of a context can be scored."""
@@ -91,12 +110,14 @@ class Budget:
         """Return whether a step of that many tokens of another model can surely be scored after a
         context, or the window is not known. A step may have twice the tokens in this model.
         """
-        window = self.limits.context_tokens
-        return window is None or num_context + 2 * max_step_tokens < window
+        most = self.most_read
+        return most is None or num_context + 2 * max_step_tokens <= most
 
-    def require_prompt(self, num_prompt: int) -> None:
-        """Raise `ContextExceeded` if the window cannot hold a prompt and one token more."""
-        if not self._can_score(num_prompt):
+    def require_prompt(self, num_prompt: int, *, is_scored: bool = False) -> None:
+        """Raise `ContextExceeded` if the window cannot hold a prompt and one token more, which can
+        be scored if it `is_scored`.
+        """
+        if self.allowance(num_prompt, 1, is_scored=is_scored).limit:
             raise self._exceeded("the question has", num_prompt)
 
     def require(self, context: Context) -> None:
@@ -107,8 +128,10 @@ class Budget:
 
     def _exceeded(self, what: str, num_tokens: int) -> ContextExceeded:
         limits = self.limits
-        if limits.input_tokens is not None and num_tokens > limits.input_tokens:
+        if limits.input_tokens is not None and num_tokens >= limits.input_tokens:
             holds = f"reads {limits.input_tokens}"
+            if num_tokens == limits.input_tokens:
+                holds += ", one of which is for the answer"
         else:
             holds = f"has a window of {limits.context_tokens}, one of which is for the answer"
         message = f"upstream '{self.upstream}': {what} {num_tokens} tokens, but its model {holds}"
@@ -138,13 +161,18 @@ class BudgetedWrite:
     num_wanted: int
     is_first: bool
     """Nothing of the trajectory is finished that a refusal could discard."""
+    is_scored: bool = False
+    """A teacher with the same limits shall be able to score all of the text."""
     limited_by: LimitedBy | None = field(init=False, default=None)
     """The limit that ended the text, if one did."""
 
     @property
     def can_begin(self) -> bool:
         """Return whether the window has room for any text, as far as is known."""
-        return self.budget.allowance(self.num_prompt, self.num_wanted).tokens > 0
+        return self._allowance(self.num_prompt, self.num_wanted).tokens > 0
+
+    def _allowance(self, num_prompt: int, num_wanted: int) -> Allowance:
+        return self.budget.allowance(num_prompt, num_wanted, is_scored=self.is_scored)
 
     async def drafts(self, write: Callable[[int], AsyncGenerator[Draft]]) -> AsyncGenerator[Draft]:
         """Stream what `write` writes for the number of tokens that it is given.
@@ -153,16 +181,19 @@ class BudgetedWrite:
         ends with `length`; only the first raises `ContextExceeded` if it cannot even begin.
         """
         if self.is_first:
-            self.budget.require_prompt(self.num_prompt)
-        allowed = self.budget.allowance(self.num_prompt, self.num_wanted)
+            self.budget.require_prompt(self.num_prompt, is_scored=self.is_scored)
+        allowed = self._allowance(self.num_prompt, self.num_wanted)
         while allowed.tokens:
-            has_begun = False
+            has_begun, num_written = False, 0
             try:
                 async with aclosing(write(allowed.tokens)) as drafts:
                     async for draft in drafts:
                         has_begun = True
+                        num_written += len(draft.pieces)
                         if draft.end == "length":
-                            self._ended_by(allowed.limit)
+                            is_full = self.budget.is_full(self.num_prompt + num_written)
+                            is_short = is_full and num_written < allowed.tokens
+                            self._ended_by("context_tokens" if is_short else allowed.limit)
                         yield draft
             except (ContextExceeded, UpstreamRefused) as refusal:
                 if has_begun and isinstance(refusal, ContextExceeded):
@@ -183,7 +214,7 @@ class BudgetedWrite:
         num_prompt = self.num_prompt
         if isinstance(refusal, ContextExceeded):
             num_prompt = refusal.num_prompt or num_prompt
-        lower = self.budget.allowance(num_prompt, allowed.tokens - 1)
+        lower = self._allowance(num_prompt, allowed.tokens - 1)
         if not knows or lower.limit is None:
             lower = Allowance(allowed.tokens // 2, "context_tokens")
         if self.is_first and (not knows or not lower.tokens):

@@ -46,7 +46,7 @@ from proxy.core.types import (
     Wrote,
 )
 from proxy.engine.borders import MAX_AHEAD, ahead_of
-from proxy.engine.budget import WRITTEN_BY_A_SCORE, BudgetedWrite, LimitedBy
+from proxy.engine.budget import BudgetedWrite, LimitedBy
 from proxy.engine.fitting import StepsToScore, score_what_fits
 from proxy.engine.ladder import score_by_ladder
 from proxy.engine.model_context import ModelContext, Prompts, about_tokens
@@ -212,8 +212,6 @@ class TrajectoryRun:
         context = await model_context.at(command.steps, before)
         translator = model_context.translator(command.steps, before)
         num_prompt = self._num_read = len(context.token_ids)
-        if command.author == "student" and self.scorer is not None:
-            num_prompt += WRITTEN_BY_A_SCORE  # a teacher with the same window can score all of it
         self._limited_by = None
         write = BudgetedWrite(
             upstream.budget,
@@ -221,6 +219,7 @@ class TrajectoryRun:
             num_prompt,
             command.max_tokens,
             is_first=command.write_id == 0,
+            is_scored=command.author == "student" and self.scorer is not None,
         )
         if write.can_begin:
             self.usage.count_call(command.author, self._num_read)

@@ -155,8 +155,11 @@ class Written:
 
 
 async def write(subject: Subject, num_tokens: int, stop: tuple[str, ...] = ()) -> Written:
-    """Let the upstream write."""
+    """Let the upstream write, as far as its model's window allows."""
     context = await subject.context()
+    num_tokens = max(
+        1, subject.upstream.budget.allowance(len(context.token_ids), num_tokens).tokens
+    )
     sampling = Sampling(temperature=0.0, stop=stop)
     text, count, end = "", 0, None
     times: list[float] = []

@@ -6,7 +6,8 @@ from typing import get_args
 from proxy.backends.base import Context, Scorer, Scores
 from proxy.backends.self_test import TOLERANCE, self_test
 from proxy.core.types import JUDGES, Scoring
-from proxy.errors import UpstreamMalformed, UpstreamRefused
+from proxy.engine.budget import WRITTEN_BY_A_SCORE
+from proxy.errors import ContextExceeded, UpstreamMalformed, UpstreamRefused
 from proxy.probe.checks import Subject
 from proxy.probe.report import Check, WayChecks, failed, no, not_applicable, ok
 
@@ -16,12 +17,14 @@ NOT_OFFERED = "not offered by this kind of server as it is configured"
 _DEEPEST = 128
 _SMALLEST_K = 2
 _STEPS = ("One and two make three.\n\n", "So the answer is three.")
-# Some 200 tokens.
+# Some 200 tokens, in most tokenizers.
 _LONG_STEPS = tuple(
     f"On day {day} they sell {3 * day} loaves of bread and {5 * day} rolls, so together they "
     f"sell {3 * day} + {5 * day} = {8 * day} pieces.\n\n"
     for day in range(1, 7)
 )
+# One whose computation is timed, and one after it that shows what the cache holds.
+_FEWEST_STEPS = 2
 
 
 async def ways(subject: Subject, wanted_k: int, decode: Check) -> dict[Scoring, WayChecks]:
@@ -135,15 +138,36 @@ async def _top_k(subject: Subject, scorer: Scorer, wanted: int) -> Check:
     return no(f"{wanted} are wanted, {most} come: {refusals[wanted]}", wanted=wanted, most=most)
 
 
-def _long_steps(subject: Subject, scorer: Scorer) -> tuple[str, ...]:
-    """The steps, after a line that no earlier probe or way of scoring has left in a cache."""
-    return (f"Ticket {subject.call.session_id} of {scorer.scoring}.\n\n", *_LONG_STEPS)
+async def _long_context(subject: Subject, scorer: Scorer) -> Context:
+    """The question, and as many of the long steps as the model reads.
+
+    The first is a line that no earlier probe or way of scoring has left in a cache.
+    """
+    ticket = f"Ticket {subject.call.session_id} of {scorer.scoring}.\n\n"
+    context = await subject.context((ticket, *_LONG_STEPS))
+    most = subject.upstream.budget.most_read
+    while most is not None and len(context.steps) > _FEWEST_STEPS and len(context.token_ids) > most:
+        context.truncate(len(context.steps) - 1)
+    return context
+
+
+async def _all_but_the_last(subject: Subject, scorer: Scorer) -> Context:
+    context = await _long_context(subject, scorer)
+    context.truncate(len(context.steps) - 1)
+    return context
 
 
 async def _speed(subject: Subject, scorer: Scorer) -> Check:
-    context = await subject.context(_long_steps(subject, scorer)[:-1])
+    context = await _all_but_the_last(subject, scorer)
     started = time.perf_counter()
-    scores = await _score(subject, scorer, context, _SMALLEST_K)
+    try:
+        scores = await _score(subject, scorer, context, _SMALLEST_K)
+    except ContextExceeded as error:  # of a server that does not say what its window holds
+        if not subject.upstream.budget.learn(error, len(context.token_ids), WRITTEN_BY_A_SCORE):
+            raise
+        context = await _all_but_the_last(subject, scorer)
+        started = time.perf_counter()
+        scores = await _score(subject, scorer, context, _SMALLEST_K)
     seconds = time.perf_counter() - started
     rate = scores.num_tokens / seconds
     return ok(
@@ -155,8 +179,8 @@ async def _speed(subject: Subject, scorer: Scorer) -> Check:
 
 
 async def _prefix_cache(subject: Subject, scorer: Scorer) -> Check:
-    """Check how much comes from the cache when the step after `_speed`'s text is scored."""
-    context = await subject.context(_long_steps(subject, scorer))
+    """Check how much comes from the cache when the step after the text of `_speed` is scored."""
+    context = await _long_context(subject, scorer)
     started = time.perf_counter()
     scores = await _score(subject, scorer, context, _SMALLEST_K, num_new=1)
     seconds = time.perf_counter() - started

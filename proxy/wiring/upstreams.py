@@ -154,6 +154,12 @@ async def _open_server(
             return await _text_server(
                 name, config, client, backend, local, same, metrics, scores=scores
             )
+        num_tokens = (await backend.learn_vocabulary()).num_tokens
+        if local is not None and num_tokens is not None:
+            try:
+                await local.require_within(num_tokens)
+            except ConfigError as error:
+                raise ConfigError(f"upstreams.{name}.{error}") from error
         scorers, why_not = await scorers_of(backend, client, config.model, scores=scores)
         writer, reader = ResumingWriter(backend, client), local or backend
         prompts = await _prompts_of(name, config, reader)

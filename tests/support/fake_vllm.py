@@ -36,6 +36,8 @@ class FakeVllm:
     broken: bool = False
     """Every completion is answered with a 500."""
     tells_cache: bool = True
+    window: int = 10**9
+    """The most tokens of a prompt and its answer, of which the list of models says nothing."""
 
     def serve(self, up: Replay) -> None:
         up.on("GET", "/v1/models", json_reply({"data": [{"id": self.served}]}))
@@ -61,11 +63,9 @@ class FakeVllm:
     def complete(self, seen: Seen) -> Reply:
         """The answer to `/v1/completions`."""
         body = seen.body
-        wanted = max(body.get("prompt_logprobs", 0), body.get("logprobs") or 0)
         if self.broken:
             return json_reply({"error": {"message": "the engine is dead"}}, 500)
-        if wanted > self.max_logprobs:
-            message = f"Requested {wanted} logprobs, allowed are {self.max_logprobs}"
+        if message := self._refusal(body):
             return json_reply({"error": {"message": message}}, 400)
         if body.get("return_tokens_as_token_ids"):
             return self._score(body)
@@ -75,6 +75,15 @@ class FakeVllm:
         if self.refuses_logprobs:
             return json_reply({"error": {"message": "logprobs are switched off"}}, 400)
         return json_reply({"choices": [_choice(text, body["prompt"][-1], is_end=is_end)]})
+
+    def _refusal(self, body: Any) -> str:
+        wanted = max(body.get("prompt_logprobs", 0), body.get("logprobs") or 0)
+        if wanted > self.max_logprobs:
+            return f"Requested {wanted} logprobs, allowed are {self.max_logprobs}"
+        prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+        if max(map(len, prompts)) + body["max_tokens"] > self.window:
+            return f"This model's maximum context length is {self.window} tokens. However, ..."
+        return ""
 
     def _written(self, body: Any) -> tuple[str, bool]:
         text = TEXT[: body["max_tokens"]]

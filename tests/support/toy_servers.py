@@ -122,6 +122,9 @@ class Toy:
         body = orjson.loads(await request.read() or b"{}")
         if request.method == "GET" and request.path == "/v1/models":
             return web.Response(body=_json({"data": [{"id": "toy"}]}))
+        if "logit_bias" in body.get("sampling_params", {}):
+            words = f"logit_bias must has keys in [0, {len(self.model.vocabulary) - 1}], got -1."
+            return web.Response(status=400, body=_json({"error": {"message": words}}))
         session = request.headers.get("x-session-id", "")
         content = getattr(self, f"_{self.kind}")(request.path, body, session)
         events = content if isinstance(content, list) else [content]

@@ -13,6 +13,7 @@ from typing import Any
 
 from proxy.backends.base import Call, Context, Sampling, ScoredToken, Scores, Segment
 from proxy.backends.servers.sampling_fields import SamplingFields, openai_sampling
+from proxy.backends.servers.vocabulary import Vocabulary
 from proxy.backends.tokens.alignment import Alignment, Reach, align, as_in_running_text
 from proxy.backends.tokens.logprobs import finite
 from proxy.backends.tokens.openai_usage import cached_tokens
@@ -71,6 +72,8 @@ class Echo:
     def __init__(self, route: Completions) -> None:
         self.route = route
         self._client = route.client
+        self.vocabulary = Vocabulary(route.client.upstream)
+        """The model's tokens, of which servers die if they are asked for more candidates."""
 
     async def score(
         self, context: Context, num_new: int, top_k: int, call: Call, *, entropy_known: bool
@@ -128,6 +131,7 @@ class Echo:
             return "".join(echoed.tokens[: echoed.alignment.num_outside])
 
     async def _echo(self, context: Context, top_k: int, call: Call) -> Any:  # noqa: ANN401
+        self.vocabulary.require_candidates(top_k)
         body = {
             # Hosts may compute the log-probabilities after applying the temperature.
             **self.route.body(context, 1, Sampling(temperature=1.0)),

@@ -29,6 +29,7 @@ from proxy.backends.servers.llamacpp_stream import LlamaCppStream, finite_or_nan
 from proxy.backends.servers.model_list import slot_limits
 from proxy.backends.servers.sampling_fields import llamacpp_sampling
 from proxy.backends.servers.slot_pool import ReplicaSlots
+from proxy.backends.servers.vocabulary import Vocabulary
 from proxy.backends.tokens.alignment import (
     Alignment,
     as_in_running_text,
@@ -121,6 +122,12 @@ class LlamaCpp:
 
     async def limits(self) -> ModelLimits:
         return await slot_limits(self._client)
+
+    async def learn_vocabulary(self) -> Vocabulary:
+        """Ask how many tokens the model has. The server itself refuses others, and it takes any
+        number of candidates.
+        """
+        return Vocabulary(self._client.upstream, (await self.limits()).vocabulary)
 
     async def render(self, question: Question, call: Call) -> Segment:
         question = question.under(self.template_kwargs)

@@ -17,10 +17,13 @@ _CONTEXT = ("max_model_len", "context_length", "context_window", "max_context_le
 _OUTPUT = ("max_completion_tokens", "max_output_tokens")
 
 
-async def require_model(client: UpstreamClient, model: str, *, no_adapters: bool = False) -> None:
+async def require_model(
+    client: UpstreamClient, model: str, *other_names: str, no_adapters: bool = False
+) -> None:
     """Raise `UpstreamRefused` unless the server serves `model`, or any `UpstreamError` of the call.
 
-    With `no_adapters` a model that has a parent does not count.
+    Its list may have it under one of `other_names`. With `no_adapters` a model that has a parent
+    does not count.
     """
     reply = await client.get(_MODELS)
     with client.expecting(_MODELS):
@@ -29,7 +32,7 @@ async def require_model(client: UpstreamClient, model: str, *, no_adapters: bool
             for entry in reply["data"]
             if not (no_adapters and entry.get("parent") is not None)
         ]
-    if model not in served:
+    if not {model, *other_names} & set(served):
         message = f"it serves {', '.join(served)}, not the configured model '{model}'"
         raise UpstreamRefused(client.upstream, message)
 

@@ -29,8 +29,14 @@ from proxy.backends.base import (
 from proxy.backends.limits import ModelLimits
 from proxy.backends.self_test import TOLERANCE, self_test
 from proxy.backends.servers.echo import COMPLETIONS, Completions, Echo, aligned
-from proxy.backends.servers.model_list import listed_limits, listed_owner
-from proxy.backends.servers.sampling_fields import OF_OWNERS, SamplingFields, openai_sampling
+from proxy.backends.servers.model_list import listed_limits, listed_owner, require_model
+from proxy.backends.servers.sampling_fields import (
+    OF_OWNERS,
+    SamplingFields,
+    openai_sampling,
+    sglang_sampling,
+)
+from proxy.backends.servers.vocabulary import UNKNOWN_BIAS, Vocabulary, asked_vocabulary
 from proxy.backends.tokens.openai_usage import cached_tokens
 from proxy.backends.tokens.sent_text import SentText
 from proxy.backends.tokens.tokenizer import LocalReader
@@ -44,6 +50,12 @@ _log = logging.getLogger(__name__)
 _FURTHER = frozenset({"top_k", "min_p", "repetition_penalty"})
 # Fields that a stream is opened with, unless the server refuses them.
 _EXTRAS: dict[str, Any] = {"stream_options": {"include_usage": True}}
+# The reasons to name a server's own kind.
+_BETTER = {
+    "vllm": "takes token ids, so that no candidates fall together",
+    "sglang": "scores from the prefix cache, where echo computes the whole context at every call",
+    "llamacpp": "scores by forced_decode, and there is no echo here",
+}
 # An end token and the tokens of half a character have no text.
 _MAX_WITHOUT_TEXT = 4
 
@@ -116,12 +128,17 @@ class OpenAI:
         except UpstreamError as error:
             if error.retryable:
                 raise
-            _log.warning("%s; it will not score by echo", error)
-            reason = str(error).removeprefix(f"upstream '{client.upstream}': ")
+            advice = f"; {_advice(sampling)}" if sampling in OF_OWNERS.values() else ""
+            _log.warning("%s; it will not score by echo%s", error, advice)
+            reason = str(error).removeprefix(f"upstream '{client.upstream}': ") + advice
             return cls(route, reader, extras, why_not={"echo": reason})
         return cls(echo.route, reader, extras, scorers=(echo,))
 
     async def check(self) -> None:
+        if self.sampling is sglang_sampling:  # it answers under any name, with what it serves
+            base, _, _ = self._route.model.partition(":")  # an adapter is BASE:ADAPTER
+            await require_model(self._client, self._route.model, base, no_adapters=True)
+            return
         # Hosts do not list every model that they serve; `connect` has tried this model.
         await self._client.get("/v1/models")
 
@@ -193,6 +210,7 @@ async def sampling_fields(client: UpstreamClient, model: str) -> SamplingFields:
     """Return the server's sampling fields, by the name with which it signs its list of models."""
     owner = await listed_owner(client, model)
     if owner is not None and (known := OF_OWNERS.get(owner)) is not None:
+        _log.info("upstream '%s': %s", client.upstream, _advice(known))
         return known
     _log.warning(
         "upstream '%s': its defaults are not known (its list of models is signed by %s, not by %s):"
@@ -203,6 +221,12 @@ async def sampling_fields(client: UpstreamClient, model: str) -> SamplingFields:
         ", ".join(sorted(_FURTHER)),
     )
     return openai_sampling
+
+
+def _advice(sampling: SamplingFields) -> str:
+    """The kind that suits a known server better."""
+    owner = next(name for name, fields in OF_OWNERS.items() if fields is sampling)
+    return f"its server is {owner}, and `kind: {owner}` {_BETTER[owner]}"
 
 
 async def _accepted_extras(route: Completions, reader: Reader, call: Call) -> Mapping[str, Any]:
@@ -231,7 +255,15 @@ async def _trusted_echo(writer: OpenAI, route: Completions, reader: Reader, call
             f"to {test.worst:.2g} nats per token ({TOLERANCE:g} are allowed)"
         )
         raise UpstreamMalformed(route.client.upstream, message)
-    return Echo(replace(route, adds=await Echo(route).adds(call)))
+    echo = Echo(replace(route, adds=await Echo(route).adds(call)))
+    if route.sampling is sglang_sampling:
+        echo.vocabulary = await _vocabulary(route)
+    return echo
+
+
+async def _vocabulary(route: Completions) -> Vocabulary:
+    body = {"model": route.model, "prompt": "a", "max_tokens": 1, **route.sampling(GREEDY)}
+    return await asked_vocabulary(route.client, COMPLETIONS, {**body, "logit_bias": UNKNOWN_BIAS})
 
 
 def _written(choice: dict[str, Any]) -> list[tuple[str, float | None]] | None:

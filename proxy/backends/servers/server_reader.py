@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from proxy.backends.base import Call, Question, Segment
 from proxy.backends.limits import ModelLimits
 from proxy.backends.servers.model_list import listed_limits
+from proxy.backends.servers.vocabulary import Vocabulary
 from proxy.backends.tokens.alignment import (
     DUMMY_PREFIX,
     align_vocabulary,
@@ -56,6 +57,8 @@ class ServerReader:
         self._forms: tuple[NormalForm, ...] | None = None
         """The normal forms into which the tokenizer brings texts; None until that matters."""
         self._controls = LearntControls(families=True)
+        self.vocabulary = Vocabulary(client.upstream)
+        """The model's tokens; not known of a server that refuses all others itself."""
         self.template_kwargs: Mapping[str, Any] = {}
         """Variables of the chat template, which a question may replace."""
 
@@ -82,7 +85,12 @@ class ServerReader:
         raise NotImplementedError
 
     async def limits(self) -> ModelLimits:
-        return await listed_limits(self._client, self._model)
+        limits = await listed_limits(self._client, self._model)
+        return limits.lower(ModelLimits(vocabulary=self.vocabulary.num_tokens))
+
+    async def learn_vocabulary(self) -> Vocabulary:
+        """Ask how many tokens the model has, where requests must keep within them."""
+        return self.vocabulary
 
     async def render(self, question: Question, call: Call) -> Segment:
         question = question.under(self.template_kwargs)

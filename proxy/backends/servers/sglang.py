@@ -15,6 +15,7 @@ from proxy.backends.limits import ModelLimits
 from proxy.backends.servers.model_list import asked, count_in, require_model
 from proxy.backends.servers.sampling_fields import sglang_sampling
 from proxy.backends.servers.server_reader import Cuts, ServerReader
+from proxy.backends.servers.vocabulary import UNKNOWN_BIAS, Vocabulary, asked_vocabulary
 from proxy.backends.tokens.alignment import (
     FOLLOWED_BY,
     REPLACEMENT,
@@ -73,7 +74,15 @@ class SGLang(ServerReader):
         # A prompt of that many tokens is refused already.
         return limits if refused is None else limits.lower(ModelLimits(input_tokens=refused - 1))
 
+    async def learn_vocabulary(self) -> Vocabulary:
+        sampled = {"max_new_tokens": 1, "logit_bias": UNKNOWN_BIAS}
+        body = {"input_ids": [0], "sampling_params": sampled}
+        self.vocabulary = await asked_vocabulary(self._client, "/generate", body)
+        return self.vocabulary
+
     async def _detokenized(self, token_ids: Sequence[int], call: Call) -> str:
+        # Asked for the text of what is no token, the server leaves it out or fails with a 500.
+        self.vocabulary.require(token_ids)
         body = {"model": self._model, "tokens": list(token_ids), "skip_special_tokens": False}
         reply = await self._client.post("/v1/detokenize", body, call)
         with self._client.expecting("/v1/detokenize"):
@@ -114,7 +123,7 @@ class SGLang(ServerReader):
         if sampling.special_tokens:
             sampled |= {"skip_special_tokens": False, "spaces_between_special_tokens": False}
         body = {
-            "input_ids": context.token_ids,
+            "input_ids": self._known(context),
             "sampling_params": sampled,
             "stream": True,
             # Lists the tokens one by one, even if an event holds several.
@@ -149,7 +158,7 @@ class SGLang(ServerReader):
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         body = {
-            "input_ids": context.token_ids,
+            "input_ids": self._known(context),
             "sampling_params": {**_sampled(GREEDY), "max_new_tokens": max_tokens},
             "return_logprob": True,
             "return_text_in_logprobs": True,
@@ -175,7 +184,9 @@ class SGLang(ServerReader):
         del entropy_known
         # The entry at the start is null, and the prefix cache serves the tokens before the start.
         start = max(context.bounds[-num_new - 1] - 1, 0)
-        body = {**_prompt_logprobs(context, start), "top_logprobs_num": top_k}
+        # The server dies of more candidates than tokens.
+        self.vocabulary.require_candidates(top_k)
+        body = {**self._prompt_logprobs(context, start), "top_logprobs_num": top_k}
         num_rows = len(context.token_ids) - start
         firsts = {tokens.start - start for tokens in context.ranges(num_new)}
         reply = await self._client.post(
@@ -190,7 +201,7 @@ class SGLang(ServerReader):
             # Not output_token_logprobs, which holds only the sampled token.
             (next_top,) = meta["output_top_logprobs"]
             return Scores(
-                steps=_step_scores(context, num_new, start, meta, top_k),
+                steps=self._step_scores(context, num_new, start, meta, top_k),
                 next_entropy=(
                     None if context.looks_ahead else entropy(_candidates(next_top, top_k), top_k)
                 ),
@@ -201,7 +212,7 @@ class SGLang(ServerReader):
     async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
         first = context.bounds[-2]
         start = max(first - 1, 0)  # as in `score`
-        body = {**_prompt_logprobs(context, start), "return_text_in_logprobs": True}
+        body = {**self._prompt_logprobs(context, start), "return_text_in_logprobs": True}
         reply = await self._client.post("/generate", body, call, self._raise_for_failure)
         with self._client.expecting("the scoring answer"):
             rows, ids = reply["meta_info"]["input_token_logprobs"], context.token_ids
@@ -212,7 +223,7 @@ class SGLang(ServerReader):
             own = rows[first - start :]
             return scored_tokens(
                 [text_of(row[2]) for row in own],
-                _of_tokens(own, ids[first:]),
+                self._of_tokens(own, ids[first:]),
                 context.steps[-1].text,
             )
 
@@ -229,6 +240,52 @@ class SGLang(ServerReader):
         code = status_in({"code": status})
         words = "/generate refused" if code == HTTPStatus.BAD_REQUEST else "the stream failed"
         return refusal_of(upstream, code, str(message), f"{words}: {message}")
+
+    def _known(self, context: Context) -> list[int]:
+        """The ids of a context. Of an id beyond its model's the server dies, or it makes up values.
+
+        Raises `UnknownToken`.
+        """
+        self.vocabulary.require(context.token_ids)
+        return context.token_ids
+
+    def _prompt_logprobs(self, context: Context, start: int) -> dict[str, Any]:
+        """The fields of a request for the log-probabilities of the tokens after token `start`."""
+        return {
+            "input_ids": self._known(context),
+            "sampling_params": {**_sampled(GREEDY), "max_new_tokens": 1},
+            "return_logprob": True,
+            "logprob_start_len": start,
+        }
+
+    def _step_scores(
+        self, context: Context, num_new: int, start: int, meta: dict[str, Any], top_k: int
+    ) -> tuple[StepScore, ...]:
+        """V and H of the last `num_new` steps, from entries that begin with token `start`."""
+        ids = context.token_ids
+        rows, tops = meta["input_token_logprobs"], meta["input_top_logprobs"]
+        if not len(rows) == len(tops) == len(ids) - start:
+            raise ValueError(f"{len(ids) - start} entries asked for, {len(rows)}, {len(tops)} came")
+        if rows[0][0] is not None or tops[0] is not None:
+            raise ValueError("its first entry is not null, so the others may be one token off")
+        scores: list[StepScore] = []
+        for tokens in context.ranges(num_new):
+            begin, end = tokens.start, tokens.stop
+            value = oracle_value(self._of_tokens(rows[begin - start : end - start], ids[begin:end]))
+            top = _candidates(tops[begin - start], top_k)
+            scores.append(StepScore(value, entropy(top, top_k), len(tokens)))
+        return tuple(scores)
+
+    def _of_tokens(self, entries: list[Sequence[Any]], token_ids: list[int]) -> list[float | None]:
+        """The log-probabilities of the prompt's own tokens, or None, which core refuses, if
+        missing.
+        """
+        last = None if self.vocabulary.num_tokens is None else self.vocabulary.num_tokens - 1
+        for entry, token_id in zip(entries, token_ids, strict=True):
+            # SGLang writes the last id of the vocabulary as 0.
+            if entry[1] != token_id and not (entry[1] == 0 and token_id == last):
+                raise ValueError(f"token {token_id} was sent, the entry is token {entry[1]}'s")
+        return all_finite([entry[0] for entry in entries], _LOWEST)
 
 
 @dataclass(slots=True)
@@ -300,16 +357,6 @@ def _end(
     return end_of(reason["type"], upstream), isinstance(matched, int | list)
 
 
-def _prompt_logprobs(context: Context, start: int) -> dict[str, Any]:
-    """The fields of a request for the log-probabilities of the tokens after token `start`."""
-    return {
-        "input_ids": context.token_ids,
-        "sampling_params": {**_sampled(GREEDY), "max_new_tokens": 1},
-        "return_logprob": True,
-        "logprob_start_len": start,
-    }
-
-
 def _sampled(sampling: Sampling) -> dict[str, Any]:
     """All sampling fields: the server fills omitted ones from `--preferred-sampling-params`."""
     return {
@@ -319,34 +366,6 @@ def _sampled(sampling: Sampling) -> dict[str, Any]:
         "skip_special_tokens": True,
         "no_stop_trim": False,
     }
-
-
-def _step_scores(
-    context: Context, num_new: int, start: int, meta: dict[str, Any], top_k: int
-) -> tuple[StepScore, ...]:
-    """V and H of the last `num_new` steps, from entries that begin with token `start`."""
-    ids = context.token_ids
-    rows, tops = meta["input_token_logprobs"], meta["input_top_logprobs"]
-    if not len(rows) == len(tops) == len(ids) - start:
-        raise ValueError(f"{len(ids) - start} entries asked for, {len(rows)}, {len(tops)} came")
-    if rows[0][0] is not None or tops[0] is not None:
-        raise ValueError("its first entry is not null, so the others may be one token off")
-    scores: list[StepScore] = []
-    for tokens in context.ranges(num_new):
-        begin, end = tokens.start, tokens.stop
-        value = oracle_value(_of_tokens(rows[begin - start : end - start], ids[begin:end]))
-        top = _candidates(tops[begin - start], top_k)
-        scores.append(StepScore(value, entropy(top, top_k), len(tokens)))
-    return tuple(scores)
-
-
-def _of_tokens(entries: list[Sequence[Any]], token_ids: list[int]) -> list[float | None]:
-    """The log-probabilities of the prompt's own tokens, or None, which core refuses, if missing."""
-    for entry, token_id in zip(entries, token_ids, strict=True):
-        # SGLang writes the last id of the vocabulary as 0.
-        if entry[1] != token_id and entry[1] != 0:
-            raise ValueError(f"token {token_id} was sent, the entry is token {entry[1]}'s")
-    return all_finite([entry[0] for entry in entries], _LOWEST)
 
 
 def _candidates(entries: Sequence[Sequence[Any]], top_k: int) -> list[float | None]:

@@ -217,7 +217,8 @@ def _by_strings(tokens: Sequence[str], data: bytes) -> list[Reach]:
     for index, token in enumerate(tokens):
         (start, *others) = places[-1]
         spelt = token.encode()
-        if spelt and not others and REPLACEMENT not in token and data.startswith(spelt, start):
+        is_text = REPLACEMENT not in token and _raw(token) is None
+        if spelt and not others and is_text and data.startswith(spelt, start):
             places.append({start + len(spelt)})  # as for nearly all tokens
             continue
         here = {end for start in places[-1] for end in _after(data, start, token)}
@@ -268,12 +269,27 @@ def _after(data: bytes, start: int, token: str) -> Iterator[int]:
 def _other_spellings(token: str, *, is_first: bool) -> Iterator[bytes]:
     if (escaped := _ESCAPED.fullmatch(token)) is not None:
         yield bytes.fromhex((escaped[1] or escaped[2]).replace("\\x", ""))
+    if (raw := _raw(token)) is not None:
+        yield raw
     spaced = token.replace(_METASPACE, " ")
     if spaced != token:
         yield spaced.encode()
     # SentencePiece puts a space before a text.
     if is_first and spaced.startswith(" "):
         yield spaced[1:].encode()
+
+
+def _raw(token: str) -> bytes | None:
+    """The bytes of a token that is not text, which SGLang's OpenAI route writes as a character
+    each; None for a text.
+    """
+    if token.isascii():
+        return None
+    try:
+        raw = token.encode("latin-1")
+    except UnicodeEncodeError:
+        return None
+    return None if REPLACEMENT not in raw.decode(errors="replace") else raw
 
 
 def _held(data: bytes, start: int, known_end: int) -> Reach:

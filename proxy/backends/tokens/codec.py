@@ -75,6 +75,10 @@ class Codec(Protocol):
         """The text of a prompt's ids, special tokens included. Raises KeyError for no token."""
         ...
 
+    def highest(self) -> int:
+        """Return the highest id that `plain` can give."""
+        ...
+
 
 class HuggingFace:
     """A `tokenizer.json`, loaded twice: unchanged, and without the parts that change a text."""
@@ -184,6 +188,9 @@ class HuggingFace:
                 raise KeyError(token_id)
         return str(self._whole.decode(list(ids), skip_special_tokens=False))
 
+    def highest(self) -> int:
+        return max(set(self._whole.get_vocab().values()) - self._control_ids)
+
 
 def around_contents(
     codec: Codec, text: str, mark: str, encode: Callable[[str], list[int]]
@@ -266,6 +273,9 @@ class Tiktoken:
         for token_id in ids:
             self._encoding.decode_single_token_bytes(token_id)
         return self._encoding.decode(list(ids))
+
+    def highest(self) -> int:
+        return max(map(self._encoding.encode_single_token, self._encoding.token_byte_values()))
 
 
 def _unprefixed(tokenizer: dict[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,18 @@ class LocalReader:
         """Return whether messages are rendered as the model reads them, not only counted."""
         return self._own is not None or self._configured is not None
 
+    async def require_within(self, num_tokens: int) -> None:
+        """Raise `ConfigError` if text can have ids that a model of that many tokens lacks.
+
+        Control tokens do not count: some tokenizers list those of other models of their family.
+        """
+        if (highest := await to_thread(self._codec.highest)) >= num_tokens:
+            message = (
+                f"tokenizer: '{self._source}' gives ids up to {highest}, but the server's model"
+                f" has {num_tokens} tokens: name the tokenizer of the model that is served"
+            )
+            raise ConfigError(message)
+
     async def render(self, question: Question, call: Call) -> Segment:
         del call
         question = question.under(self.template_kwargs)

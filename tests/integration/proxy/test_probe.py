@@ -4,6 +4,7 @@ import asyncio
 import json
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,24 @@ async def test_a_healthy_server_can_do_everything(tmp_path: Path) -> None:
     pair = report.models["pair"]
     assert (report.can, pair.reasons, pair.notes) == (True, (), ())
     assert (pair.method, pair.scoring) == ("motab", "prompt_logprobs")
+
+
+@pytest.mark.parametrize("window", [512, 150])
+@pytest.mark.parametrize("is_configured", [True, False])
+async def test_a_small_window_is_probed_with_less_text(
+    tmp_path: Path, window: int, *, is_configured: bool
+) -> None:
+    keys: dict[str, Any] = {"context_tokens": window} if is_configured else {}
+    report = await probed(tmp_path, FakeVllm(window=window), **keys)
+    checks = report.upstreams["t"].checks
+    speed = checks.scoring["prompt_logprobs"].speed
+    if window == 512:
+        assert results(checks) == dict.fromkeys(ALL, "ok")
+        assert 200 < speed.values["num_tokens"] + speed.values["num_context_tokens"] < window
+    else:  # the question and one step are more
+        assert speed.result == "no"
+        assert "maximum context length is 150" in speed.detail
+        assert checks.streams.result == "ok"
 
 
 async def test_rungs_that_a_server_does_not_have_say_so(tmp_path: Path) -> None:

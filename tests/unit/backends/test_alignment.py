@@ -1,4 +1,5 @@
 from contextlib import AbstractContextManager, suppress
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from proxy.backends import base
 from proxy.backends.base import Call, Context, Message, Segment, UpstreamClock
 from proxy.backends.tokens.alignment import (
     FOLLOWED_BY,
+    align,
     as_in_running_text,
     pieces_of,
     without_follower,
@@ -297,3 +299,31 @@ def test_text_is_cut_into_a_piece_a_token_as_far_as_their_strings_spell_it(
 ) -> None:
     assert pieces_of(text, tokens) == pieces
     assert "".join(pieces) == text
+
+
+# Strings of tokens.
+
+
+def _latin(tokens: list[bytes]) -> list[str]:
+    """Tokens as SGLang's OpenAI route writes them: what is no text, a character for each byte."""
+    strings = []
+    for token in tokens:
+        try:
+            strings.append(token.decode())
+        except UnicodeDecodeError:
+            strings.append(token.decode("latin-1"))
+    return strings
+
+
+@given(
+    st.text(st.sampled_from("a \u00c3\u00a9\u00e9\u0153\u6771\U0001f680"), min_size=1), st.data()
+)
+def test_tokens_written_as_a_character_for_each_byte_have_their_places(
+    text: str, data: st.DataObject
+) -> None:
+    content = text.encode()
+    cuts = data.draw(st.sets(st.integers(1, len(content) - 1))) if len(content) > 1 else set()
+    bounds = [0, *sorted(cuts), len(content)]
+    tokens = [content[a:b] for a, b in pairwise(bounds)]
+    for reach, end in zip(align(_latin(tokens), None, text).reaches, bounds[1:], strict=True):
+        assert reach.least <= end <= reach.most

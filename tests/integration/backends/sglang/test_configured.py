@@ -40,7 +40,8 @@ async def test_an_upstream_of_kind_sglang_is_served_by_this_backend(
 ) -> None:
     async with configured(up, tmp_path) as upstream:
         assert isinstance(upstream.reader, SGLang)
-        assert [seen.path for seen in up.seen] == [sglang.TOKENIZE, "/v1/models", *LIMITS]
+        asked = [sglang.TOKENIZE, "/v1/models", sglang.GENERATE]
+        assert [seen.path for seen in up.seen] == [*asked, *LIMITS]
         assert upstream.reasoning == Reasoning("none")
         assert upstream.markup is upstream.reader
 
@@ -77,7 +78,8 @@ async def test_how_its_model_thinks_is_found_out_once(
     up.on("POST", sglang.TOKENIZE, tokens)
     up.on("POST", "/v1/detokenize", text)
     async with configured(up, tmp_path, reasoning) as upstream:
-        asked = [sglang.TOKENIZE, "/v1/models"] + [sglang.TOKENIZE, "/v1/detokenize"] * num_rendered
+        asked = [sglang.TOKENIZE, "/v1/models", sglang.GENERATE]
+        asked += [sglang.TOKENIZE, "/v1/detokenize"] * num_rendered
         assert [seen.path for seen in up.seen] == [*asked, *LIMITS]
         assert upstream.reasoning == expected
 
@@ -119,7 +121,8 @@ async def test_an_upstream_has_connections_for_a_write_and_for_what_runs_beside_
     up: Replay, tmp_path: Path
 ) -> None:
     held = stream_reply(sglang.WRITING.begun, hold=True)
-    up.on("POST", sglang.GENERATE, held, json_reply(sglang.RECORDED.body("score_two_steps")))
+    scored = json_reply(sglang.RECORDED.body("score_two_steps"))
+    up.on("POST", sglang.GENERATE, json_reply(None, 404), held, scored)
     async with configured(up, tmp_path) as upstream:
         writing = upstream.writer.write(sglang.ASKED.context, GREEDY, 8, CALL)
         async with aclosing(writing):

@@ -7,7 +7,7 @@ import pytest
 from proxy.backends.base import Context, Scores, Segment
 from proxy.errors import UpstreamFailed, UpstreamMalformed
 from tests.support.replay import CALL, Replay, json_reply
-from tests.support.scores import entropy_from
+from tests.support.scores import entropy_from, geometric_mean
 from tests.support.servers import sglang
 
 
@@ -98,12 +98,25 @@ async def test_an_impossible_candidate_adds_nothing_to_the_next_entropy(
     assert scores.next_entropy == pytest.approx(entropy_from(*sglang.NEXT_TOP[:2]), rel=1e-9)
 
 
-async def test_the_vocabulary_s_last_token_is_told_as_token_0(up: Replay) -> None:
-    def clipped(meta: Any) -> None:
-        meta["input_token_logprobs"][5][1] = 0
-
-    whole = await scores_of(up, sglang.RECORDED.body("score_two_steps"))
-    assert await scores_of(up, sglang.with_meta(clipped)) == whole
+@pytest.mark.parametrize("vocabulary", [[0, 393], [0, 394], []])
+async def test_the_vocabulary_s_last_token_alone_is_told_as_token_0(
+    up: Replay, vocabulary: list[int]
+) -> None:
+    recorded = json_reply(sglang.RECORDED.body("tiny_last_id"))
+    refusal = {"error": {"message": f"logit_bias must has keys in {vocabulary}, got -1."}}
+    up.on("POST", sglang.GENERATE, json_reply(refusal, 400), recorded)
+    backend = sglang.backend(up)
+    await backend.learn_vocabulary()
+    context = Context(Segment("", (286,)), [Segment("98 is", (393, 263))])
+    scoring = backend.score(context, 1, 2, CALL, entropy_known=False)
+    if vocabulary == [0, 393]:
+        meta = sglang.RECORDED.json("tiny_last_id")["meta_info"]
+        expected = geometric_mean([row[0] for row in meta["input_token_logprobs"][1:]])
+        assert (await scoring).steps[0].value == pytest.approx(expected, rel=1e-9)
+        assert up.bodies(sglang.GENERATE)[1] == sglang.RECORDED.request("tiny_last_id")
+        return
+    with pytest.raises(UpstreamMalformed, match="token 393 was sent, the entry is token 0's"):
+        await scoring
 
 
 async def test_a_server_that_does_not_tell_of_its_cache_is_not_taken_for_an_empty_one(
