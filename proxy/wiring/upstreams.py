@@ -154,12 +154,7 @@ async def _open_server(
             return await _text_server(
                 name, config, client, backend, local, same, metrics, scores=scores
             )
-        num_tokens = (await backend.learn_vocabulary()).num_tokens
-        if local is not None and num_tokens is not None:
-            try:
-                await local.require_within(num_tokens)
-            except ConfigError as error:
-                raise ConfigError(f"upstreams.{name}.{error}") from error
+        await _learn_vocabulary(name, backend, local)
         scorers, why_not = await scorers_of(backend, client, config.model, scores=scores)
         writer, reader = ResumingWriter(backend, client), local or backend
         prompts = await _prompts_of(name, config, reader)
@@ -191,6 +186,18 @@ async def _open_server(
     upstream.replicas = replicas
     replicas.probe()
     return upstream
+
+
+async def _learn_vocabulary(
+    name: str, backend: Vllm | SGLang | LlamaCpp, local: LocalReader | None
+) -> None:
+    """Ask the server for its vocabulary, which must have the tokens of a local tokenizer."""
+    num_tokens = (await backend.learn_vocabulary()).num_tokens
+    if local is not None and num_tokens is not None:
+        try:
+            await local.require_within(num_tokens)
+        except ConfigError as error:
+            raise ConfigError(f"upstreams.{name}.{error}") from error
 
 
 async def _text_server(

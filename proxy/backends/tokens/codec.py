@@ -189,7 +189,7 @@ class HuggingFace:
         return str(self._whole.decode(list(ids), skip_special_tokens=False))
 
     def highest(self) -> int:
-        return max(set(self._whole.get_vocab().values()) - self._control_ids)
+        return max(set(self._whole.get_vocab().values()) - self._control_ids.keys())
 
 
 def around_contents(
