@@ -1,7 +1,5 @@
 """Reads and checks the configuration file: YAML with `${ENV}` expanded. Unknown keys are errors."""
 
-import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -35,9 +33,8 @@ from proxy.secrets import (
     without_userinfo,
 )
 from proxy.server_config import Section, ServerConfig
+from proxy.variables import expanded
 from proxy.yaml_file import load_yaml
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class RetriesConfig(Section):
@@ -363,28 +360,11 @@ def load_config(path: Path) -> Config:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold the keys server, upstreams and models")
     try:
-        return Config.model_validate(_expanded(raw, ""))
+        return Config.model_validate(expanded(raw, ""))
     except ValidationError as error:
         raise ConfigError(f"{path}: {_sentence(error)}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _expanded(value: Any, where: str) -> Any:  # noqa: ANN401
-    if isinstance(value, dict):
-        return {key: _expanded(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expanded(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def variable(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise ConfigError(f"{where}: the environment variable {match[1]} is not set")
-        return found
-
-    return _VARIABLE.sub(variable, value)
 
 
 def _sentence(error: ValidationError, *above: str) -> str:

@@ -89,9 +89,11 @@ ALLOWED: dict[str, frozenset[str]] = {
             "proxy.options",
             "proxy.secrets",
             "proxy.server_config",
+            "proxy.variables",
             "proxy.yaml_file",
         }
     ),
+    "proxy.variables": frozenset({"proxy.errors", "proxy.secrets"}),
     "proxy.server_config": frozenset(),
     # The tracer's protocols, which all folders know, and the library behind them, which only the
     # wiring does.
