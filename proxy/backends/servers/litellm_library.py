@@ -39,7 +39,8 @@ def load_library() -> Any:  # noqa: ANN401 - a wire library, whose types stay in
         # Puts its copies of OpenAI's encodings where tiktoken looks for them.
         importlib.import_module("litellm.litellm_core_utils.default_encoding")
     except ModuleNotFoundError as error:
-        raise ConfigError("kind 'litellm' needs a package: pip install 'motab[litellm]'") from error
+        cure = "pip install 'motab[litellm]', or an image built with PACKAGES=serve-litellm"
+        raise ConfigError(f"kind 'litellm' needs a package: {cure}") from error
     library.telemetry = False
     library.suppress_debug_info = True
     library.disable_streaming_logging = True

@@ -153,6 +153,17 @@ def test_a_rule_that_cannot_be_loaded_fails_at_the_start(rule: str, fault: str) 
         verifier.start()
 
 
+def test_the_rule_math_says_where_its_packages_are_if_they_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = "raise ModuleNotFoundError(\"No module named 'sympy'\", name='sympy')"
+    (tmp_path / "sympy.py").write_text(absent)
+    monkeypatch.syspath_prepend(tmp_path)
+    fault = "math cannot be loaded: ImportError: sympy is missing: pip install motab has it"
+    with Verifier("math") as verifier, pytest.raises(InputError, match=fault):
+        verifier.start()
+
+
 async def test_the_event_loop_goes_on_while_an_answer_is_verified() -> None:
     with Verifier("math", limits=Limits(seconds=1.5), num_workers=1) as verifier:
         await asyncio.to_thread(verifier.start)

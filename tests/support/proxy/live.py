@@ -102,7 +102,7 @@ def client_that_is_killed(url: str, body: dict[str, Any]) -> Iterator[None]:
             response.close()
 
 
-def write_config(path: Path, student_url: str, teacher_url: str) -> None:
+def write_config(path: Path, student_url: str, teacher_url: str, api_key: str = API_KEY) -> None:
     """The demo's pretrained pair on servers that run already."""
     demo = demo_config(DemoPair.PRETRAINED)
     upstreams = {
@@ -115,7 +115,7 @@ def write_config(path: Path, student_url: str, teacher_url: str) -> None:
         for name, url in (("student", student_url), ("teacher", teacher_url))
     }
     config = {
-        "server": {"api_keys": [API_KEY]},
+        "server": {"api_keys": [api_key]},
         "upstreams": upstreams,
         "models": {"motab/demo": demo.models["motab/demo"].model_dump()},
     }

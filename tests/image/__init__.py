@@ -1,0 +1,1 @@
+"""Tests the container's image: built, run and asked, with podman."""
