@@ -185,9 +185,10 @@ class Service:
         if options.events and not request.stream:
             raise RequestError("events need stream: true", param="motab.events")
         # Refused before anything starts, not by the first trajectory.
+        call = Call(request_id, clock)
+        await model.check_delimiter(options, scorer, call)
         questions, stops = request.questions(), request.stops()
         self._check_number(len(questions), request.n)
-        call = Call(request_id, clock)
         questions = tuple([await _asked(request, q, model.pair, call) for q in questions])
         _log.debug(
             "%s: %s %s n=%d user=%s",

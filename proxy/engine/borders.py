@@ -3,8 +3,9 @@ r"""Finds the places at which every tokenizer cuts a text, and divides texts the
 A border between steps need not be a border between tokens: of `"x = 4. So"`, cut after `". "`, the
 token `" So"` begins in one step and ends in the next. Two places, called cuts, are borders of
 tokens whatever the text around them is: before a space that follows a visible character, and after
-a newline that a visible character follows. A step that ends in a blank line is tokenised as if such
-a character came next, whatever comes, so that its verdict need not wait for more text.
+a newline that a visible character follows. Where a model has no token in which text follows a
+newline, a blank line is such a place, too, whatever comes, and a verdict need not wait for more
+text.
 """
 
 import re
@@ -12,6 +13,9 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
+
+from proxy.backends.base import Segment
 
 # The exceptions are for o200k_base, which has tokens such as "\n//", and for Gemma 3's "> </".
 _CUT = re.compile(r"(?<=\n)(?=[^\s/])|(?<=[^\s>])(?= )")
@@ -22,13 +26,30 @@ MAX_BEHIND = 256
 """The most characters before a border from which the tokens after it are found, where no cut comes.
 Tokens that begin at a wrong place are right again long before that."""
 
+NEWLINES: Final = tuple(
+    "x.\n\n\n\n\nx,\n\n\n  x:\n\n    )\n\n\t{\n \n\r\n//\n/}\n\n\u3000\n\u00a0x"
+)
+"""Newlines and what may share a token with them, character by character."""
 
-def ahead_of(before: str, after: str) -> str | None:
+
+def newlines_end_tokens(spelt: Iterable[Segment]) -> bool:
+    """Return whether a token ends with every newline of `NEWLINES`, given the tokens that end in
+    each of its characters.
+    """
+    return all(
+        before.token_ids or not (after.text.isspace() or after.text == "/")
+        for before, after in pairwise(spelt)
+        if before.text == "\n"
+    )
+
+
+def ahead_of(before: str, after: str, *, blank_lines_end: bool) -> str | None:
     """Return the beginning of `after` that decides which tokens end in `before`.
 
     Empty if a token ends with `before` in any case. None if `after` is too short to decide.
+    `blank_lines_end` says that a token ends with every blank line.
     """
-    if before.endswith("\n\n"):
+    if blank_lines_end and before.endswith("\n\n"):
         return ""
     near = after[:MAX_AHEAD]
     cut = _CUT.search(before[-1:] + near, 1)
@@ -38,9 +59,9 @@ def ahead_of(before: str, after: str) -> str | None:
     return near if len(near) == MAX_AHEAD else None
 
 
-def decisive(before: str, after: str) -> str:
+def decisive(before: str, after: str, *, blank_lines_end: bool) -> str:
     """Return the beginning of `after` as `ahead_of` does; all of it if it is too short."""
-    ahead = ahead_of(before, after)
+    ahead = ahead_of(before, after, blank_lines_end=blank_lines_end)
     return after if ahead is None else ahead
 
 

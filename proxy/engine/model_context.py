@@ -64,6 +64,7 @@ class ModelContext:
     """The visible steps as the model reads them."""
     _closed_at: int | None = field(init=False, default=None)
     """The first visible step that closes a thought."""
+    _blank_lines_end: bool = field(init=False, default=False)
     _beginning: tuple[str, ...] = field(init=False, default=())
     """The answer's beginning in the question, as a step before all others."""
 
@@ -82,8 +83,9 @@ class ModelContext:
         tokens then stand for all of it.
         """
         steps = (*self._beginning, *steps)
+        self._blank_lines_end = await self.upstream.blank_lines_end(self.call)
         if following:
-            following = decisive(steps[-1], following)
+            following = self._decisive(steps[-1], following)
         num_common = self._num_common(steps, following)
         closed = self._closed_at is not None and self._closed_at < num_common
         wanted = (*steps, following) if following else steps
@@ -97,7 +99,7 @@ class ModelContext:
         del self._visible[num_common:]
         del self._mapped[num_common:]
         new = [
-            MappedStep(of_step, _ahead(steps, index, following))
+            MappedStep(of_step, self._ahead(steps, index, following))
             for index, of_step in enumerate(parts[: len(steps) - num_common], num_common)
         ]
         context.following = _words_of(parts[len(new) :])
@@ -146,7 +148,7 @@ class ModelContext:
         """Return the number of steps that the last context shares with `steps`, tokens and all."""
         num = self._num_equal(steps)
         # The text after a step may be another one now. It decides about the last steps only.
-        while num and _ahead(steps, num - 1, following) != self._mapped[num - 1].ahead:
+        while num and self._ahead(steps, num - 1, following) != self._mapped[num - 1].ahead:
             num -= 1
         if (
             num
@@ -168,6 +170,19 @@ class ModelContext:
         differing = (index for index, (own, wanted) in enumerate(pairs) if own != wanted)
         return next(differing, len(steps))
 
+    def _ahead(self, steps: Sequence[str], index: int, following: str) -> str:
+        """Return the text after a step that decides which tokens end in it."""
+        after, later = "", index + 1
+        while len(after) < MAX_AHEAD and later < len(steps):
+            after += steps[later][:MAX_AHEAD]
+            later += 1
+        if len(after) < MAX_AHEAD:
+            after += following
+        return self._decisive(steps[index], after)
+
+    def _decisive(self, step: str, after: str) -> str:
+        return decisive(step, after, blank_lines_end=self._blank_lines_end)
+
     def translator(self, steps: Sequence[str], before: str = "") -> Translator:
         """Return the translator of the text that the model writes after `at(steps, before)`."""
         steps = (*self._beginning, *steps)
@@ -187,17 +202,6 @@ class ModelContext:
             self._visible.clear()
             self._mapped.clear()
         return self._context
-
-
-def _ahead(steps: Sequence[str], index: int, following: str) -> str:
-    """Return the text after a step that decides which tokens end in it."""
-    after, later = "", index + 1
-    while len(after) < MAX_AHEAD and later < len(steps):
-        after += steps[later][:MAX_AHEAD]
-        later += 1
-    if len(after) < MAX_AHEAD:
-        after += following
-    return decisive(steps[index], after)
 
 
 def _words_of(mapped: Sequence[Parts]) -> str:

@@ -319,9 +319,11 @@ class TrajectoryRun:
         """Wait until the text after the steps shows which tokens end in them; return that text."""
         if not isinstance(self._monitor, ScoringMonitor):
             raise MotabError("this method has nothing scored; please report this")
+        blank_lines_end = await self.pair.of("teacher").blank_lines_end(self.call)
         while True:
             following = self._monitor.following(len(steps), MAX_AHEAD)
-            if following.is_all or ahead_of(steps[-1], following.text) is not None:
+            ahead = ahead_of(steps[-1], following.text, blank_lines_end=blank_lines_end)
+            if following.is_all or ahead is not None:
                 return following.text
             gate = self._gates[max(self._gates)]  # a student that is ahead must write a bit more
             with gate.held_open():

@@ -4,12 +4,12 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.backends.base import Scorer, TokenScorer
+from proxy.backends.base import Call, Scorer, TokenScorer
 from proxy.core.params import PENALTIES, Method, SamplingValues
 from proxy.core.types import JUDGES, Author
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
-from proxy.errors import RequestError, ScoringUnavailable, UnsupportedField
+from proxy.errors import RequestError, ScoringUnavailable, TokenizerFailed, UnsupportedField
 from proxy.options import Options, OptionsError, parse_sampling
 
 
@@ -127,6 +127,18 @@ class ServedModel:
             )
             raise RequestError(message, param="motab.method")
         return scorer
+
+    async def check_delimiter(self, options: Options, scorer: Scorer | None, call: Call) -> None:
+        """Raise `RequestError` if `scorer` needs to know which tokens end with each step, and the
+        teacher's server hides that at some of these delimiters.
+        """
+        if scorer is None or scorer.scoring in {*JUDGES, "echo"}:
+            return
+        try:
+            await self.pair.of("teacher").require_end_of(options.delimiter, call)
+        except TokenizerFailed as error:
+            message = f"steps that end in {options.delimiter!r} cannot be scored: {error}"
+            raise RequestError(message, param="motab.delimiter") from error
 
     def fallbacks(self, options: Options, scorer: Scorer | None) -> tuple[Scorer, ...]:
         """Return the judges below `scorer`, for steps that it cannot mark.

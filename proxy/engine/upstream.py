@@ -3,12 +3,20 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from proxy.backends.base import (
     Call,
@@ -27,6 +35,7 @@ from proxy.backends.limits import NO_LIMITS, ModelLimits
 from proxy.core.params import Params
 from proxy.core.thinking import Reasoning
 from proxy.core.types import Scoring
+from proxy.engine.borders import NEWLINES, newlines_end_tokens
 from proxy.engine.budget import Budget
 from proxy.engine.outlet import Outlet
 from proxy.engine.schedule import ComputingSpeed, WritingSpeed
@@ -35,6 +44,9 @@ from proxy.tracing.attributes import CallName, of_call
 from proxy.tracing.tracer import TraceSpan
 
 _MOST_COUNTED = 1000
+# A character that no vocabulary has as one token.
+_SEVERAL_TOKENS = "\U000200ff"
+_Answer = TypeVar("_Answer")
 _log = logging.getLogger(__name__)
 
 
@@ -202,6 +214,7 @@ class Upstream:
     num_tokens_of: dict[str, int] = field(init=False, default_factory=dict)
     """The tokens of texts that recur, such as the revise token's, counted once."""
     _tags: dict[str, Segment | None] = field(init=False, default_factory=dict)
+    _blank_lines_end: bool | None = field(init=False, default=None)
     gated_writer: GatedWriter | None = field(init=False)
     """`writer`, if it can be paused."""
     writing: Places = field(init=False)
@@ -260,6 +273,27 @@ class Upstream:
         if self.gated_writer is not None:
             return self.gated_writer.write_gated(context, sampling, max_tokens, call, gate)
         return self.writer.write(context, sampling, max_tokens, call)
+
+    async def blank_lines_end(self, call: Call) -> bool:
+        """Return whether one of the model's tokens ends with every blank line, whatever follows.
+
+        False if that is not known: the text that follows then decides. The answer changes no value.
+        """
+        if self._blank_lines_end is None:
+            found = None
+            if all(scorer.scoring != "echo" for scorer in self.scorers):  # its tokens are others
+                asking = self.reader.encode_running([NEWLINES], call)
+                found = await _unless_failed(asking, "the tokens of blank lines are not known")
+            self._blank_lines_end = found is not None and newlines_end_tokens(found[0])
+        return self._blank_lines_end
+
+    async def require_end_of(self, text: str, call: Call) -> None:
+        """Raise `TokenizerFailed` if more text may hide which tokens end with this text.
+
+        A server's strings hide that only between characters that each are several tokens.
+        """
+        if not text[-1].isascii():
+            await self.reader.encode_running([(text, _SEVERAL_TOKENS)], call)
 
     def scorer(self, way: Scoring | Literal["auto"]) -> Scorer:
         """Return the scorer of that rung, or the best one. Raises `ScoringUnavailable`."""
@@ -334,10 +368,16 @@ async def num_revise_tokens(student: Upstream, params: Params, call: Call) -> in
     A count is no reason to lose a trajectory, or to start no server: a failure is logged, and gives
     None.
     """
+    counting = student.num_tokens(params.revise + "\n\n", call)
+    return await _unless_failed(counting, "the revise token cannot be counted")
+
+
+async def _unless_failed(asking: Awaitable[_Answer], what: str) -> _Answer | None:
+    """Return the answer; None, after a line in the log, if the server fails to give it."""
     try:
-        return await student.num_tokens(params.revise + "\n\n", call)
+        return await asking
     except (MotabError, ExceptionGroup) as error:
         if not isinstance(cause := first_error(error), MotabError):
             raise
-        _log.warning("the revise token cannot be counted: %s", cause)
+        _log.warning("%s: %s", what, cause)
         return None

@@ -1,7 +1,12 @@
 """Builds the models and the service from a configuration."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +65,8 @@ async def open_service(
             for name in config.upstreams
         }
         models = _models(config, upstreams)
-        for model in models.values():
+        for name, model in models.items():
+            await _check_delimiter(name, model)
             await _count_revise_token(model)
         yield Service(
             config.server,
@@ -145,10 +151,28 @@ def _check_pair(name: str, model: ServedModel) -> None:
             f"does not say how '{teacher.name}' continues a text"
         )
         raise ConfigError(f"upstreams.{teacher.name}.continuation: {message}")
-    try:
+    with _as_a_setting(name):
         model.check_method(options)
         model.check_sampling(options, parse_sampling(model.sampling))
         model.scorer_of_method(options, {})
+
+
+async def _check_delimiter(name: str, model: ServedModel) -> None:
+    """Refuse a pair whose teacher's server hides where the pair's own steps end.
+
+    Raises `ConfigError`.
+    """
+    options = parse_options(model.defaults)
+    with _as_a_setting(name):
+        scorer = model.scorer_of_method(options, {})
+        await model.check_delimiter(options, scorer, Call("connect"))
+
+
+@contextmanager
+def _as_a_setting(name: str) -> Iterator[None]:
+    """Turn the refusal of a request into one of the model's settings."""
+    try:
+        yield
     except RequestError as error:
         where = f"models.{name}.params.{str(error.param).removeprefix('motab.')}"
         raise ConfigError(f"{where}: {error}") from error

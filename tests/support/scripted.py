@@ -12,8 +12,10 @@ from typing import Literal
 from proxy.backends.base import Call, Context, Decoded, Draft, Question, Sampling, Scores, Segment
 from proxy.core.thinking import Reasoning
 from proxy.core.types import FinishReason, Scoring, StepScore
+from proxy.engine.borders import NEWLINES
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
+from proxy.errors import TokenizerFailed
 from tests.support.patience import PATIENCE_S
 
 Item = str | tuple[str, ...] | asyncio.Event | Exception
@@ -93,6 +95,8 @@ class ScriptedBackend:
     """What every token is written with; None where this server tells none."""
     scoring: Scoring = "prompt_logprobs"
     recomputes: bool = False
+    hides_ends: bool = False
+    """Whether its strings do not show where tokens end that are no ASCII."""
     rendered: list[Question] = field(default_factory=list)
     encoded: list[str] = field(default_factory=list)
     marked: list[str] = field(default_factory=list)
@@ -138,6 +142,10 @@ class ScriptedBackend:
     async def encode_running(
         self, texts: Sequence[Sequence[str]], call: Call
     ) -> list[list[Segment]]:
+        if list(texts) == [NEWLINES]:  # every model is asked once, before its first trajectory
+            return [list(map(_segment, NEWLINES))]
+        if self.hides_ends and not texts[0][0].isascii():
+            raise TokenizerFailed("the tokens cannot be distinguished; set tokenizer")
         return [await self.encode(parts, call) for parts in texts]
 
     async def markup(self, text: str, call: Call) -> Segment:

@@ -253,6 +253,8 @@ class Toy:
                 if many
                 else {"tokens": self.model.tokens(given)}
             )
+        if path == "/v1/detokenize":
+            return _json({"text": [self.model.text(ids) for ids in body["tokens"]]})
         ids, sampled = body["input_ids"], body["sampling_params"]
         if not body.get("stream"):
             return _json({"meta_info": self._sglang_scores(ids, body)})

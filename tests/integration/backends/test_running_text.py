@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from proxy.backends.base import Reader, Segment
+from proxy.backends.base import Reader, Scorer, Segment
+from proxy.engine.upstream import Upstream
 from proxy.errors import TokenizerFailed
 from tests.support.paths import package_file
 from tests.support.replay import CALL, Replay, json_reply
+from tests.support.scripted import ScriptedBackend
 from tests.support.servers.vocabularies import reader_over, served
 
 TEXTS = [
@@ -102,3 +104,58 @@ async def test_strings_that_hide_where_a_step_ends_are_an_error(up: Replay) -> N
     reader = server(up, "sglang", byte_level())
     with pytest.raises(TokenizerFailed, match=r"cannot be distinguished; set the upstream's"):
         await reader.encode_running([["é is 🚀", "🚀今天"]], CALL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "delimiter", "hides"),
+    [
+        ("sglang", "🚀", True),
+        ("sglang", "今天", False),
+        ("sglang", "So.\n\n", False),
+        ("vllm", "🚀", False),
+        ("llamacpp", "今天", False),
+    ],
+)
+async def test_it_is_known_before_any_text_whether_a_server_hides_where_steps_end(
+    up: Replay, kind: str, delimiter: str, *, hides: bool
+) -> None:
+    reader = server(up, kind, byte_level())
+    teacher = upstream_of(reader)
+    if hides:
+        with pytest.raises(TokenizerFailed, match="cannot be distinguished"):
+            await teacher.require_end_of(delimiter, CALL)
+    else:
+        await teacher.require_end_of(delimiter, CALL)
+
+
+def newlines_apart() -> Tokenizer:
+    """One in which nothing shares a token with a newline."""
+    tokenizer = Tokenizer(models.BPE({chr(i): i for i in range(0x300)}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def upstream_of(reader: Reader, *scorers: Scorer) -> Upstream:
+    return Upstream("up", reader, ScriptedBackend(), scorers, 1)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang", "llamacpp"])
+@pytest.mark.parametrize(("tokenizer", "ends"), [(byte_level, False), (newlines_apart, True)])
+async def test_a_server_is_asked_once_whether_a_token_ends_with_every_blank_line(
+    up: Replay, kind: str, tokenizer: Any, *, ends: bool
+) -> None:
+    teacher = upstream_of(server(up, kind, tokenizer()))
+    assert await teacher.blank_lines_end(CALL) is ends
+    num_asked = len(up.seen)
+    assert await teacher.blank_lines_end(CALL) is ends
+    assert len(up.seen) == num_asked > 0
+
+
+async def test_it_is_not_known_of_a_server_that_fails_or_cuts_the_text_itself(up: Replay) -> None:
+    failing = upstream_of(server(up, "vllm", newlines_apart()))
+    up.on("POST", "/tokenize", json_reply({"error": "no"}, 500))
+    assert not await failing.blank_lines_end(CALL)
+    echo = ScriptedBackend(scoring="echo")
+    assert not await upstream_of(echo, echo).blank_lines_end(CALL)
+    assert await upstream_of(echo).blank_lines_end(CALL)

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.engine.borders import MAX_AHEAD, Piece, ahead_of, behind_of, divided
+from proxy.backends.base import Segment
+from proxy.engine.borders import (
+    MAX_AHEAD,
+    NEWLINES,
+    Piece,
+    ahead_of,
+    behind_of,
+    divided,
+    newlines_end_tokens,
+)
 
 TEXTS = st.text("ab .\n/>")
 
@@ -12,8 +21,11 @@ TEXTS = st.text("ab .\n/>")
 @pytest.mark.parametrize(
     ("before", "after", "ahead"),
     [
-        ("So.\n\n", "", ""),
-        ("So.\n\n", "  x", ""),
+        ("So.\n\n", "", None),
+        ("So.\n\n", "  x", None),
+        ("So.\n\n", "  x y", "  x "),
+        ("So.\n\n", "\n\nx", "\n\nx"),
+        ("So.\n\n", "So", ""),
         ("x\n", "y", ""),
         ("x\n", "", None),
         ("x\n", "\n", None),
@@ -31,13 +43,28 @@ TEXTS = st.text("ab .\n/>")
 def test_the_text_after_a_step_decides_as_soon_as_it_shows_a_cut(
     before: str, after: str, ahead: str | None
 ) -> None:
-    assert ahead_of(before, after) == ahead
+    assert ahead_of(before, after, blank_lines_end=False) == ahead
 
 
-@given(TEXTS, TEXTS, TEXTS)
-def test_later_text_changes_no_decision(before: str, after: str, later: str) -> None:
-    found = ahead_of(before, after)
-    assert found is None or ahead_of(before, after + later) == found
+@pytest.mark.parametrize("after", ["", "  x", "\n", "// y"])
+def test_no_text_decides_where_every_blank_line_ends_a_token(after: str) -> None:
+    assert ahead_of("So.\n\n", after, blank_lines_end=True) == ""
+    assert ahead_of("So.\n", after, blank_lines_end=True) != ""
+
+
+@pytest.mark.parametrize("joined", ["", "\n\n", "\n ", "\n\t", "\n/", "\n\u3000"])
+def test_newlines_end_tokens_unless_a_token_has_text_after_one(joined: str) -> None:
+    spelt = [Segment(char, (ord(char),)) for char in NEWLINES]
+    for start in range(len(NEWLINES) - 1):
+        if joined and "".join(NEWLINES[start : start + 2]) == joined:
+            spelt[start] = Segment(NEWLINES[start], ())
+    assert newlines_end_tokens(spelt) is not bool(joined)
+
+
+@given(TEXTS, TEXTS, TEXTS, st.booleans())
+def test_later_text_changes_no_decision(before: str, after: str, later: str, ends: bool) -> None:
+    found = ahead_of(before, after, blank_lines_end=ends)
+    assert found is None or ahead_of(before, after + later, blank_lines_end=ends) == found
 
 
 @pytest.mark.parametrize(

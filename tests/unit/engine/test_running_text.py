@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from proxy.backends.base import Call, Context, Question, Sampling, Scores
 from proxy.backends.tokens.tokenizer import load_tokenizer
-from proxy.core.params import Params
+from proxy.core.params import Method, Params
 from proxy.core.scoring import oracle_value
 from proxy.core.segmenter import split_steps
 from proxy.core.thinking import Bridge, Reasoning
@@ -56,9 +56,12 @@ WORDS = [
         "\t",
     ),
     *("é", "今天", "。", "🚀", "\r\n", "\\frac", "ing", "\u00a0", "//", "> <", "e\u0301"),
+    *(".\n\n", "\n\n", "\n\n\n", "\n\n\n\n", "\n\n ", "\n\n//"),
 ]
 TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map("".join)
-DELIMITERS = st.sampled_from(["\n", ". ", " ", ".", "e", "th", "。", " =", "\t", "  ", ".\n", "1"])
+DELIMITERS = st.sampled_from(
+    ["\n", ". ", " ", ".", "e", "th", "。", " =", "\t", "  ", ".\n", "1", "\n\n", ".\n\n"]
+)
 
 
 def logprob(before: Sequence[int], token: int) -> float:
@@ -133,32 +136,58 @@ def test_a_trajectory_s_values_are_those_of_the_whole_text(
 ) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, len(text)), max_size=12)) | {len(text)})
     pieces = [text[start:end] for start, end in pairwise([0, *cuts])]
+    asyncio.run(check_trajectory(params, pieces, delimiter))
 
-    async def run() -> None:
-        teacher = Teacher(says("."))
-        outcome = await TrajectoryRun(
-            pair=Pair(
-                upstream("student", ScriptedBackend(says(*pieces))), teacher_upstream(teacher)
-            ),
-            question=QUESTION,
-            params=replace(params, delimiter=delimiter),
-            sampling=Sampling(0.0),
-            call=CALL,
-            observer=Observed(),
-            scorer=teacher,
-        ).run()
-        steps = outcome.trajectory.steps
-        wanted = expected(await prompt_ids(), text, split_steps(text, delimiter))[: len(steps)]
-        if outcome.trajectory.breach is None:
-            assert len(steps) == len(split_steps(text, delimiter))
-        assert [step.value for step in steps] == [value for value, _ in wanted]
-        if params.method == "motab":
-            assert [step.entropy for step in steps] == [known for _, known in wanted]
 
-    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+BLANK = [
+    ("We.", "\n\n", "\nSo.", "\n\n", "\n\n", "Then."),
+    ("We.\n\n", "\n\n", "So.\n\n", "\n"),
+    ("We.\n\n", " ", " So.\n\n ", "\n", "\n\n", "."),
+    ("We.\n\n", "//", "So."),
+    ("We.\n\n", "\u3000", "So.\n\n", "\n\n\n"),
+]
+
+
+@pytest.mark.parametrize("pieces", BLANK)
+@pytest.mark.parametrize("delimiter", [".\n\n", "\n\n"])
+@pytest.mark.parametrize("method", ["motab", "skd"])
+async def test_text_after_a_blank_line_may_share_its_token(
+    pieces: tuple[str, ...], delimiter: str, method: Method
+) -> None:
+    params = Params(method=method, base_threshold=0.0, gamma=1e-9)
+    await check_trajectory(params, pieces, delimiter)
+
+
+async def check_trajectory(params: Params, pieces: Sequence[str], delimiter: str) -> None:
+    """Check its values against those of the whole text."""
+    text = "".join(pieces)
+
+    teacher = Teacher(says("."))
+    run = TrajectoryRun(
+        pair=Pair(upstream("student", ScriptedBackend(says(*pieces))), teacher_upstream(teacher)),
+        question=QUESTION,
+        params=replace(params, delimiter=delimiter),
+        sampling=Sampling(0.0),
+        call=CALL,
+        observer=Observed(),
+        scorer=teacher,
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        outcome = await run.run()
+    steps = outcome.trajectory.steps
+    wanted = expected(await prompt_ids(), text, split_steps(text, delimiter))[: len(steps)]
+    if outcome.trajectory.breach is None:
+        assert len(steps) == len(split_steps(text, delimiter))
+    assert [step.value for step in steps] == [value for value, _ in wanted]
+    if params.method == "motab":
+        assert [step.entropy for step in steps] == [known for _, known in wanted]
 
 
 @given(text=TEXTS, delimiter=DELIMITERS)
+@example(text="We.\n\n\nSo.", delimiter=".\n\n")
+@example(text="We.\n\n\n\nSo.\n\n\n\n", delimiter=".\n\n")
+@example(text="We.\n\n So.\n\n  \n", delimiter="\n\n")
+@example(text="We.\n\n//So.\n\n/", delimiter=".\n\n")
 @settings(max_examples=num_cases(200), deadline=None)
 def test_a_given_text_s_values_are_those_of_the_whole_text(text: str, delimiter: str) -> None:
     async def run() -> None:

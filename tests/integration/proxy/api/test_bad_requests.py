@@ -19,6 +19,7 @@ from tests.support.proxy.api import (
     in_process,
     over_http,
     service_of,
+    straying,
     text,
 )
 from tests.support.scripted import ScriptedBackend, says
@@ -257,6 +258,24 @@ async def test_a_wrong_method_is_answered_with_the_right_one() -> None:
         response = await client.get(CHAT)
     assert response.status_code == 405
     assert "it takes POST" in error_in(response)["message"]
+
+
+@pytest.mark.parametrize("method", ["motab", "skd"])
+async def test_a_delimiter_whose_end_the_teacher_s_server_hides_is_refused_at_once(
+    method: str,
+) -> None:
+    student, teacher = straying()
+    teacher.hides_ends = True
+    service = service_of(student, teacher)
+    for delimiter in ("🚀", "。"):
+        motab = {"delimiter": delimiter, "method": method}
+        status, error = await error_of(service, CHAT, chat(motab=motab))
+        assert (status, error["param"]) == (400, "motab.delimiter")
+        assert "set tokenizer" in error["message"]
+        alone = await answer(service, CHAT, chat(motab={**motab, "method": "student"}))
+        assert alone.status_code == 200
+    assert (await answer(service, CHAT, chat())).status_code == 200
+    assert teacher.scorings
 
 
 async def test_a_plain_model_has_only_its_own_method() -> None:
