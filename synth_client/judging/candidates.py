@@ -14,7 +14,7 @@ from synth_client.judging.number_rule import (
     of_content,
     without_bullet,
 )
-from synth_client.judging.numbers.plain_text import Formula, formulas, plain
+from synth_client.judging.numbers.plain_text import Formula, formulas, last_row, plain
 from synth_client.judging.numbers.quantity import Quantity
 from synth_client.judging.numbers.runs import numbers_of
 from synth_client.judging.place import Box, labelled, last_boxes, sentences_from_the_end
@@ -34,16 +34,14 @@ _COMPUTED: Final = re.compile(
 )
 _CHAIN: Final = re.compile(r"[^=<>≤≥≠,;]+=[^<>≤≥≠,;]+")
 _IMPLIES: Final = re.compile(r"\\(?:Rightarrow|implies|Longrightarrow|therefore)(?![A-Za-z])")
+# The value that a boxed name has beyond the box: `\boxed{x} = 5`.
+_EQUALS_AFTER: Final = re.compile(r"\s?=?\s?([-\d.\\][^,;]{0,60}?)[.\s$]*$")
 _BRACKETED: Final = re.compile(r"[\s$]*\(([^()]*)\)[\s$.]*")
 _LIST_COMMA: Final = re.compile(r"(?<=\d), (?=\d{1,2}(?!\d)|\d{4})")
 _GOES_ON: Final = re.compile(r"\^|/|!|\\[dtc]?frac|[A-Za-z\d(]")
-_ROWS: Final = re.compile(
-    r"\\begin\{(?:align|aligned|gather|gathered|split|eqnarray)\*?\}(.*)\\end\{[a-z]+\*?\}[\s.]*",
-    re.DOTALL,
-)
 # `$n$` and `$f(x)$` only name what is sought.
 _NAME: Final = re.compile(r"\\?[A-Za-z]+(?:_\w|')?(?:\([A-Za-z]\))?|\(\*+\)")
-_TRAILING: Final = re.compile(r"(?:\s|[,;]|(?<!\\)\\(?=$))+$")
+_AROUND: Final = re.compile(r"^(?:\s|\\[,;:!])+|(?:\s|\\?[,;~]|(?<!\\)\\(?=$))+$")
 _TURNED: Final = re.compile(r"(-?[\d.,/]+)\s*=\s*([A-Za-z])")
 # Words within a formula that lead up to the answer: `\text{The answer is } 5`.
 _SAID: Final = r"(?:the )?(?:final |correct )?(?:answer|result|solution)(?: is| are|:| =)+"
@@ -52,6 +50,12 @@ _LEAD: Final = re.compile(
 )
 _ALL_WORDS: Final = re.compile(
     rf"\\text\{{\s{{0,4}}{_SAID}\s{{0,4}}(-?[\d.,/]{{1,64}})\s{{0,4}}\}}", re.IGNORECASE
+)
+# Other words that lead up to it, without a number of their own: `\text{The total is } 5`.
+_NAMED: Final = re.compile(
+    r"[^\d=<>≤≥≠≈^_|+*/]{0,200}"
+    r"(?:(?<![A-Za-z])(?:is|are|equals)(?![A-Za-z])|[A-Za-z]{2}\s?:|[Aa]nswer(?=\s?[\u2013\u2014]))"
+    r"\s{0,4}\}?[\s:~$]{0,8}(?=\S)"
 )
 _MAX_PROSE_WORDS: Final = 6
 _NO_ANSWERS: Final = frozenset({"nan", "null", "n/a", ""})
@@ -141,9 +145,11 @@ def _of_prose(text: str) -> Candidate:
 
 
 def _boxed(found: list[Box]) -> Candidate:
-    content = ", ".join(box.content.strip() for box in found)
+    content = ", ".join(last_row(box.content.strip()) for box in found)
     candidate = _of_content(content, in_doubt=not found[-1].is_closed)
-    whole = of_box(found[0]) if len(found) == 1 else None
+    if (value := _EQUALS_AFTER.match(found[-1].after)) and candidate.quantity is None:
+        return replace(candidate, last=_of_content(value[1]))
+    whole = of_box(replace(found[0], content=content)) if len(found) == 1 else None
     if whole is not None and candidate.quantity is not None:
         if whole.numbers[0] == candidate.quantity:
             return candidate
@@ -155,9 +161,28 @@ def _boxed(found: list[Box]) -> Candidate:
 
 def _of_content(content: str, *, in_doubt: bool = False) -> Candidate:
     """Read a text that is the answer and nothing else."""
-    text = _TURNED.sub(r"\2 = \1", _TRAILING.sub("", without_bullet(content.strip())))
-    text = _LEAD.sub("", _ALL_WORDS.sub(r"\1", text))
-    return Candidate(text, _plain(text), _whole_number(_readable(text)), latex_of(text), in_doubt)
+    text = _TURNED.sub(r"\2 = \1", _AROUND.sub("", without_bullet(content.strip())))
+    text = _without_words(_LEAD.sub("", _ALL_WORDS.sub(r"\1", text)))
+    readable = _readable(text)
+    number = _whole_number(readable)
+    last = None
+    if number is None and _WORD.search(readable) and (answer := last_of(text[:_LONGEST])):
+        last = _of_numbers(answer)
+    return Candidate(text, _plain(text), number, latex_of(text), in_doubt, last=last)
+
+
+def _without_words(text: str) -> str:
+    """Return the text without the words that lead up to it, if a number or formula is left."""
+    named = _NAMED.match(text)
+    if named is None:
+        return text
+    rest = text[named.end() :]
+    if rest.count("}") > rest.count("{"):
+        rest = "".join(rest.rsplit("}", 1))
+    is_answer = _whole_number(_readable(rest)) is not None or not _WORD.search(
+        rest.replace("and", "")
+    )
+    return rest.strip() if is_answer and re.search(r"\d|\\", rest) else text
 
 
 def _plain(text: str) -> str:
@@ -201,7 +226,7 @@ def _chains(text: str) -> list[Formula]:
     """Return the marked formulas; those that a comma or an "and" joins are one."""
     chains: list[Formula] = []
     for one in formulas(text):
-        found = replace(one, parts=tuple(_last_row(part) for part in one.parts))
+        found = replace(one, parts=tuple(last_row(part) for part in one.parts))
         if chains and _JOINED.fullmatch(text[chains[-1].end : one.start]):
             before = chains.pop()
             parts = (*before.parts, *found.parts)
@@ -209,14 +234,6 @@ def _chains(text: str) -> list[Formula]:
         else:
             chains.append(found)
     return chains
-
-
-def _last_row(content: str) -> str:
-    """Return the last row of formulas that are set below each other."""
-    rows = _ROWS.fullmatch(content)
-    if rows is None:
-        return content
-    return rows[1].replace("\\\\[", "\\\\ [").rpartition("\\\\")[2].replace("&", " ").strip()
 
 
 def _announced(announced: str) -> Candidate | None:

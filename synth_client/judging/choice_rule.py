@@ -26,9 +26,13 @@ _SEVERAL: Final = re.compile(
 # A last sentence that says its choice without the word "answer".
 _STATED: Final = re.compile(
     r"\b(?i:option|choice|I(?:\swould|'d)?\s(?:choose|pick|select|go with))\s+[(\[]?([A-J])\b[)\]]?"
-    r"|[(\[]?\b([A-J])[)\]]?\s+is\s+(?:the\s+)?(?:correct|right|best)\b"
-    r"|^\W*(?i:so|thus|hence|therefore)\W+(?:it\W+is\W+)?[(\[]?([A-J])[)\]]?\W*$"
+    r"|[(\[]?\b([A-J])[)\]]?\s+is\s+(?:(?:the|a|my)\s+)?(?:correct|right|best|better|answer)\b"
+    r"|(?:^|[,;:])\W*(?i:so|thus|hence|therefore)\W+(?:it\W+is\W+)?[(\[]?([A-J])[)\]]?\W*$"
+    r"|\b(?i:it|this)\s+is\s+(?:option\s+)?[(\[]?([B-HJ])[)\]]?\W*$"
+    r"|\u9009\s*(?:\u62e9|\u9879)?\s*([A-J])\b"
 )
+# "All of the above (D)", or only a reference to something.
+_AT_THE_END: Final = re.compile(r"\(([A-J])\)\W*$")
 _TOGETHER: Final = re.compile(r"\W*([A-J]{2,10})\W*")
 _LETTER: Final = re.compile(r"(?<![A-Za-z\\'])(?:([A-HJ])|[(\[]([A-Ja-j])[)\]])(?![A-Za-z'])")
 _ARTICLE: Final = re.compile(
@@ -91,8 +95,10 @@ def _chosen(text: str) -> LetterAnswer | None:
         is_passed_over = True
     last = plain(next(sentences_from_the_end(text), "")).strip()
     choice = _read(last)
-    if choice is None:
-        return _stated(last)
+    if choice is None or choice.in_doubt:
+        stated = _stated(last)
+        if choice is None or stated is not None:
+            return stated
     # The last line may be the last of the choices, written out once more.
     return replace(choice, in_doubt=choice.in_doubt or is_passed_over or bool(choice.text))
 
@@ -101,7 +107,10 @@ def _stated(sentence: str) -> LetterAnswer | None:
     found = list(_STATED.finditer(sentence))
     letters = tuple(dict.fromkeys("".join(filter(None, one.groups())) for one in found))
     is_denied = _DENIED.search(sentence) is not None
-    return LetterAnswer(letters, is_denied=is_denied) if letters else None
+    if letters:
+        return LetterAnswer(letters, is_denied=is_denied)
+    at_the_end = _AT_THE_END.search(sentence)
+    return None if at_the_end is None else LetterAnswer((at_the_end[1],), in_doubt=True)
 
 
 def _read(content: str) -> LetterAnswer | None:

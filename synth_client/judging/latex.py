@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from synth_client.judging.numbers.plain_text import plain_signs
+from synth_client.judging.numbers.plain_text import SETTING, plain_signs
 from synth_client.judging.numbers.rewrites import rewrites, rewritten
 
 _FUNCTIONS: Final = re.compile(
@@ -13,6 +13,10 @@ _ROOT: Final = re.compile(r"(?<!\\)sqrt\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))")
 _MIXED: Final = re.compile(r"(?<![\d.,/^\w])(\d+)[ ]+(\d+)\s?/\s?(\d+)(?![\d/.])")
 _MIXED_LATEX: Final = re.compile(
     r"(?<![\d.,/^\w])(\d+)\s*\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
+)
+_DEGREES: Final = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)\s{0,4}[({]?)\s{0,4}(\d+(?:\.\d+)?)\s{0,4}\^\s{0,4}\{?\s{0,4}"
+    r"\\circ(?![A-Za-z])\s{0,4}\}?"
 )
 _REPLACED: Final = rewrites(
     (r"\*\*(?=[\d({-])", "^"),
@@ -34,11 +38,12 @@ _REPLACED: Final = rewrites(
 def latex_of(text: str) -> str:
     """Return the formula as LaTeX, without the dollars that mark it."""
     latex = plain_signs(text)
-    latex = rewritten(latex, _REPLACED)
+    latex = rewritten(rewritten(latex, SETTING), _REPLACED)
     latex = _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2]}}}", latex)
     latex = _FUNCTIONS.sub(r"\\\1 ", latex)
     latex = _MIXED.sub(r"(\1+\\frac{\2}{\3})", latex)
     latex = _MIXED_LATEX.sub(_sum, latex)
+    latex = _DEGREES.sub(r"\1 \\frac{\2 \\pi}{180}", latex)
     return latex.replace("\\$", "").replace("$", "").strip()
 
 

@@ -60,8 +60,9 @@ def _compared(candidate: Candidate, known: Candidate) -> Judgement:
     if candidate.announced and same_text(candidate.announced, known.plain):
         return Judgement(candidate.text, correct=True)
     correct, fault = _verdict(candidate, known)
-    if correct is False and candidate.last is not None and _verdict(candidate.last, known)[0]:
-        correct, fault = None, DOUBT
+    if correct is False and candidate.last is not None:
+        may_be = _verdict(candidate.last, known)[0] is not False
+        correct, fault = (None, DOUBT) if may_be else (False, fault)
     if candidate.in_doubt and (correct or _may_be(candidate, known)):
         correct, fault = None, DOUBT
     return Judgement(candidate.text, correct, fault)

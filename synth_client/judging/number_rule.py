@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from synth_client.judging.judgement import Judgement, Rule, final_part
-from synth_client.judging.numbers.plain_text import plain
+from synth_client.judging.numbers.plain_text import last_row, plain
 from synth_client.judging.numbers.quantity import Quantity, equal
 from synth_client.judging.numbers.runs import Group, numbers_of
 from synth_client.judging.place import Box, labelled, last_boxes, sentences_from_the_end
@@ -22,7 +22,7 @@ _CLAUSE: Final = re.compile(
     re.IGNORECASE,
 )
 # Dashes that a minus is not, unless one stands right before its number.
-_DASHED: Final = r"(?:\u2013\s{1,4}|\u2014\s{0,4})(?=[\d.])"
+_DASHED: Final = r"(?:\u2013\s{1,4}|(?:\u2014|--)\s{0,4})(?=[\d.])"
 _DASH: Final = re.compile(rf"^\s{{0,4}}{_DASHED}")
 _LED_UP: Final = r"(?:\b(?:is|are|be|[Aa]nswer)|[:={($\n]|^)"
 _LOOSE_MINUS: Final = re.compile(r"^\s*[-\u2212]\s+(?=[\d.(\\])")
@@ -44,6 +44,11 @@ _NEXT_UNKNOWN: Final = re.compile(r"[=≈].*(?:[,;]|\b(?:and|or)\b)\s*[A-Za-z]\w
 # Such a number counts parts of the text.
 _NUMBERED: Final = re.compile(
     r"\b(?:step|part|case|problem|question|figure|equation|example|section)\s*[#(]?$", re.IGNORECASE
+)
+_ITEM: Final = re.compile(r"\W{0,4}\d{1,2}[.)]\s+[A-Za-z*$\\(]?")
+# What comes after it replaces the answer before it.
+_TAKES_BACK: Final = re.compile(
+    r"[\s.,;!?-]{1,8}(?:oh |hmm,? )?(?:no|wait|actually|sorry|correction|oops)\b", re.IGNORECASE
 )
 _JOINTS: Final = frozenset({"", "and", "or", "to", "through", "\u2013", ":"})
 _DIGIT: Final = re.compile("[\\d\u00bc-\u00be\u2150-\u215e\u00b2\u00b3\u00b9\u2070-\u209c]")
@@ -170,9 +175,9 @@ def last_of(sentence: str) -> NumberAnswer | None:
     if _DIGIT.search(sentence) is None:
         return None
     text = plain(sentence)
-    groups = [group for group in numbers_of(text) if not _NUMBERED.search(text[: group.start])]
+    groups, labels = _without_labels(text, numbers_of(text))
     if not groups:
-        return None
+        return _answer(text, labels, in_doubt=True) if labels else None
     stated = stated_before(text, [(group.start, group.end) for group in groups])
     if stated is not None:
         answer = groups[stated.index]
@@ -182,6 +187,19 @@ def last_of(sentence: str) -> NumberAnswer | None:
     equals = None if is_said(text[: groups[-1].start]) else _EQUALS.search(text)
     sums = [group for group in groups[:-1] if equals is not None and group.start >= equals.end()]
     return _answer(text, [*sums[:1], groups[-1]], in_doubt=len(groups[-1].runs) > 1)
+
+
+def _without_labels(text: str, groups: list[Group]) -> tuple[list[Group], list[Group]]:
+    """Return the numbers, and the labels of list items; labels such as "Step 2:" are left out."""
+    if groups and _ITEM.fullmatch(text, 0, groups[0].end + 3):
+        return groups[1:], groups[:1]
+    numbers: list[Group] = []
+    for group in groups:
+        if not _NUMBERED.search(text[: group.start]):
+            numbers.append(group)
+        elif group.joint == ":":
+            numbers.append(Group(group.runs[1:]))
+    return numbers, []
 
 
 def _of_boxes(found: list[Box]) -> NumberAnswer | None:
@@ -196,7 +214,7 @@ def of_box(box: Box) -> NumberAnswer | None:
     answer = of_content(box.content)
     if answer is None or len(answer.numbers) != 1:
         return answer
-    text = plain(f"{box.before}{without_bullet(box.content)}{box.after}")
+    text = plain(f"{box.before}{without_bullet(last_row(box.content))}{box.after}")
     wanted = answer.numbers[0].text
     runs = [run for group in numbers_of(text) for run in group.runs]
     whole = next((run.quantity for run in runs if wanted in run.quantity.text), None)
@@ -207,7 +225,7 @@ def of_content(content: str) -> NumberAnswer | None:
     """Return the numbers of a text that is the answer and nothing else."""
     if len(content) > _LONGEST:
         return None
-    text = plain(without_bullet(content))
+    text = plain(without_bullet(last_row(content)))
     groups = _after_equals(text)
     is_equation = text.count("=") == 1 and _IN_UNKNOWNS.search(text.partition("=")[0]) is not None
     return _answer(text, groups, in_doubt=is_equation) if groups else None
@@ -225,6 +243,8 @@ def of_clause(announced: str) -> NumberAnswer | None:
     for end in [*starts, len(text)]:
         groups = _after_equals(text[:end])
         if groups:
+            if _TAKES_BACK.match(text, groups[-1].end):
+                return _answer(text, numbers_of(text), in_doubt=True)
             are_certain = all(group.joint in _JOINTS for group in groups)
             return _answer(text[:end], groups, in_doubt=not are_certain)
     return None

@@ -47,7 +47,12 @@ _SET_OFF: Final = (
     re.compile(r"\$\$[^$]{1,2000}\$\$"),
     re.compile(r"\\\[(?:[^\\]|\\(?![\[\]])){1,2000}\\\]"),
 )
-_SENTENCE: Final = re.compile(r"(?:(?<=[.!?])|(?<=[.!?]\$)|(?<=[.!?]\$\$))\s+(?=[A-Z\\$(*<])")
+_DENIES: Final = re.compile(r"n't\b|n\u2019t\b|\b(?:cannot|not|never)\b", re.IGNORECASE)
+_GREATER: Final = re.compile(r"^>\s+")
+# The number of a list item ends no sentence.
+_SENTENCE: Final = re.compile(
+    r"(?:(?<=[.!?])(?<!^\d\.)(?<!^\d\d\.)|(?<=[.!?]\$)|(?<=[.!?]\$\$))\s+(?=[A-Z\\$(*<])"
+)
 _TOUCHING: Final = re.compile(
     r"((?:\\\$\s?)?[-\u2212+\u00b1*/^]|\\\$\s?|\d[\d.,]*)(?:\\[(\[]|[$*_`])*$"
 )
@@ -149,6 +154,10 @@ def labelled(text: str, *, by: Literal["answer", "option", "final"] = "answer") 
     found = list(_LABELS[by].finditer(text))
     for label in found[: -_MOST_LABELS - 1 : -1]:
         announced = text[label.end() : label.end() + _LONGEST]
+        if not label[0].endswith("\n"):  # in the middle of a line no quotation begins
+            announced = _GREATER.sub(">", announced)
+        if _DENIES.search(label[0]):
+            announced = f"not {announced}"
         for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
             end = announced.find(closing, 2) if announced.startswith(opening) else -1
             if end >= 0:

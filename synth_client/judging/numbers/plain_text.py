@@ -75,6 +75,20 @@ _SIMPLE: Final = re.compile(r"\s*(-?)\s*([\d.,]+)\s*")
 _SETS: Final = str.maketrans("⦃⦄", "{}")
 _NUM_NESTED: Final = 8
 
+_ROWS: Final = re.compile(
+    r"\\begin\{(?:align|aligned|gather|gathered|split|eqnarray)\*?\}(.*)\\end\{[a-z]+\*?\}[\s.]*",
+    re.DOTALL,
+)
+# What only sets the type, and stands for nothing.
+SETTING: Final = rewrites(
+    (r"\\(?:text|f)?color(?:box)?\s{0,4}(?:\[\w{1,20}\]\s{0,4})?\{[\w!.,# -]{0,40}\}", " "),
+    (r"\\[hv]space\*?\{[^{}]{0,20}\}|\\[hv]?phantom\{[^{}]{0,40}\}", " "),
+    (r"\\(?:tiny|scriptsize|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])", " "),
+    (r"\\(?:bf|rm|it|sf|tt|bfseries|boldmath|centering|therefore|ensuremath)(?![A-Za-z])", " "),
+    (r"\\math(?:bf|rm|it|sf|tt)(?=\s{0,4}[-\d])", " "),
+    (r"(?m)^\s{0,4}[=-]{1,3}>", " "),
+    (r":=", "="),
+)
 _REPLACED: Final = rewrites(
     # GSM8K's own sums, `<<9*2=18>>`, repeat what stands beyond them.
     (r"<<[^<>\n]{0,200}>>", ""),
@@ -145,6 +159,14 @@ def without_dollars(text: str) -> str:
     return _INLINE.sub(_unmarked, text).replace("$$", " ")
 
 
+def last_row(content: str) -> str:
+    """Return the last row of formulas that are set below each other."""
+    rows = _ROWS.fullmatch(content)
+    if rows is None:
+        return content
+    return rows[1].replace("\\\\[", "\\\\ [").rpartition("\\\\")[2].replace("&", " ").strip()
+
+
 @dataclass(frozen=True, slots=True)
 class Formula:
     """Text that is marked as mathematics, in one part or several, and its place with the marks."""
@@ -201,7 +223,7 @@ def _plain_sign(sign: str) -> str:
 
 
 def _without_latex(text: str) -> str:
-    text = rewritten(text, _REPLACED)
+    text = rewritten(rewritten(text, SETTING), _REPLACED)
     if "\\" in text or "{" in text:
         for _ in range(_NUM_NESTED):
             before = text

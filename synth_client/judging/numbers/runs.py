@@ -19,10 +19,16 @@ from synth_client.judging.numbers.units import CURRENCIES
 _LIST: Final = re.compile(r"[,;&]|[,;]?\s*(?:and|or)", re.IGNORECASE)
 _COMPOUND: Final = re.compile(r"[:\u2013\u2014]|to|through|by|out of|in|of", re.IGNORECASE)
 _NEGATIVE: Final = frozenset({"minus", "negative"})
+# Words right before a number that bound it, deny it, or make another number of it.
 _BOUNDS: Final = re.compile(
-    r"\b(?:not|isn't|except|least|most|(?:more|less|greater|fewer|larger|smaller) than|between"
-    r"|over|under|below|above|exceeds?|neither|never|or|almost|nearly|close to|up to)"
-    r"\s*(?:equal to\s*)?$",
+    r"(?:\b(?:not|except(?: for)?|least|most|(?:more|less|greater|fewer|larger|smaller) than"
+    r"|between|over|under|below|above|exceeds?|neither|never|or|almost|nearly|close to|up to"
+    r"|(?:\w+n't|cannot|not|never)(?: (?:be|equal|have|get))?|(?:any|every)thing but|all but"
+    r"|(?:other|rather) than|different from|unlike|instead of"
+    r"|(?:square |cube |\w+th )?roots?(?: of)?|(?:half|third|quarter|fourth|fifth|square|cube"
+    r"|double|triple|negative|opposite|inverse|reciprocal|factorial|log(?:arithm)?|percent"
+    r"|percentage) of|half|twice|thrice|double|triple|times|divided by)"
+    r"\s*(?:equal to\s*)?|[A-Za-z]-|[\u221b\u221c])$",
     re.IGNORECASE,
 )
 _BELOW_ZERO: Final = re.compile(

@@ -5,7 +5,7 @@ of such a number for the number.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import Final, Literal, NamedTuple
@@ -36,10 +36,16 @@ _NUMBER: Final = re.compile(
     r"|(?P<other>\.?\d[\d.,:_]*\d|\d)"
 )
 _PERCENT: Final = re.compile(r"\s?(?:%|(?:percent|per cent|pct|percentage)\b(?:\spoints?\b)?)")
+_PER_MILLE: Final = re.compile(r"\s?(?:\u2030|per mil(?:le)?\b)")
 _SCALE: Final = re.compile(
-    r"\s?(hundred|thousand|million|billion|trillion|dozen|lakh|crore)s?\b|([kKMB]|bn|mn)(?![A-Za-z])"
+    r"\s?(ten(?=s)|(?:ten|hundred|thousand)th|hundred|thousand|million|billion|trillion|dozen|lakh"
+    r"|crore)s?\b|([kKMB]|bn|mn)(?![A-Za-z])"
 )
-_SCALES: Final = {
+_SCALES: Final[Mapping[str, int | Fraction]] = {
+    "ten": 10,
+    "tenth": Fraction(1, 10),
+    "hundredth": Fraction(1, 100),
+    "thousandth": Fraction(1, 1000),
     "hundred": 100,
     "thousand": 1000,
     "million": 10**6,
@@ -58,7 +64,9 @@ _SCALES: Final = {
 _BASE: Final = re.compile(r"\s?\(?\s?(?:in\s)?\bbase[\s-](\d{1,2}|two|eight|ten|sixteen)\b\)?")
 _BASES: Final = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16, "x": 16, "b": 2, "o": 8}
 _OPEN_END: Final = re.compile(
-    r"!|\.{2,}|…|\s?\+(?!\s?(?:[\w($]|\.\d))|\sor\s(?:more|less|fewer|so)\b"
+    r"!|\.{2,}|…|\s?\+(?!\s?(?:[\w($]|\.\d))|\sor\s(?:more|less|fewer|so)\b|-ish\b"
+    r"|\s(?:squared|cubed|factorial|halves|thirds|f(?:our|if)ths|(?:six|seven|eigh|nin)ths|score"
+    r"|gross|grand|[kK]|bn|mn)\b"
 )
 _ORDINAL: Final = re.compile(r"(?:st|nd|rd|th)\b")
 _COUNTED: Final = re.compile(r"\s?-?([A-Za-z]{2,})(?![(\w])")
@@ -152,6 +160,9 @@ def _number(text: str, found: re.Match[str]) -> Token:
     if percent is not None:
         rivals, end = values, percent.end()
         values = tuple(value / 100 for value in values)
+    elif (per_mille := _PER_MILLE.match(text, end)) is not None:
+        rivals, end = values, per_mille.end()
+        values = tuple(value / 1000 for value in values)
     if (open_end := _OPEN_END.match(text, end)) is not None:
         doubtful, end = True, open_end.end()
     elif (ordinal := _ORDINAL.match(text, end)) is not None:

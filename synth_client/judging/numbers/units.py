@@ -91,6 +91,10 @@ _FACTOR: Final = (
 _UNIT: Final = re.compile(
     _FACTOR.format("over_") + rf"(?:\s?(?:/|\bper\b)\s?{_FACTOR.format('under_')})?"
 )
+# What multiplies a unit: `kg*m`, `m s^-1`.
+_TIMES: Final = re.compile(
+    rf"\s?\*\s?(?P<product>{_NAMES})(?![A-Za-z*])|\s(?P<quotient>{_NAMES})\^\(?-(?P<power>[1-3])\)?"
+)
 # "in" is a word far more often than an inch.
 _INCH_AT_THE_END: Final = re.compile(r"in\s*(?:[.,;)]|$)")
 
@@ -118,11 +122,26 @@ def unit_at(text: str, start: int) -> UnitInText | None:
         return None
     unit = _factor(found, "over_")
     if found["under_name"]:
-        under = _factor(found, "under_")
-        speed = (unit.dimension, under.dimension) == ("length", "time")
-        dimension = "speed" if speed else f"{unit.dimension} per {under.dimension}"
-        unit = Measure(dimension, unit.size / under.size)
-    return UnitInText(unit, found.end(), len(found[0]) == 1 and found[0].isalpha())
+        unit = _per(unit, _factor(found, "under_"))
+    end = found.end()
+    while (further := _TIMES.match(text, end)) is not None:
+        unit, end = _multiplied(unit, further), further.end()
+    return UnitInText(unit, end, end - start == 1 and found[0].isalpha())
+
+
+def _multiplied(unit: Measure, by: re.Match[str]) -> Measure:
+    if by["product"]:
+        other = _UNITS[by["product"]]
+        return Measure(f"{unit.dimension} * {other.dimension}", unit.size * other.size)
+    under, power = _UNITS[by["quotient"]], int(by["power"])
+    below = under.dimension if power == 1 else f"{under.dimension}^{power}"
+    return _per(unit, Measure(below, under.size**power))
+
+
+def _per(unit: Measure, under: Measure) -> Measure:
+    is_speed = (unit.dimension, under.dimension) == ("length", "time")
+    dimension = "speed" if is_speed else f"{unit.dimension} per {under.dimension}"
+    return Measure(dimension, unit.size / under.size)
 
 
 def _factor(found: re.Match[str], prefix: str) -> Measure:
