@@ -77,6 +77,8 @@ def _turn(turn: object, place: str) -> object:
     role = fields.get("role", fields.get("from"))
     content = fields.get("content", fields.get("value"))
     found = {"role": _ROLES.get(role, role) if isinstance(role, str) else role}
+    if content is None and found["role"] == _ASSISTANT and {"content", "value"} & turn.keys():
+        content = ""  # an answer that is not there
     found["content"] = _joined(content, place) if isinstance(content, list | tuple) else content
     return {name: field for name, field in found.items() if field is not None}
 

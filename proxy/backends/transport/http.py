@@ -23,7 +23,7 @@ from proxy.backends.transport.refusals import refusal_of, stream_failure_of, wor
 from proxy.backends.transport.replicas import Replicas
 from proxy.backends.transport.retry import NO_RETRIES, RetryPolicy, parse_retry_after
 from proxy.errors import MotabError, UpstreamError, UpstreamGarbled, UpstreamUnreachable
-from proxy.secrets import excerpt, without_userinfo
+from proxy.secrets import excerpt, hide, without_userinfo
 
 # Shorter than the 5 s after which uvicorn, and so vLLM and SGLang, closes an idle connection, so
 # that no request goes out on a connection that the server is just closing.
@@ -59,6 +59,7 @@ class UpstreamClient(Calls):
         if isinstance(servers, str):
             servers = Replicas(upstream, [servers])
         self._replicas = servers
+        hide([api_key] if api_key else ())  # the server may quote it
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_KEEPALIVE_S),
             # A router's sticky cookie would bind every trajectory to one replica.
@@ -270,11 +271,12 @@ class _Answer:
 def _payload(line: bytes) -> bytes:
     """Return the data of a line; empty if it has none.
 
-    Comments (": ping"), event names, the blank line after each event and events with empty data, a
-    gateway's keep-alive, carry nothing for us; no supported server splits an event over several
-    data lines.
+    Comments (": ping"), event names, the blank line after each event and events with empty data or
+    null, a gateway's keep-alive, carry nothing for us; no supported server splits an event over
+    several data lines.
     """
-    return line[5:].strip() if line.startswith(b"data:") else b""
+    payload = line[5:].strip() if line.startswith(b"data:") else b""
+    return b"" if payload == b"null" else payload
 
 
 def _is_whole(payload: bytes) -> bool:

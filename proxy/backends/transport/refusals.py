@@ -33,6 +33,7 @@ _OVERFLOW = re.compile(
             rf"max(?:imum)?[ _-]*{_WINDOW}",
             rf"(?:exceed\w*|overflow\w*|{_MORE}|fit|too long|too large)\b.{{0,80}}{_WINDOW}",
             rf"{_WINDOW}.{{0,60}}\b(?:exceed\w*|overflow\w*|only)\b",
+            rf"\d (?:\w+ )?tokens\b.{{0,40}}{_WINDOW} (?:is|of)\b",
             _LIMIT,
             r"exceeds the maximum allowed length",
             r"max_tokens must be at least 1, got (?:0|-\d)",

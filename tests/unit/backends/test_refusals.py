@@ -135,6 +135,7 @@ TOO_LONG = {
     "a token limit": "Token limit exceeded: 5000 > 4096",
     "a sequence": "sequence length 5000 is longer than the maximum of 4096",
     "a sequence that is too long": "input sequence is too long",
+    "a window's number": "Requested 9000 tokens, but the context window is 8192 tokens",
     "a total": "total tokens 5000 exceed the 4096 limit",
 }
 NOT_TOO_LONG = [
@@ -149,6 +150,7 @@ NOT_TOO_LONG = [
     "too many stop sequences: max is 4",
     "Too many images: max is 4",
     "monthly token limit exceeded",
+    "The 20 top tokens of every position are too many",
     "The requested number of output tokens (99999) is larger than the maximum (16384)",
     "The model `x` does not exist.",
     "top_p must be in (0, 1]",

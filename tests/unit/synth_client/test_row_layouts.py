@@ -54,6 +54,8 @@ def test_the_layouts_of_other_tools_are_read(row: dict[str, Any], tmp_path: Path
         ({"problem": "?", "solution": "\\boxed{3}", "answer": "3", "messages": []}, "3"),
         ({"problem": "?", "solution": {"steps": []}}, None),
         ({"messages": [USER, ASSISTANT | {"content": ""}]}, None),
+        ({"messages": [USER, ASSISTANT | {"content": None}]}, None),
+        ({"messages": [USER, ASSISTANT | {"content": None}], "answer": "7"}, "7"),
     ],
 )
 def test_the_reference_is_the_answer_and_else_what_the_layout_gives(

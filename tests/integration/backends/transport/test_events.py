@@ -21,8 +21,9 @@ VLLM = Recording("vllm-0.32.0")
         b': ping\n\ndata: {"n":1}\n\n: ping\n\n:\n\ndata: {"n":2}\n\n',
         b'event: delta\nid: 7\ndata: {"n":1}\n\nretry: 5\ndata: {"n":2}\n\n',
         b'\n\ndata: {"n":1}\n\n\n\ndata: {"n":2}\n\n',
+        b'data: null\n\ndata: {"n":1}\n\ndata:\n\ndata:null\n\ndata: {"n":2}\n\n',
     ],
-    ids=["crlf", "no space", "comments", "other fields", "blank lines"],
+    ids=["crlf", "no space", "comments", "other fields", "blank lines", "nothing"],
 )
 async def test_only_the_payload_of_data_lines_comes_through(up: Replay, text: bytes) -> None:
     assert await events_of(up, text) == [b'{"n":1}', b'{"n":2}']

@@ -15,7 +15,7 @@ from proxy.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
-from tests.support.replay import Recording, Replay, Reply, json_reply, stream_reply
+from tests.support.replay import Recording, Replay, Reply, json_reply, replay, stream_reply
 from tests.support.requests import TWO_EVENTS, outcomes, read_all
 
 VLLM = Recording("vllm-0.32.0")
@@ -35,6 +35,13 @@ async def test_a_refused_connection_is_unreachable_and_the_message_has_the_url()
             with pytest.raises(UpstreamUnreachable, match=url):
                 async with client.stream("/completion", {}, Call("s")):
                     pytest.fail("a stream without a connection was opened")
+
+
+async def test_an_error_hides_the_key_that_was_sent() -> None:
+    async with replay(api_key="key-of-this-test") as up:
+        up.on("POST", "/x", json_reply({"error": "wrong key: key-of-this-test"}, 401))
+        with pytest.raises(UpstreamDenied, match=r"wrong key: \*\*\*"):
+            await up.client.post("/x", {}, Call("s"))
 
 
 @pytest.mark.parametrize("drop_after", [0, 1])
