@@ -22,13 +22,13 @@ COPY synth_client synth_client
 COPY trainer trainer
 COPY trajectory_records trajectory_records
 RUN python -m pip wheel --no-build-isolation --no-deps --wheel-dir /wheels . \
-    && python -m pip --python /opt/motab/bin/python install --no-deps /wheels/*.whl \
-    && mkdir /home/motab
+    && python -m pip --python /opt/motab/bin/python install --no-deps /wheels/*.whl
 
 FROM ${BASE}
 COPY --from=build /opt/motab /opt/motab
-# The caches of tokenizers and the like go into the home.
-COPY --from=build --chown=65532:65532 /home/motab /home/motab
+# The caches of tokenizers and the like go into the home. Whatever user an engine chooses may write there,
+# and where it is a tmpfs, runc gives it this mode.
+RUN mkdir -m 1777 /home/motab
 ENV HOME=/home/motab PATH=/opt/motab/bin:$PATH
 WORKDIR /home/motab
 USER 65532:65532

@@ -10,16 +10,19 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from motab.demo import DemoPair, demo_config
 from proxy.backends.embedded.gguf_files import model_path
 from tests.image.engine import Container, Times, build, container, make_base, megabytes, podman
 from tests.image.machine import install_programs
+from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.live import llama_server, write_config
 
 KEY = f"key-{secrets.token_hex(8)}"
 HEALTH_PORT = 8801
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 _SECRET = "/etc/motab/api-key"
 _TIMES = pytest.StashKey[Times]()
 _SIZES = pytest.StashKey[dict[str, float]]()
@@ -133,11 +136,13 @@ def served(image: str, config_file: Path, health_port: int | None = None) -> Ite
     file = config_file.with_name(secret)
     file.write_text(f"{KEY}\n", encoding="utf-8")
     podman("secret", "create", secret, str(file))
+    service = COMPOSE["services"]["motab"]
     options = (
         "--network=host",
-        "--read-only",
-        "--cap-drop=all",
-        "--security-opt=no-new-privileges",
+        f"--read-only={service['read_only']}",
+        *(f"--tmpfs={folder}" for folder in service["tmpfs"]),
+        *(f"--cap-drop={name}" for name in service["cap_drop"]),
+        *(f"--security-opt={option}" for option in service["security_opt"]),
         # podman 4.3 cannot mount a secret at its usual place where the root is read-only.
         f"--secret={secret},target={_SECRET}",
         f"--env=MOTAB_API_KEY_FILE={_SECRET}",

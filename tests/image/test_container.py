@@ -84,6 +84,15 @@ def test_it_runs_as_its_user_without_capabilities_on_a_root_that_nobody_can_writ
         python(running, write, "--user=0")
 
 
+def test_caches_can_be_written_in_the_home_and_temporary_files_where_they_belong(
+    running: Served,
+) -> None:
+    write = (
+        "import pathlib, tempfile; tempfile.TemporaryFile(); (pathlib.Path.home() / 'x').touch()"
+    )
+    python(running, write)
+
+
 def test_a_question_is_answered_by_real_models_with_a_trace(running: Served) -> None:
     asked = chat(QUESTION, temperature=0, seed=1, motab={"trace": "full"})
     choice = answered(running, asked)
