@@ -1,6 +1,5 @@
 """Starts real servers on the CPU: vLLM, SGLang and llama.cpp, and the proxy in front of them."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,7 +18,6 @@ from tests.support.proxy.live import llama_server, proxy
 from trainer.reproduce.servers import vllm
 
 SERVERS_PYTHON = ROOT / ".venv-servers" / "bin" / "python"
-THREADS = os.cpu_count() or 1
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +44,6 @@ def servers(
             smollm2_folder,
             logs / "vllm.txt",
             max_tokens=2048,
-            threads=THREADS,
             flags=(
                 "--served-model-name",
                 MODEL,
@@ -54,7 +51,7 @@ def servers(
                 "--enable-scale-out",
             ),
         ),
-        "sglang": sglang(smollm2_folder, MODEL, logs / "sglang.txt", *window, threads=THREADS),
+        "sglang": sglang(smollm2_folder, MODEL, logs / "sglang.txt", *window),
         "sglang8": sglang(
             smollm2_folder,
             MODEL,
@@ -62,7 +59,6 @@ def servers(
             *window,
             delta,
             *interval_8,
-            threads=THREADS,
         ),
         "student": sglang(tiny["student"], "student", logs / "student.txt", delta),
         "teacher": sglang(tiny["teacher"], "teacher", logs / "teacher.txt", *interval_8),

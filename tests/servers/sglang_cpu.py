@@ -13,6 +13,8 @@ SHIM: Final = Path(__file__).with_name("sglang_shim")
 SETTINGS: Final = {
     "PYTHONPATH": str(SHIM),
     "SGLANG_USE_CPU_ENGINE": "1",
+    # Threads that wait for each other on a busy core take ten times as long.
+    "OMP_NUM_THREADS": "1",
     # Compiled functions would need a C++ compiler; these compute the same without.
     "TORCHDYNAMO_DISABLE": "1",
     "HF_HUB_OFFLINE": "1",
@@ -24,12 +26,11 @@ SETTINGS: Final = {
 
 @contextmanager
 def sglang(
-    model: Path, name: str, log: Path, *flags: str, threads: int = 1, port: int | None = None
+    model: Path, name: str, log: Path, *flags: str, port: int | None = None
 ) -> Iterator[str]:
     """Serve a folder in float32 under that name; yields the base URL, without /v1.
 
-    One thread is fastest for a model of some million parameters. With a port, a server comes back
-    at the address of one that was killed.
+    With a port, a server comes back at the address of one that was killed.
     """
     port = free_port() if port is None else port
     command = [str(SGLANG_PYTHON), "-m", "sglang.launch_server"]
@@ -43,6 +44,5 @@ def sglang(
     # other servers take memory at the same time, which SGLang takes for its own.
     command += ["--max-total-tokens", "8192", "--mem-fraction-static", "0.9", *flags]
     url = f"http://127.0.0.1:{port}"
-    settings = {**SETTINGS, "OMP_NUM_THREADS": str(threads)}
-    with server_process(command, settings, log, f"{url}/health"):
+    with server_process(command, SETTINGS, log, f"{url}/health"):
         yield url

@@ -12,7 +12,7 @@ from proxy.backends.servers.vllm import Vllm
 from tests.servers.real import MODEL, Real
 
 STREAMS = {"vllm": 1, "sglang": 1, "sglang8": 8, "student": 1, "teacher": 8}
-"""The most tokens in an event of each server."""
+"""The tokens in an event of each server; more where the reader is late."""
 OF_SMOLLM2 = ("vllm", "sglang", "sglang8")
 CALL = Call("s")
 
@@ -60,7 +60,7 @@ async def test_a_stream_has_the_tokens_of_an_answer_that_does_not_stream(
     text = "".join(piece.text for piece in whole.pieces)
     assert streamed.text == text
     assert streamed.num_tokens == sum(len(piece.token_ids) for piece in whole.pieces) > 20
-    assert streamed.most_in_an_event == STREAMS[name]
+    assert streamed.most_in_an_event >= STREAMS[name]
 
 
 @pytest.mark.parametrize("name", STREAMS)
