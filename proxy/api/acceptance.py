@@ -98,6 +98,7 @@ _NO_FORMAT = (
     " model is a hosted one"
 )
 _NO_LOGPROBS = "POST /v1/motab/score with token_logprobs: true gives those of a finished text"
+_THINKING = "send chat_template_kwargs, as in {'chat_template_kwargs': {'enable_thinking': false}}"
 _ONLY_JSON = (
     "it is an argument of OpenAI's Python client, which sends its content; put motab at the top"
     " level of the body"
@@ -148,7 +149,11 @@ OF_REQUESTS: Mapping[str, Foreign] = {
     "reasoning_format": Foreign(("none", "auto")),
     **dict.fromkeys(
         (
+            "background",
+            "caching",
+            "decoder_input_details",
             "details",
+            "raw",
             "return_full_text",
             "return_hidden_states",
             "return_progress",
@@ -163,6 +168,7 @@ OF_REQUESTS: Mapping[str, Foreign] = {
     ),
     "detokenize": _ON,
     "usage": Foreign(({"include": True}, {"include": False})),
+    "truncation": Foreign(("disabled",)),
     "verbosity": Foreign(("medium",), "say in the messages how long the answer shall be"),
     # How tokens are chosen.
     "logit_bias": Foreign(instead="the two models have different tokens"),
@@ -177,10 +183,20 @@ OF_REQUESTS: Mapping[str, Foreign] = {
     "typical_p": _ONE,
     "tfs_z": _ONE,
     "mirostat": _ZERO,
+    "mirostat_mode": _ZERO,
+    "smoothing_factor": _ZERO,
+    "epsilon_cutoff": _ZERO,
+    "eta_cutoff": _ZERO,
+    "penalty_alpha": _ZERO,
+    "no_repeat_ngram_size": _ZERO,
+    "encoder_repetition_penalty": _ONE,
+    "num_beams": _ONE,
+    "early_stopping": _OFF,
     "xtc_probability": _ZERO,
     "dry_multiplier": _ZERO,
     "dynatemp_range": _ZERO,
     "do_sample": Foreign((True,), "temperature: 0 takes the most probable token"),
+    **dict.fromkeys(("enable_thinking", "think", "thinking"), Foreign(instead=_THINKING)),
     # Where the text ends.
     "max_new_tokens": Foreign(instead="send max_tokens"),
     "n_predict": Foreign((-1,), "send max_tokens"),
@@ -199,6 +215,7 @@ OF_REQUESTS: Mapping[str, Foreign] = {
     "input": Foreign(instead="send messages, or prompt to /v1/completions"),
     "cache_prompt": _ON,
     "id_slot": Foreign((-1,)),
+    "num_retries": _ZERO,
     "priority": _ZERO,
     "watermark": _OFF,
     # Labels and billing.
@@ -213,6 +230,9 @@ OF_REQUESTS: Mapping[str, Foreign] = {
             "rid",
             "safety_identifier",
             "session_id",
+            "tags",
+            "trace_id",
+            "user_id",
         ),
         _LABEL,
     ),

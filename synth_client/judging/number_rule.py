@@ -50,6 +50,8 @@ _ITEM: Final = re.compile(r"\W{0,4}\d{1,2}[.)]\s+[A-Za-z*$\\(]?")
 _TAKES_BACK: Final = re.compile(
     r"[\s.,;!?-]{1,8}(?:oh |hmm,? )?(?:no|wait|actually|sorry|correction|oops)\b", re.IGNORECASE
 )
+# "4, not 5" gives 4.
+_REJECTED: Final = re.compile(r"(?:,|\(|\band)\s*(?:not|never|rather than|instead of)\s*[$(]*$")
 _JOINTS: Final = frozenset({"", "and", "or", "to", "through", "\u2013", ":"})
 _DIGIT: Final = re.compile("[\\d\u00bc-\u00be\u2150-\u215e\u00b2\u00b3\u00b9\u2070-\u209c]")
 _WORDS: Final = re.compile(
@@ -178,13 +180,18 @@ def last_of(sentence: str) -> NumberAnswer | None:
     groups, labels = _without_labels(text, numbers_of(text))
     if not groups:
         return _answer(text, labels, in_doubt=True) if labels else None
+    while len(groups) > 1 and _REJECTED.search(text[: groups[-1].start]):
+        groups = groups[:-1]
     stated = stated_before(text, [(group.start, group.end) for group in groups])
     if stated is not None:
         answer = groups[stated.index]
         if stated.is_sure:
             return _answer(text, [answer], in_doubt=len(answer.runs) > 1)
         return _answer(text, [answer, groups[-1]], in_doubt=True)
-    equals = None if is_said(text[: groups[-1].start]) else _EQUALS.search(text)
+    last_equals = _EQUALS.search(text)
+    if last_equals is not None and _NEXT_UNKNOWN.search(text[: last_equals.start()]):
+        return _answer(text, groups, in_doubt=True)
+    equals = None if is_said(text[: groups[-1].start]) else last_equals
     sums = [group for group in groups[:-1] if equals is not None and group.start >= equals.end()]
     return _answer(text, [*sums[:1], groups[-1]], in_doubt=len(groups[-1].runs) > 1)
 

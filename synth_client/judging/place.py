@@ -47,7 +47,9 @@ _SET_OFF: Final = (
     re.compile(r"\$\$[^$]{1,2000}\$\$"),
     re.compile(r"\\\[(?:[^\\]|\\(?![\[\]])){1,2000}\\\]"),
 )
-_DENIES: Final = re.compile(r"n't\b|n\u2019t\b|\b(?:cannot|not|never)\b", re.IGNORECASE)
+_DENIES: Final = re.compile(
+    r"(?:n['\u2019]t|\bcannot|\bnot|\bnever)\s(?:be|is|are|was|equals?)\b[\s:*_]*$", re.IGNORECASE
+)
 _GREATER: Final = re.compile(r"^>\s+")
 # The number of a list item ends no sentence.
 _SENTENCE: Final = re.compile(

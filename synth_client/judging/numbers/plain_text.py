@@ -86,7 +86,7 @@ SETTING: Final = rewrites(
     (r"\\(?:tiny|scriptsize|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])", " "),
     (r"\\(?:bf|rm|it|sf|tt|bfseries|boldmath|centering|therefore|ensuremath)(?![A-Za-z])", " "),
     (r"\\math(?:bf|rm|it|sf|tt)(?=\s{0,4}[-\d])", " "),
-    (r"(?m)^\s{0,4}[=-]{1,3}>", " "),
+    (r"(?m)^\s{0,4}={1,3}>|-{1,3}>", " "),
     (r":=", "="),
 )
 _REPLACED: Final = rewrites(
@@ -94,7 +94,10 @@ _REPLACED: Final = rewrites(
     (r"<<[^<>\n]{0,200}>>", ""),
     (r"(?<=\d)~(?=\d{3}(?!\d))", " "),
     (r"(?<=\d) and (?:a|one) half\b", " 1/2"),
-    (r"</?(?:b|i|u|em|strong|code|span|p|div|mark|center|answer|br)\b[^<>]{0,80}>", " "),
+    (
+        r"</?(?:b|i|u|em|strong|code|span|p|div|mark|center|answer|final|final_answer|result|solution|br)\b[^<>]{0,80}>",
+        " ",
+    ),
     (r"&nbsp;|&thinsp;|\\(?:quad|qquad|space|thinspace|enspace)\b|\\[,;: ]", " "),
     (r"(?<=\d)\{,\}\s?(?=\d)", ","),
     (r"\\!|\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
@@ -112,6 +115,7 @@ _REPLACED: Final = rewrites(
     (r"\\(?:geq?|geqslant)(?![A-Za-z])", "≥"),
     (r"\\lt(?![A-Za-z])", "<"),
     (r"\\gt(?![A-Za-z])", ">"),
+    (r"(?<=[\d)])!=", "! ="),
     (r"\\neq?(?![A-Za-z])|!=", "≠"),
     (r"(?<=[\w}])~(?=\\?\w)", " "),
     (r"\\(?:approx|sim|simeq|cong|equiv|doteq)(?![A-Za-z])", "≈"),

@@ -22,7 +22,7 @@ _NEGATIVE: Final = frozenset({"minus", "negative"})
 # Words right before a number that bound it, deny it, or make another number of it.
 _BOUNDS: Final = re.compile(
     r"(?:\b(?:not|except(?: for)?|least|most|(?:more|less|greater|fewer|larger|smaller) than"
-    r"|between|over|under|below|above|exceeds?|neither|never|or|almost|nearly|close to|up to"
+    r"|between|over|under|below|above|exceeds?|neither|nor|never|or|almost|nearly|close to|up to"
     r"|(?:\w+n't|cannot|not|never)(?: (?:be|equal|have|get))?|(?:any|every)thing but|all but"
     r"|(?:other|rather) than|different from|unlike|instead of"
     r"|(?:square |cube |\w+th )?roots?(?: of)?|(?:half|third|quarter|fourth|fifth|square|cube"

@@ -183,6 +183,7 @@ async def test_a_field_that_asks_for_something_else_is_refused_by_name(
     [
         ({"extra_body": {"motab": {}}}, "extra_body", "put motab at the top level"),
         ({"base_threshold": 0.2}, "base_threshold", "put it into the motab object"),
+        ({"enable_thinking": False}, "enable_thinking", "send chat_template_kwargs"),
         ({"max_new_tokens": 9}, "max_new_tokens", "send max_tokens"),
         ({"logprobs": True, "top_logprobs": 5}, "logprobs", "/v1/motab/score"),
         ({"tool_choice": "required", "tools": [{}], "n": 0}, "tools", "calls no tools"),
