@@ -105,9 +105,11 @@ test-image: $(VENV)/.dev  ## the container, built and run with podman; as root, 
 bench: $(VENV)/.dev  ## the proxy's speed on simulated servers, compared with the published loop; twelve minutes
 	$(BIN)/python -m benchmarks
 
-.PHONY: bench-real
-bench-real: $(VENV)/.dev $(SERVERS)/.installed  ## the same comparison on a real vLLM on the CPU
-	$(BIN)/python -m benchmarks.real
+# FLAGS are further options, such as FLAGS="--level 1 --level 16 --max-tokens 2048".
+FLAGS ?=
+.PHONY: bench-servers
+bench-servers: $(VENV)/.dev  ## the same comparison on running servers: STUDENT_URL=... TEACHER_URL=... FLAGS=...
+	$(BIN)/python -m benchmarks.servers --student-url "$(STUDENT_URL)" --teacher-url "$(TEACHER_URL)" $(FLAGS)
 
 .PHONY: bench-hostile
 bench-hostile: $(VENV)/.dev  ## what attacks on the proxy cost it, in memory, processor and time; ten minutes

@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import aiohttp
 import orjson
 import psutil
 import yaml
 
-from benchmarks.published_loop import Order, Report, read_report
+from benchmarks.published_loop import LoopKind, Order, Report, read_report
 from benchmarks.simulator.engine import Counters, Rates
 from benchmarks.simulator.server import MODEL, Kind, Settings
 from benchmarks.simulator.words import DELIMITER, write_tokenizer
@@ -93,7 +93,7 @@ async def simulator(
     """Run a simulated server in its own process; `errs`: it writes the breaches of the plans."""
     settings = orjson.dumps(Settings(kind, rates, errs, scale_out)).decode()
     command = [sys.executable, "-m", "benchmarks.simulator.server", settings]
-    async with _child(command, stdout=asyncio.subprocess.PIPE) as process, _connections() as http:
+    async with _child(command, stdout=asyncio.subprocess.PIPE) as process, connections() as http:
         if process.stdout is None:
             raise RuntimeError("the simulator's output is not read")
         port = int(await process.stdout.readline())
@@ -105,10 +105,10 @@ class Served:
     """A real server that someone else runs."""
 
     base_url: str
-    kind: Kind
+    kind: Kind | Literal["llamacpp"]
     model: str
     tokenizer: str | None
-    """The folder of its model's tokenizer."""
+    """The folder of its model's tokenizer or its Hugging Face name, for the published loop."""
 
 
 S = TypeVar("S", Simulator, Served)
@@ -149,7 +149,7 @@ async def proxy(
     """
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
-        config = _config(pairs, folder)
+        config = configuration(pairs, folder)
         config["server"] |= server
         command = [sys.executable, "-P", "-m", "motab", "serve"]
         async with served(command, config, "/health", PYTHONPATH=str(code)) as running:
@@ -170,7 +170,7 @@ async def served(
         with log.open("wb") as output:
             async with (
                 _child(command, stdout=output, stderr=output, env=env) as process,
-                _connections() as http,
+                connections() as http,
             ):
                 running = Process(f"http://127.0.0.1:{port}", process.pid, http)
                 try:
@@ -180,7 +180,8 @@ async def served(
                 yield running
 
 
-def _config(pairs: dict[str, Pair[S]], tokenizer: str) -> dict[str, Any]:
+def configuration(pairs: dict[str, Pair[S]], tokenizer: str) -> dict[str, Any]:
+    """Return the proxy's configuration, given the folder of the simulators' tokenizer."""
     upstreams: dict[str, Any] = {}
     models: dict[str, Any] = {}
     for name, pair in pairs.items():
@@ -189,7 +190,7 @@ def _config(pairs: dict[str, Pair[S]], tokenizer: str) -> dict[str, Any]:
                 "kind": server.kind,
                 **_address(server, pair.more_students if role == "student" else pair.more_teachers),
                 "model": server.model,
-                "tokenizer": server.tokenizer or tokenizer,
+                "tokenizer": _tokenizer(server, tokenizer),
                 "max_concurrent": 4096,
                 "gpus": pair.teacher_gpus if role == "teacher" else 1.0,
             }
@@ -201,6 +202,11 @@ def _config(pairs: dict[str, Pair[S]], tokenizer: str) -> dict[str, Any]:
     return {"server": {"max_concurrent": 4096}, "upstreams": upstreams, "models": models}
 
 
+def _tokenizer(server: Simulator | Served, simulators: str) -> str:
+    """Return where the proxy's token ids come from; a real server gives them itself."""
+    return simulators if isinstance(server, Simulator) else "server"
+
+
 def _address(server: S, more: Sequence[S]) -> dict[str, Any]:
     """Name a server without replicas as older versions do, too."""
     if not more:
@@ -209,7 +215,8 @@ def _address(server: S, more: Sequence[S]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _connections() -> AsyncIterator[aiohttp.ClientSession]:
+async def connections() -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a session without a limit of number or time."""
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -264,22 +271,28 @@ async def published_loop(
     pair: Pair[S],
     questions: Sequence[str],
     *,
+    teacher_prompts: Sequence[str] | None = None,
     workers: int = 1,
     delimiter: str = DELIMITER,
     base_threshold: float = 0.2,
     max_tokens: int = 32768,
 ) -> Report:
-    """Run the published loop in its own processes."""
+    """Run the published loop in its own processes. Raises `ValueError` for a llama.cpp server.
+
+    Without `teacher_prompts` the teacher reads the questions as the student does.
+    """
     student, teacher = pair.student, pair.teacher
     order = Order(
-        student.kind,
+        _loop_kind(student),
+        _loop_kind(teacher),
         student.base_url,
         teacher.base_url,
         workers,
         questions,
+        questions if teacher_prompts is None else teacher_prompts,
         student.model,
         teacher.model,
-        student.tokenizer,
+        teacher.tokenizer,
         delimiter,
         base_threshold,
         max_tokens,
@@ -290,3 +303,9 @@ async def published_loop(
     if process.returncode:
         raise RuntimeError(f"the published loop ended with {process.returncode}")
     return read_report(output)
+
+
+def _loop_kind(server: Simulator | Served) -> LoopKind:
+    if server.kind == "llamacpp":
+        raise ValueError("the published loop asks SGLang and vLLM only")
+    return server.kind

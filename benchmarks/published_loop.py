@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess
+from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -26,6 +27,8 @@ from tokenizers import Tokenizer
 
 from benchmarks.simulator.words import encode
 
+LoopKind = Literal["sglang", "vllm"]
+"""The servers that give the log-probabilities of a prompt, which the loop needs."""
 _TOP_K = 20
 _MAX_STEP = 8192
 
@@ -34,15 +37,21 @@ _MAX_STEP = 8192
 class Order:
     """The work that a process is asked to do."""
 
-    kind: Literal["sglang", "vllm"]
+    student_kind: LoopKind
+    teacher_kind: LoopKind
     student_url: str
     teacher_url: str
     workers: int
     questions: Sequence[str]
+    """The student's raw prompts."""
+    teacher_prompts: Sequence[str]
+    """The same questions as the teacher reads them."""
     student_model: str
     teacher_model: str
     tokenizer: str | None
-    """The folder of a `tokenizer.json`; None for the simulated servers'."""
+    """The folder of the teacher's `tokenizer.json` or its Hugging Face name; None for the simulated
+    servers'.
+    """
     delimiter: str
     base_threshold: float
     max_tokens: int
@@ -56,6 +65,8 @@ class Done:
     num_steps: int
     score_calls: int
     breach: int | None
+    num_tokens: int
+    """The student's text in the teacher's tokens, without the correction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +89,10 @@ def read_report(text: bytes) -> Report:
 
 
 @dataclass(slots=True)
-class _Server:
+class _KeptConnection:
+    """A connection that stays from one request to the next."""
+
     url: str
-    model: str
     _http: http.client.HTTPConnection = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,13 +101,21 @@ class _Server:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401
         """Return the answer's JSON."""
-        headers = {"content-type": "application/json"}
-        self._http.request("POST", path, orjson.dumps(body), headers)
-        response = self._http.getresponse()
+        try:
+            response = self._sent(path, body)
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            # Servers close a connection that was idle for some seconds.
+            self._http.close()
+            response = self._sent(path, body)
         content = response.read()
         if response.status != http.client.OK:
             raise RuntimeError(f"{self.url}{path} answered {response.status}: {content[:500]!r}")
         return orjson.loads(content)
+
+    def _sent(self, path: str, body: dict[str, Any]) -> http.client.HTTPResponse:
+        headers = {"content-type": "application/json"}
+        self._http.request("POST", path, orjson.dumps(body), headers)
+        return self._http.getresponse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +125,9 @@ class _Written:
     """True if the delimiter ended it; otherwise the text is over."""
 
 
-class _Servers(Protocol):
+class _Server(Protocol):
     def write(self, text: str, max_tokens: int, stop: str | None) -> _Written:
-        """Return the student's next step or, without a stop string, the teacher's correction."""
+        """Return the next step or, without a stop string, the rest of the text."""
         ...
 
     def value(self, text: str, start: int, step: str) -> float:
@@ -119,16 +139,16 @@ class _Servers(Protocol):
         ...
 
 
-class _SGLangCalls:
+@dataclass(frozen=True, slots=True)
+class _SGLang:
     """The three calls on SGLang."""
 
-    def __init__(self, student: _Server, teacher: _Server) -> None:
-        self._student, self._teacher = student, teacher
+    _connection: _KeptConnection
 
     def write(self, text: str, max_tokens: int, stop: str | None) -> _Written:
         sampled = {"temperature": 0.0, "max_new_tokens": max_tokens, "stop": [stop] if stop else []}
-        server = self._student if stop else self._teacher
-        reply = server.post("/generate", {"text": text, "sampling_params": sampled})
+        body = {"text": text, "sampling_params": sampled}
+        reply = self._connection.post("/generate", body)
         matched = reply["meta_info"]["finish_reason"].get("matched")
         return _Written(reply["text"], stop is not None and matched == stop)
 
@@ -139,7 +159,7 @@ class _SGLangCalls:
             "return_logprob": True,
             "logprob_start_len": start - 1,
         }
-        reply = self._teacher.post("/generate", body)
+        reply = self._connection.post("/generate", body)
         return _mean([row[0] for row in reply["meta_info"]["input_token_logprobs"][1:]])
 
     def entropy(self, text: str) -> float:
@@ -149,86 +169,89 @@ class _SGLangCalls:
             "return_logprob": True,
             "top_logprobs_num": _TOP_K,
         }
-        (top,) = self._teacher.post("/generate", body)["meta_info"]["output_top_logprobs"]
+        reply = self._connection.post("/generate", body)
+        (top,) = reply["meta_info"]["output_top_logprobs"]
         return _entropy([row[0] for row in top])
 
 
-class _VllmCalls:
+@dataclass(frozen=True, slots=True)
+class _Vllm:
     """The three calls on vLLM."""
 
-    def __init__(self, student: _Server, teacher: _Server) -> None:
-        self._student, self._teacher = student, teacher
+    _connection: _KeptConnection
+    _model: str
 
     def write(self, text: str, max_tokens: int, stop: str | None) -> _Written:
-        server = self._student if stop else self._teacher
         body = {"prompt": text, "max_tokens": max_tokens, "stop": [stop] if stop else []}
-        choice = self._choice(server, body)
+        choice = self._choice(body)
         return _Written(choice["text"], stop is not None and choice["stop_reason"] == stop)
 
     def value(self, text: str, start: int, step: str) -> float:
         body = {"prompt": text + step, "max_tokens": 1, "prompt_logprobs": 0}
-        choice = self._choice(self._teacher, body)
-        rows = choice["prompt_logprobs"][start:]
+        rows = self._choice(body)["prompt_logprobs"][start:]
         return _mean([next(iter(row.values()))["logprob"] for row in rows])
 
     def entropy(self, text: str) -> float:
-        body = {"prompt": text, "max_tokens": 1, "logprobs": _TOP_K}
-        choice = self._choice(self._teacher, body)
+        choice = self._choice({"prompt": text, "max_tokens": 1, "logprobs": _TOP_K})
         return _entropy(list(choice["logprobs"]["top_logprobs"][0].values()))
 
-    @staticmethod
-    def _choice(server: _Server, body: dict[str, Any]) -> Any:  # noqa: ANN401
-        body = {"model": server.model, "temperature": 0.0, **body}
-        return server.post("/v1/completions", body)["choices"][0]
+    def _choice(self, body: dict[str, Any]) -> Any:  # noqa: ANN401
+        body = {"model": self._model, "temperature": 0.0, **body}
+        return self._connection.post("/v1/completions", body)["choices"][0]
+
+
+def _server(kind: LoopKind, url: str, model: str) -> _Server:
+    connection = _KeptConnection(url)
+    return _SGLang(connection) if kind == "sglang" else _Vllm(connection, model)
 
 
 class PublishedLoop:
     """Runs trajectories, one after another."""
 
     def __init__(self, order: Order) -> None:
-        student = _Server(order.student_url, order.student_model)
-        teacher = _Server(order.teacher_url, order.teacher_model)
-        self._calls: _Servers = (
-            _SGLangCalls(student, teacher)
-            if order.kind == "sglang"
-            else _VllmCalls(student, teacher)
-        )
+        self._student = _server(order.student_kind, order.student_url, order.student_model)
+        self._teacher = _server(order.teacher_kind, order.teacher_url, order.teacher_model)
         self._order = order
         self._count = _counter(order.tokenizer)
 
-    def run(self, question: str) -> Done:
-        """Run one trajectory, starting with the raw question."""
+    def run(self, question: str, teacher_prompt: str) -> Done:
+        """Run one trajectory, starting with the raw prompts."""
         started = time.perf_counter()
-        order, context = self._order, question
-        begin = start = self._count(question)
+        order, text = self._order, ""
+        begin = start = end = self._count(teacher_prompt)
         texts: list[str] = []
         values: list[float] = []
         breach: int | None = None
         while breach is None and (left := begin + order.max_tokens - start) > 0:
-            written = self._calls.write(context, min(_MAX_STEP, left), order.delimiter)
+            written = self._student.write(question + text, min(_MAX_STEP, left), order.delimiter)
             if not written.text and not written.stopped:
                 break
             texts.append(written.text + (order.delimiter if written.stopped else ""))
+            context = teacher_prompt + text
             end = self._count(context + texts[-1])
             # A line break may merge with the line break before it into one token.
-            values.append(self._calls.value(context, min(start, end - 1), texts[-1]))
+            values.append(self._teacher.value(context, min(start, end - 1), texts[-1]))
             # The third request of a step.
-            entropy = self._calls.entropy(context)
+            entropy = self._teacher.entropy(context)
             if values[-1] < order.base_threshold * math.exp(-entropy):
                 breach = len(values) - 1
-                safe = question + "".join(texts[: _bifurcation(values)])
-                self._calls.write(safe, order.max_tokens, None)
+                safe = teacher_prompt + "".join(texts[: _bifurcation(values)])
+                self._teacher.write(safe, order.max_tokens, None)
             if not written.stopped:
                 break
-            context += texts[-1]
+            text += texts[-1]
             start = end
-        return Done(time.perf_counter() - started, len(values), 2 * len(values), breach)
+        seconds = time.perf_counter() - started
+        return Done(seconds, len(values), 2 * len(values), breach, end - begin)
 
 
 def _counter(tokenizer: str | None) -> Callable[[str], int]:
     if tokenizer is None:
         return lambda text: len(encode(text))
-    of_model = Tokenizer.from_file(f"{tokenizer}/tokenizer.json")
+    path = Path(tokenizer) / "tokenizer.json"
+    of_model = (
+        Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(tokenizer)
+    )
     return lambda text: len(of_model.encode(text).ids)
 
 
@@ -251,8 +274,8 @@ def _bifurcation(values: Sequence[float]) -> int:
 def _work(inbox: connection.Connection, order: Order) -> None:
     """Work off questions one at a time, until None comes."""
     loop = PublishedLoop(order)
-    while (question := inbox.recv()) is not None:
-        inbox.send(loop.run(question))
+    while (prompts := inbox.recv()) is not None:
+        inbox.send(loop.run(*prompts))
 
 
 def _main(order: Order) -> Report:
@@ -268,7 +291,7 @@ def _main(order: Order) -> Report:
         workers.append(worker)
     cpu_before = time.process_time()
     started = time.perf_counter()
-    waiting = list(reversed(order.questions))
+    waiting = list(zip(order.questions, order.teacher_prompts, strict=True))[::-1]
     done: list[Done] = []
     busy: list[connection.Connection] = []
     for pipe in pipes:

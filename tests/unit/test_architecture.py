@@ -202,17 +202,28 @@ ALLOWED: dict[str, frozenset[str]] = {
         "trainer.cli",
     },
     "configs": frozenset(),
-    # The harness knows the proxy as a process; a real vLLM is started as the reproduction does.
+    # The harness knows the proxy as a process.
     "benchmarks": frozenset(
         {
             "benchmarks.hostile",
             "benchmarks.scenarios",
+            "benchmarks.servers",
             "benchmarks.simulator",
             "proxy.backends.embedded",
             "synth_client.asking",
             "synth_client.files",
             "synth_client.questions",
             "synth_client.runs",
+        }
+    ),
+    # Its prompts are the reproduction's questions, rendered as a model reads them.
+    "benchmarks.servers": frozenset(
+        {
+            "benchmarks",
+            "proxy.backends.base",
+            "proxy.backends.tokens",
+            "proxy.errors",
+            "synth_client.files",
             "trainer.reproduce",
         }
     ),
