@@ -61,7 +61,9 @@ def servers(
             *interval_8,
         ),
         "student": sglang(tiny["student"], "student", logs / "student.txt", delta),
-        "teacher": sglang(tiny["teacher"], "teacher", logs / "teacher.txt", *interval_8),
+        "teacher": sglang(
+            tiny["teacher"], "teacher", logs / "teacher.txt", *interval_8, "--enable-metrics"
+        ),
         # The same weights, unpacked to 16 bits.
         "llama": llama_server(dequantized(smollm2_gguf())),
     }
