@@ -41,21 +41,27 @@ EVENTS: tuple[dict[str, Any], ...] = (
 def answering(answers: dict[str, Any], asked: list[Any] | None = None) -> Iterator[str]:
     """A server with these answers by path; bytes are sent as they are. Gives its URL.
 
-    `asked` gets the bodies that are posted.
+    `asked` gets the bodies that are posted. After a POST it closes the connection unannounced, as
+    servers do that wait no longer for the next request.
     """
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self) -> None:
-            body = answers.get(self.path)
-            self.send_response(404 if body is None else 200)
+            found = answers.get(self.path)
+            body = found if isinstance(found, bytes) else orjson.dumps(found)
+            self.send_response(404 if found is None else 200)
+            self.send_header("content-length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body if isinstance(body, bytes) else orjson.dumps(body))
+            self.wfile.write(body)
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             if asked is not None:
                 asked.append(orjson.loads(body))
             self.do_GET()
+            self.close_connection = True
 
         def log_message(self, *_: object) -> None:
             pass
