@@ -1,11 +1,12 @@
 """Makes the table's figures and the page's curves from what was measured at each level."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from benchmarks.figures import Chart, Figure, Findings, Point, quantile
 from benchmarks.servers.level import Level, Part
 
+_Value = Callable[[Level], float | None]
 PLAIN, MOTAB, PUBLISHED = "plain student", "motab", "published loop"
 
 
@@ -16,48 +17,32 @@ def findings(level: Level) -> Findings:
 
 
 def curves(levels: Sequence[Level]) -> Findings:
-    """Return the curves over all levels."""
-
-    def curve(value: Callable[[Level], float | None]) -> tuple[Point, ...]:
-        points = ((level.at_once, value(level)) for level in levels)
-        return tuple(Point(at_once, found) for at_once, found in points if found is not None)
-
+    """Return the curves over all levels, without those that were not measured."""
+    texts: dict[str, _Value] = {
+        PLAIN: lambda level: _rate(level.plain),
+        MOTAB: lambda level: _rate(level.motab),
+    }
+    first: dict[str, _Value] = {
+        PLAIN: lambda level: _first(level.plain),
+        MOTAB: lambda level: _first(level.motab),
+    }
+    computed: dict[str, _Value] = {MOTAB: _computed_by_motab, PUBLISHED: _computed_by_loop}
     charts = (
-        Chart(
-            "Throughput",
-            "trajectories at once",
-            "tokens a second",
-            {
-                PLAIN: curve(lambda level: _rate(level.plain)),
-                MOTAB: curve(lambda level: _rate(level.motab)),
-                PUBLISHED: curve(_loop_rate),
-            },
-            log=True,
-        ),
-        Chart(
-            "Time to the first text",
-            "trajectories at once",
-            "seconds (p50)",
-            {
-                PLAIN: curve(lambda level: _first(level.plain)),
-                MOTAB: curve(lambda level: _first(level.motab)),
-            },
-        ),
-        Chart(
-            "Cost of scoring",
-            "trajectories at once",
-            "teacher tokens computed / length",
-            {MOTAB: curve(_computed_by_motab), PUBLISHED: curve(_computed_by_loop)},
-        ),
+        _chart(levels, "Throughput", "tokens a second", {**texts, PUBLISHED: _loop_rate}),
+        _chart(levels, "Time to the first text", "seconds (p50)", first),
+        _chart(levels, "Cost of scoring", "teacher tokens computed / length", computed),
     )
-    return Findings(
-        (), tuple(_without_empty(chart) for chart in charts if any(chart.curves.values()))
-    )
+    return Findings((), tuple(chart for chart in charts if chart.curves))
 
 
-def _without_empty(chart: Chart) -> Chart:
-    kept = {name: points for name, points in chart.curves.items() if points}
-    return Chart(chart.title, chart.x, chart.y, kept, chart.log)
+def _chart(levels: Sequence[Level], title: str, y: str, values: Mapping[str, _Value]) -> Chart:
+    curves: dict[str, tuple[Point, ...]] = {}
+    for name, value in values.items():
+        found = [(level.at_once, value(level)) for level in levels]
+        points = tuple(Point(at_once, known) for at_once, known in found if known is not None)
+        if points:
+            curves[name] = points
+    return Chart(title, "trajectories at once", y, curves, log=True)
 
 
 def _speed(level: Level) -> list[Figure]:

@@ -63,8 +63,9 @@ async def _get(
             status, content = response.status, await response.read()
     except (aiohttp.ClientError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
-        message = f"the {role}'s server {base_url} does not answer ({reason})"
-        raise CannotMeasure(f"{message}: its URL looks like http://127.0.0.1:30000") from error
+        message = f"the {role}'s server '{base_url}' does not answer ({reason})"
+        right = f"name its URL, such as http://127.0.0.1:30000 (--{role}-url)"
+        raise CannotMeasure(f"{message}: {right}") from error
     if status != 200:
         raise CannotMeasure(f"the {role}'s server answers {base_url}{path} with {status}")
     try:

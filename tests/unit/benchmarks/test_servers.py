@@ -114,7 +114,7 @@ def test_the_command_says_that_a_server_does_not_answer(url: str, tmp_path: Path
     command = ["--student-url", url, "--teacher-url", url, "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 1
-    assert f"error: the student's server {url} does not answer" in done.output
+    assert f"error: the student's server '{url}' does not answer" in done.output
     assert not (tmp_path / "out").exists()
 
 
