@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from proxy.backends.stay import Stay
 from proxy.core.params import SamplingValues
@@ -160,8 +160,7 @@ GREEDY = Sampling(temperature=0.0)
 """Always the most probable token, as for scores, which no sampling may change."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """Text as it arrives: one piece per token (see `core.types.Wrote`), and the end once it came.
 
     `num_cached_tokens` is the number of prompt tokens from the server's cache; it comes with the
@@ -173,6 +172,8 @@ class Draft:
 
     `logprobs`, if `Sampling` asked for them, has for each piece the natural logarithms of its
     tokens' probabilities, NaN if the server gave none.
+
+    Not a dataclass: one is made for every event of a stream, and a tuple takes a third of the time.
     """
 
     pieces: tuple[str, ...]

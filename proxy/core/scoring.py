@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 # Servers compute log-probabilities in float32, so a certain token may come out a little above 0.
 _LOGPROB_SLACK = 1e-3
@@ -18,11 +19,12 @@ def checked_logprob(logprob: float | None, what: str) -> float:
 
 def _checked(logprobs: Sequence[float | None], what: str) -> Sequence[float]:
     """Apply `checked_logprob` to each entry; `what` names an entry by its index."""
-    # Nearly always no entry is missing or above 0, and a sum that is not NaN had no NaN in it: four
+    # Nearly always no entry is missing or above 0, and a sum that is not NaN had no NaN in it: a few
     # passes in C instead of a loop over every scored token.
-    known = [x for x in logprobs if x is not None]
-    if len(known) == len(logprobs) and known and max(known) <= 0.0 and not math.isnan(sum(known)):
-        return known
+    if None not in logprobs:
+        known = cast("Sequence[float]", logprobs)
+        if known and max(known) <= 0.0 and not math.isnan(sum(known)):
+            return known
     return [checked_logprob(x, what.format(i)) for i, x in enumerate(logprobs)]
 
 
@@ -53,5 +55,5 @@ def entropy(top_logprobs: Sequence[float | None], top_k: int) -> float:
     weights = [math.exp(x - largest[0]) for x in largest]
     total = math.fsum(weights)
     # H = log Z - sum(q log w), with w = q Z; entries without probability add nothing.
-    mean_log = math.fsum(w * math.log(w) for w in weights if w > 0.0) / total
+    mean_log = math.fsum([w * math.log(w) for w in weights if w > 0.0]) / total
     return max(0.0, math.log(total) - mean_log)

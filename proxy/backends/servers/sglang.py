@@ -6,6 +6,7 @@ Written from the source of SGLang 0.5.23 (tests/golden/sglang-0.5.23 names the f
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -37,6 +38,8 @@ from proxy.errors import MotabError
 # SGLang raises -inf, which JSON does not have, to the lowest number of its float type.
 _LOWEST = -1e30
 _TOPS = RowLayout(b"input_top_logprobs", b"[[", b"]]")
+# The columns of a row of log-probabilities.
+_LOGPROB, _ID = itemgetter(0), itemgetter(1)
 
 
 class SGLang(ServerReader):
@@ -280,12 +283,13 @@ class SGLang(ServerReader):
         """The log-probabilities of the prompt's own tokens, or None, which core refuses, if
         missing.
         """
-        last = None if self.vocabulary.num_tokens is None else self.vocabulary.num_tokens - 1
-        for entry, token_id in zip(entries, token_ids, strict=True):
-            # SGLang writes the last id of the vocabulary as 0.
-            if entry[1] != token_id and not (entry[1] == 0 and token_id == last):
-                raise ValueError(f"token {token_id} was sent, the entry is token {entry[1]}'s")
-        return all_finite([entry[0] for entry in entries], _LOWEST)
+        if list(map(_ID, entries)) != token_ids:
+            last = None if self.vocabulary.num_tokens is None else self.vocabulary.num_tokens - 1
+            for entry, token_id in zip(entries, token_ids, strict=True):
+                # SGLang writes the last id of the vocabulary as 0.
+                if entry[1] != token_id and not (entry[1] == 0 and token_id == last):
+                    raise ValueError(f"token {token_id} was sent, the entry is token {entry[1]}'s")
+        return all_finite(map(_LOGPROB, entries), _LOWEST)
 
 
 @dataclass(slots=True)
@@ -304,18 +308,18 @@ class _EventReader:
         """The new tokens of an event. Raises ValueError if one is missing."""
         meta = row["meta_info"]
         rows, text = self._new(row, meta)
-        tokens = [Token.of(token_id, string) for _, token_id, string in rows]
+        logprobs, ids, strings = zip(*rows, strict=True) if rows else ((), (), ())
         self.num_tokens, self.text = meta["completion_tokens"], self.text + text
         end, is_end_token = _end(meta["finish_reason"], self.stop, self.upstream)
         if is_end_token:  # it is counted, but has no text
-            tokens = tokens[:-1]
-        if tokens and row.get("text") is None:
-            raise ValueError(f"{len(tokens)} tokens came without their text")
+            logprobs, ids, strings = logprobs[:-1], ids[:-1], strings[:-1]
+        if ids and row.get("text") is None:
+            raise ValueError(f"{len(ids)} tokens came without their text")
         if end == "length":  # half a character, whose other tokens will not come
             text = text.rstrip(REPLACEMENT)
-        spelt = self.spelling.feed(text, tokens)
+        spelt = self.spelling.feed_columns(text, ids, strings)
         if self.logprobs.wanted:
-            self.logprobs.add(all_finite((row[0] for row in rows[: len(tokens)]), _LOWEST))
+            self.logprobs.add(all_finite(logprobs, _LOWEST))
         if end is None:
             piece_logprobs = self.logprobs.take(len(spelt.pieces))
             return Draft(spelt.pieces, token_ids=spelt.token_ids, logprobs=piece_logprobs)
@@ -348,6 +352,8 @@ def _end(
     reason: dict[str, Any] | str | None, stop: tuple[str, ...], upstream: str
 ) -> tuple[FinishReason | None, bool]:
     """The reason of the end, and whether it was an end token: stop strings match as text."""
+    if reason is None:
+        return None, False
     if not isinstance(reason, dict):
         return end_of(reason, upstream), False
     matched = reason.get("matched")
@@ -369,7 +375,7 @@ def _sampled(sampling: Sampling) -> dict[str, Any]:
 
 
 def _candidates(entries: Sequence[Sequence[Any]], top_k: int) -> list[float | None]:
-    return complete(all_finite([entry[0] for entry in entries], _LOWEST), top_k)
+    return complete(all_finite(map(_LOGPROB, entries), _LOWEST), top_k)
 
 
 def _cached_tokens(meta: dict[str, Any]) -> int | None:

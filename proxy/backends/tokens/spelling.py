@@ -30,9 +30,8 @@ class Token(NamedTuple):
         return cls(int(token_id), intern(string))
 
 
-@dataclass(frozen=True, slots=True)
-class Spelt:
-    """New pieces, one per token, and the ids as in `base.Draft`."""
+class Spelt(NamedTuple):
+    """New pieces, one per token, and the ids as in `base.Draft`. Not a dataclass, as `Token`."""
 
     pieces: tuple[str, ...]
     token_ids: tuple[int, ...] | None
@@ -55,12 +54,20 @@ class Spelling:
     """`_tokens` and `_text` wait for more. If False, they were passed on, not yet matched."""
     _lost: bool = False
 
+    def feed_columns(self, text: str, ids: Sequence[Any], strings: Sequence[Any]) -> Spelt:
+        """As `feed`, with the ids and strings of an event's tokens as JSON has them.
+
+        Nearly always the strings spell the text, and then no token needs to be made.
+        """
+        waits = self._tokens or self._text or self._lost or not self._in_step
+        if not waits and strings and strings[-1] and _HALF not in text and "".join(strings) == text:
+            return Spelt(tuple(map(intern, strings)), tuple(map(int, ids)))
+        return self.feed(text, [Token.of(*token) for token in zip(ids, strings, strict=True)])
+
     def feed(self, text: str, tokens: Sequence[Token]) -> Spelt:
         """Take an event's text and tokens."""
         if self._lost:
             return Spelt(pieces_of(text, [token.string for token in tokens]), None)
-        if self._in_step and not self._tokens and not self._text and _spell(tokens, text):
-            return Spelt(tuple(token.string for token in tokens), _ids(tokens))
         self._tokens += tokens
         self._text += text
         if self._in_step:
@@ -105,13 +112,6 @@ class Spelling:
         if not last or not last.isascii() or not self._text.endswith(last):
             return False
         return _ascii_of(self._text) == _ascii_of("".join(t.string for t in self._tokens))
-
-
-def _spell(tokens: Sequence[Token], text: str) -> bool:
-    """Return whether the tokens spell all of `text`, as nearly always: a shortcut of `_matched`."""
-    if not tokens or not tokens[-1].string or _HALF in text:
-        return False
-    return "".join([token.string for token in tokens]) == text
 
 
 def _ids(tokens: Sequence[Token]) -> tuple[int, ...]:

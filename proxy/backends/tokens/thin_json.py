@@ -72,11 +72,12 @@ class RowLayout:
             return None
         if len(rows) != num_rows - low:
             return None
-        kept = [
-            self.opening + _cut(row, cut.get(index)) + self.closing if index in wanted else b"null"
-            for index, row in enumerate(rows, low)
-        ]
-        array = b",".join([b"null"] * low + kept)
+        kept = [b"null"] * num_rows
+        for index in wanted:
+            if index < num_rows:
+                row = _cut(rows[index - low], cut.get(index))
+                kept[index] = self.opening + row + self.closing
+        array = b",".join(kept)
         rest = answer[end + len(self.closing) :]
         return b'%s"%s":[%s%s' % (answer[:start], self.name, array, rest)
 

@@ -190,6 +190,11 @@ class _Text:
 
     def take(self, draft: Draft) -> Draft:
         """Return the new part of a draft. Raises `UpstreamInterrupted` if the text differs."""
+        if self._is_all_new(draft):
+            self._token_ids += draft.token_ids or ()
+            self._position += len(draft.pieces)
+            self.pieces += draft.pieces
+            return draft
         pieces = (*self._waiting, *draft.pieces)
         logprobs = None
         if draft.logprobs is not None:
@@ -216,6 +221,18 @@ class _Text:
             cached = min(cached, len(self.context.token_ids))
         piece_logprobs = None if logprobs is None else logprobs[num_old:num_ready]
         return Draft(new, draft.end, cached, logprobs=piece_logprobs)
+
+    def _is_all_new(self, draft: Draft) -> bool:
+        """Return whether a draft is passed on as it is, as nearly all are: nothing of it is held
+        back or repeated, and no stop string can reach back to a break.
+        """
+        return (
+            draft.token_ids is not None
+            and draft.end is None
+            and not self._waiting
+            and not self._seam_left
+            and self._position == len(self.pieces)
+        )
 
     def _check_seam(self, text: str) -> None:
         """Look for stop strings across the seam: a server searches only what it writes itself."""
