@@ -98,7 +98,7 @@ def divided(text: str, borders: Iterable[int]) -> list[Piece]:
 
     A border that is no cut lies inside a piece, which reaches to the cuts around it.
     """
-    cuts = [0, *(cut.start() for cut in _CUT.finditer(text)), len(text)]
+    cuts: list[int] = []  # looked for only if a border is no cut
     pieces: list[Piece] = []
     start = end = 0
     inside: list[int] = []
@@ -114,10 +114,11 @@ def divided(text: str, borders: Iterable[int]) -> list[Piece]:
         start = end = at
 
     for border in borders:
-        index = bisect_left(cuts, border)
-        if cuts[index] == border:
+        if border in {0, len(text)} or _CUT.match(text, border):
             close(border)
             continue
+        cuts = cuts or [0, *(cut.start() for cut in _CUT.finditer(text)), len(text)]
+        index = bisect_left(cuts, border)
         if not inside or cuts[index - 1] > end:
             close(cuts[index - 1])
         inside.append(border)

@@ -25,6 +25,8 @@ class StepsToScore:
     def first(self, num: int) -> "StepsToScore":
         """Return the first `num` of the new steps."""
         num_left = self.num_new - num
+        if not num_left:
+            return self
         return replace(self, steps=self.steps[: len(self.steps) - num_left], num_new=num)
 
     def after(self, num: int, *, entropy_known: bool) -> "StepsToScore":
@@ -71,6 +73,8 @@ async def score_what_fits(
             first = replace(first, entropy=next_entropy)
         found += [first, *others]
         next_entropy = scores.next_entropy
+        if num == wanted.num_new:
+            break
         wanted = wanted.after(num, entropy_known=next_entropy is not None)
     return Scored(tuple(found), next_entropy)
 

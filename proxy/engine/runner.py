@@ -86,6 +86,8 @@ class TrajectoryRun:
     fallbacks: tuple[Scorer, ...] = ()
     """The scorers for steps of which `scorer` makes no sense twice, best first."""
     _monitor: Monitor = field(init=False)
+    _scoring_monitor: ScoringMonitor | None = field(init=False)
+    """`_monitor`, if it has steps scored."""
     _group: asyncio.TaskGroup = field(init=False)
     usage: Usage = field(init=False, default_factory=Usage)
     """The cost so far; `completion_tokens` are those of the text that the observer has."""
@@ -116,6 +118,8 @@ class TrajectoryRun:
             self._schedule = self.pair.schedule(self.params.method)
         schedule = self._schedule or AT_ONCE
         self._monitor = monitor_for(self.params, seed, schedule, self._has_room)
+        # isinstance against a protocol takes 20 us, so it is done once.
+        self._scoring_monitor = self._monitor if isinstance(self._monitor, ScoringMonitor) else None
 
     async def run(self) -> Outcome:
         """Run to the end. Cancelling this cancels every request to an upstream.
@@ -317,11 +321,12 @@ class TrajectoryRun:
 
     async def _following(self, steps: Sequence[str]) -> str:
         """Wait until the text after the steps shows which tokens end in them; return that text."""
-        if not isinstance(self._monitor, ScoringMonitor):
+        monitor = self._scoring_monitor
+        if monitor is None:
             raise MotabError("this method has nothing scored; please report this")
         blank_lines_end = await self.pair.of("teacher").blank_lines_end(self.call)
         while True:
-            following = self._monitor.following(len(steps), MAX_AHEAD)
+            following = monitor.following(len(steps), MAX_AHEAD)
             ahead = ahead_of(steps[-1], following.text, blank_lines_end=blank_lines_end)
             if following.is_all or ahead is not None:
                 return following.text

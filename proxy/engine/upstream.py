@@ -264,7 +264,7 @@ class Upstream:
         """Hold a place for a scoring call, in a span of its own."""
         with self.span(call, "score") as span:
             async with self.scoring.held(span):
-                yield replace(call, span=span)
+                yield call if span is call.span else replace(call, span=span)
 
     def drafts(
         self, context: Context, sampling: Sampling, call: Call, gate: asyncio.Event, max_tokens: int
