@@ -158,15 +158,16 @@ class MotabMonitor:
         return Following(text, is_all=self._draft_end is not None)
 
     def _drafted(self, pieces: tuple[str, ...]) -> list[Command]:
-        if self._segmenter.extend(pieces):
-            return self._advance()
-        for piece in pieces:
-            self._add(self._segmenter.feed(piece))
+        num_taken = self._segmenter.extend(pieces)
+        while num_taken < len(pieces):
+            self._add(self._segmenter.feed(pieces[num_taken]))
+            num_taken += 1
             if self._segmenter.exhausted:
                 self._draft_end = "length"
                 # At the total cap the server stops by itself, because no more was requested.
                 halt = self._halt_draft() if self._segmenter.step_was_cut else []
                 return halt + self._advance()
+            num_taken += self._segmenter.extend(pieces[num_taken:])
         return self._advance()
 
     def _add(self, steps: list[Step]) -> None:

@@ -19,7 +19,7 @@ def checked_logprob(logprob: float | None, what: str) -> float:
 
 def _checked(logprobs: Sequence[float | None], what: str) -> Sequence[float]:
     """Apply `checked_logprob` to each entry; `what` names an entry by its index."""
-    # Nearly always no entry is missing or above 0, and a sum that is not NaN had no NaN in it: a few
+    # Nearly always no entry is missing or above 0, and a sum that is not NaN had no NaN in it: some
     # passes in C instead of a loop over every scored token.
     if None not in logprobs:
         known = cast("Sequence[float]", logprobs)

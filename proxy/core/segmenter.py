@@ -1,6 +1,8 @@
 """Cuts a token stream into steps without losing or changing a character."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 
 from proxy.core.types import Step
 
@@ -93,22 +95,30 @@ class Segmenter:
         self.open_length = 0
         self.open_tokens = 0
 
-    def extend(self, pieces: Sequence[str]) -> bool:
-        """Take all pieces at once, if they end no step and reach no cap; else take none of them.
+    def extend(self, pieces: Sequence[str]) -> int:
+        """Take the first pieces at once, as far as they end no step and reach no cap; return how
+        many were taken.
 
         A fast version of `feed`, for nearly all text of a stream.
         """
-        num = len(pieces)
-        if self.open_tokens + num >= self._max_step_tokens:
-            return False
-        if self._total_tokens + num >= self._max_total_tokens:
-            return False
-        text = "".join(pieces)
-        if self._delimiter in self._seam + text:
-            return False
+        left = min(
+            self._max_step_tokens - self.open_tokens, self._max_total_tokens - self._total_tokens
+        )
+        num = min(len(pieces), left - 1)
+        if num <= 0:
+            return 0
+        text = "".join(pieces[:num])
+        found = (self._seam + text).find(self._delimiter)
+        if found >= 0:
+            end = found + len(self._delimiter) - len(self._seam)
+            # The piece in which the delimiter ends is the first that reaches so far.
+            num = bisect_left(list(accumulate(map(len, pieces[:num]))), end)
+            if not num:
+                return 0
+            text = "".join(pieces[:num])
         self._add(text, num)
         self._total_tokens += num
-        return True
+        return num
 
     def close(self) -> list[Step]:
         """Return the rest of the text as the last step, unless it is empty: the text has ended."""
