@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from proxy.backends.shared_ids import shared_ids
 from proxy.backends.stay import Stay
 from proxy.core.params import SamplingValues
 from proxy.core.scoring import oracle_value
@@ -89,8 +90,9 @@ class Context:
     def append(self, step: Segment) -> None:
         """Add the next step."""
         del self.token_ids[self.bounds[-1] :]
-        self.steps.append(step)
-        self.token_ids.extend(step.token_ids)
+        ids = tuple(shared_ids(step.token_ids))
+        self.steps.append(Segment(step.text, ids))
+        self.token_ids.extend(ids)
         self.bounds.append(len(self.token_ids))
 
     def truncate(self, num_steps: int) -> None:

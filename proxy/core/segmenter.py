@@ -1,8 +1,6 @@
 """Cuts a token stream into steps without losing or changing a character."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate
 
 from proxy.core.types import Step
 
@@ -111,8 +109,10 @@ class Segmenter:
         found = (self._seam + text).find(self._delimiter)
         if found >= 0:
             end = found + len(self._delimiter) - len(self._seam)
-            # The piece in which the delimiter ends is the first that reaches so far.
-            num = bisect_left(list(accumulate(map(len, pieces[:num]))), end)
+            num = 0
+            while end > len(pieces[num]):  # up to the piece in which the delimiter ends
+                end -= len(pieces[num])
+                num += 1
             if not num:
                 return 0
             text = "".join(pieces[:num])

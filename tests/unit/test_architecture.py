@@ -42,6 +42,7 @@ _WIRE = _TRACER | frozenset(
         "proxy.secrets",
         "proxy.backends.base",
         "proxy.backends.limits",
+        "proxy.backends.shared_ids",
         "proxy.backends.stay",
         "proxy.backends.worker_slots",
     }
@@ -102,7 +103,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.tracing.attributes": frozenset({"proxy.tracing.tracer"}),
     "proxy.tracing.open_telemetry": _TRACER | {"proxy", "proxy.errors", "proxy.secrets"},
     "proxy.backends": _WIRE,
-    "proxy.backends.base": _CORE | {"proxy.backends.stay", "proxy.tracing.tracer"},
+    "proxy.backends.base": _CORE
+    | {"proxy.backends.shared_ids", "proxy.backends.stay", "proxy.tracing.tracer"},
+    "proxy.backends.shared_ids": frozenset(),
     "proxy.backends.stay": frozenset(),
     "proxy.backends.limits": frozenset(),
     "proxy.backends.worker_slots": frozenset(),

@@ -235,6 +235,7 @@ class LlamaCpp:
         async with self._slots.lease(call) as slot:
             body["id_slot"] = slot
             async with self._client.stream("/completion", body, call) as events:
+                del body, context  # a stream may be open for long
                 # Read to the very end, past the last draft, so that the connection can be reused.
                 async for payload in events:
                     if payload == DONE:

@@ -141,6 +141,7 @@ class SGLang(ServerReader):
         )
         last: Draft | None = None
         async with self._client.stream("/generate", body, call) as events:
+            del body, context  # a stream may be open for long
             # Read to the very end, so that the connection can be reused.
             async for payload in events:
                 if payload == DONE:

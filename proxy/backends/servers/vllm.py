@@ -154,6 +154,7 @@ class Vllm(ServerReader):
         has_usage = False
         spelling, logprobs = Spelling(), PieceLogprobs(sampling.logprobs)
         async with self._client.stream("/v1/completions", body, call) as events:
+            del body, context  # a stream may be open for long
             # Read to the very end, so that the connection can be reused.
             async for payload in events:
                 if payload == DONE:  # the server itself says that all is there

@@ -114,7 +114,7 @@ class UpstreamClient(Calls):
 
         `loads` parses it, and raises `orjson.JSONDecodeError` if it is not JSON.
         """
-        content = orjson.dumps(body)
+        content = _dumped(body)
         place = self._replicas.place(call)
 
         async def attempt() -> Any:  # noqa: ANN401
@@ -188,12 +188,14 @@ class UpstreamClient(Calls):
 
         Leaving the context closes the connection, which cancels the request at the server.
         """
-        content = orjson.dumps(body)
+        content = _dumped(body)
+        del body  # a stream may be open for long
         timeout_s = self.timeouts.answer_s
         serving = self._replicas.place(call).serving()
         with self.observed(path, call), serving as base_url:
             coming = self._sent("POST", base_url, path, content, _headers(call))
             response = await self.awaited(coming, timeout_s)
+            del content, coming
             async with response:
                 if response.status >= HTTPStatus.BAD_REQUEST:
                     raise self._refusal(await self.awaited(self._whole(response), timeout_s))
@@ -286,6 +288,13 @@ def _is_whole(payload: bytes) -> bool:
     except orjson.JSONDecodeError:
         return payload == DONE
     return True
+
+
+def _dumped(body: dict[str, Any]) -> bytes:
+    """Write a request. `orjson` keeps 250 bytes of memory for every number of a list until its
+    result is freed, so what is held is a copy.
+    """
+    return bytes(memoryview(orjson.dumps(body)))
 
 
 def _headers(call: Call) -> dict[str, str]:

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from proxy.backends.base import Call, Context, Decoded, Draft, Sampling, Segment, Writer
+from proxy.backends.shared_ids import shared_ids
 from proxy.backends.transport.calls import Calls
 from proxy.errors import UpstreamError, UpstreamInterrupted, UpstreamMalformed
 
@@ -85,6 +86,7 @@ class ResumingWriter:
             return
         context, max_tokens = text.rewind()
         drafts = self.server.write(context, text.sampling, max_tokens, call)
+        del context  # which a stream that is open for long would hold a second time
         async with aclosing(drafts):
             try:
                 async for draft in drafts:
@@ -191,7 +193,7 @@ class _Text:
     def take(self, draft: Draft) -> Draft:
         """Return the new part of a draft. Raises `UpstreamInterrupted` if the text differs."""
         if self._is_all_new(draft):
-            self._token_ids += draft.token_ids or ()
+            self._token_ids.extend(shared_ids(draft.token_ids or ()))
             self._position += len(draft.pieces)
             self.pieces += draft.pieces
             return draft
@@ -201,7 +203,7 @@ class _Text:
             logprobs = (*self._waiting_logprobs, *draft.logprobs)
         num_ready = len(pieces)
         if draft.token_ids is not None:
-            self._token_ids += draft.token_ids
+            self._token_ids.extend(shared_ids(draft.token_ids))
         elif draft.end is None:
             while num_ready and not pieces[num_ready - 1]:
                 num_ready -= 1
