@@ -17,6 +17,7 @@ import orjson
 import psutil
 import yaml
 
+from benchmarks.counted import COUNT_FILE
 from benchmarks.published_loop import LoopKind, Order, Report, read_report
 from benchmarks.simulator.engine import Counters, Rates
 from benchmarks.simulator.server import MODEL, Kind, Settings
@@ -141,18 +142,24 @@ async def simulated_pair(
 async def proxy(
     pairs: dict[str, Pair[S]],
     code: Path = _ROOT,
+    count_file: Path | None = None,
     **server: Any,  # noqa: ANN401 - keys of the configuration
 ) -> AsyncIterator[Process]:
     """Run `motab serve` of the folder `code` with each pair under its name, in its own process.
 
-    `server` has more keys of that section of the configuration.
+    With `count_file`, `benchmarks.counted` runs it. `server` has more keys of that section of the
+    configuration.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
         config = configuration(pairs, folder)
         config["server"] |= server
-        command = [sys.executable, "-P", "-m", "motab", "serve"]
-        async with served(command, config, "/health", PYTHONPATH=str(code)) as running:
+        variables = {"PYTHONPATH": str(code)}
+        if count_file is not None:
+            variables[COUNT_FILE] = str(count_file)
+        module = "motab" if count_file is None else "benchmarks.counted"
+        command = [sys.executable, "-P", "-m", module, "serve"]
+        async with served(command, config, "/health", **variables) as running:
             yield running
 
 

@@ -81,7 +81,7 @@ class _Users:
 
 async def measure(attack: Attack, access: Access, num_bytes: int, code: Path) -> Row:
     """Run the proxy of that folder, attack it while others use it, and return the figures."""
-    server = {} if access == "keyless" else {"api_keys": [KEY]}
+    server: dict[str, Any] = {} if access == "keyless" else {"api_keys": [KEY]}
     async with (
         simulated_pair("sglang", _RATES, _RATES) as pair,
         proxy({PAIR: pair}, code, **server) as motab,
