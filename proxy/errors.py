@@ -257,6 +257,10 @@ class UnknownToken(UpstreamRefused):
     """The server was sent the id of a token that its model does not have."""
 
 
+class RouterTokenises(UpstreamRefused):
+    """A router tokenises in the server's place, and not as the server does."""
+
+
 class UpstreamMalformed(UpstreamError):
     """The answer lacks a requested part: log-probabilities are missing, NaN or too few, say."""
 

@@ -10,7 +10,14 @@ from proxy.backends.base import Call, Context, Message, Question, Reader, Sampli
 from proxy.backends.transport.resume import ResumingWriter
 from proxy.core.types import FinishReason
 from proxy.engine.upstream import Upstream
-from proxy.errors import MotabError, RequestError, UpstreamMalformed, UpstreamRefused, first_error
+from proxy.errors import (
+    MotabError,
+    RequestError,
+    RouterTokenises,
+    UpstreamMalformed,
+    UpstreamRefused,
+    first_error,
+)
 from proxy.probe.report import Check, failed, no, not_applicable, ok
 
 LIMIT_S = 120.0
@@ -103,6 +110,13 @@ async def tokenizer(subject: Subject) -> Check:
         return ok("the server's own", source="server")
     if not isinstance(server, Reader):
         return not_applicable("local, and the server has no tokenizer to compare it with")
+    try:
+        return await _compared(reader, server, steps, call)
+    except RouterTokenises:
+        return not_applicable("local, and a router tokenises in the server's place")
+
+
+async def _compared(reader: Reader, server: Reader, steps: Sequence[Segment], call: Call) -> Check:
     for text in _SAMPLES:
         question = Question(prompt=text)
         ours, theirs = await reader.render(question, call), await server.render(question, call)

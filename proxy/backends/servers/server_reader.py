@@ -48,12 +48,17 @@ class ServerReader:
     """Fields that make the server render messages as for a chat completion."""
 
     def __init__(
-        self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int
+        self,
+        client: UpstreamClient,
+        model: str,
+        chat_template: ChatTemplate | None,
+        follower: int | None,
     ) -> None:
         self._client = client
         self._model = model
         self._template = chat_template
-        self._follower = follower
+        self._known_follower = follower
+        """See `Cuts`; None until the server is asked to read."""
         self._forms: tuple[NormalForm, ...] | None = None
         """The normal forms into which the tokenizer brings texts; None until that matters."""
         self._controls = LearntControls(families=True)
@@ -73,16 +78,24 @@ class ServerReader:
     ) -> Self:
         """Ask the server for the model's tokenizer, and learn how it cuts text.
 
-        With `reads` False a local tokenizer is used, so the server's may cut as it likes.
+        With `reads` False a local tokenizer is used, so the server's may cut as it likes, and a
+        router in front of the server need not have any.
         """
+        if not reads:
+            return cls(client, model, chat_template, None)
         cuts = await cls._cuts(client, model)
-        if reads and cuts.adds_space:
+        if cuts.adds_space:
             raise UpstreamRefused(client.upstream, DUMMY_PREFIX)
         return cls(client, model, chat_template, cuts.follower)
 
     @classmethod
     async def _cuts(cls, client: UpstreamClient, model: str) -> Cuts:
         raise NotImplementedError
+
+    async def _follower(self) -> int:
+        if self._known_follower is None:
+            self._known_follower = (await self._cuts(self._client, self._model)).follower
+        return self._known_follower
 
     async def limits(self) -> ModelLimits:
         limits = await listed_limits(self._client, self._model)
@@ -142,10 +155,11 @@ class ServerReader:
         parts = await self._parts(texts, call)
         rows = iter(await self._ids_of([part for of_text in parts for part in of_text], call))
         segments: list[Segment] = []
+        follower = await self._follower()
         with self._client.expecting(self._route):
             for text, of_text in zip(texts, parts, strict=True):
                 ids = [token_id for _ in of_text for token_id in next(rows)]
-                segments.append(Segment(text, without_follower(text, ids, self._follower)))
+                segments.append(Segment(text, without_follower(text, ids, follower)))
         return segments
 
     async def encode_running(
@@ -155,10 +169,11 @@ class ServerReader:
         parts = await self._parts(joined, call)
         rows = iter(await self._spelt([part for of_text in parts for part in of_text], call))
         segments: list[list[Segment]] = []
+        follower = await self._follower()
         for steps, text, of_text in zip(texts, joined, parts, strict=True):
             tokens = [token for _ in of_text for token in next(rows)]
             try:
-                ids = without_follower(text, [token.id for token in tokens], self._follower)
+                ids = without_follower(text, [token.id for token in tokens], follower)
                 alignment = align_vocabulary([token.string for token in tokens], "".join(of_text))
                 segments.append(in_parts(steps, ids, alignment))
             except ValueError as error:
@@ -214,9 +229,14 @@ class ServerReader:
             return tuple(map(int, tokens))
 
     async def _tokens(self, body: Mapping[str, Any], call: Call) -> list[Any]:
-        reply = await self._client.post(self._route, {"model": self._model, **body}, call)
+        reply = await self._tokenise(self._client, {"model": self._model, **body}, call)
         with self._client.expecting(self._route):
             return list(reply["tokens"])
+
+    @classmethod
+    async def _tokenise(cls, client: UpstreamClient, body: Mapping[str, Any], call: Call) -> Any:  # noqa: ANN401
+        """Return the answer of the server's route for tokenising."""
+        return await client.post(cls._route, dict(body), call)
 
     async def _detokenized(self, token_ids: Sequence[int], call: Call) -> str:
         raise NotImplementedError

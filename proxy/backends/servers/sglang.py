@@ -3,7 +3,7 @@
 Written from the source of SGLang 0.5.23 (tests/golden/sglang-0.5.23 names the files).
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from operator import itemgetter
@@ -33,10 +33,16 @@ from proxy.backends.transport.http import DONE, UpstreamClient
 from proxy.backends.transport.refusals import refusal_of, status_in
 from proxy.core.scoring import entropy, oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
-from proxy.errors import MotabError
+from proxy.errors import MotabError, RouterTokenises, UpstreamRefused
 
 # SGLang raises -inf, which JSON does not have, to the lowest number of its float type.
 _LOWEST = -1e30
+# The type of sglang-router's error where it could not load the model's tokenizer.
+_NO_TOKENIZER = "tokenizer_not_found"
+_ROUTER = (
+    "a router answers /v1/tokenize in the server's place, and leaves out special tokens and chat "
+    "templates; set the upstream's `tokenizer` to the model's Hugging Face name or folder"
+)
 _TOPS = RowLayout(b"input_top_logprobs", b"[[", b"]]")
 # The columns of a row of log-probabilities.
 _LOGPROB, _ID = itemgetter(0), itemgetter(1)
@@ -50,7 +56,11 @@ class SGLang(ServerReader):
     _route = "/v1/tokenize"
 
     def __init__(
-        self, client: UpstreamClient, model: str, chat_template: ChatTemplate | None, follower: int
+        self,
+        client: UpstreamClient,
+        model: str,
+        chat_template: ChatTemplate | None,
+        follower: int | None,
     ) -> None:
         super().__init__(client, model, chat_template, follower)
         self._strings: dict[int, str] = {}
@@ -60,11 +70,25 @@ class SGLang(ServerReader):
     async def _cuts(cls, client: UpstreamClient, model: str) -> Cuts:
         prompts = [as_in_running_text("\n"), FOLLOWED_BY]
         body = {"model": model, "prompt": prompts, "add_special_tokens": False}
-        reply = await client.post(cls._route, body, Call("connect"))
+        reply = await cls._tokenise(client, body, Call("connect"))
         with client.expecting(cls._route):
             running, alone = reply["tokens"]
             follower, first = int(running[-1]), [int(token) for token in alone]
             return Cuts(follower, adds_space=first != [follower])
+
+    @classmethod
+    async def _tokenise(cls, client: UpstreamClient, body: Mapping[str, Any], call: Call) -> Any:  # noqa: ANN401
+        try:
+            reply = await client.post(cls._route, dict(body), call)
+        except UpstreamRefused as error:
+            if _NO_TOKENIZER not in str(error):
+                raise
+            raise RouterTokenises(client.upstream, _ROUTER) from error
+        # SGLang's own answer never has this field. The router's ids lack a token at the beginning
+        # where the model needs one.
+        if isinstance(reply, dict) and "char_count" in reply:
+            raise RouterTokenises(client.upstream, _ROUTER)
+        return reply
 
     async def check(self) -> None:
         # For an adapter, /generate would answer with the base model.

@@ -9,7 +9,7 @@ from proxy.backends.base import Call, Context, Draft, Question, Sampling, Segmen
 from proxy.config import ModelConfig
 from proxy.core.types import Scoring, StepScore
 from proxy.engine.upstream import Upstream
-from proxy.errors import UpstreamMalformed, UpstreamRefused, UpstreamUnreachable
+from proxy.errors import RouterTokenises, UpstreamMalformed, UpstreamRefused, UpstreamUnreachable
 from proxy.probe.checks import (
     Subject,
     Written,
@@ -118,6 +118,17 @@ async def test_a_server_that_fails_to_tokenise_is_not_taken_for_one_with_a_space
     asked = subject(Tokenising(step=fails), ScriptedBackend())
     check = await asked.attempt(tokenizer(asked))
     assert (check.result, check.detail) == ("failed", "gone")
+
+
+async def test_a_local_tokenizer_is_not_compared_with_a_routers_in_front_of_the_server() -> None:
+    def of_router(_: str) -> tuple[int, ...]:
+        raise RouterTokenises("t", "a router answers")
+
+    check = await tokenizer(subject(Tokenising(prompt=of_router), ScriptedBackend()))
+    assert (check.result, check.detail) == (
+        "not_applicable",
+        "local, and a router tokenises in the server's place",
+    )
 
 
 async def test_a_local_tokenizer_has_nothing_to_agree_with_where_the_server_has_no_route() -> None:

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from proxy.backends.base import Question
 from proxy.backends.servers.sglang import SGLang
 from proxy.backends.tokens.detect_thinking import detect_reasoning
-from proxy.errors import UpstreamError, UpstreamMalformed, UpstreamRefused
-from tests.support.replay import CALL, Replay, json_reply
+from proxy.errors import RouterTokenises, UpstreamError, UpstreamMalformed, UpstreamRefused
+from tests.support.replay import CALL, Replay, Reply, json_reply
 from tests.support.servers import sglang
 
 
@@ -17,6 +18,53 @@ async def test_a_tokenizer_that_puts_a_space_before_every_text_is_refused(up: Re
         await SGLang.connect(up.client, sglang.MODEL, None)
     # It does not matter where another tokenizer reads.
     await SGLang.connect(up.client, sglang.MODEL, None, reads=False)
+
+
+# Answers of sglang-router 0.3.2, which loads a tokenizer of its own, if it can.
+_OF_ROUTER = {
+    "its own tokenizer": json_reply(
+        {"tokens": [[91, 202], [202, 91]], "count": [2, 2], "char_count": [2, 2]}
+    ),
+    "no tokenizer": json_reply(
+        {
+            "error": {
+                "message": "No tokenizers available. Use POST /v1/tokenizers to add one.",
+                "type": "tokenizer_not_found",
+            }
+        },
+        status=400,
+    ),
+}
+
+
+@pytest.mark.parametrize("answer", _OF_ROUTER.values(), ids=_OF_ROUTER)
+async def test_a_router_that_tokenises_itself_is_refused_and_the_error_says_what_to_set(
+    up: Replay, answer: Reply
+) -> None:
+    up.on("POST", sglang.TOKENIZE, answer)
+    with pytest.raises(RouterTokenises, match=r"a router answers .* set the upstream's `tok"):
+        await SGLang.connect(up.client, sglang.MODEL, None)
+
+
+@pytest.mark.parametrize("answer", _OF_ROUTER.values(), ids=_OF_ROUTER)
+async def test_with_a_tokenizer_here_a_router_is_asked_only_when_it_must_read(
+    up: Replay, answer: Reply
+) -> None:
+    up.on("POST", sglang.TOKENIZE, answer)
+    backend = await SGLang.connect(up.client, sglang.MODEL, None, reads=False)
+    assert not up.seen
+    with pytest.raises(RouterTokenises):
+        await backend.render(Question(prompt="Hi"), CALL)
+    with pytest.raises(RouterTokenises):
+        await backend.encode(["Hi"], CALL)
+
+
+async def test_with_a_tokenizer_here_the_servers_can_still_be_compared(up: Replay) -> None:
+    cuts = json_reply({"tokens": [[198, 81], [81]]})
+    up.on("POST", sglang.TOKENIZE, json_reply({"tokens": [[36, 198, 81]]}), cuts)
+    backend = await SGLang.connect(up.client, sglang.MODEL, None, reads=False)
+    (segment,) = await backend.encode(["a\n"], CALL)
+    assert segment.token_ids == (36, 198)
 
 
 @pytest.mark.parametrize("name", ["qwen", "adapter"])
