@@ -1,5 +1,7 @@
 """Describes the real servers of these tests: their addresses, and what they count."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +16,7 @@ from proxy.backends.servers.vllm import Vllm
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.transport.http import UpstreamClient
 from tests.support.patience import PATIENCE_S
+from tests.support.proxy.live import client_that_is_killed
 
 MODEL: Final = "smollm2"
 SCORING: Final = ("vllm", "sglang")
@@ -99,9 +102,42 @@ class Real:
         """The number of requests that it works on."""
         return self._counted(*_RUNNING[self.kind])
 
+    def num_requests(self) -> float:
+        """The number of requests that an SGLang has ended."""
+        return self._counted("sglang:num_requests_total{", "")
+
     def _counted(self, metric: str, label: str) -> float:
         """The metric's sum over its other labels."""
         lines = httpx.get(f"{self.base_url}/metrics", timeout=PATIENCE_S).text.splitlines()
         rows = [line for line in lines if line.startswith(metric) and label in line]
         assert rows, f"{self.kind} has no metric {metric}"
         return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
+
+
+def leave_idle(servers: Sequence[Real], base_url: str, body: dict[str, Any]) -> None:
+    """Ask the proxy for a text, kill the client as soon as the servers write it, and check that
+    they stop.
+    """
+
+    def num_written() -> float:
+        return sum(server.num_written() for server in servers)
+
+    def num_running() -> float:
+        return sum(server.num_running() for server in servers)
+
+    before = num_written()
+    started = time.monotonic()
+    with client_that_is_killed(f"{base_url}/completions", body):
+        while num_written() < before + 20:
+            assert time.monotonic() < started + PATIENCE_S, "they never wrote"
+            time.sleep(0.02)
+        assert num_running()
+    deadline = time.monotonic() + PATIENCE_S
+    while num_running():
+        assert time.monotonic() < deadline, "they are still writing"
+        time.sleep(0.02)
+    # And they stay so: nothing more is sent, and what was being written did not end by itself.
+    written = num_written()
+    time.sleep(0.5)
+    assert num_written() == written < before + 1000
+    assert not num_running()

@@ -1,11 +1,17 @@
-"""Starts a real SGLang on the CPU, which needs no GPU with the stand-ins of `sglang_shim`."""
+"""Starts a real SGLang on the CPU, which needs no GPU with the stand-ins of `sglang_shim`, and its
+router.
+"""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import httpx
+
 from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
 from trainer.reproduce.servers import free_port, server_process
 
 SGLANG_PYTHON: Final = ROOT / ".venv-sglang" / "bin" / "python"
@@ -45,4 +51,25 @@ def sglang(
     command += ["--max-total-tokens", "8192", "--mem-fraction-static", "0.9", *flags]
     url = f"http://127.0.0.1:{port}"
     with server_process(command, SETTINGS, log, f"{url}/health"):
+        yield url
+
+
+@contextmanager
+def sglang_router(workers: Sequence[str], policy: str, log: Path) -> Iterator[str]:
+    """Run SGLang's own router in front of servers; yields its URL when it knows all of them."""
+    port, metrics_port = free_port(), free_port()
+    command = [str(SGLANG_PYTHON), "-m", "sglang_router.launch_router"]
+    command += ["--worker-urls", *workers, "--policy", policy]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(metrics_port)]
+    command += ["--worker-startup-check-interval", "1", "--disable-retries"]
+    # A busy machine takes longer than its 5 s, and three failures would move the trajectories.
+    command += ["--health-check-timeout-secs", str(int(PATIENCE_S))]
+    url = f"http://127.0.0.1:{port}"
+    with server_process(command, {"HF_HUB_OFFLINE": "1"}, log, f"{url}/readiness"):
+        # It is ready as soon as it knows one of them.
+        give_up_at = time.monotonic() + PATIENCE_S
+        while httpx.get(f"{url}/readiness").json()["healthy_workers"] < len(workers):
+            assert time.monotonic() < give_up_at, log.read_text(encoding="utf-8")
+            time.sleep(0.25)
         yield url
