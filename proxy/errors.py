@@ -260,6 +260,13 @@ class UnknownToken(UpstreamRefused):
 class RouterTokenises(UpstreamRefused):
     """A router tokenises in the server's place, and not as the server does."""
 
+    def __init__(self, upstream: str) -> None:
+        message = (
+            "a router tokenises in the server's place, and leaves out special tokens and chat "
+            "templates; set the upstream's `tokenizer` to the model's Hugging Face name or folder"
+        )
+        super().__init__(upstream, message)
+
 
 class UpstreamMalformed(UpstreamError):
     """The answer lacks a requested part: log-probabilities are missing, NaN or too few, say."""

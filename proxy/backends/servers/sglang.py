@@ -39,10 +39,6 @@ from proxy.errors import MotabError, RouterTokenises, UpstreamRefused
 _LOWEST = -1e30
 # The type of sglang-router's error where it could not load the model's tokenizer.
 _NO_TOKENIZER = "tokenizer_not_found"
-_ROUTER = (
-    "a router answers /v1/tokenize in the server's place, and leaves out special tokens and chat "
-    "templates; set the upstream's `tokenizer` to the model's Hugging Face name or folder"
-)
 _TOPS = RowLayout(b"input_top_logprobs", b"[[", b"]]")
 # The columns of a row of log-probabilities.
 _LOGPROB, _ID = itemgetter(0), itemgetter(1)
@@ -83,11 +79,11 @@ class SGLang(ServerReader):
         except UpstreamRefused as error:
             if _NO_TOKENIZER not in str(error):
                 raise
-            raise RouterTokenises(client.upstream, _ROUTER) from error
+            raise RouterTokenises(client.upstream) from error
         # SGLang's own answer never has this field. The router's ids lack a token at the beginning
         # where the model needs one.
         if isinstance(reply, dict) and "char_count" in reply:
-            raise RouterTokenises(client.upstream, _ROUTER)
+            raise RouterTokenises(client.upstream)
         return reply
 
     async def check(self) -> None:

@@ -122,7 +122,7 @@ async def test_a_server_that_fails_to_tokenise_is_not_taken_for_one_with_a_space
 
 async def test_a_local_tokenizer_is_not_compared_with_a_routers_in_front_of_the_server() -> None:
     def of_router(_: str) -> tuple[int, ...]:
-        raise RouterTokenises("t", "a router answers")
+        raise RouterTokenises("t")
 
     check = await tokenizer(subject(Tokenising(prompt=of_router), ScriptedBackend()))
     assert (check.result, check.detail) == (

@@ -42,7 +42,7 @@ async def test_a_router_that_tokenises_itself_is_refused_and_the_error_says_what
     up: Replay, answer: Reply
 ) -> None:
     up.on("POST", sglang.TOKENIZE, answer)
-    with pytest.raises(RouterTokenises, match=r"a router answers .* set the upstream's `tok"):
+    with pytest.raises(RouterTokenises, match=r"a router tokenises .* set the upstream's `tok"):
         await SGLang.connect(up.client, sglang.MODEL, None)
 
 
