@@ -1,7 +1,4 @@
-"""Speaks SGLang's own API: `/generate` with token-id prompts, and `/v1/tokenize`.
-
-Written from the source of SGLang 0.5.23 (tests/golden/sglang-0.5.23 names the files).
-"""
+"""Speaks SGLang's own API: `/generate` with token-id prompts, and `/v1/tokenize`."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -266,10 +263,7 @@ class SGLang(ServerReader):
         return refusal_of(upstream, code, str(message), f"{words}: {message}")
 
     def _known(self, context: Context) -> list[int]:
-        """The ids of a context. Of an id beyond its model's the server dies, or it makes up values.
-
-        Raises `UnknownToken`.
-        """
+        """Return the ids. Raises `UnknownToken`, because the server dies of what is none."""
         self.vocabulary.require(context.token_ids)
         return context.token_ids
 
