@@ -90,7 +90,8 @@ async def test_a_tokenizer_of_our_own_reads_where_the_configuration_names_one(
     spaced = {"tokens": [[29871, 13, 29874], [263]]}  # as this server would refuse
     up.on("POST", sglang.TOKENIZE, json_reply(spaced))
     up.on("GET", "/v1/models", json_reply(sglang.RECORDED.body("models")))
-    Tokenizer(models.BPE({"a": 0, "\n": 1}, [])).save(str(tmp_path / "tokenizer.json"))
+    known = {letter: index for index, letter in enumerate("a\nbcdefghijklmnopqrstuvwxyz")}
+    Tokenizer(models.BPE(known, [])).save(str(tmp_path / "tokenizer.json"))
 
     async def reader(tokenizer: str) -> Reader:
         config = one_upstream(up, tmp_path, "sglang", tokenizer=tokenizer)
