@@ -15,6 +15,7 @@ from benchmarks.figures import Findings, Scenario
 from benchmarks.lag import TOO_LATE_MS, Lag
 from benchmarks.load import together
 from benchmarks.report import show, write
+from benchmarks.scenarios.edges import edges
 from benchmarks.scenarios.fleet import fleet
 from benchmarks.scenarios.growth import growth
 from benchmarks.scenarios.latency import latency
@@ -33,7 +34,7 @@ _STAGES: tuple[tuple[tuple[Scenario, ...], ...], ...] = (
     ((fleet,),),
     ((processor,),),
     ((replicas,),),
-    ((linear,),),
+    ((linear, edges),),
     ((latency,),),
     ((liveness,),),
     ((memory,),),

@@ -124,6 +124,8 @@ class Pair(Generic[S]):
     params: dict[str, Any] = field(default_factory=dict)
     teacher_gpus: float = 1.0
     """The cost of a teacher's second, in seconds of the student."""
+    max_concurrent: int = 4096
+    """The places of each upstream."""
     more_students: tuple[S, ...] = ()
     more_teachers: tuple[S, ...] = ()
     """Further replicas."""
@@ -198,12 +200,12 @@ def configuration(pairs: dict[str, Pair[S]], tokenizer: str) -> dict[str, Any]:
                 **_address(server, pair.more_students if role == "student" else pair.more_teachers),
                 "model": server.model,
                 "tokenizer": _tokenizer(server, tokenizer),
-                "max_concurrent": 4096,
+                "max_concurrent": pair.max_concurrent,
                 "gpus": pair.teacher_gpus if role == "teacher" else 1.0,
             }
         models[name] = {
             "student": f"{name}-student",
-            "teacher": f"{name}-teacher",
+            "teacher": f"{name}-{'student' if pair.student is pair.teacher else 'teacher'}",
             "params": pair.params,
         }
     return {"server": {"max_concurrent": 4096}, "upstreams": upstreams, "models": models}

@@ -21,8 +21,10 @@ Handler = Callable[[str, bytes, "Reply"], Awaitable[None]]
 class Reply:
     """The answer to one request: either `json` or a stream of events."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, room: asyncio.Event) -> None:
+        """`room` is set while the client reads what is sent."""
         self._transport = transport
+        self._room = room
 
     def json(self, body: bytes, status: int = 200) -> None:
         """Send the whole answer."""
@@ -32,8 +34,9 @@ class Reply:
         """Send the head of a stream."""
         self._transport.write(_STREAM_HEAD)
 
-    def event(self, payload: bytes) -> None:
-        """Send one server-sent event."""
+    async def event(self, payload: bytes) -> None:
+        """Send one server-sent event, once the client has read most of the earlier ones."""
+        await self._room.wait()
         self._transport.write(b"%x\r\ndata: %s\n\n\r\n" % (len(payload) + 8, payload))
 
     def end(self) -> None:
@@ -51,6 +54,8 @@ class _Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
+        self._room = asyncio.Event()
+        self._room.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have the methods of asyncio's class, but are not its subclasses.
@@ -60,6 +65,12 @@ class _Connection(asyncio.Protocol):
         del exc
         if self._task is not None:
             self._task.cancel()
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -76,7 +87,7 @@ class _Connection(asyncio.Protocol):
             return
         path, body = self._path.decode(), b"".join(self._body)
         self._path, self._body = b"", []
-        reply = Reply(self._transport)
+        reply = Reply(self._transport, self._room)
         self._task = asyncio.get_running_loop().create_task(self._answer(path, body, reply))
 
     async def _answer(self, path: str, body: bytes, reply: Reply) -> None:

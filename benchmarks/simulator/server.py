@@ -65,6 +65,8 @@ def main() -> None:
     asked = orjson.loads(sys.argv[1])
     server = SimulatedServer(Settings(**{**asked, "rates": Rates(**asked["rates"])}))
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    # So that a client that reads nothing stops a stream soon.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     uvloop.run(serve_http(server.handle, listener))

@@ -53,7 +53,7 @@ class SGLangWire:
         reply.begin()
         interval = self._engine.rates.stream_interval
         async for chunk in running.write(sampled["max_new_tokens"], interval):
-            reply.event(_event(chunk, num_prompt, running.num_cached))
+            await reply.event(_event(chunk, num_prompt, running.num_cached))
         reply.end()
 
     async def _whole(

@@ -130,9 +130,9 @@ class VllmWire:
             interval = self._engine.rates.stream_interval
             async for chunk in running.write(asked["max_tokens"], interval):
                 num += len(chunk.ids)
-                reply.event(b'{%s,"choices":[%s]}' % (_HEAD, _choice(chunk)))
+                await reply.event(b'{%s,"choices":[%s]}' % (_HEAD, _choice(chunk)))
             usage = _usage(len(ids), num, running.num_cached)
-            reply.event(b'{%s,"choices":[],"usage":%s}' % (_HEAD, usage))
+            await reply.event(b'{%s,"choices":[],"usage":%s}' % (_HEAD, usage))
             reply.end()
 
     async def _whole(

@@ -266,6 +266,24 @@ async def test_a_client_that_leaves_is_counted_and_frees_its_place(kind: Kind) -
 
 
 @pytest.mark.parametrize("kind", ["sglang", "vllm"])
+async def test_a_stream_that_nobody_reads_stops(kind: Kind) -> None:
+    long = prompt_of(Plan(1, 20_000, 50))
+    path = "/generate" if kind == "sglang" else "/v1/completions"
+    body: dict[str, Any] = {"input_ids": long, "prompt": long, "max_tokens": 10**6}
+    body |= {"sampling_params": {"max_new_tokens": 10**6}, "stream": True}
+    async with running(kind) as (server, _), aiohttp.ClientSession() as http:
+        reply = await http.post(server.base_url + path, json=body)
+        written = -1
+        async with asyncio.timeout(PATIENCE_S):
+            while written != (seen := await server.counters()).tokens_decoded:
+                written = seen.tokens_decoded
+                await asyncio.sleep(0.5)
+        reply.close()
+    assert seen.running == 1
+    assert 0 < written < 10**6
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
 async def test_equal_requests_have_equal_answers(kind: Kind) -> None:
     path = "/generate" if kind == "sglang" else "/v1/completions"
     ids = [*prompt_of(PLAN), *text_of(PLAN)]
