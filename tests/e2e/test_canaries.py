@@ -23,8 +23,8 @@ OTHER_KEY = "canary-environment-2e0b"
 PATH_KEY = "canary0path0c41e7d"
 CANARIES = (CLIENT_KEY, SERVER_KEY, USER, PASSWORD, OTHER_KEY, PATH_KEY)
 ENVIRONMENT = {"OTHER_API_KEY": OTHER_KEY}
-SORTS = {"route", "status", "outcome", "code", "kind", "method", "scoring"}
-NAMED = {"model", "upstream", "path"}
+SORTS = {"route", "status", "outcome", "code", "kind", "method", "scoring", "version"}
+NAMED = {"model", "upstream", "path", "replica"}
 """The labels of the metrics that come from the configuration."""
 STATUSES = (400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503)
 

@@ -26,7 +26,7 @@ from proxy.backends.base import (
 )
 from proxy.backends.limits import ModelLimits
 from proxy.backends.servers.llamacpp_stream import LlamaCppStream, finite_or_nan
-from proxy.backends.servers.model_list import slot_limits
+from proxy.backends.servers.model_list import listed_vocabulary, slot_limits
 from proxy.backends.servers.sampling_fields import llamacpp_sampling
 from proxy.backends.servers.slot_pool import ReplicaSlots
 from proxy.backends.servers.vocabulary import Vocabulary
@@ -127,7 +127,7 @@ class LlamaCpp:
         """Ask how many tokens the model has. The server itself refuses others, and it takes any
         number of candidates.
         """
-        return Vocabulary(self._client.upstream, (await self.limits()).vocabulary)
+        return Vocabulary(self._client.upstream, await listed_vocabulary(self._client))
 
     async def render(self, question: Question, call: Call) -> Segment:
         question = question.under(self.template_kwargs)

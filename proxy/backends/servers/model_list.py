@@ -76,9 +76,14 @@ async def slot_limits(client: UpstreamClient) -> ModelLimits:
     props = await asked(client, "/props")
     of_slot = props.get("default_generation_settings") if isinstance(props, dict) else None
     context = count_in(of_slot, "n_ctx") if isinstance(of_slot, dict) else None
+    return ModelLimits(context, vocabulary=await listed_vocabulary(client))
+
+
+async def listed_vocabulary(client: UpstreamClient) -> int | None:
+    """Return how many tokens the model of a llama.cpp server has, if its list says so."""
     metas = [row.get("meta") for row in (await _entries(client, _MODELS)).values()]
     sizes = [count_in(meta, "n_vocab") for meta in metas if isinstance(meta, dict)]
-    return ModelLimits(context, vocabulary=sizes[0] if sizes else None)
+    return sizes[0] if sizes else None
 
 
 async def asked(client: UpstreamClient, path: str) -> Any:  # noqa: ANN401

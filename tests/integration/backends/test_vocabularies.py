@@ -132,7 +132,8 @@ async def test_a_configured_tokenizer_of_a_larger_vocabulary_is_refused_at_the_s
     up.on("GET", "/health", json_reply({"status": "ok"}))
     up.on("POST", "/tokenize", json_reply({"tokens": [29871, 13, 29874]}))
     up.on("POST", sglang.TOKENIZE, json_reply({"tokens": [[29871, 13, 29874], [263]]}))
-    vocabulary = {"a": 0, "\n": 1, "b": 394}
+    letters = "a\ncdefghijklmnopqrstuvwxyz"
+    vocabulary = {letter: index for index, letter in enumerate(letters)} | {"b": 394}
     Tokenizer(models.BPE(vocabulary, [])).save(str(tmp_path / "tokenizer.json"))
     config = one_upstream(up, tmp_path, kind, tokenizer=str(tmp_path))
     if num_tokens == 395:

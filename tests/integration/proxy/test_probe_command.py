@@ -99,7 +99,8 @@ async def test_the_limits_of_the_models_are_shown(
     tmp_path: Path, window: int | None, answer: int | None, shown: str
 ) -> None:
     report = await probed(tmp_path, FakeVllm(), context_tokens=window, max_output_tokens=answer)
-    found = {"context_tokens": window, "input_tokens": None, "output_tokens": answer}
+    tokens = {"context_tokens": window, "input_tokens": None, "output_tokens": answer}
+    found = {**tokens, "vocabulary": None}
     assert report.to_json()["upstreams"]["t"]["limits"] == found
     console = Console(width=160, record=True, quiet=False, stderr=True)
     show(report, console)

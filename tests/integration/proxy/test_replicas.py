@@ -154,6 +154,7 @@ async def test_a_call_that_a_replica_fails_is_repeated_on_another_without_a_chan
         replicas: list[Toy] = getattr(toys, role)
         config = toys.config(retries={"attempts": 4, "total_s": PATIENCE_S})
         async with open_service(config) as service, in_process(service) as client:
+            await ask(client, "first")  # it asks what is asked once
             calm = await ask(client, "calm")
             assert calm[1] is not None
             (home,) = homes(replicas, "calm-0")

@@ -159,7 +159,6 @@ WRITING: Final = contract.WritingContract(
     },
     odd_events=contract.ODD_EVENTS
     | {
-        "null": b"null",
         "an error that is text": b'{"error": "text"}',
     },
     healthy=RECORDED.json("models"),

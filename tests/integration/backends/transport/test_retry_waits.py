@@ -174,7 +174,7 @@ async def test_the_configuration_rules_and_the_metrics_count(tmp_path: Path) -> 
         up.on("GET", "/props", json_reply({"total_slots": 1}))
         up.on("GET", "/health", json_reply({}))
         tokens = json_reply({"tokens": [5]})
-        up.on("POST", "/tokenize", tokens, busy(503, "0"), busy(503, "0"), tokens)
+        up.on("POST", "/tokenize", tokens, tokens, busy(503, "0"), busy(503, "0"), tokens)
         retries = {"attempts": 2, "total_s": 3600}
         config = one_upstream(up, tmp_path, "llamacpp", retries=retries)
         async with open_service(config) as service:
