@@ -73,6 +73,15 @@ def test_a_token_that_ends_many_steps() -> None:
     assert_linear(work, 3_000)
 
 
+def test_an_event_of_many_steps() -> None:
+    def work(num: int) -> None:
+        monitor = monitor_for(params("motab"))
+        monitor.start()
+        monitor.handle(Wrote(0, ("word", ".", "\n\n") * num))
+
+    assert_linear(work, 5_000)
+
+
 @pytest.mark.parametrize("stitch", ["flawed", "clean"])
 @pytest.mark.parametrize("backtrack", ["td_error", "none"])
 def test_a_text_of_many_steps(stitch: str, backtrack: str) -> None:
