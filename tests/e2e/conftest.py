@@ -4,24 +4,20 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from motab.demo import DemoPair, demo_config
-from proxy.backends.embedded.gguf_files import model_path
-from tests.support.proxy.live import llama_server, proxy, write_config
+from tests.support.proxy.live import pretrained_server, proxy, write_config
 from tests.support.proxy.workers import LIMIT, writes_after
 from tests.support.replay import Replay, json_reply, replay
 
 
 @pytest.fixture(scope="session")
 def student_url() -> Iterator[str]:
-    config = demo_config(DemoPair.PRETRAINED)
-    with llama_server(model_path(config.upstreams["student"].model)) as url:
+    with pretrained_server("student") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def teacher_url() -> Iterator[str]:
-    config = demo_config(DemoPair.PRETRAINED)
-    with llama_server(model_path(config.upstreams["teacher"].model)) as url:
+    with pretrained_server("teacher") as url:
         yield url
 
 

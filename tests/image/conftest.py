@@ -12,13 +12,11 @@ import httpx
 import pytest
 import yaml
 
-from motab.demo import DemoPair, demo_config
-from proxy.backends.embedded.gguf_files import model_path
 from tests.image.engine import Container, Times, build, container, make_base, megabytes, podman
 from tests.image.machine import install_programs
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
-from tests.support.proxy.live import llama_server, write_config
+from tests.support.proxy.live import pretrained_server, write_config
 
 KEY = f"key-{secrets.token_hex(8)}"
 HEALTH_PORT = 8801
@@ -90,15 +88,13 @@ def built(
 
 @pytest.fixture(scope="session")
 def student_url() -> Iterator[str]:
-    config = demo_config(DemoPair.PRETRAINED)
-    with llama_server(model_path(config.upstreams["student"].model)) as url:
+    with pretrained_server("student") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def teacher_url() -> Iterator[str]:
-    config = demo_config(DemoPair.PRETRAINED)
-    with llama_server(model_path(config.upstreams["teacher"].model)) as url:
+    with pretrained_server("teacher") as url:
         yield url
 
 

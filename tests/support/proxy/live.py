@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from motab.demo import DemoPair, demo_config
+from proxy.backends.embedded.gguf_files import model_path
 from proxy.backends.embedded.process import LISTENING
 from tests.support.patience import PATIENCE_S
 
@@ -23,6 +24,11 @@ API_KEY = "test-key"
 
 
 _BIN = Path(sys.executable).parent
+
+
+def pretrained_server(name: str) -> AbstractContextManager[str]:
+    """A server of the demo's pretrained student or teacher; gives its URL."""
+    return llama_server(model_path(demo_config(DemoPair.PRETRAINED).upstreams[name].model))
 
 
 @contextmanager
