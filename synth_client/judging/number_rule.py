@@ -7,7 +7,7 @@ from typing import Final
 from synth_client.judging.judgement import Judgement, Rule, final_part
 from synth_client.judging.numbers.plain_text import last_row, plain
 from synth_client.judging.numbers.quantity import Quantity, equal
-from synth_client.judging.numbers.runs import Group, numbers_of
+from synth_client.judging.numbers.runs import NUMBER_WORD, Group, numbers_of
 from synth_client.judging.place import Box, labelled, last_boxes, sentences_from_the_end
 from synth_client.judging.side_clause import stated_before
 
@@ -46,20 +46,17 @@ _NUMBERED: Final = re.compile(
     r"\b(?:step|part|case|problem|question|figure|equation|example|section)\s*[#(]?$", re.IGNORECASE
 )
 _ITEM: Final = re.compile(r"\W{0,4}\d{1,2}[.)]\s+[A-Za-z*$\\(]?")
-# What comes after it replaces the answer before it.
+# What comes after it replaces the answer before it, or doubts it.
 _TAKES_BACK: Final = re.compile(
-    r"[\s.,;!?-]{1,8}(?:oh |hmm,? )?(?:no|wait|actually|sorry|correction|oops)\b", re.IGNORECASE
+    r"[\s.,;!?(-]{1,8}(?:oh |hmm,? |but )?(?:no|wait|actually|sorry|correction|oops"
+    r"|(?:I am |I'm )?(?:not (?:really |quite |entirely )?(?:sure|certain)|unsure))\b",
+    re.IGNORECASE,
 )
 # "4, not 5" gives 4.
 _REJECTED: Final = re.compile(r"(?:,|\(|\band)\s*(?:not|never|rather than|instead of)\s*[$(]*$")
 _JOINTS: Final = frozenset({"", "and", "or", "to", "through", "\u2013", ":"})
+_WRITTEN_OUT: Final = re.compile(NUMBER_WORD, re.IGNORECASE)
 _DIGIT: Final = re.compile("[\\d\u00bc-\u00be\u2150-\u215e\u00b2\u00b3\u00b9\u2070-\u209c]")
-_WORDS: Final = re.compile(
-    r"\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven"
-    r"|eigh|nine)teen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|half|zero"
-    r"|quarter|third)s?\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +118,7 @@ judge_number = with_doubtful_dashes(_judge)
 
 def is_in_words(text: str) -> bool:
     """Return whether a number is written out in the text."""
-    return _WORDS.search(text) is not None
+    return _WRITTEN_OUT.search(text) is not None
 
 
 def _verdict(found: NumberAnswer, known: Quantity) -> bool | None:

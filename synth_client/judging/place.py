@@ -50,6 +50,7 @@ _SET_OFF: Final = (
 _DENIES: Final = re.compile(
     r"(?:n['\u2019]t|\bcannot|\bnot|\bnever)\s(?:be|is|are|was|equals?)\b[\s:*_]*$", re.IGNORECASE
 )
+_GUESSES: Final = re.compile(r"\b(?:might|may|could)\s(?:well\s)?be\b[\s:*_]*$", re.IGNORECASE)
 _GREATER: Final = re.compile(r"^>\s+")
 # The number of a list item ends no sentence.
 _SENTENCE: Final = re.compile(
@@ -160,6 +161,8 @@ def labelled(text: str, *, by: Literal["answer", "option", "final"] = "answer") 
             announced = _GREATER.sub(">", announced)
         if _DENIES.search(label[0]):
             announced = f"not {announced}"
+        elif _GUESSES.search(label[0]):
+            announced = f"maybe {announced}"
         for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
             end = announced.find(closing, 2) if announced.startswith(opening) else -1
             if end >= 0:

@@ -16,6 +16,13 @@ from synth_client.judging.numbers.quantity import Quantity
 from synth_client.judging.numbers.tokens import Token, tokens_of
 from synth_client.judging.numbers.units import CURRENCIES
 
+NUMBER_WORD: Final = (
+    r"\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven"
+    r"|eigh|nine)teen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|half|zero"
+    r"|quarter|third)s?\b"
+)
+"""The pattern of a number that is written out, or of a part of one."""
+
 _LIST: Final = re.compile(r"[,;&]|[,;]?\s*(?:and|or)", re.IGNORECASE)
 _COMPOUND: Final = re.compile(r"[:\u2013\u2014]|to|through|by|out of|in|of", re.IGNORECASE)
 _NEGATIVE: Final = frozenset({"minus", "negative"})
@@ -33,6 +40,30 @@ _BOUNDS: Final = re.compile(
 )
 _BELOW_ZERO: Final = re.compile(
     r"\s*(?:degrees?\s|°\s?[CF]?\s?)?(?:\w+\s)?below\s(?:zero|freezing|sea level|ground)",
+    re.IGNORECASE,
+)
+_JOINS: Final = (
+    r"(?:[-+*/^x\u00d7\u00f7\u2212]|plus|minus|times|over|to|through|by|out of|in|of"
+    r"|(?:divided|multiplied) by|(?:to|raised to) the(?: power(?: of)?)?)"
+)
+# "1/five", "2 plus three", "five + 2": another number than the one in digits.
+_WORDS_AFTER: Final = re.compile(rf"\s*{_JOINS}\s*{NUMBER_WORD}", re.IGNORECASE)
+_WORDS_BEFORE: Final = re.compile(rf"{NUMBER_WORD}\s*{_JOINS}\s*$", re.IGNORECASE)
+# Whoever says so does not give the number as the answer: "unknown (5?)", "maybe 5".
+_NOT_KNOWN: Final = (
+    r"\b(?:unknown|unclear|undetermined|indeterminate|undefined|unsure|N/A|no idea"
+    r"|not (?:sure|certain|known|clear)|(?:do not|don't|cannot|can't) (?:know|say|tell)"
+    r"|(?:(?:cannot|can't|could not) be|not) (?:determined|known|found|computed|solved))"
+)
+_GUESSED_BEFORE: Final = re.compile(
+    rf"(?:{_NOT_KNOWN}(?:\s*[(,;:\u2013\u2014-]|\s(?:or|but)\b)?"
+    r"|\b(?:maybe|perhaps|possibly|probably|presumably|(?:might|may|could) (?:well )?be))"
+    r"(?:\s(?:it is|it's|about))?\s*$",
+    re.IGNORECASE,
+)
+_GUESSED_AFTER: Final = re.compile(
+    r"(?:\s[A-Za-z]+)?[)\]}$]*\s?"
+    rf"(?:\(?\?\)|[,;(\u2013\u2014-]?\s?(?:or |but )?(?:I am |I'm )?{_NOT_KNOWN})",
     re.IGNORECASE,
 )
 _MOST_TOKENS: Final = 100
@@ -243,10 +274,15 @@ def _in_context(text: str, number: Quantity, start: int, end: int) -> Quantity:
             factorial = Fraction(math.factorial(int(value)))
             number = replace(number, values=(value, factorial), doubtful=True)
     is_bounded = relation in {"<", ">", "≤", "≥", "≠"} or after.lstrip()[:1] in {"<", ">", "≤", "≥"}
+    led_up = before.rstrip(f" {CURRENCIES}([{{")
+    signed = text[max(start - 40, 0) : start + (text[start] in "+-")]
     if (
         is_bounded
+        or _WORDS_BEFORE.search(signed)
         or _BELOW_ZERO.match(text, end)
         or _BOUNDS.search(before.rstrip(f" {CURRENCIES}"))
+        or _GUESSED_BEFORE.search(led_up)
+        or any(one.match(text, end) for one in (_WORDS_AFTER, _GUESSED_AFTER))
     ):
         return replace(number, bounded=True)
     return number

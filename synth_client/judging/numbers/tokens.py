@@ -37,11 +37,27 @@ _NUMBER: Final = re.compile(
 )
 _PERCENT: Final = re.compile(r"\s?(?:%|(?:percent|per cent|pct|percentage)\b(?:\spoints?\b)?)")
 _PER_MILLE: Final = re.compile(r"\s?(?:\u2030|per mil(?:le)?\b)")
+_PARTS: Final[Mapping[str, Fraction]] = {
+    "half": Fraction(1, 2),
+    "halve": Fraction(1, 2),
+    "third": Fraction(1, 3),
+    "quarter": Fraction(1, 4),
+    "fourth": Fraction(1, 4),
+    "fifth": Fraction(1, 5),
+    "sixth": Fraction(1, 6),
+    "seventh": Fraction(1, 7),
+    "eighth": Fraction(1, 8),
+    "ninth": Fraction(1, 9),
+}
+# "2 thirds" and "1 third", but the 5 in "5 fifth graders" is 5.
+_PART: Final = rf"(?:{'|'.join(_PARTS)})"
 _SCALE: Final = re.compile(
     r"\s?(ten(?=s)|(?:ten|hundred|thousand)th|hundred|thousand|million|billion|trillion|dozen|lakh"
     r"|crore)s?\b|([kKMB]|bn|mn)(?![A-Za-z])"
+    rf"|[\s-](?:({_PART})s|(?<=\b1[\s-])({_PART}))\b"
 )
 _SCALES: Final[Mapping[str, int | Fraction]] = {
+    **_PARTS,
     "ten": 10,
     "tenth": Fraction(1, 10),
     "hundredth": Fraction(1, 100),
@@ -65,8 +81,7 @@ _BASE: Final = re.compile(r"\s?\(?\s?(?:in\s)?\bbase[\s-](\d{1,2}|two|eight|ten|
 _BASES: Final = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16, "x": 16, "b": 2, "o": 8}
 _OPEN_END: Final = re.compile(
     r"!|\.{2,}|…|\s?\+(?!\s?(?:[\w($]|\.\d))|\sor\s(?:more|less|fewer|so)\b|-ish\b"
-    r"|\s(?:squared|cubed|factorial|halves|thirds|f(?:our|if)ths|(?:six|seven|eigh|nin)ths|score"
-    r"|gross|grand|[kK]|bn|mn)\b"
+    r"|\s(?:squared|cubed|factorial|score|gross|grand|[kK]|bn|mn)\b"
 )
 _ORDINAL: Final = re.compile(r"(?:st|nd|rd|th)\b")
 _COUNTED: Final = re.compile(r"\s?-?([A-Za-z]{2,})(?![(\w])")
@@ -154,8 +169,10 @@ def _number(text: str, found: re.Match[str]) -> Token:
         values, rivals, doubtful, end = core.values, core.rivals, core.doubtful, base.end()
     if (scale := _SCALE.match(text, end)) is not None:
         rivals, end = (*rivals, *values), scale.end()
-        values = tuple(value * _SCALES[scale[1] or scale[2]] for value in values)
-        doubtful = doubtful or scale[2] is not None
+        size = scale[1] or scale[2] or scale[3] or scale[4]
+        values = tuple(value * _SCALES[size] for value in values)
+        # 3 quarters are coins, too, and 2 halves are parts of a game.
+        doubtful = doubtful or size != scale[1]
     percent = _PERCENT.match(text, end)
     if percent is not None:
         rivals, end = values, percent.end()
