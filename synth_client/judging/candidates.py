@@ -42,7 +42,11 @@ _GOES_ON: Final = re.compile(r"\^|/|!|\\[dtc]?frac|[A-Za-z\d(]")
 # `$n$` and `$f(x)$` only name what is sought.
 _NAME: Final = re.compile(r"\\?[A-Za-z]+(?:_\w|')?(?:\([A-Za-z]\))?|\(\*+\)")
 _AROUND: Final = re.compile(r"^(?:\s|\\[,;:!])+|(?:\s|\\?[,;~]|(?<!\\)\\(?=$))+$")
-_TURNED: Final = re.compile(r"(-?[\d.,/]+)\s*=\s*([A-Za-z])")
+# `3 = x` is `x = 3`, but `2y+3 = x` and `3 = x+y` are equations.
+_TURNED: Final = re.compile(
+    r"(^|[,;$({]\s{0,4}|\b(?:and|or)\s{1,4})(-?[\d.,/]{1,64})\s{0,4}=\s{0,4}([A-Za-z])"
+    r"(?=\s{0,4}(?:$|[.,;$)}]|(?:and|or)\b))"
+)
 # Words within a formula that lead up to the answer: `\text{The answer is } 5`.
 _SAID: Final = r"(?:the )?(?:final |correct )?(?:answer|result|solution)(?: is| are|:| =)+"
 _LEAD: Final = re.compile(
@@ -161,7 +165,7 @@ def _boxed(found: list[Box]) -> Candidate:
 
 def _of_content(content: str, *, in_doubt: bool = False) -> Candidate:
     """Read a text that is the answer and nothing else."""
-    text = _TURNED.sub(r"\2 = \1", _AROUND.sub("", without_bullet(content.strip())))
+    text = _TURNED.sub(r"\1\3 = \2", _AROUND.sub("", without_bullet(content.strip())))
     text = _without_words(_LEAD.sub("", _ALL_WORDS.sub(r"\1", text)))
     readable = _readable(text)
     number = _whole_number(readable)
