@@ -7,7 +7,7 @@ is the same: decisions depend only on the step texts and their scores, in step o
 
 import math
 from collections.abc import Callable
-from typing import Final, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from proxy.core.imitkd import ImitKdMonitor
 from proxy.core.lookahead import AT_ONCE, Schedule, ScoringQueue
@@ -38,10 +38,6 @@ from proxy.core.types import (
     Wrote,
 )
 from proxy.core.verdict import bifurcation_of, judge, placed, unscored
-
-# The most pieces that are searched for the end of a step together. A search of all that came would
-# make an event of many steps quadratic.
-_AT_ONCE: Final = 64
 
 
 class Monitor(Protocol):
@@ -162,17 +158,14 @@ class MotabMonitor:
         return Following(text, is_all=self._draft_end is not None)
 
     def _drafted(self, pieces: tuple[str, ...]) -> list[Command]:
-        num_taken = self._segmenter.extend(pieces[:_AT_ONCE])
-        while num_taken < len(pieces):
-            self._add(self._segmenter.feed(pieces[num_taken]))
-            num_taken += 1
-            if self._segmenter.exhausted:
-                self._draft_end = "length"
-                # At the total cap the server stops by itself, because no more was requested.
-                halt = self._halt_draft() if self._segmenter.step_was_cut else []
-                return halt + self._advance()
-            num_taken += self._segmenter.extend(pieces[num_taken : num_taken + _AT_ONCE])
-        return self._advance()
+        self._add(self._segmenter.feed_all(pieces))
+        halt: list[Command] = []
+        if self._segmenter.exhausted:
+            self._draft_end = "length"
+            # At the total cap the server stops by itself, because no more was requested.
+            if self._segmenter.step_was_cut:
+                halt = self._halt_draft()
+        return halt + self._advance()
 
     def _add(self, steps: list[Step]) -> None:
         for step in steps:

@@ -26,10 +26,11 @@ class ParameterError(ValueError):
 
 
 def _check_finite(values: "Params | FurtherSampling") -> None:
-    for field in fields(values):
-        value = getattr(values, field.name)
+    # Not `fields`, which goes through all of them once more and is slow.
+    for name in values.__dataclass_fields__:
+        value = getattr(values, name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ParameterError(field.name, f"must be a finite number, not {value}")
+            raise ParameterError(name, f"must be a finite number, not {value}")
 
 
 def _require(

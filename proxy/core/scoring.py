@@ -52,8 +52,9 @@ def entropy(top_logprobs: Sequence[float | None], top_k: int) -> float:
         raise ValueError(f"an entropy needs at least 2 top log-probabilities, got {len(largest)}")
     if largest[0] == -math.inf:
         raise ValueError("every top log-probability is -inf")
-    weights = [math.exp(x - largest[0]) for x in largest]
-    total = math.fsum(weights)
     # H = log Z - sum(q log w), with w = q Z; entries without probability add nothing.
-    mean_log = math.fsum([w * math.log(w) for w in weights if w > 0.0]) / total
+    logs = [x - largest[0] for x in largest if x > -math.inf]
+    weights = list(map(math.exp, logs))
+    total = math.fsum(weights)
+    mean_log = math.fsum([w * x for w, x in zip(weights, logs, strict=True)]) / total
     return max(0.0, math.log(total) - mean_log)

@@ -1,8 +1,13 @@
 """Cuts a token stream into steps without losing or changing a character."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from proxy.core.types import Step
+
+# The most pieces that are searched for the end of a step together. A search of all that came would
+# make an event of many steps quadratic.
+_AT_ONCE: Final = 64
 
 
 class Segmenter:
@@ -16,10 +21,12 @@ class Segmenter:
         self._delimiter = delimiter
         self._max_step_tokens = max_step_tokens
         self._max_total_tokens = max_total_tokens
-        self._total_tokens = 0
+        self.total_tokens = 0
+        """The tokens that were fed."""
         # The text after the last step that ended. Joining it to every piece would make a long step
         # quadratic, so it is kept in parts, of which each is longer than the next.
         self._parts: list[str] = []
+        self._seam_length = len(delimiter) - 1
         self._seam = ""
         """The end of that text, as far as a delimiter could have begun in it."""
         self.open_length = 0
@@ -47,14 +54,14 @@ class Segmenter:
 
     def feed(self, piece: str) -> list[Step]:
         """Take the text of one token; return the steps that it ended, oldest first."""
-        self._total_tokens += 1
+        self.total_tokens += 1
         steps: list[Step] = []
         if self._delimiter in self._seam + piece:
             steps = self._cut(piece)
         else:
             self._add(piece, 1)
         self.step_was_cut = self.open_tokens >= self._max_step_tokens
-        if self.step_was_cut or self._total_tokens >= self._max_total_tokens:
+        if self.step_was_cut or self.total_tokens >= self._max_total_tokens:
             self.exhausted = True
             steps.extend(self.close())
         return steps
@@ -78,8 +85,7 @@ class Segmenter:
         return steps
 
     def _add(self, text: str, num_tokens: int) -> None:
-        end = self._seam + text
-        self._seam = end[max(0, len(end) - len(self._delimiter) + 1) :]
+        self._seam = (self._seam + text)[-self._seam_length :] if self._seam_length else ""
         self.open_length += len(text)
         self.open_tokens += num_tokens
         # Each character is copied as often as its part doubles, so a few times only.
@@ -93,14 +99,27 @@ class Segmenter:
         self.open_length = 0
         self.open_tokens = 0
 
-    def extend(self, pieces: Sequence[str]) -> int:
+    def feed_all(self, pieces: Sequence[str]) -> list[Step]:
+        """Take the text of tokens, one piece each, up to a cap; return the steps that they ended.
+
+        As `feed` for each of them, but fast where they end no step, as nearly all do.
+        """
+        steps: list[Step] = []
+        num_taken = self._extend(pieces[:_AT_ONCE])
+        while num_taken < len(pieces):
+            steps += self.feed(pieces[num_taken])
+            if self.exhausted:
+                break
+            num_taken += 1
+            num_taken += self._extend(pieces[num_taken : num_taken + _AT_ONCE])
+        return steps
+
+    def _extend(self, pieces: Sequence[str]) -> int:
         """Take the first pieces at once, as far as they end no step and reach no cap; return how
         many were taken.
-
-        A fast version of `feed`, for nearly all text of a stream.
         """
         left = min(
-            self._max_step_tokens - self.open_tokens, self._max_total_tokens - self._total_tokens
+            self._max_step_tokens - self.open_tokens, self._max_total_tokens - self.total_tokens
         )
         num = min(len(pieces), left - 1)
         if num <= 0:
@@ -117,7 +136,7 @@ class Segmenter:
                 return 0
             text = "".join(pieces[:num])
         self._add(text, num)
-        self._total_tokens += num
+        self.total_tokens += num
         return num
 
     def close(self) -> list[Step]:

@@ -56,10 +56,12 @@ class SoloMonitor:
                 return []
 
     def _wrote(self, pieces: tuple[str, ...]) -> list[Command]:
-        for index, piece in enumerate(pieces):
-            self._steps.extend(self._segmenter.feed(piece))
-            if self._segmenter.exhausted:
-                return [*self._emit(pieces[: index + 1]), self._finish("length")]
+        segmenter = self._segmenter
+        num_before = segmenter.total_tokens
+        self._steps += segmenter.feed_all(pieces)
+        if segmenter.exhausted:
+            num_taken = segmenter.total_tokens - num_before
+            return [*self._emit(pieces[:num_taken]), self._finish("length")]
         return self._emit(pieces)
 
     def _emit(self, pieces: tuple[str, ...]) -> list[Command]:

@@ -99,14 +99,8 @@ def test_pieces_taken_at_once_are_the_same_as_one_by_one(
             steps += plain.feed(piece)
             if plain.exhausted:
                 break
-        others: list[Step] = []
-        num_taken = batched.extend(batch)
-        while num_taken < len(batch) and not batched.exhausted:
-            others += batched.feed(batch[num_taken])
-            num_taken += 1
-            if not batched.exhausted:
-                num_taken += batched.extend(batch[num_taken:])
-        assert steps == others
+        assert batched.feed_all(batch) == steps
+        assert batched.total_tokens == plain.total_tokens
         assert (batched.open_text(), batched.exhausted) == (plain.open_text(), plain.exhausted)
         if plain.exhausted:
             return
