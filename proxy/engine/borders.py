@@ -9,7 +9,6 @@ text.
 """
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +21,8 @@ _CUT = re.compile(r"(?<=\n)(?=[^\s/])|(?<=[^\s>])(?= )")
 MAX_AHEAD = 64
 """The most characters after a border that decide about the tokens before it: where no cut comes,
 as in a script without spaces, tokens do not reach so far."""
+# The characters before a border in which a cut is sought first: a word or two.
+_NEAR: Final = 16
 MAX_BEHIND = 256
 """The most characters before a border from which the tokens after it are found, where no cut comes.
 Tokens that begin at a wrong place are right again long before that."""
@@ -73,10 +74,25 @@ def behind_of(texts: Iterable[str], after: str) -> str:
     before = ""
     for text in texts:
         before = (text + before)[-MAX_BEHIND:]
-        cuts = [cut.start() for cut in _CUT.finditer(before + after[:1])]
-        if cuts or len(before) == MAX_BEHIND:
-            return before[cuts[-1] if cuts else 0 :]
+        cut = _last_cut(before + after[:1], len(before))
+        if cut or len(before) == MAX_BEHIND:
+            return before[cut:]
     return before
+
+
+def _last_cut(text: str, most: int) -> int:
+    """Return the last cut up to offset `most`; 0 if there is none.
+
+    It is nearly always near, so the text is searched backwards, in parts that double.
+    """
+    size, end = _NEAR, most
+    while end >= 0:
+        start = max(0, end - size)
+        cuts = [cut.start() for cut in _CUT.finditer(text, start, end + 1)]
+        if cuts:
+            return cuts[-1]
+        end, size = start - 1, 2 * size
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +114,6 @@ def divided(text: str, borders: Iterable[int]) -> list[Piece]:
 
     A border that is no cut lies inside a piece, which reaches to the cuts around it.
     """
-    cuts: list[int] = []  # looked for only if a border is no cut
     pieces: list[Piece] = []
     start = end = 0
     inside: list[int] = []
@@ -117,11 +132,10 @@ def divided(text: str, borders: Iterable[int]) -> list[Piece]:
         if border in {0, len(text)} or _CUT.match(text, border):
             close(border)
             continue
-        cuts = cuts or [0, *(cut.start() for cut in _CUT.finditer(text)), len(text)]
-        index = bisect_left(cuts, border)
-        if not inside or cuts[index - 1] > end:
-            close(cuts[index - 1])
+        before, after = _last_cut(text, border), _CUT.search(text, border)
+        if not inside or before > end:
+            close(before)
         inside.append(border)
-        end = cuts[index]
+        end = len(text) if after is None else after.start()
     close(len(text))
     return pieces

@@ -102,6 +102,19 @@ def test_a_text_is_divided_at_borders_that_are_cuts(
     assert divided(text, borders) == pieces
 
 
+@given(st.text("ab .\n/>", max_size=80), st.text("ab .\n/>", max_size=4))
+def test_the_last_cut_is_the_one_that_a_search_of_the_whole_text_finds(
+    before: str, after: str
+) -> None:
+    cuts = [
+        place
+        for place in range(1, len(before) + 1)
+        if ahead_of(before[:place], (before + after)[place:] + "x", blank_lines_end=False) == ""
+        and (before + after)[place : place + 1]
+    ]
+    assert behind_of([before], after) == before[cuts[-1] if cuts else 0 :]
+
+
 @given(TEXTS, st.data())
 def test_the_pieces_are_the_text_and_every_border_lies_in_one_or_between_two(
     text: str, data: st.DataObject
