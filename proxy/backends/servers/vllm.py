@@ -7,11 +7,11 @@ answer is checked for what was requested.
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -63,12 +63,15 @@ _MAX_IDS = 100_000
 _ROWS = RowLayout(b"prompt_logprobs", b'{"', b"}}")
 
 
-@dataclass(frozen=True, slots=True)
-class _VllmEvent:
-    """One event of a stream; `num_cached_tokens` comes with the usage, in the last event."""
+class _VllmEvent(NamedTuple):
+    """One event of a stream; `num_cached_tokens` comes with the usage, in the last event.
+
+    Not a dataclass, as `Draft`.
+    """
 
     text: str
-    tokens: tuple[Token, ...]
+    ids: Sequence[Any]
+    strings: Sequence[Any]
     logprobs: tuple[float | None, ...]
     end: FinishReason | None
     is_usage: bool
@@ -163,9 +166,10 @@ class Vllm(ServerReader):
                 event = self._event(payload, logprobs=sampling.logprobs)
                 has_usage |= event.is_usage
                 num_cached = event.num_cached_tokens
-                self._client.expect_no_text_after(end, event.text or event.tokens)
+                self._client.expect_no_text_after(end, event.text or event.ids)
                 end = event.end or end
-                spelt = spelling.feed(event.text, event.tokens)
+                with self._client.expecting("a stream event"):
+                    spelt = spelling.feed_columns(event.text, event.ids, event.strings)
                 logprobs.add(event.logprobs)
                 if spelt.pieces:
                     piece_logprobs = logprobs.take(len(spelt.pieces))
@@ -189,18 +193,20 @@ class Vllm(ServerReader):
             choices = row.get("choices")
             if not choices:
                 has_usage = bool(row.get("usage"))
-                return _VllmEvent("", (), (), None, has_usage, cached_tokens(row))
+                return _VllmEvent("", (), (), (), None, has_usage, cached_tokens(row))
             choice = choices[0]
             reason = choice.get("finish_reason")
             if is_failure(reason):
                 raise self._client.stream_failure(f"finish_reason is {reason}")
             end = end_of(reason, self._client.upstream)
             text = text_of(choice.get("text"))
-            tokens = _tokens(choice) if text or choice.get("logprobs") else ()
-            if tokens and choice.get("text") is None:
-                raise ValueError(f"{len(tokens)} tokens came without their text")
-            of_tokens = _token_logprobs(choice, len(tokens)) if logprobs and tokens else ()
-            return _VllmEvent(text, tokens, of_tokens, end, is_usage=False, num_cached_tokens=None)
+            ids, strings = _tokens(choice) if text or choice.get("logprobs") else ((), ())
+            if ids and choice.get("text") is None:
+                raise ValueError(f"{len(ids)} tokens came without their text")
+            of_tokens = _token_logprobs(choice, len(ids)) if logprobs and ids else ()
+            return _VllmEvent(
+                text, ids, strings, of_tokens, end, is_usage=False, num_cached_tokens=None
+            )
 
     async def decode(self, context: Context, max_tokens: int, call: Call) -> Decoded:
         body = {
@@ -332,16 +338,15 @@ def _decoded_token(row: dict[str, dict[str, Any]] | None, token_id: int) -> str:
     return text_of(row[str(token_id)]["decoded_token"])
 
 
-def _tokens(choice: dict[str, Any]) -> tuple[Token, ...]:
-    """The chunk's tokens."""
+def _tokens(choice: dict[str, Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The ids and the strings of the chunk's tokens."""
     ids, strings = choice["token_ids"], choice["logprobs"]["tokens"]
     if len(ids) != len(strings):
         raise ValueError(f"{len(ids)} token_ids, but {len(strings)} tokens")
-    tokens = tuple(Token.of(i, s) for i, s in zip(ids, strings, strict=True))
     # If no stop string ended the text, an end token did: it is counted, but has no text.
     if choice.get("finish_reason") == "stop" and not isinstance(choice.get("stop_reason"), str):
-        tokens = tokens[:-1]
-    return tokens
+        return ids[:-1], strings[:-1]
+    return ids, strings
 
 
 def _token_logprobs(choice: dict[str, Any], num_tokens: int) -> tuple[float | None, ...]:

@@ -219,7 +219,7 @@ class UpstreamClient(Calls):
             if b"\r" in read:  # a line may end with it, and JSON holds none
                 read = read.replace(b"\r", b"\n")
             *lines, rest = read.split(b"\n")
-            for line in lines:
+            for line in filter(None, lines):
                 if payload := _payload(line):
                     timeout_s = self.timeouts.stall_s
                     yield payload
