@@ -41,6 +41,12 @@ class Options(Params):
 SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingValues))
 """The values that each author has: the student's are at a request's top level."""
 
+
+def values_of(sampling: SamplingValues) -> dict[str, Any]:
+    """Return the values by name. Not `asdict`, which copies each number in 1 us."""
+    return {name: getattr(sampling, name) for name in SAMPLING_FIELDS}
+
+
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """The values of OpenAI's `reasoning_effort`, with the servers' own `max`."""
 
@@ -131,9 +137,15 @@ def _short_form(layer: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[st
 def parse_sampling(asked: Mapping[str, Any]) -> StudentSampling:
     """Return the student's sampling. Raises `OptionsError` for a value that cannot be used."""
     try:
-        return _SAMPLING_ADAPTER.validate_json(_dumped(asked))
+        return _remembered_sampling(_dumped(asked))
     except ValidationError as error:
         raise _options_error(error) from error
+
+
+@lru_cache(maxsize=256)
+def _remembered_sampling(asked: bytes) -> StudentSampling:
+    """Parse only once, as options."""
+    return _SAMPLING_ADAPTER.validate_json(asked)
 
 
 def split_sampling(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -146,6 +146,8 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._levels: dict[Gauge, int] = {}
+        """The values of gauges that are set often."""
         # `labels` checks and locks each time: 1 us, and a request needs 15 of them.
         self._requests_of = cache(self._requests.labels)
         self._request_seconds_of = cache(self._request_seconds.labels)
@@ -167,6 +169,12 @@ class Metrics:
     def _replica_gauge(self, name: str, about: str) -> Gauge:
         return Gauge(name, about, _REPLICA, multiprocess_mode="livesum", registry=self.registry)
 
+    def _set(self, gauge: Gauge, value: int) -> None:
+        """Set a gauge that has another value: most keep theirs, and setting one takes 1 us."""
+        if self._levels.get(gauge) != value:
+            self._levels[gauge] = value
+            gauge.set(value)
+
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
         self._requests_of(route, str(status)).inc()
@@ -184,9 +192,9 @@ class Metrics:
         self, upstream: str, kind: CallKind, waiting: int, running: int, most: int
     ) -> None:
         """Calls of that kind wait for a place at an upstream, or hold one; `most` may hold one."""
-        self._upstream_waiting_of(upstream, kind).set(waiting)
-        self._upstream_running_of(upstream, kind).set(running)
-        self._upstream_max_concurrent_of(upstream, kind).set(most)
+        self._set(self._upstream_waiting_of(upstream, kind), waiting)
+        self._set(self._upstream_running_of(upstream, kind), running)
+        self._set(self._upstream_max_concurrent_of(upstream, kind), most)
 
     def plain_call(self, model: str, outcome: str) -> None:
         """A request that was passed on ended: `ok`, `cancelled` or an error's code."""
@@ -200,8 +208,8 @@ class Metrics:
         self, upstream: str, replica: str, num_running: int, num_trajectories: int
     ) -> None:
         """The requests and trajectories at a replica have changed."""
-        self._replica_running_of(upstream, replica).set(num_running)
-        self._replica_trajectories_of(upstream, replica).set(num_trajectories)
+        self._set(self._replica_running_of(upstream, replica), num_running)
+        self._set(self._replica_trajectories_of(upstream, replica), num_trajectories)
 
     def replica_request(self, upstream: str, replica: str, outcome: str) -> None:
         """A request to a replica ended: `ok`, `cancelled` or an error's code."""

@@ -46,9 +46,6 @@ class Recording:
     _pending: list[asyncio.Future[Problem]] = field(init=False, default_factory=list)
     _fault: ValidationError | None = field(init=False, default=None)
 
-    def __post_init__(self) -> None:
-        self.options = replace(self.options, trace="full")
-
     def add(self, index: int, outcome: Outcome, attempt: Attempt) -> None:
         """Record a finished choice. It will be on disk even if the client leaves now."""
         if self.appender is None:
@@ -80,7 +77,8 @@ class Recording:
                 raise RecordNotWritten(message)
 
     def _record(self, index: int, outcome: Outcome, attempt: Attempt) -> Record:
-        trajectory, found = outcome.trajectory, trace(outcome, self.options, self.models)
+        trajectory = outcome.trajectory
+        found = trace(outcome, replace(self.options, trace="full"), self.models)
         question = self.questions[index // self.request.n]
         asked = [Message(role=one.role, content=one.content) for one in question.messages]
         if question.begun:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from proxy.api.choices import ChoiceRunner, Choices
@@ -36,7 +36,7 @@ from proxy.errors import (
     UnsupportedField,
     first_error,
 )
-from proxy.options import Options, merge_layers
+from proxy.options import Options, merge_layers, values_of
 from proxy.server_config import ServerConfig
 from proxy.tracing.attributes import of_request, of_trajectory
 from proxy.tracing.tracer import NO_TRACER, Tracer
@@ -98,7 +98,7 @@ class Job:
             pair=pair,
             question=self.questions[asked],
             params=self.options,
-            sampling=Sampling(seed=seed, stop=self.stops, **asdict(self.sampling)),
+            sampling=Sampling(seed=seed, stop=self.stops, **values_of(self.sampling)),
             call=Call(f"{self.request_id}-{index}", self.clock, span=self.tracer.start(known)),
             observer=observer,
             scorer=self.scorer,
@@ -395,5 +395,6 @@ async def _asked(
     """Return the question with its prompt as text, which only the upstream knows for tokens, and
     with the variables that the request gives to the chat templates.
     """
-    question = replace(question, template_kwargs=request.template_kwargs(question))
+    if kwargs := request.template_kwargs(question):
+        question = replace(question, template_kwargs=kwargs)
     return await with_text(question, pair.visible, call) if question.token_ids else question

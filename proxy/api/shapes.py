@@ -1,6 +1,6 @@
 """Builds answers in OpenAI's shapes, with motab's additions each in one object."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -115,7 +115,7 @@ def usage(made: Choices, n: int, options: Options) -> dict[str, Any]:
     completion_tokens = sum(one.completion_tokens for one in usages)
     found: dict[str, Any] = dict(token_counts(prompt, completion_tokens))
     if options.trace != "none":
-        found["motab"] = {name: _sum(getattr(one, name) for one in usages) for name in _COSTS}
+        found["motab"] = {name: _sum([getattr(one, name) for one in usages]) for name in _COSTS}
     return found
 
 
@@ -128,14 +128,10 @@ def token_counts(prompt: int, completion: int) -> dict[str, int]:
     }
 
 
-def _sum(counts: Iterable[int | None]) -> int | None:
+def _sum(counts: list[int | None]) -> int | None:
     """The sum, or None if one of the counts is not known."""
-    total = 0
-    for count in counts:
-        if count is None:
-            return None
-        total += count
-    return total
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 _COSTS = tuple(

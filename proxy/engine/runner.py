@@ -86,7 +86,7 @@ class TrajectoryRun:
     fallbacks: tuple[Scorer, ...] = ()
     """The scorers for steps of which `scorer` makes no sense twice, best first."""
     _monitor: Monitor = field(init=False)
-    _scoring_monitor: ScoringMonitor | None = field(init=False)
+    _scoring_monitor: ScoringMonitor | None = field(init=False, default=None)
     """`_monitor`, if it has steps scored."""
     _group: asyncio.TaskGroup = field(init=False)
     usage: Usage = field(init=False, default_factory=Usage)
@@ -118,8 +118,9 @@ class TrajectoryRun:
             self._schedule = self.pair.schedule(self.params.method)
         schedule = self._schedule or AT_ONCE
         self._monitor = monitor_for(self.params, seed, schedule, self._has_room)
-        # isinstance against a protocol takes 20 us, so it is done once.
-        self._scoring_monitor = self._monitor if isinstance(self._monitor, ScoringMonitor) else None
+        # isinstance against a protocol takes 20 us, so it is done once, and only where it matters.
+        if self.params.scores and isinstance(self._monitor, ScoringMonitor):
+            self._scoring_monitor = self._monitor
 
     async def run(self) -> Outcome:
         """Run to the end. Cancelling this cancels every request to an upstream.
@@ -144,6 +145,9 @@ class TrajectoryRun:
     def _obey(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
+                case Emit(text, num_tokens):  # the most frequent first
+                    self.usage.completion_tokens += num_tokens
+                    self.observer.text(text)
                 case Write():
                     self._begin(command)
                 case Halt(write_id):
@@ -154,9 +158,6 @@ class TrajectoryRun:
                     self._gates[write_id].resume()
                 case Score():
                     self._group.create_task(self._score(command))
-                case Emit(text, num_tokens):
-                    self.usage.completion_tokens += num_tokens
-                    self.observer.text(text)
                 case Judged() | Breached():
                     self._notice(command)
                 case Finish(trajectory):
@@ -228,7 +229,8 @@ class TrajectoryRun:
         if write.can_begin:
             self.usage.count_call(command.author, self._num_read)
             span.set({INPUT_TOKENS: self._num_read})
-        gate, call = self._gates[command.write_id], replace(self.call, span=span)
+        call = self.call if span is self.call.span else replace(self.call, span=span)
+        gate = self._gates[command.write_id]
         draft = partial(upstream.drafts, context, sampling, call, gate)
         meter = WriteMeter(command.author, self.usage, upstream.writing_speed, span)
         with meter.writing():
