@@ -5,13 +5,13 @@ the wanted part of the trace. A request's values override the model's, which ove
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
 from proxy.complaints import complaints_of, shortened
-from proxy.core.params import ParameterError, Params, SamplingValues
+from proxy.core.params import Delimiters, ParameterError, Params, SamplingValues
 from proxy.core.types import Scoring
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -24,12 +24,21 @@ class StudentSampling(SamplingValues):
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
 
+# Only one of the two is asked what is wrong with a value.
+_OBJECT, _TEXT = "literal[object]", "literal[text]"
+_Delimiter = Annotated[
+    Annotated[Delimiters, Tag(_OBJECT)] | Annotated[str, Tag(_TEXT)],
+    Discriminator(lambda value: _OBJECT if isinstance(value, dict | Delimiters) else _TEXT),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(Params):
     """`Params`, the way of scoring, and the wanted part of the trace."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
+    delimiter: _Delimiter = ".\n\n"
     scoring: Scoring | Literal["auto"] = "auto"
     """The teacher's way of scoring; `auto` takes the best way that its server offers."""
     trace: Literal["none", "summary", "full"] = "summary"
@@ -89,8 +98,10 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
             message = f"{name} is set at the request's top level, or in teacher for the teacher"
             raise OptionsError(name, message)
     teacher = merged.get("teacher")
-    if isinstance(teacher, dict) and len(teacher) > _MOST_FIELDS:
-        raise OptionsError("teacher", f"teacher has more than {_MOST_FIELDS} fields")
+    _bound_fields("teacher", teacher)
+    if isinstance(delimiter := merged.get("delimiter"), dict):
+        _bound_fields("delimiter", delimiter)
+        _bound_fields("delimiter.any", delimiter.get("any"), "texts")
     if isinstance(teacher, dict) and "temperature" in teacher:
         merged["teacher"] = {name: teacher[name] for name in teacher if name != "temperature"}
         merged["teacher_temperature"] = teacher["temperature"]
@@ -102,6 +113,12 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
         if fault.field == "teacher_temperature" and not any(fault.field in x for x in layers):
             fault = OptionsError("teacher.temperature", str(fault).replace("_", ".", 1))
         raise fault from error
+
+
+def _bound_fields(name: str, value: object, noun: str = "fields") -> None:
+    # Each field that is wrong costs a complaint, though only the first is shown.
+    if isinstance(value, dict | list) and len(value) > _MOST_FIELDS:
+        raise OptionsError(name, f"{name} has more than {_MOST_FIELDS} {noun}")
 
 
 def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:

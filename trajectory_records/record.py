@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from proxy.core.params import Params
+from proxy.core.params import Delimiters, Params
 from proxy.core.stitch import quality
 from proxy.core.types import Author, FinishReason, Role, Scoring
 from trajectory_records.complaints import complaints_of
@@ -297,10 +297,16 @@ class Record(Part):
         return asked[-1] if asked else self.messages[-1].content
 
     @property
-    def delimiter(self) -> str:
-        """The delimiter that the record was made with."""
-        delimiter = self.params.get("delimiter")
-        return delimiter if isinstance(delimiter, str) and delimiter else Params().delimiter
+    def delimiter(self) -> str | Delimiters:
+        """The delimiter that the record was made with; the default if it names none that is one."""
+        match self.params.get("delimiter"):
+            case str(text) if text:
+                return text
+            case {"any": [*values], **rest}:
+                texts = tuple(value for value in values if isinstance(value, str) and value)
+                return Delimiters(any=texts, keep_code=rest.get("keep_code") is True)
+            case _:
+                return Params().delimiter
 
     def pieces(self) -> tuple[Piece, ...]:
         """Return the output cut at the spans: joined, their texts are the output."""

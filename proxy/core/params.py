@@ -7,6 +7,7 @@ from typing import Literal
 _MOST_TOKENS = 2**31 - 1
 _MOST_SCALE = 1000
 _LONGEST_TEXT = 1000
+_MOST_DELIMITERS = 16
 
 Method = Literal["motab", "teacher", "student", "imitkd", "skd", "prefix"]
 # SGLang takes no larger value than this for all tokens of the vocabulary.
@@ -113,6 +114,31 @@ class TeacherSampling(FurtherSampling):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Delimiters:
+    """Several texts that end a step. Raises `ParameterError` if there are none, or too many."""
+
+    any: tuple[str, ...]
+    """The texts. The one that is complete first ends the step."""
+    keep_code: bool = False
+    """Whether no step ends within fenced code."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.any) <= _MOST_DELIMITERS:
+            message = f"must have 1 to {_MOST_DELIMITERS} texts, not {len(self.any)}"
+            raise ParameterError("any", message)
+        for text in self.any:
+            _require_text("any", text)
+
+
+def _require_text(field: str, text: str) -> None:
+    if not text:
+        raise ParameterError(field, "must be some text, not ''")
+    if len(text) > _LONGEST_TEXT:
+        message = f"must have at most {_LONGEST_TEXT} characters, not {len(text)}"
+        raise ParameterError(field, message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Params:
     """The parameters of the methods. The defaults are the paper's.
 
@@ -128,8 +154,8 @@ class Params:
     """theta of Eq. 6, at least 0: the rate at which the teacher's entropy loosens the boundary."""
     entropy_top_k: int = 20
     """K: the number of the teacher's most probable next tokens that the entropy covers."""
-    delimiter: str = ".\n\n"
-    """The text that ends a step, and belongs to the step that it ends."""
+    delimiter: str | Delimiters = ".\n\n"
+    """The text that ends a step, and belongs to the step that it ends; or several."""
     max_step_tokens: int = 8192
     """Student tokens after which a step, and with it the trajectory, is cut."""
     max_total_tokens: int = 32768
@@ -178,9 +204,6 @@ class Params:
         # static.
         _require(self, "at least 2", self.entropy_top_k >= 2, "entropy_top_k")
         _require_at_most(self, _MOST_CANDIDATES, "entropy_top_k")
-        _require(self, "some text", bool(self.delimiter), "delimiter")
-        _require(self, "some text", bool(self.revise), "revise")
         for field in ("delimiter", "revise"):
-            if (length := len(getattr(self, field))) > _LONGEST_TEXT:
-                message = f"must have at most {_LONGEST_TEXT} characters, not {length}"
-                raise ParameterError(field, message)
+            if isinstance(text := getattr(self, field), str):
+                _require_text(field, text)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from proxy.core.params import Params
-from proxy.core.segmenter import Segmenter, text_after
+from proxy.core.segmenter import FencedCode, Segmenter, code_before, text_after
 from proxy.core.stitch import cover
 from proxy.core.types import (
     Author,
@@ -39,15 +39,23 @@ class Taken:
 class Stretch:
     """One author's text, cut into steps up to its last one."""
 
-    def __init__(self, write: Write, params: Params, ends_after: Callable[[int], bool]) -> None:
-        """`ends_after(k)` says whether the stretch's k-th step, counted from 1, is its last."""
+    def __init__(
+        self,
+        write: Write,
+        params: Params,
+        ends_after: Callable[[int], bool],
+        code: FencedCode | None,
+    ) -> None:
+        """`ends_after(k)` says whether the stretch's k-th step, counted from 1, is its last, and
+        `code` is where the text before stands.
+        """
         self.write_id = write.write_id
         self.author: Author = write.author
         self.is_cut = False
         """Its last step was completed; any further text of its author is not part of it."""
         self.num_steps = 0
-        self._delimiter = params.delimiter
-        self._segmenter = Segmenter(params.delimiter, params.max_step_tokens, write.max_tokens)
+        caps = params.max_step_tokens, write.max_tokens
+        self._segmenter = Segmenter(params.delimiter, *caps, code)
         self._ends_after = ends_after
 
     @property
@@ -94,7 +102,8 @@ class Stretch:
     def _kept(self, steps: list[Step]) -> Iterator[Step]:
         for position, step in enumerate(steps, start=1):
             self.num_steps += 1
-            if step.text.endswith(self._delimiter) and self._ends_after(self.num_steps):
+            is_ended = position < len(steps) or not self._segmenter.last_is_open
+            if is_ended and self._ends_after(self.num_steps):
                 self.is_cut = True
                 goes_on = position < len(steps) or self._segmenter.open_length > 0
                 yield Step(step.text, step.num_tokens + goes_on)
@@ -118,6 +127,8 @@ class Relay:
         self._steps: list[StepTrace] = []
         """All steps with a verdict, including steps that are not kept."""
         self._kept: list[str] = []
+        self._code = code_before(params.delimiter)
+        """Where the text of these steps stands, if no step may end within code."""
         self._budget = params.max_total_tokens
         """Tokens that are left; each step is counted in its author's tokens."""
         self._stretch: Stretch
@@ -138,7 +149,7 @@ class Relay:
         write = Write(self._num_writes, author, tuple(self._kept), self._budget, logprobs=logprobs)
         self._num_writes += 1
         self._open.add(write.write_id)
-        self._stretch = Stretch(write, self._params, ends_after)
+        self._stretch = Stretch(write, self._params, ends_after, self._code)
         return write
 
     def _is_current(self, write_id: int) -> bool:
@@ -155,6 +166,8 @@ class Relay:
     def _keep(self, step: StepTrace) -> None:
         self._steps.append(step)
         self._kept.append(step.text)
+        if self._code is not None:
+            self._code.take(step.text)
         by_student = step.author == "student"
         self._budget -= step.student_tokens if by_student else step.teacher_tokens
 

@@ -5,7 +5,7 @@ texts that would teach something wrong.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from proxy.core.params import Params
+from proxy.core.params import Delimiters, Params
 from proxy.core.segmenter import split_steps
 from proxy.core.thinking import is_in_thought
 from proxy.core.types import Quality, Role, Span, Trajectory
@@ -71,7 +71,12 @@ def quality_of(trajectory: Trajectory, params: Params, *, in_thought: bool) -> t
 
 
 def quality(
-    text: str, flawed: Sequence[str], correction: str | None, delimiter: str, *, in_thought: bool
+    text: str,
+    flawed: Sequence[str],
+    correction: str | None,
+    delimiter: str | Delimiters,
+    *,
+    in_thought: bool,
 ) -> tuple[Quality, ...]:
     """Return what is wrong with a text as something to learn from, in the order of `Quality`.
 
@@ -83,7 +88,12 @@ def quality(
 
 
 def _faults(
-    text: str, flawed: Sequence[str], correction: str | None, delimiter: str, *, in_thought: bool
+    text: str,
+    flawed: Sequence[str],
+    correction: str | None,
+    delimiter: str | Delimiters,
+    *,
+    in_thought: bool,
 ) -> Iterator[Quality]:
     if correction is not None and not correction.strip():
         yield "empty_correction"
@@ -98,7 +108,7 @@ def _faults(
         yield "thought_left_open"
 
 
-def _repeats(correction: str, flawed: Sequence[str], delimiter: str) -> bool:
+def _repeats(correction: str, flawed: Sequence[str], delimiter: str | Delimiters) -> bool:
     """Return whether the correction has a flawed step, word for word: white space is no word."""
     words = [step.split() for step in flawed]
     beginning = correction.split()

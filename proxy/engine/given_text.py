@@ -4,12 +4,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from proxy.backends.base import Call, Scorer, TokenScorer
 from proxy.core.params import Params
 from proxy.core.scoring import checked_logprob
-from proxy.core.segmenter import split_steps
+from proxy.core.segmenter import steps_of
 from proxy.core.types import Scoring, Step, StepTrace
 from proxy.core.verdict import bifurcation_of, judge, placed
 from proxy.engine.ladder import score_by_ladder
@@ -41,10 +41,12 @@ async def score_steps(
 
     Raises `RequestError` for an empty text, and for a text of too many steps.
     """
-    if (num_ends := text.count(params.delimiter)) > _MAX_STEPS:
-        message = f"text has {num_ends} steps, and at most {_MAX_STEPS} are scored in a request"
+    texts = list(islice(steps_of(text, params.delimiter), _MAX_STEPS + 1))
+    if len(texts) > _MAX_STEPS:
+        one = params.delimiter
+        num = text.count(one) if isinstance(one, str) else f"more than {_MAX_STEPS}"
+        message = f"text has {num} steps, and at most {_MAX_STEPS} are scored in a request"
         raise RequestError(message, param="text")
-    texts = split_steps(text, params.delimiter)
     if not texts:
         raise RequestError("text is empty: there is no step to score", param="text")
     teacher = model_context.upstream

@@ -6,6 +6,7 @@ from typing import Any
 
 from proxy.backends.base import Call, Scorer, TokenScorer
 from proxy.core.params import PENALTIES, Method, SamplingValues
+from proxy.core.segmenter import texts_of
 from proxy.core.types import JUDGES, Author
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
@@ -134,11 +135,12 @@ class ServedModel:
         """
         if scorer is None or scorer.scoring in {*JUDGES, "echo"}:
             return
-        try:
-            await self.pair.of("teacher").require_end_of(options.delimiter, call)
-        except TokenizerFailed as error:
-            message = f"steps that end in {options.delimiter!r} cannot be scored: {error}"
-            raise RequestError(message, param="motab.delimiter") from error
+        for text in texts_of(options.delimiter):
+            try:
+                await self.pair.of("teacher").require_end_of(text, call)
+            except TokenizerFailed as error:
+                message = f"steps that end in {text!r} cannot be scored: {error}"
+                raise RequestError(message, param="motab.delimiter") from error
 
     def fallbacks(self, options: Options, scorer: Scorer | None) -> tuple[Scorer, ...]:
         """Return the judges below `scorer`, for steps that it cannot mark.

@@ -41,5 +41,6 @@ def loss_spans(record: Record, mask: Mask) -> tuple[LossSpan, ...]:
 
 def step_ends(record: Record, span: Span) -> list[int]:
     """Return where the steps of a span end, after the delimiter that the record was made with."""
-    steps = split_steps(record.output[span.start : span.end], record.delimiter)
+    before, text = record.output[: span.start], record.output[span.start : span.end]
+    steps = split_steps(text, record.delimiter, before)
     return list(accumulate((len(step) for step in steps), initial=span.start))[1:]

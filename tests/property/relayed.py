@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from tests.property.sequential import cut_into_steps
+from tests.property.sequential import Ends, cut_into_steps, first_end
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Caps:
-    delimiter: str
+    delimiter: Ends
     max_step_tokens: int
     max_total_tokens: int
 
@@ -96,9 +96,10 @@ def imitkd(writes: Writes, caps: Caps, beta: float, seed: int) -> Result:
         asked.append((author, context, budget))
         text = writes(author, context)
         steps, counts, cut = cut_into_steps(
-            text.tokens, caps.delimiter, caps.max_step_tokens, budget
+            text.tokens, caps.delimiter, caps.max_step_tokens, budget, context
         )
-        if len(steps) < run or not steps[run - 1].endswith(caps.delimiter):
+        before = context + "".join(steps[: run - 1])
+        if len(steps) < run or first_end(before, steps[run - 1], caps.delimiter) is None:
             rows += [Row(author, s, c) for s, c in zip(steps, counts, strict=True)]
             return Result(rows, "length" if cut else text.end, asked)
         rows += [
@@ -119,7 +120,7 @@ def prefix(writes: Writes, caps: Caps, seed: int) -> Result:
     rows = [Row("student", s, c) for s, c in zip(steps[:cut_at], counts[:cut_at], strict=True)]
     context, budget = "".join(steps[:cut_at]), total - sum(counts[:cut_at])
     text = writes("teacher", context)
-    steps, counts, cut = cut_into_steps(text.tokens, caps.delimiter, total + 1, budget)
+    steps, counts, cut = cut_into_steps(text.tokens, caps.delimiter, total + 1, budget, context)
     rows += [Row("teacher", s, c) for s, c in zip(steps, counts, strict=True)]
     asked = [("student", "", total), ("teacher", context, budget)]
     return Result(rows, "length" if cut else text.end, asked)
@@ -141,7 +142,7 @@ def skd(writes: Writes, caps: Caps, gamma: float, value_of: Callable[[str, str],
         asked.append(("student", context, budget))
         draft = writes("student", context)
         steps, counts, cut = cut_into_steps(
-            draft.tokens, caps.delimiter, caps.max_step_tokens, budget
+            draft.tokens, caps.delimiter, caps.max_step_tokens, budget, context
         )
         for index, step in enumerate(steps):
             limit = gamma * own_value(draft, steps, counts, index)
@@ -157,9 +158,9 @@ def skd(writes: Writes, caps: Caps, gamma: float, value_of: Callable[[str, str],
         asked.append(("teacher", context, budget))
         text = writes("teacher", context)
         steps, counts, cut = cut_into_steps(
-            text.tokens, caps.delimiter, caps.max_step_tokens, budget
+            text.tokens, caps.delimiter, caps.max_step_tokens, budget, context
         )
-        if not steps or not steps[0].endswith(caps.delimiter):
+        if not steps or first_end(context, steps[0], caps.delimiter) is None:
             rows += [Row("teacher", s, c) for s, c in zip(steps, counts, strict=True)]
             return Result(rows, "length" if cut else text.end, asked)
         used = tokens_up_to(text.tokens, len(steps[0]))

@@ -5,13 +5,22 @@ against each other. It re-scans everything at every step; nothing in it is fast 
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Ends:
+    """The texts that end a step, and whether one in fenced code does."""
+
+    texts: tuple[str, ...]
+    keep_code: bool = False
+
+
+@dataclass(frozen=True)
 class Setting:
-    delimiter: str
+    delimiter: Ends
     max_step_tokens: int
     max_total_tokens: int
     base_threshold: float
@@ -37,19 +46,46 @@ class Result:
     correction_budget: int | None
 
 
+def is_in_code(text: str) -> bool:
+    """Return whether fenced code is open at the end of the text (CommonMark 4.5)."""
+    fence = ""
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        mark = re.match(" {0,3}(`{3,}|~{3,})", line)
+        if mark is None:
+            continue
+        rest = line[mark.end() :]
+        if fence:
+            is_end = mark[1].startswith(fence) and not rest.strip() and number < len(lines)
+            fence = "" if is_end else fence
+        elif mark[1][0] == "~" or "`" not in rest:
+            fence = mark[1]
+    return bool(fence)
+
+
+def first_end(before: str, text: str, ends: Ends) -> int | None:
+    """Return where the first step of `text`, which continues `before`, ends with a delimiter."""
+    for end in range(1, len(text) + 1):
+        if not any(text[:end].endswith(delimiter) for delimiter in ends.texts):
+            continue
+        if not (ends.keep_code and is_in_code(before + text[:end])):
+            return end
+    return None
+
+
 def cut_into_steps(
-    tokens: list[str], delimiter: str, max_step_tokens: int, max_total_tokens: int
+    tokens: list[str], ends: Ends, max_step_tokens: int, max_total_tokens: int, before: str = ""
 ) -> tuple[list[str], list[int], bool]:
-    """Steps, their token counts, and whether a cap cut the text."""
+    """Steps, their token counts, and whether a cap cut the text, which continues `before`."""
     steps: list[str] = []
     counts: list[int] = []
     text, used = "", 0  # of the open step
     for position, token in enumerate(tokens, start=1):
         text += token
         used += 1
-        while delimiter in text:
-            head, text = text.split(delimiter, 1)
-            steps.append(head + delimiter)
+        while (end := first_end(before, text, ends)) is not None:
+            steps.append(text[:end])
+            before, text = before + text[:end], text[end:]
             # The token counts for the step in which it ends.
             counts.append(used if text == "" else used - 1)
             used = 0 if text == "" else 1

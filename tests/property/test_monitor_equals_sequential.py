@@ -22,7 +22,7 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
-from tests.property.pieces import PIECES
+from tests.property.pieces import ENDS, PIECES, delimiter_of
 from tests.property.schedules import any_limit, any_schedule
 from tests.property.sequential import Setting, run
 from tests.support.cases import num_cases
@@ -58,7 +58,7 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     setting = Setting(
-        delimiter=draw(st.sampled_from([".\n\n", "\n\n", "\n", "bc", "aa"])),
+        delimiter=draw(ENDS),
         max_step_tokens=draw(st.sampled_from([1, 2, 5, 1000])),
         max_total_tokens=draw(st.sampled_from([1, 3, 8, 20, 1000])),
         base_threshold=draw(st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0])),
@@ -87,7 +87,7 @@ def params_of(setting: Setting, max_lookahead_tokens: int) -> Params:
         max_lookahead_tokens=max_lookahead_tokens,
         base_threshold=setting.base_threshold,
         entropy_scale=setting.entropy_scale,
-        delimiter=setting.delimiter,
+        delimiter=delimiter_of(setting.delimiter),
         max_step_tokens=setting.max_step_tokens,
         max_total_tokens=setting.max_total_tokens,
         revise=setting.revise,

@@ -25,7 +25,7 @@ from proxy.core.types import (
     WriteEnded,
     Wrote,
 )
-from tests.property.pieces import PIECES
+from tests.property.pieces import ENDS, PIECES, delimiter_of
 from tests.property.relayed import Caps, Result, Text, imitkd, prefix, skd
 from tests.property.schedules import any_limit, any_schedule
 from tests.support.cases import num_cases
@@ -65,7 +65,7 @@ def some_models(draw: st.DrawFn) -> Models:
 
 some_caps = st.builds(
     Caps,
-    delimiter=st.sampled_from([".\n\n", "\n\n", "\n", "bc", "aa"]),
+    delimiter=ENDS,
     max_step_tokens=st.sampled_from([1, 2, 5, 1000]),
     max_total_tokens=st.sampled_from([1, 3, 8, 20, 100]),
 )
@@ -203,7 +203,7 @@ def world_of(
 ) -> World:
     settled = Params(
         method=method,
-        delimiter=caps.delimiter,
+        delimiter=delimiter_of(caps.delimiter),
         max_step_tokens=caps.max_step_tokens,
         max_total_tokens=caps.max_total_tokens,
         max_lookahead_tokens=any_limit(timing.randrange),

@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 
 from proxy.core.monitor import monitor_for
-from proxy.core.params import Method, Params
+from proxy.core.params import Delimiters, Method, Params
+from proxy.core.segmenter import Segmenter, split_steps
 from proxy.core.types import Author, Command, Finish, Score, Scored, StepScore, Write, Wrote
 
 # Long pieces, because copying is what a long step must not cost.
@@ -47,6 +48,25 @@ def test_a_text_without_the_delimiter(method: Method) -> None:
             monitor.handle(Wrote(0, (LONG_PIECE,), logprobs))
 
     assert_linear(work, 3_000)
+
+
+@pytest.mark.parametrize("before", ["", "```\n"], ids=["steps", "code"])
+def test_several_delimiters(before: str) -> None:
+    # One of them never comes, and those in code end nothing.
+    ends = Delimiters(any=(".\n\n", "\N{SNOWMAN}"), keep_code=True)
+
+    def whole(num: int) -> None:
+        split_steps(before + "x.\n\n" * num, ends)
+
+    def in_pieces(num: int) -> None:
+        segmenter = Segmenter(ends, 10**6, 10**6)
+        segmenter.feed(before)
+        for _ in range(num):
+            segmenter.feed("x.\n\n")
+        segmenter.close()
+
+    assert_linear(whole, 20_000)
+    assert_linear(in_pieces, 3_000)
 
 
 @pytest.mark.parametrize("method", ["imitkd", "skd"])

@@ -1,10 +1,18 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.params import Delimiters
 from proxy.core.segmenter import Segmenter, split_steps
 from proxy.core.types import Step
 
-PIECES = st.lists(st.sampled_from(["a", ".", "\n", ".\n", "\n\n", ".\n\n", "é", "", "x.\n\ny"]))
+PIECES = st.lists(
+    st.sampled_from(["a", ".", "\n", ".\n", "\n\n", ".\n\n", "é", "", "x.\n\ny", "```\n", "\n``"])
+)
+
+
+def several(*texts: str, keep_code: bool = False) -> Delimiters:
+    return Delimiters(any=texts, keep_code=keep_code)
 
 
 def feed_all(segmenter: Segmenter, pieces: list[str]) -> list[Step]:
@@ -84,15 +92,21 @@ def test_a_whole_text_is_split_as_its_tokens_are(pieces: list[str]) -> None:
 
 
 @given(
-    st.lists(st.lists(st.sampled_from(["a", ".", "\n", "\n\n", ".\n\n", "b.", "", "\n."]))),
+    st.lists(
+        st.lists(st.sampled_from(["a", ".", "\n", "\n\n", ".\n\n", "b.", "", "\n.", "```", "`"]))
+    ),
     st.integers(1, 12),
     st.integers(1, 30),
+    st.sampled_from([".\n\n", several("\n", "b.", "``", keep_code=True), several("\n\n", "a")]),
 )
 def test_pieces_taken_at_once_are_the_same_as_one_by_one(
-    batches: list[list[str]], max_step_tokens: int, max_total_tokens: int
+    batches: list[list[str]],
+    max_step_tokens: int,
+    max_total_tokens: int,
+    delimiter: str | Delimiters,
 ) -> None:
-    plain = Segmenter(".\n\n", max_step_tokens, max_total_tokens)
-    batched = Segmenter(".\n\n", max_step_tokens, max_total_tokens)
+    plain = Segmenter(delimiter, max_step_tokens, max_total_tokens)
+    batched = Segmenter(delimiter, max_step_tokens, max_total_tokens)
     for batch in batches:
         steps: list[Step] = []
         for piece in batch:
@@ -105,3 +119,74 @@ def test_pieces_taken_at_once_are_the_same_as_one_by_one(
         if plain.exhausted:
             return
     assert batched.close() == plain.close()
+
+
+def test_the_delimiter_that_is_complete_first_ends_the_step() -> None:
+    assert split_steps("一。二?\n\nthree. four", several("\n\n", "。", ". ")) == [
+        "一。",
+        "二?\n\n",
+        "three. ",
+        "four",
+    ]
+    # One that begins with another never ends a step.
+    assert split_steps("a.\n\nb", several(".", ".\n\n")) == ["a.", "\n\nb"]
+
+
+def test_two_delimiters_share_no_character() -> None:
+    assert split_steps("aab", several("aa", "ab")) == ["aa", "b"]
+
+
+CODE = "So:\n\n```python\nx = 1\n\ny = 2\n```\n\nDone.\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        (CODE, ["So:\n\n", "```python\nx = 1\n\ny = 2\n```\n\n", "Done.\n\n"]),
+        ("~~~\na\n\n```\n\n~~~\n\nb", ["~~~\na\n\n```\n\n~~~\n\n", "b"]),
+        # A shorter fence, one with words after it, or one that is indented by four ends nothing.
+        (
+            "````\n```\n\n```` x\n\n    ````\n\n````\n\nb",
+            ["````\n```\n\n```` x\n\n    ````\n\n````\n\n", "b"],
+        ),
+        ("   ```\na\n\n```\n\nb", ["   ```\na\n\n```\n\n", "b"]),
+        # Code in a line of text is none that is fenced, wherever in the line it is.
+        ("a ```\n\nb", ["a ```\n\n", "b"]),
+        ("```a```\n\nb", ["```a```\n\n", "b"]),
+        ("    ```\n\nb", ["    ```\n\n", "b"]),
+        # A fence that is never closed keeps everything together.
+        ("```\na\n\nb\n\n", ["```\na\n\nb\n\n"]),
+    ],
+)
+def test_fenced_code_is_never_cut(text: str, steps: list[str]) -> None:
+    assert split_steps(text, several("\n\n", keep_code=True)) == steps
+    assert "".join(steps) == text
+
+
+def test_code_may_begin_in_the_text_before() -> None:
+    ends = several("\n\n", keep_code=True)
+    assert split_steps("b\n\nc\n```\n\nd", ends, before="```\na") == ["b\n\nc\n```\n\n", "d"]
+    assert split_steps("b\n\nc", ends, before="a ```\n\n") == ["b\n\n", "c"]
+
+
+def test_a_step_in_code_is_cut_at_its_cap() -> None:
+    segmenter = Segmenter(several("\n\n", keep_code=True), 3, 100)
+    assert feed_all(segmenter, ["```\n", "a", "\n\n", "b"]) == [Step("```\na\n\n", 3)]
+    assert segmenter.exhausted
+    assert segmenter.last_is_open
+
+
+ENDS = [
+    several("\n\n", ".", keep_code=True),
+    several("\n", "b.", "``", keep_code=True),
+    several("\n", "b.", ".\n\n"),
+]
+
+
+@given(PIECES, st.sampled_from(ENDS))
+def test_several_delimiters_cut_a_whole_text_as_its_tokens(
+    pieces: list[str], ends: Delimiters
+) -> None:
+    segmenter = Segmenter(ends, 10_000, 10_000)
+    steps = feed_all(segmenter, pieces) + segmenter.close()
+    assert split_steps("".join(pieces), ends) == [step.text for step in steps]

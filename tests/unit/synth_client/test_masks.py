@@ -1,6 +1,6 @@
 import pytest
 
-from synth_client.training_data.masks import LossSpan, Mask, loss_spans
+from synth_client.training_data.masks import LossSpan, Mask, loss_spans, step_ends
 from tests.support.records import CORRECTION, FLAWED, REVISE, SAFE, breached, record_of, unbroken
 
 SAFE_END = len("".join(SAFE))
@@ -25,3 +25,22 @@ def test_where_the_teacher_wrote_nothing_there_is_no_correction_to_learn() -> No
     record = record_of(unbroken())
     assert loss_spans(record, "correction") == ()
     assert loss_spans(record, "unflawed") == (LossSpan(0, SAFE_END),)
+
+
+@pytest.mark.parametrize(("keep_code", "ends"), [(True, [7, 14, 17]), (False, [4, 7, 10, 14, 17])])
+def test_steps_end_where_the_recorded_delimiters_do(keep_code: bool, ends: list[int]) -> None:
+    safe, flawed = "```\na;\n", "b;\n```\nc;\n"  # a cap cut the code
+    text = safe + flawed
+    record = record_of(
+        unbroken(
+            output=text,
+            spans=[
+                {"role": "student", "start": 0, "end": len(safe)},
+                {"role": "student", "start": len(safe), "end": len(text)},
+            ],
+            steps=[],
+            params={"delimiter": {"any": ["\n"], "keep_code": keep_code}},
+        )
+    )
+    found = [end for span in record.spans for end in step_ends(record, span)]
+    assert found == ends

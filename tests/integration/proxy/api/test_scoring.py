@@ -30,7 +30,7 @@ from tests.support.proxy.api import (
     streamed_text,
     text,
 )
-from tests.support.scripted import ScriptedBackend, values
+from tests.support.scripted import Script, ScriptedBackend, values
 
 
 @pytest.mark.parametrize("question", [text(), chat()], ids=["prompt", "messages"])
@@ -248,3 +248,26 @@ async def test_a_judge_needs_no_candidates_of_its_vocabulary() -> None:
     service = judged({"boundary": "static", "base_threshold": 0.3})
     service.models[MODEL].pair.of("teacher").limits = ModelLimits(vocabulary=10)
     assert (await answer(service, CHAT, chat())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("keep_code", "ends"), [(True, [3, 14, 17]), (False, [3, 7, 10, 14, 17])], ids=str
+)
+@pytest.mark.parametrize("path", [SCORE, CHAT], ids=str)
+async def test_several_delimiters_end_steps_in_given_and_in_written_texts(
+    path: str, keep_code: bool, ends: list[int]
+) -> None:
+    written = "a;\n```\nb;\n```\nc. "
+    delimiter = {"any": ["\n", ". "], "keep_code": keep_code}
+    student = ScriptedBackend(Script(tuple(written)))
+    service = service_of(student, ScriptedBackend())
+    options: dict[str, Any] = {"delimiter": delimiter}
+    if path == CHAT:
+        found = (
+            await answer(service, path, chat() | {"motab": options | {"trace": "full"}})
+        ).json()
+        found = found["choices"][0]["motab"]
+    else:
+        found = (await answer(service, path, chat() | {"text": written, "motab": options})).json()
+    assert [step["end"] for step in found["steps"]] == ends
+    assert found["params"]["delimiter"] == delimiter
