@@ -3,50 +3,99 @@
 Neither changes a decision: decisions depend on the step texts and their scores alone.
 """
 
+import math
 from typing import Protocol
 
 from proxy.core.types import Command, Pause, Resume
 
+# The time from a breach to its verdict, in calls: half of the call under way, and its own.
+_CALLS_TO_A_VERDICT = 1.5
+# More breaches in a call are as good as these: e to this power is nearly the largest float.
+_MOST_RISK = 700.0
+
 
 class Schedule(Protocol):
-    """Decides when waiting steps are scored."""
+    """Decides when waiting steps are scored, and how much is written meanwhile."""
 
-    def is_due(self, num_waiting: int) -> bool:
-        """Return whether to call now for waiting steps of `num_waiting` student tokens.
+    def is_due(self, num_waiting: int, num_steps: int) -> bool:
+        """Return whether to call now for `num_steps` waiting steps of `num_waiting` student tokens.
 
         Asked again as more tokens come; never while a call is under way.
         """
         ...
 
+    def sent(self, num_tokens: int) -> float:
+        """Notice that a call goes out for that number of student tokens; return the tokens beyond
+        them at which the student waits for the answer.
+        """
+        ...
+
+    def answered(self) -> None:
+        """Notice that the call was answered."""
+        ...
+
 
 class AtOnce:
-    """Scores a step as soon as it has ended: right if a call computes only its new steps."""
+    """Scores a step as soon as it has ended, and never lets the student wait."""
 
-    def is_due(self, num_waiting: int) -> bool:
+    def is_due(self, num_waiting: int, num_steps: int) -> bool:
         """Return True."""
-        del num_waiting
+        del num_waiting, num_steps
         return True
+
+    def sent(self, num_tokens: int) -> float:
+        """Return infinity."""
+        del num_tokens
+        return math.inf
+
+    def answered(self) -> None:
+        """Do nothing."""
 
 
 AT_ONCE = AtOnce()
 
 
-def is_worth_a_call(num_context: int, num_waiting: int, hazard: float, price: float) -> bool:
+def is_worth_a_call(num_context: int, num_waiting: float, hazard: float, price: float) -> bool:
     r"""Return whether to score now, if every call computes its whole context again.
 
     A call covers n waiting tokens (`num_waiting`) and recomputes the P context tokens before them
     (`num_context`), which no new step needs, at `price` c: the cost of a teacher token, in student
-    tokens. A breach, of which there are h (`hazard`) per student token, is equally likely anywhere
-    in the n tokens; at x it wastes the n - x tokens written after it until the call, so
+    tokens. There are h breaches (`hazard`) per student token. A breach at x wastes the n - x tokens
+    after it: the student has written them, and the teacher computes them. That is, per call,
 
-        int_0^n h (n - x) dx = h n^2 / 2
+        (1 + c) int_0^n h e^{-hx} (n - x) dx = (1 + c) (n - (1 - e^{-hn}) / h)
 
-    student tokens are wasted per call. Calls every n tokens cost c P / n + h n / 2 per token, which
-    is least if both terms are equal: n^2 = 2 c P / h. So a call goes out as soon as the risk of the
-    waiting tokens outweighs the recomputation. n grows with the square root of P, and the teacher's
-    tokens with L^1.5, where one call per step makes it L^2.
+    A call without a breach, of probability e^{-hn}, is followed by the next. So calls every n
+    tokens cost (c P + (1 + c) n) / (1 - e^{-hn}) - (1 + c) / h until the breach, which is least for
+
+        (1 + c) (e^{hn} - 1 - hn) = h c P
+
+    For small h n and c this is h n^2 / 2 = c P: n grows with the square root of P, and the
+    teacher's tokens with L^1.5, where one call per step makes it L^2.
     """
-    return hazard * num_waiting**2 / 2 >= price * num_context
+    risk = min(hazard * num_waiting, _MOST_RISK)
+    return (1 + price) * (math.expm1(risk) - risk) >= hazard * price * num_context
+
+
+def worth_writing(trip: float, pace: float, hazard: float) -> float:
+    """Return the tokens that a student should write beyond a call under way before it waits.
+
+    A call takes the time of `trip` + `pace` * n student tokens, if it scores n tokens. Where the
+    teacher is the slower of the two, a student that never waits gets ever further ahead, and each
+    call is longer than the last. With w tokens written beyond each call, and so w in the next,
+
+    * each token takes the time of `trip` / w + `pace` tokens;
+    * a breach, of which there are h (`hazard`) per token, is found after one and a half calls in
+      the mean, because it lies in the middle of the call that waits for the one under way.
+
+    The sum, trip / w + 1.5 h pace w and what does not depend on w, is least at w^2 = trip / (1.5 h
+    pace). Where a student that never waits has fewer tokens than that in each call, namely trip /
+    (1 - pace), waiting gains nothing: a verdict comes no sooner.
+    """
+    if not pace:
+        return math.inf
+    best = math.sqrt(trip / (_CALLS_TO_A_VERDICT * hazard * pace))
+    return best if pace >= 1 or best < trip / (1 - pace) else math.inf
 
 
 class Lookahead:
@@ -59,20 +108,24 @@ class Lookahead:
         self._schedule = schedule
         self._is_paused = False
 
-    def is_due(self, num_waiting: int) -> bool:
+    def is_due(self, num_waiting: int, num_steps: int) -> bool:
         """Return whether to score the waiting steps, which have `num_waiting` tokens."""
         # At half of the limit, so that the author can write the other half while the call runs.
         at_half = 2 * num_waiting >= self._limit
-        return self._is_paused or at_half or self._schedule.is_due(num_waiting)
+        return self._is_paused or at_half or self._schedule.is_due(num_waiting, num_steps)
 
-    def gate(self, write_id: int, num_ahead: int, num_steps: int) -> list[Command]:
-        """Pause or resume the stream, given its unjudged tokens and finished steps."""
+    def gate(
+        self, write_id: int, num_ahead: int, num_steps: int, *, is_enough: bool = False
+    ) -> list[Command]:
+        """Pause or resume the stream, given its unjudged tokens and finished steps; `is_enough`: no
+        more of it is worth writing now.
+        """
         if self._is_paused:
-            if num_steps and 2 * num_ahead > self._limit:
+            if is_enough or (num_steps and 2 * num_ahead > self._limit):
                 return []
             self._is_paused = False
             return [Resume(write_id)]
-        if num_steps and num_ahead >= self._limit:
+        if is_enough or (num_steps and num_ahead >= self._limit):
             self._is_paused = True
             return [Pause(write_id)]
         return []
@@ -86,10 +139,13 @@ class ScoringQueue:
 
     def __init__(self, limit: int, schedule: Schedule) -> None:
         self._lookahead = Lookahead(limit, schedule)
+        self._schedule = schedule
         self.num_steps = 0
         """Whole steps without a verdict, including steps in flight."""
         self._num_tokens = 0
         self._num_in_flight = 0
+        self._enough = math.inf
+        """The unjudged tokens that are worth writing while the call is under way."""
 
     def add(self, num_tokens: int) -> None:
         """Let one more step wait."""
@@ -103,14 +159,18 @@ class ScoringQueue:
 
     def gate(self, write_id: int, open_tokens: int) -> list[Command]:
         """Pause or resume the stream, which is writing a step of `open_tokens` so far."""
-        return self._lookahead.gate(write_id, self._num_tokens + open_tokens, self.num_steps)
+        num_ahead = self._num_tokens + open_tokens
+        # A step must wait behind the call: the next call is for whole steps.
+        is_enough = self.num_steps > self._num_in_flight > 0 and num_ahead >= self._enough
+        return self._lookahead.gate(write_id, num_ahead, self.num_steps, is_enough=is_enough)
 
     def send_due(self, *, draft_is_over: bool) -> int:
         """Send the waiting steps if a call is due: return their number, or 0 for no call."""
         if not self.num_steps or self._num_in_flight:
             return 0
-        if draft_is_over or self._lookahead.is_due(self._num_tokens):
+        if draft_is_over or self._lookahead.is_due(self._num_tokens, self.num_steps):
             self._num_in_flight = self.num_steps
+            self._enough = self._num_tokens + self._schedule.sent(self._num_tokens)
             return self.num_steps
         return 0
 
@@ -123,3 +183,4 @@ class ScoringQueue:
                 f"{self._num_in_flight} steps were to be scored, {num_scores} scores came"
             )
         self._num_in_flight = 0
+        self._schedule.answered()

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxy.backends.base import Question
+from proxy.backends.base import Question, Scorer
 from proxy.core.params import Method
 from proxy.core.thinking import Bridge, Reasoning, is_in_thought
-from proxy.core.types import Author
-from proxy.engine.schedule import BreachRate, MeasuredSchedule
+from proxy.core.types import Author, Scoring
+from proxy.engine.schedule import BreachRate, Line, MeasuredSchedule
 from proxy.engine.upstream import Template, Upstream
 from proxy.errors import MotabError, UnsupportedField
 
@@ -21,6 +21,8 @@ class Pair:
     teacher: Upstream | None
     hazards: dict[Method, BreachRate] = field(default_factory=dict, compare=False, kw_only=True)
     """The observed rates of breaches, by method, because each has its own kind of breach."""
+    answering: dict[Scoring, Line] = field(default_factory=dict, compare=False, kw_only=True)
+    """The time until steps were scored over their tokens, by the way of scoring."""
     formats: Mapping[str, Reasoning] = field(default_factory=dict, compare=False, kw_only=True)
     """Formats of thoughts that are not the upstream's usual format, by its name; see `under`."""
 
@@ -76,15 +78,17 @@ class Pair:
         found = {name: await one.reasoning(kwargs) for name, one in templates.items()}
         return replace(self, formats=found)
 
-    def schedule(self, method: Method) -> MeasuredSchedule:
-        """A trajectory's schedule if every scoring call computes its whole context."""
+    def schedule(self, method: Method, scorer: Scorer) -> MeasuredSchedule:
+        """A trajectory's schedule for the calls of a scorer."""
         student, teacher = self.of("student"), self.of("teacher")
         return MeasuredSchedule(
             student.writing_speed,
             teacher.computing_speed,
             self.hazards.setdefault(method, BreachRate()),
+            self.answering.setdefault(scorer.scoring, Line()),
             # A student's speed is that of all its servers together, a call is at one of them.
             teacher.gpus / student.gpus_writing,
+            recomputes=scorer.recomputes,
         )
 
 

@@ -105,7 +105,7 @@ class TrajectoryRun:
     _wrote: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     """Set at every event: a text may have grown."""
     _schedule: MeasuredSchedule | None = field(init=False, default=None)
-    """None: steps are scored at once."""
+    """None: nothing is scored."""
     _authors: dict[int, Author] = field(init=False, default_factory=dict)
     _num_writes: dict[Author, int] = field(init=False, default_factory=dict)
     _revise_tokens: int = field(init=False, default=0)
@@ -114,8 +114,8 @@ class TrajectoryRun:
 
     def __post_init__(self) -> None:
         seed = seed_of_draws(self.sampling.seed, self.question)
-        if self.scorer is not None and self.scorer.recomputes:
-            self._schedule = self.pair.schedule(self.params.method)
+        if self.scorer is not None:
+            self._schedule = self.pair.schedule(self.params.method, self.scorer)
         schedule = self._schedule or AT_ONCE
         self._monitor = monitor_for(self.params, seed, schedule, self._has_room)
         # isinstance against a protocol takes 20 us, so it is done once, and only where it matters.

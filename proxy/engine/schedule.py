@@ -1,11 +1,12 @@
-"""Measures speeds and breach rates, from which `is_worth_a_call` decides when to score."""
+"""Measures speeds, trips and breach rates, from which a schedule decides when to score and wait."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from proxy.core.lookahead import is_worth_a_call
+from proxy.core.lookahead import is_worth_a_call, worth_writing
 
 # After this much time of writing the sums are halved, because a server's speed depends on its load.
 _MEMORY_S = 60.0
@@ -27,6 +28,8 @@ class WritingSpeed:
     _num_open: int = field(init=False, default=0)
     _since: float = field(init=False, default=0.0)
     _busy_s: float = field(init=False, default=0.0)
+    _stream_s: float = field(init=False, default=0.0)
+    """The sum of the streams' own times."""
     _num_tokens: float = field(init=False, default=0.0)
 
     @contextmanager
@@ -48,14 +51,23 @@ class WritingSpeed:
             self._begin()
 
     def _begin(self) -> None:
-        if not self._num_open:
-            self._since = self.clock()
+        self._pass()
         self._num_open += 1
 
     def _end(self) -> None:
+        self._pass()
         self._num_open -= 1
-        if not self._num_open:
-            self._busy_s += self.clock() - self._since
+
+    def _pass(self) -> None:
+        """Add the time since the last change."""
+        now = self.clock()
+        if self._num_open:
+            self._busy_s += now - self._since
+            self._stream_s += (now - self._since) * self._num_open
+        self._since = now
+        if self._busy_s > _MEMORY_S:
+            self._busy_s, self._num_tokens = self._busy_s / 2, self._num_tokens / 2
+            self._stream_s /= 2
 
     def count(self, num_tokens: int) -> None:
         """Count written tokens."""
@@ -63,13 +75,51 @@ class WritingSpeed:
 
     def seconds_a_token(self) -> float | None:
         """None where nothing is known yet."""
-        if self._num_open:
-            now = self.clock()
-            self._busy_s += now - self._since
-            self._since = now
-        if self._busy_s > _MEMORY_S:
-            self._busy_s, self._num_tokens = self._busy_s / 2, self._num_tokens / 2
+        self._pass()
         return self._busy_s / self._num_tokens if self._num_tokens else None
+
+    def seconds_a_token_of_a_stream(self) -> float | None:
+        """Return the seconds that a stream takes to write a token; None where nothing is known."""
+        self._pass()
+        return self._stream_s / self._num_tokens if self._num_tokens else None
+
+
+@dataclass(slots=True)
+class Line:
+    """A line through seconds over tokens, fitted by least squares; the last hundred points or so
+    count.
+    """
+
+    # Sums over the points: of 1, tokens, seconds, tokens^2, tokens * seconds.
+    _sums: tuple[float, ...] = (0.0,) * 5
+
+    def add(self, tokens: float, seconds: float) -> None:
+        """Add a point."""
+        new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
+        self._sums = tuple(_KEPT_A_CALL * a + b for a, b in zip(self._sums, new, strict=True))
+
+    @property
+    def mean_tokens(self) -> float:
+        """The mean of the tokens; 0 without a point."""
+        n, x, *_ = self._sums
+        return x / n if n else 0.0
+
+    @property
+    def mean_seconds(self) -> float:
+        """The mean of the seconds; 0 without a point."""
+        n, _, y, *_ = self._sums
+        return y / n if n else 0.0
+
+    @property
+    def slope(self) -> float:
+        """Seconds a token; 0 where the points do not show that more tokens take longer, and not so
+        many that no tokens would take less than no time.
+        """
+        n, x, y, xx, xy = self._sums
+        spread = n * xx - x * x
+        if not x or spread <= _LEAST_SPREAD * x * x:
+            return 0.0
+        return min(max(0.0, (n * xy - x * y) / spread), y / x)
 
 
 @dataclass(slots=True)
@@ -83,8 +133,7 @@ class ComputingSpeed:
 
     clock: Callable[[], float] = time.monotonic
     _under_way: int = field(init=False, default=0)
-    # Sums over the calls: of 1, tokens, seconds, tokens^2, tokens * seconds.
-    _sums: list[float] = field(init=False, default_factory=lambda: [0.0] * 5)
+    _line: Line = field(init=False, default_factory=Line)
 
     @contextmanager
     def computing(self, num_tokens: int) -> Iterator[None]:
@@ -93,21 +142,16 @@ class ComputingSpeed:
         load, began = float(self._under_way), self.clock()
         try:
             yield
-            seconds = self.clock() - began
-            new = (1.0, load, seconds, load * load, load * seconds)
-            self._sums = [_KEPT_A_CALL * a + b for a, b in zip(self._sums, new, strict=True)]
+            self._line.add(load, self.clock() - began)
         finally:
             self._under_way -= num_tokens
 
     def seconds_a_token(self) -> float | None:
         """None where nothing is known yet."""
-        n, x, y, xx, xy = self._sums
-        if not n:
+        if not self._line.mean_tokens:
             return None
-        spread = n * xx - x * x
         # Contexts of the same length do not show the network's time, so all time is the server's.
-        slope = (n * xy - x * y) / spread if spread > _LEAST_SPREAD * x * x else 0.0
-        return slope if slope > 0 else y / x
+        return self._line.slope or self._line.mean_seconds / self._line.mean_tokens
 
 
 @dataclass(slots=True)
@@ -132,7 +176,7 @@ class BreachRate:
 
 @dataclass(slots=True)
 class MeasuredSchedule:
-    """One trajectory's schedule if every scoring call computes its whole context.
+    """One trajectory's schedule, by what its pair has measured.
 
     `price_ratio` is the cost of a second of the teacher's server, in seconds of the student's.
     """
@@ -140,14 +184,47 @@ class MeasuredSchedule:
     writing: WritingSpeed
     computing: ComputingSpeed
     hazard: BreachRate
+    answering: Line
+    """The seconds until a call for student tokens was answered, over these tokens."""
     price_ratio: float
+    recomputes: bool
+    """Whether every scoring call computes its whole context."""
     num_context: int = 0
     """Tokens of the context that was scored last."""
+    clock: Callable[[], float] = time.monotonic
+    _num_sent: int = field(init=False, default=0)
+    _sent_at: float = field(init=False, default=0.0)
 
-    def is_due(self, num_waiting: int) -> bool:
-        """Return whether waiting steps of `num_waiting` tokens are worth a call by now."""
-        written, computed = self.writing.seconds_a_token(), self.computing.seconds_a_token()
-        if not written or computed is None:  # nothing is known before the first call
+    def is_due(self, num_waiting: int, num_steps: int) -> bool:
+        """Return whether waiting steps of `num_waiting` tokens are worth a call by now: nearer to
+        the best number of tokens than after one step more.
+        """
+        if not self.recomputes:
             return True
-        price = self.price_ratio * computed / written
-        return is_worth_a_call(self.num_context, num_waiting, self.hazard.a_token, price)
+        price = self._price()
+        if price is None:  # nothing is known before the first call
+            return True
+        num_by_next = num_waiting + num_waiting / num_steps / 2
+        return is_worth_a_call(self.num_context, num_by_next, self.hazard.a_token, price)
+
+    def sent(self, num_tokens: int) -> float:
+        """Return the tokens that the student should write beyond those that are being scored."""
+        self._num_sent, self._sent_at = num_tokens, self.clock()
+        writes = self.writing.seconds_a_token_of_a_stream()
+        if not writes or not self.answering.mean_tokens:
+            return math.inf
+        slope = self.answering.slope
+        trip_s = self.answering.mean_seconds - slope * self.answering.mean_tokens
+        trip = trip_s / writes
+        if self.recomputes:
+            trip += (self._price() or 0.0) * self.num_context
+        return worth_writing(trip, slope / writes, self.hazard.a_token)
+
+    def answered(self) -> None:
+        """Measure the call."""
+        self.answering.add(self._num_sent, self.clock() - self._sent_at)
+
+    def _price(self) -> float | None:
+        """Return the cost of a teacher's token in student tokens; None where it is not known."""
+        written, computed = self.writing.seconds_a_token(), self.computing.seconds_a_token()
+        return self.price_ratio * computed / written if written and computed is not None else None

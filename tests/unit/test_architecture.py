@@ -242,8 +242,9 @@ ALLOWED: dict[str, frozenset[str]] = {
             "synth_client.judging",
         }
     ),
-    "benchmarks.scenarios": frozenset({"benchmarks", "benchmarks.simulator"}),
+    "benchmarks.scenarios": frozenset({"benchmarks", "benchmarks.simulator", "benchmarks.waiting"}),
     "benchmarks.simulator": frozenset(),
+    "benchmarks.waiting": frozenset({"proxy.core", "proxy.engine"}),
 }
 CORE_MODULES = {"collections", "dataclasses", "math", "random", "typing"}
 

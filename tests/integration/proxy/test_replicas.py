@@ -304,10 +304,10 @@ async def test_a_second_of_a_student_costs_all_of_its_replicas_that_write() -> N
             pair = service.models["pair"].pair
             student, teacher = pair.of("student"), pair.of("teacher")
             assert (student.gpus_writing, teacher.gpus) == (2, 2)
-            assert pair.schedule("motab").price_ratio == 1
+            assert pair.schedule("motab", teacher.scorers[0]).price_ratio == 1
             calls = [Call("t"), Call("u")]
             with calls[0].stay.kept(), calls[1].stay.kept():
                 for call in calls:
                     await student.reader.encode(["a"], call)
                 assert student.gpus_writing == 4
-                assert pair.schedule("motab").price_ratio == 0.5
+                assert pair.schedule("motab", teacher.scorers[0]).price_ratio == 0.5

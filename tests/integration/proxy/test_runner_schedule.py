@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from proxy.backends.base import Call, Context, Draft, Sampling
+from proxy.engine.schedule import Line
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.runs import A, B, C, run_of
 from tests.support.scripted import ScriptedBackend, pair, says, values
@@ -71,6 +72,25 @@ async def test_a_step_is_scored_once_the_text_after_it_shows_where_its_tokens_en
         assert not teacher.scorings
         more.set()
     assert [step.text for step in running.result().trajectory.steps] == ["x = ", "12 so"]
+
+
+async def test_a_student_that_is_faster_than_its_teacher_waits_without_a_limit() -> None:
+    answered = asyncio.Event()
+    student = GatedBackend(says(*[f"{n}.\n\n" for n in range(30)]))
+    teacher = ScriptedBackend(faults={("score", 0): answered})
+    models = pair(student, teacher)
+    with models.of("student").writing_speed.writing():
+        models.of("student").writing_speed.count(1000)
+    measured = models.answering[teacher.scoring] = Line()
+    for num_tokens in (10, 20, 40):  # a second a token
+        measured.add(num_tokens, num_tokens)
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
+        running = group.create_task(run_of(models).run())
+        await student.waits.wait()
+        assert student.writes[0].pieces == ["0.\n\n", "1.\n\n"]
+        answered.set()
+    assert len(running.result().trajectory.steps) == 30
+    assert measured.mean_seconds < 20, "its calls are measured, too"
 
 
 async def test_a_breach_ends_a_student_that_waits() -> None:

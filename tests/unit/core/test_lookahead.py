@@ -1,21 +1,47 @@
-"""When scoring calls go out, how far the student may be ahead, and what both are weighed by."""
+"""When scoring calls go out, and how far the student may be ahead."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 
-from proxy.core.lookahead import AT_ONCE, Lookahead, ScoringQueue, is_worth_a_call
+from proxy.core.lookahead import (
+    AT_ONCE,
+    Lookahead,
+    ScoringQueue,
+    is_worth_a_call,
+    worth_writing,
+)
 from proxy.core.monitor import monitor_for
 from proxy.core.params import ParameterError, Params
 from proxy.core.types import Command, Emit, Pause, Resume, Score, Scored, StepScore, Wrote
-from proxy.engine.schedule import BreachRate, ComputingSpeed, MeasuredSchedule, WritingSpeed
 
 
 class Never:
-    def is_due(self, num_waiting: int) -> bool:
-        del num_waiting
+    def is_due(self, num_waiting: int, num_steps: int) -> bool:
+        del num_waiting, num_steps
         return False
+
+    def sent(self, num_tokens: int) -> float:
+        del num_tokens
+        return math.inf
+
+    def answered(self) -> None:
+        pass
+
+
+class Enough(Never):
+    """Lets the student wait after that number of tokens beyond a call."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+
+    def is_due(self, num_waiting: int, num_steps: int) -> bool:
+        del num_waiting, num_steps
+        return True
+
+    def sent(self, num_tokens: int) -> float:
+        del num_tokens
+        return self.num_tokens
 
 
 def without_text(commands: list[Command]) -> list[Command]:
@@ -30,27 +56,36 @@ def safe(num: int = 1) -> Scored:
 
 
 def test_a_call_goes_out_when_what_waits_risks_what_it_computes_again() -> None:
-    # n^2 = 2 c P / h = 2 * 0.25 * 2000 / 0.001: 1000 tokens.
-    assert not is_worth_a_call(2000, 999, hazard=0.001, price=0.25)
-    assert is_worth_a_call(2000, 1000, hazard=0.001, price=0.25)
+    # Where breaches are rare, n^2 = 2 c P / (1 + c) h = 2 * 0.25 * 2000 / 1.25 * 10,000,000.
+    assert not is_worth_a_call(2000, 89_000, hazard=1e-7, price=0.25)
+    assert is_worth_a_call(2000, 90_000, hazard=1e-7, price=0.25)
 
 
-def test_the_rule_costs_least() -> None:
-    hazard, price, context = 0.002, 0.3, 3000
+@pytest.mark.parametrize("hazard", [0.0002, 0.002, 0.02])
+@pytest.mark.parametrize("price", [0.01, 0.3, 3.0])
+def test_the_rule_costs_least(hazard: float, price: float) -> None:
+    context = 3000
 
-    def cost_a_token(interval: int) -> float:
-        return price * context / interval + hazard * interval / 2
+    def cost(interval: int) -> float:
+        """Calls until one finds the breach; each computes the context and the new tokens."""
+        found = -math.expm1(-hazard * interval)
+        wasted = interval - found / hazard
+        return (price * (context + interval) + wasted) / found
 
-    best = min(range(1, 5000), key=cost_a_token)
-    first = next(n for n in range(5000) if is_worth_a_call(context, n, hazard, price))
+    best = min(range(1, 50_000), key=cost)
+    first = next(n for n in range(50_000) if is_worth_a_call(context, n, hazard, price))
     assert first == pytest.approx(best, abs=1)
+
+
+def test_a_step_of_a_thousand_breaches_is_worth_a_call() -> None:
+    assert is_worth_a_call(10_000, 100_000, hazard=0.01, price=10)
 
 
 def test_what_is_computed_again_grows_with_the_power_of_one_and_a_half() -> None:
     def computed_again(length: int) -> int:
         total = before = 0
         for end in range(10, length + 1, 10):
-            if is_worth_a_call(before, end - before, 0.002, 0.3):
+            if is_worth_a_call(before, end - before, 0.0001, 0.001):
                 total, before = total + before, end
         return total
 
@@ -63,8 +98,8 @@ def test_what_is_computed_again_grows_with_the_power_of_one_and_a_half() -> None
 
 def test_at_half_of_the_limit_steps_are_scored_whatever_the_schedule_says() -> None:
     lookahead = Lookahead(100, Never())
-    assert not lookahead.is_due(49)
-    assert lookahead.is_due(50)
+    assert not lookahead.is_due(49, 1)
+    assert lookahead.is_due(50, 1)
 
 
 def test_a_student_at_the_limit_is_paused_once_and_resumed_at_half_of_it() -> None:
@@ -72,7 +107,7 @@ def test_a_student_at_the_limit_is_paused_once_and_resumed_at_half_of_it() -> No
     assert lookahead.gate(0, 99, 2) == []
     assert lookahead.gate(0, 100, 2) == [Pause(0)]
     assert lookahead.gate(0, 110, 2) == []
-    assert lookahead.is_due(1), "what waits must not wait for a student that does not write"
+    assert lookahead.is_due(1, 1), "what waits must not wait for a student that does not write"
     assert lookahead.gate(0, 51, 1) == []
     assert lookahead.gate(0, 50, 1) == [Resume(0)]
     assert lookahead.gate(0, 50, 1) == []
@@ -157,133 +192,39 @@ def test_text_that_waits_for_a_verdict_is_told_when_the_schedule_brings_it() -> 
     assert emitted == [Emit("b.\n\nc.\n\n")]
 
 
-# What is measured.
+# When the student waits.
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
+def test_a_student_waits_at_what_finds_breaches_soonest() -> None:
+    trip, pace, hazard = 20.0, 2.0, 0.002
 
-    def __call__(self) -> float:
-        return self.now
+    def time_a_token(ahead: float) -> float:
+        return trip / ahead + pace + 1.5 * hazard * (trip + pace * ahead)
 
-
-def test_the_speed_of_a_student_is_that_of_all_its_open_streams_together() -> None:
-    clock = Clock()
-    speed = WritingSpeed(clock)
-    assert speed.seconds_a_token() is None
-    with speed.writing(), speed.writing():
-        clock.now += 2
-        speed.count(100)
-        speed.count(100)
-        assert speed.seconds_a_token() == pytest.approx(0.01)
-    clock.now += 50  # nothing was open
-    with speed.writing(), speed.pausing():
-        clock.now += 50  # what was open waited
-    assert speed.seconds_a_token() == pytest.approx(0.01)
+    best = min(range(1, 5000), key=time_a_token)
+    assert worth_writing(trip, pace, hazard) == pytest.approx(best, abs=1)
 
 
-def test_a_student_that_gets_slower_is_noticed() -> None:
-    clock = Clock()
-    speed = WritingSpeed(clock)
-
-    def runs(seconds: int, tokens_a_second: int) -> float | None:
-        told = None
-        with speed.writing():
-            for _ in range(seconds):
-                clock.now += 1
-                speed.count(tokens_a_second)
-                told = speed.seconds_a_token()
-        return told
-
-    assert runs(600, 100) == pytest.approx(0.01)
-    assert runs(300, 10) == pytest.approx(0.1, rel=0.1)
+def test_a_student_never_waits_for_a_teacher_that_keeps_up() -> None:
+    # 20 / (1 - 0.5) tokens a call come by themselves, and 115 would be best.
+    assert worth_writing(20, 0.5, 0.001) == math.inf
+    assert worth_writing(1e6, 0, 0.1) == math.inf
+    # It does not keep up where trips are long and breaches many.
+    assert worth_writing(2000, 0.9, 0.01) == pytest.approx(math.sqrt(2000 / 0.0135))
 
 
-def test_the_trip_is_no_part_of_what_a_token_costs_the_teacher() -> None:
-    clock = Clock()
-    speed = ComputingSpeed(clock)
-    assert speed.seconds_a_token() is None
-    for num_tokens in (1000, 2000, 4000):
-        with speed.computing(num_tokens):
-            clock.now += 0.5 + num_tokens / 10_000
-    assert speed.seconds_a_token() == pytest.approx(1 / 10_000)
-
-
-def test_contexts_of_one_length_leave_all_of_the_time_to_their_tokens() -> None:
-    clock = Clock()
-    speed = ComputingSpeed(clock)
-    for num_tokens in (1000, 1001, 1000):
-        with speed.computing(num_tokens):
-            clock.now += 0.5
-    assert speed.seconds_a_token() == pytest.approx(0.5 / 1000, rel=0.01)
-
-
-def test_calls_wait_for_those_that_the_server_computes_before_them() -> None:
-    clock = Clock()
-    speed = ComputingSpeed(clock)
-    with speed.computing(8000), speed.computing(1000):  # begun together, ended after the first
-        clock.now += 0.9
-    for num_tokens in (1000, 3000):
-        with speed.computing(num_tokens):
-            clock.now += num_tokens / 10_000
-    # 0.9 s for 9000 tokens; the first call, of 8000, seems to end no earlier.
-    assert speed.seconds_a_token() == pytest.approx(1 / 10_000, rel=0.15)
-
-
-def test_a_call_that_failed_tells_nothing_of_the_speed() -> None:
-    clock = Clock()
-    speed = ComputingSpeed(clock)
-
-    def fail() -> None:
-        with speed.computing(1000):
-            clock.now += 100
-            raise ValueError("lost")
-
-    with pytest.raises(ValueError, match="lost"):
-        fail()
-    assert speed.seconds_a_token() is None
-
-
-def test_breaches_are_counted_by_the_tokens_judged_and_the_old_ones_fade() -> None:
-    hazard = BreachRate()
-    assert hazard.a_token == pytest.approx(1 / 1000)
-    for number in range(1000):
-        hazard.judged(100, safe=number % 10 != 0)
-    assert hazard.a_token == pytest.approx(1 / 1000, rel=0.05)
-    for _ in range(100_000):
-        hazard.judged(100, safe=True)
-    assert hazard.a_token < 1e-5
-
-
-@pytest.fixture
-def weigh() -> Callable[[float], MeasuredSchedule]:
-    """A student of 100 tok/s and a teacher that computes 10,000 tok/s, at a ratio of prices."""
-    clock = Clock()
-    writing, computing = WritingSpeed(clock), ComputingSpeed(clock)
-    with writing.writing():
-        clock.now += 1
-        writing.count(100)
-    with computing.computing(10_000):
-        clock.now += 1
-
-    def at(price_ratio: float) -> MeasuredSchedule:
-        return MeasuredSchedule(writing, computing, BreachRate(), price_ratio, num_context=2000)
-
-    return at
-
-
-def test_a_teacher_of_more_gpus_is_asked_less_often(
-    weigh: Callable[[float], MeasuredSchedule],
-) -> None:
-    def interval(price_ratio: float) -> int:
-        schedule = weigh(price_ratio)
-        return next(n for n in range(10_000) if schedule.is_due(n))
-
-    # n^2 = 2 * (100 / 10000) * 2000 * 1000
-    assert interval(1) == 200
-    assert interval(4) == 400
-
-
-def test_before_anything_is_known_steps_are_scored_at_once() -> None:
-    assert MeasuredSchedule(WritingSpeed(), ComputingSpeed(), BreachRate(), 1.0).is_due(1)
+def test_a_student_that_has_written_enough_waits_for_the_call_under_way() -> None:
+    queue = ScoringQueue(1000, Enough(20))
+    queue.add(15)
+    assert queue.gate(0, 500) == [], "no call is under way"
+    assert queue.send_due(draft_is_over=False) == 1
+    assert queue.gate(0, 500) == [], "no step waits for the next call"
+    queue.add(15)
+    assert queue.gate(0, 4) == []
+    assert queue.gate(0, 5) == [Pause(0)]
+    assert queue.gate(0, 30) == []
+    queue.answered(1)
+    queue.judged(15)
+    assert queue.gate(0, 30) == [Resume(0)]
+    assert queue.send_due(draft_is_over=False) == 1
+    assert queue.gate(0, 30) == [], "no step waits for the next call"

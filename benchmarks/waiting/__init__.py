@@ -1,0 +1,1 @@
+"""Compares what waste costs with the least that it could cost, in simulated time."""
