@@ -1,16 +1,17 @@
-"""Compares the student's wasted text after a breach with the teacher's cost of scoring, and both
-with what an optimal rule would waste.
+"""Compares the student's wasted text after a breach with the teacher's cost of scoring, and motab's
+rule with the optimal rule.
 
-All times are divided by 4, which changes no ratio.
+The proxy's own figures are measured on simulated servers; all times are divided by 4, which changes
+no ratio. The rules are compared in simulated time, so that the machine's load changes nothing.
 """
 
 import asyncio
 import math
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from random import Random
 from typing import Any
 
 from benchmarks.figures import Chart, Figure, Findings, Point
@@ -20,6 +21,7 @@ from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 from benchmarks.simulator.server import Kind
 from benchmarks.waiting.optimum import Cost, Known, cost_of, optimal_calls
+from benchmarks.waiting.virtual import cost_of_motab
 
 _SPEED = 4
 _STUDENT = Rates(decode_tok_s=100 * _SPEED, trip_s=0.05 / _SPEED, stream_interval=8)
@@ -35,8 +37,11 @@ _SLOW_TOK_S = 70
 _QUESTION_TOKENS = 31
 # Wanted: an optimal rule's waste, and its cost, times this.
 _AT_MOST = 1.2
-# The longest call of the optimal rule; at the highest price it has 45 steps.
-_MOST_STEPS = 60
+_NUM = 16
+_NUM_COMPARED = 64
+# The most steps of the optimal rule's calls, where a teacher's second costs more than a student's,
+# and elsewhere.
+_LONG_CALL, _CALL = 60, 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +66,18 @@ class _Teacher:
         prefill = self.prefill_tok_s * _SPEED
         return Rates(decode_tok_s=1e6, trip_s=self.trip_s / _SPEED, prefill_tok_s=prefill)
 
-    def known(self, plans: list[Plan], student_tok_s: float) -> Known:
-        """Return what the optimal rule knows. All of the student's streams write that many tokens a
-        second together, which makes the price.
-        """
+    @property
+    def known(self) -> Known:
+        """Everything that the optimal rule knows."""
+        rate = _STUDENT.decode_tok_s / _SPEED
         return Known(
-            _STUDENT.decode_tok_s / _SPEED,
+            rate,
             _STUDENT.stream_interval,
             _STEP_TOKENS,
-            len(plans) * _STEP_TOKENS / _kept(plans),
+            1 / _MEAN_STEPS,
             self.trip_s,
             self.prefill_tok_s,
-            self.gpus * student_tok_s / self.prefill_tok_s,
+            self.gpus * rate * (self.at_once or _NUM) / self.prefill_tok_s,
             recomputes=self.kind == "vllm" and not self.scale_out,
             question_tokens=_QUESTION_TOKENS,
         )
@@ -104,21 +109,12 @@ _BEHIND = _Teacher(
 _SLOW = (_LIMITED, _UNLIMITED, _BEHIND)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """The cost of a rule for some plans, of motab's and of the optimal rule."""
-
-    motab: Cost
-    optimal: Cost
-    price: float
-
-
 async def waste(*, quick: bool) -> Findings:
     """Run trajectories that all end in a breach, at depths of a constant hazard."""
-    num = 6 if quick else 16
+    num = 6 if quick else _NUM
     teachers = (_SGLANG, _CACHED, *_VLLM[::3]) if quick else (_SGLANG, _CACHED, *_VLLM, *_SLOW)
     plans = _plans(num)
-    found: dict[_Teacher, _Found] = {}
+    found: dict[str, Cost] = {}
     async with AsyncExitStack() as stack:
         pairs = {
             str(index): Pair(
@@ -136,11 +132,9 @@ async def waste(*, quick: bool) -> Findings:
         async def run(index: int) -> None:
             teacher, pair = teachers[index], pairs[str(index)]
             asked = plans[: -(-num // teacher.share)]
-            started = time.perf_counter()
             jobs = [partial(trajectory, motab, plan, str(index)) for plan in asked]
             await by_workers(teacher.at_once or len(jobs), jobs)
-            seconds = (time.perf_counter() - started) * _SPEED
-            found[teacher] = await _found(teacher, pair, asked, seconds)
+            found[teacher.name] = await _cost(pair, asked)
 
         async def run_each(indices: Iterable[int]) -> None:
             for index in indices:
@@ -151,62 +145,102 @@ async def waste(*, quick: bool) -> Findings:
         others = [index for index in range(len(teachers)) if index not in slow]
         await together([run_each(others), *map(run, slow)])
     published = await _published(plans)
+    # In a thread, because other scenarios are being measured.
+    rules = [await asyncio.to_thread(_compare, teacher) for teacher in teachers]
     return Findings(
         (
-            *(figure for teacher in teachers for figure in _figures(teacher, found[teacher])),
+            *(_of_proxy(teacher, found[teacher.name], len(plans)) for teacher in teachers),
             Figure(
                 f"student tokens wasted / kept: {_PUBLISHED}",
                 published.y,
                 f"teacher tokens / length {published.x:.1f}",
             ),
+            *(figure for rule in rules for figure in _of_rule(rule)),
         ),
-        (_chart(found, published),),
+        (_chart(found, rules, published),),
         {
             "student": f"100 tok/s, {num} at once, a breach in 1500 tokens; times / {_SPEED}",
             "teacher": "20,000 tok/s prefill, trip 0.14 s; price: of its second, in the student's",
+            "rules": f"compared in simulated time, over {_NUM_COMPARED} breaches",
         },
     )
 
 
-def _figures(teacher: _Teacher, found: _Found) -> list[Figure]:
-    motab, optimal, price = found.motab, found.optimal, found.price
-    wasted = Figure(
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The costs of motab's rule, as it learns, and of the optimal rule, for the same texts."""
+
+    teacher: _Teacher
+    motab: Cost
+    optimal: Cost
+
+
+def _compare(teacher: _Teacher) -> _Compared:
+    known = teacher.known
+    depths = _depths(_NUM_COMPARED)
+    Random(0).shuffle(depths)  # noqa: S311 - no secret
+    most_steps = _LONG_CALL if teacher.gpus > 1 else _CALL
+    calls = optimal_calls(known, max(depths) + most_steps, most_steps)
+    return _Compared(teacher, cost_of_motab(known, depths), cost_of(known, calls, depths))
+
+
+def _of_proxy(teacher: _Teacher, cost: Cost, num: int) -> Figure:
+    """Return what the proxy wasted. A limit is a promise; tokens under way at the pause come on
+    top.
+    """
+    most = (_LIMIT + 2 * _STEP_TOKENS) * -(-num // teacher.share) / cost.kept
+    return Figure(
         f"student tokens wasted / kept: {teacher.name}",
-        motab.wasted / motab.kept,
-        f"teacher tokens / length {motab.computed / motab.kept:.2f}; optimal rule: "
-        f"{optimal.wasted / optimal.kept:.3f}, {optimal.computed / optimal.kept:.2f}",
+        cost.wasted / cost.kept,
+        f"teacher tokens / length {cost.computed / cost.kept:.2f}",
+        at_most=most if teacher is _LIMITED else None,
     )
-    if teacher is _LIMITED:  # which no optimal rule is bound by
-        return [wasted]
-    of_price = f"at {price:.3g} student tokens for a teacher's"
-    return [
-        wasted,
-        Figure("the same / the optimal rule's", motab.wasted / optimal.wasted, at_most=_AT_MOST),
-        Figure(
-            "its cost / the optimal rule's",
-            (motab.wasted + price * motab.computed) / optimal.total(price),
-            of_price,
-            at_most=_AT_MOST,
-        ),
+
+
+def _of_rule(compared: _Compared) -> Iterator[Figure]:
+    """Yield the rule's figures, unless it has a limit that the optimal rule does not know."""
+    teacher, motab, optimal = compared.teacher, compared.motab, compared.optimal
+    if teacher is _LIMITED:
+        return
+    price = teacher.known.price
+    details = [
+        f"wasted / kept {cost.wasted / cost.kept:.3f}, waited {cost.waited / cost.kept:.2f}, "
+        f"teacher tokens {cost.computed / cost.kept:.2f}"
+        for cost in (motab, optimal)
     ]
+    yield Figure(
+        f"motab's rule / optimal rule, wasted: {teacher.name}",
+        motab.wasted / optimal.wasted,
+        f"motab: {details[0]}",
+        at_most=_AT_MOST,
+    )
+    yield Figure(
+        f"motab's rule / optimal rule, cost: {teacher.name}",
+        motab.total(price) / optimal.total(price),
+        f"optimal: {details[1]}",
+        at_most=_AT_MOST,
+    )
 
 
 def _plans(num: int) -> list[Plan]:
-    """The depths are the quantiles of an exponential distribution."""
-    depths = [1 + int(-_MEAN_STEPS * math.log(1 - (n + 0.5) / num)) for n in range(num)]
-    return [Plan(n, depth + 60, _STEP_TOKENS, depth) for n, depth in enumerate(depths)]
+    return [Plan(n, depth + 60, _STEP_TOKENS, depth) for n, depth in enumerate(_depths(num))]
 
 
-def _chart(found: Mapping[_Teacher, _Found], published: Point) -> Chart:
-    def points(teachers: Iterable[_Teacher], *, optimal: bool = False) -> tuple[Point, ...]:
-        known = (found[teacher] for teacher in teachers if teacher in found)
-        costs = [one.optimal if optimal else one.motab for one in known]
+def _depths(num: int) -> list[int]:
+    """Return the steps of breaches: the quantiles of an exponential distribution."""
+    return [1 + int(-_MEAN_STEPS * math.log(1 - (n + 0.5) / num)) for n in range(num)]
+
+
+def _chart(found: Mapping[str, Cost], rules: Sequence[_Compared], published: Point) -> Chart:
+    def points(costs: Iterable[Cost]) -> tuple[Point, ...]:
         return tuple(Point(cost.computed / cost.kept, cost.wasted / cost.kept) for cost in costs)
 
     curves = {
-        "motab on SGLang": points([_SGLANG]),
-        "motab on vLLM, by the teacher's price": points(_VLLM),
-        "optimal rule on vLLM": points(_VLLM, optimal=True),
+        "motab on SGLang": points([found[_SGLANG.name]]),
+        "motab on vLLM, by the teacher's price": points(
+            found[teacher.name] for teacher in _VLLM if teacher.name in found
+        ),
+        "optimal rule on vLLM": points(rule.optimal for rule in rules if rule.teacher in _VLLM),
         _PUBLISHED: (published,),
     }
     title = "After a breach: cost of scoring, and wasted text"
@@ -219,18 +253,6 @@ async def _published(plans: list[Plan]) -> Point:
         await published_loop(pair, [plan.question for plan in plans])
         cost = await _cost(pair, plans)
         return Point(cost.computed / cost.kept, cost.wasted / cost.kept)
-
-
-async def _found(
-    teacher: _Teacher, pair: Pair[Simulator], plans: list[Plan], seconds: float
-) -> _Found:
-    """Return what trajectories cost that took these seconds of the student's server."""
-    cost = await _cost(pair, plans)
-    known = teacher.known(plans, (cost.kept + cost.wasted) / seconds)
-    breaches = [plan.breach or 0 for plan in plans]
-    # In a thread, because other scenarios are being measured.
-    calls = await asyncio.to_thread(optimal_calls, known, max(breaches) + _MOST_STEPS, _MOST_STEPS)
-    return _Found(cost, cost_of(known, calls, breaches), known.price)
 
 
 async def _cost(pair: Pair[Simulator], plans: list[Plan]) -> Cost:

@@ -77,7 +77,7 @@ def is_worth_a_call(num_context: int, num_waiting: float, hazard: float, price: 
     return (1 + price) * (math.expm1(risk) - risk) >= hazard * price * num_context
 
 
-def worth_writing(trip: float, pace: float, hazard: float) -> float:
+def worth_writing(trip: float, pace: float, hazard: float, price: float) -> float:
     """Return the tokens that a student should write beyond a call under way before it waits.
 
     A call takes the time of `trip` + `pace` * n student tokens, if it scores n tokens. Where the
@@ -86,16 +86,25 @@ def worth_writing(trip: float, pace: float, hazard: float) -> float:
 
     * each token takes the time of `trip` / w + `pace` tokens;
     * a breach, of which there are h (`hazard`) per token, is found after one and a half calls in
-      the mean, because it lies in the middle of the call that waits for the one under way.
+      the mean, because it lies in the middle of the call that waits for the one under way;
+    * the teacher computes the other half of that call in vain, at `price` c: the cost of a teacher
+      token, in student tokens.
 
-    The sum, trip / w + 1.5 h pace w and what does not depend on w, is least at w^2 = trip / (1.5 h
-    pace). Where a student that never waits has fewer tokens than that in each call, namely trip /
-    (1 - pace), waiting gains nothing: a verdict comes no sooner.
+    The sum, trip / w + h w (1.5 pace + c / 2) and what does not depend on w, is least at w^2 = trip
+    / h (1.5 pace + c / 2). Where a student that never waits has fewer tokens than that in each
+    call, namely trip / (1 - pace), waiting gains nothing: a verdict comes no sooner.
     """
     if not pace:
         return math.inf
-    best = math.sqrt(trip / (_CALLS_TO_A_VERDICT * hazard * pace))
+    best = math.sqrt(trip / (hazard * (_CALLS_TO_A_VERDICT * pace + price / 2)))
     return best if pace >= 1 or best < trip / (1 - pace) else math.inf
+
+
+def with_half_a_step(num_tokens: int, num_steps: int) -> float:
+    """Return the tokens of whole steps, and half of such a step more: what is at least a best
+    number with them is nearer to it than with one step more.
+    """
+    return num_tokens * (1 + 1 / (2 * num_steps))
 
 
 class Lookahead:
@@ -144,8 +153,9 @@ class ScoringQueue:
         """Whole steps without a verdict, including steps in flight."""
         self._num_tokens = 0
         self._num_in_flight = 0
+        self._tokens_in_flight = 0
         self._enough = math.inf
-        """The unjudged tokens that are worth writing while the call is under way."""
+        """The tokens beyond the call under way that are worth writing meanwhile."""
 
     def add(self, num_tokens: int) -> None:
         """Let one more step wait."""
@@ -160,9 +170,17 @@ class ScoringQueue:
     def gate(self, write_id: int, open_tokens: int) -> list[Command]:
         """Pause or resume the stream, which is writing a step of `open_tokens` so far."""
         num_ahead = self._num_tokens + open_tokens
-        # A step must wait behind the call: the next call is for whole steps.
-        is_enough = self.num_steps > self._num_in_flight > 0 and num_ahead >= self._enough
-        return self._lookahead.gate(write_id, num_ahead, self.num_steps, is_enough=is_enough)
+        return self._lookahead.gate(
+            write_id, num_ahead, self.num_steps, is_enough=self._has_enough()
+        )
+
+    def _has_enough(self) -> bool:
+        """Return whether the next call, which is for whole steps, has enough of them already."""
+        num_waiting = self.num_steps - self._num_in_flight
+        if not self._num_in_flight or not num_waiting:
+            return False
+        num_tokens = self._num_tokens - self._tokens_in_flight
+        return with_half_a_step(num_tokens, num_waiting) >= self._enough
 
     def send_due(self, *, draft_is_over: bool) -> int:
         """Send the waiting steps if a call is due: return their number, or 0 for no call."""
@@ -170,7 +188,8 @@ class ScoringQueue:
             return 0
         if draft_is_over or self._lookahead.is_due(self._num_tokens, self.num_steps):
             self._num_in_flight = self.num_steps
-            self._enough = self._num_tokens + self._schedule.sent(self._num_tokens)
+            self._tokens_in_flight = self._num_tokens
+            self._enough = self._schedule.sent(self._num_tokens)
             return self.num_steps
         return 0
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from proxy.core.lookahead import is_worth_a_call, worth_writing
+from proxy.core.lookahead import is_worth_a_call, with_half_a_step, worth_writing
 
 # After this much time of writing the sums are halved, because a server's speed depends on its load.
 _MEMORY_S = 60.0
@@ -204,21 +204,22 @@ class MeasuredSchedule:
         price = self._price()
         if price is None:  # nothing is known before the first call
             return True
-        num_by_next = num_waiting + num_waiting / num_steps / 2
-        return is_worth_a_call(self.num_context, num_by_next, self.hazard.a_token, price)
+        num_tokens = with_half_a_step(num_waiting, num_steps)
+        return is_worth_a_call(self.num_context, num_tokens, self.hazard.a_token, price)
 
     def sent(self, num_tokens: int) -> float:
         """Return the tokens that the student should write beyond those that are being scored."""
         self._num_sent, self._sent_at = num_tokens, self.clock()
-        writes = self.writing.seconds_a_token_of_a_stream()
-        if not writes or not self.answering.mean_tokens:
+        writes, of_all = self.writing.seconds_a_token_of_a_stream(), self.writing.seconds_a_token()
+        if not writes or not of_all or not self.answering.mean_tokens:
             return math.inf
         slope = self.answering.slope
-        trip_s = self.answering.mean_seconds - slope * self.answering.mean_tokens
-        trip = trip_s / writes
+        # Rounding could leave less than nothing.
+        trip_s = max(0.0, self.answering.mean_seconds - slope * self.answering.mean_tokens)
+        trip, price = trip_s / writes, self.price_ratio * slope / of_all
         if self.recomputes:
             trip += (self._price() or 0.0) * self.num_context
-        return worth_writing(trip, slope / writes, self.hazard.a_token)
+        return worth_writing(trip, slope / writes, self.hazard.a_token, price)
 
     def answered(self) -> None:
         """Measure the call."""

@@ -36,7 +36,7 @@ class Weighed(Whim):
 
     def sent(self, num_tokens: int) -> float:
         del num_tokens
-        return worth_writing(self.choose(50), self.choose(30) / 10, (1 + self.choose(9)) / 50)
+        return worth_writing(self.choose(50), self.choose(30) / 10, (1 + self.choose(9)) / 50, 0.5)
 
 
 class Never(Whim):

@@ -196,35 +196,37 @@ def test_text_that_waits_for_a_verdict_is_told_when_the_schedule_brings_it() -> 
 
 
 def test_a_student_waits_at_what_finds_breaches_soonest() -> None:
-    trip, pace, hazard = 20.0, 2.0, 0.002
+    trip, pace, hazard, price = 20.0, 2.0, 0.002, 0.7
 
-    def time_a_token(ahead: float) -> float:
-        return trip / ahead + pace + 1.5 * hazard * (trip + pace * ahead)
+    def cost_a_token(ahead: float) -> float:
+        found_after = 1.5 * (trip + pace * ahead)
+        return trip / ahead + pace + hazard * (found_after + price * ahead / 2)
 
-    best = min(range(1, 5000), key=time_a_token)
-    assert worth_writing(trip, pace, hazard) == pytest.approx(best, abs=1)
+    best = min(range(1, 5000), key=cost_a_token)
+    assert worth_writing(trip, pace, hazard, price) == pytest.approx(best, abs=1)
 
 
 def test_a_student_never_waits_for_a_teacher_that_keeps_up() -> None:
     # 20 / (1 - 0.5) tokens a call come by themselves, and 115 would be best.
-    assert worth_writing(20, 0.5, 0.001) == math.inf
-    assert worth_writing(1e6, 0, 0.1) == math.inf
+    assert worth_writing(20, 0.5, 0.001, 0) == math.inf
+    assert worth_writing(1e6, 0, 0.1, 0) == math.inf
     # It does not keep up where trips are long and breaches many.
-    assert worth_writing(2000, 0.9, 0.01) == pytest.approx(math.sqrt(2000 / 0.0135))
+    assert worth_writing(2000, 0.9, 0.01, 0) == pytest.approx(math.sqrt(2000 / 0.0135))
 
 
 def test_a_student_that_has_written_enough_waits_for_the_call_under_way() -> None:
-    queue = ScoringQueue(1000, Enough(20))
+    queue = ScoringQueue(1000, Enough(22))
     queue.add(15)
     assert queue.gate(0, 500) == [], "no call is under way"
     assert queue.send_due(draft_is_over=False) == 1
     assert queue.gate(0, 500) == [], "no step waits for the next call"
-    queue.add(15)
-    assert queue.gate(0, 4) == []
+    queue.add(14)
+    assert queue.gate(0, 5) == [], "with one more step, 28 tokens are as near to 22"
+    queue.add(8)
     assert queue.gate(0, 5) == [Pause(0)]
-    assert queue.gate(0, 30) == []
+    assert queue.gate(0, 6) == []
     queue.answered(1)
     queue.judged(15)
     assert queue.gate(0, 30) == [Resume(0)]
-    assert queue.send_due(draft_is_over=False) == 1
+    assert queue.send_due(draft_is_over=False) == 2
     assert queue.gate(0, 30) == [], "no step waits for the next call"

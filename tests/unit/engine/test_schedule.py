@@ -173,7 +173,7 @@ def test_what_is_enough_is_measured() -> None:
         schedule.sent(num_tokens)
         clock.now += 0.2 + num_tokens / 25
         schedule.answered()
-    enough = worth_writing(0.2 * 50, 50 / 25, hazard.a_token)
+    enough = worth_writing(0.2 * 50, 50 / 25, hazard.a_token, price=100 / 25)
     assert schedule.sent(10) == pytest.approx(enough)
 
 
@@ -203,3 +203,17 @@ def test_a_call_without_tokens_takes_no_less_than_no_time() -> None:
     for tokens, seconds in ((10, 0.1), (20, 0.4), (30, 0.9)):
         line.add(tokens, seconds)
     assert line.slope == pytest.approx(line.mean_seconds / line.mean_tokens)
+
+
+def test_calls_whose_time_is_all_for_their_tokens_leave_no_trip() -> None:
+    clock = Clock()
+    writing, answering = WritingSpeed(clock), Line()
+    with writing.writing():
+        clock.now += 1
+        writing.count(10)
+    for tokens in range(1, 60):
+        answering.add(tokens, tokens * tokens / 7)
+    schedule = MeasuredSchedule(
+        writing, ComputingSpeed(clock), BreachRate(), answering, 1.0, recomputes=False, clock=clock
+    )
+    assert schedule.sent(10) == pytest.approx(0, abs=1e-3)
