@@ -21,6 +21,7 @@ from benchmarks.counted import COUNT_FILE
 from benchmarks.published_loop import LoopKind, Order, Report, read_report
 from benchmarks.simulator.engine import Counters, Rates
 from benchmarks.simulator.server import MODEL, Kind, Settings
+from benchmarks.simulator.vllm import BLOCK
 from benchmarks.simulator.words import DELIMITER, write_tokenizer
 
 PAIR = "pair"
@@ -89,10 +90,15 @@ class Simulator(Process):
 
 @asynccontextmanager
 async def simulator(
-    kind: Kind, rates: Rates, *, errs: bool = False, scale_out: bool = False
+    kind: Kind,
+    rates: Rates,
+    *,
+    errs: bool = False,
+    scale_out: bool = False,
+    block: int = BLOCK,
 ) -> AsyncIterator[Simulator]:
     """Run a simulated server in its own process; `errs`: it writes the breaches of the plans."""
-    settings = orjson.dumps(Settings(kind, rates, errs, scale_out)).decode()
+    settings = orjson.dumps(Settings(kind, rates, errs, scale_out, block)).decode()
     command = [sys.executable, "-m", "benchmarks.simulator.server", settings]
     async with _child(command, stdout=asyncio.subprocess.PIPE) as process, connections() as http:
         if process.stdout is None:

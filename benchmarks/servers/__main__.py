@@ -42,6 +42,10 @@ def main(
     base_threshold: Annotated[
         float, typer.Option(min=0, max=1, help="The threshold of the part with breaches.")
     ] = 0.2,
+    simulators: Annotated[
+        bool,
+        typer.Option("--simulators", help="Repeat each level on simulators of the same speeds."),
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(
         "runs/bench-servers"
     ),
@@ -56,6 +60,7 @@ def main(
         max_tokens,
         base_threshold,
         output,
+        simulators=simulators,
     )
     try:
         found = uvloop.run(measure(wanted))

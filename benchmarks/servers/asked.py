@@ -24,6 +24,10 @@ class Answer:
     num_tokens: int
     trace: Mapping[str, Any]
     usage: Mapping[str, int]
+    num_prompt: int = 0
+    """The tokens of the rendered question."""
+    num_events: int = 0
+    """The events that brought text."""
 
 
 async def ask(
@@ -45,6 +49,7 @@ async def ask(
     first_s: float | None = None
     usage: Mapping[str, Any] = {}
     trace: Mapping[str, Any] = {}
+    num_events = 0
     async with http.post(url, data=orjson.dumps(body), headers=headers) as response:
         if not response.ok:
             content = await response.read()
@@ -55,14 +60,23 @@ async def ask(
             usage = event.get("usage") or usage
             for choice in event["choices"]:
                 trace = choice.get("motab") or trace
-                if first_s is None and _has_text(choice):
+                if not _has_text(choice):
+                    continue
+                num_events += 1
+                if first_s is None:
                     first_s = time.perf_counter() - started
     seconds = time.perf_counter() - started
     if not usage:
         raise RuntimeError(f"{url}: the stream ended without its usage")
     own = {name: value or 0 for name, value in usage.get("motab", {}).items()}
     return Answer(
-        seconds, seconds if first_s is None else first_s, usage["completion_tokens"], trace, own
+        seconds,
+        seconds if first_s is None else first_s,
+        usage["completion_tokens"],
+        trace,
+        own,
+        usage["prompt_tokens"],
+        num_events,
     )
 
 

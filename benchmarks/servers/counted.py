@@ -1,5 +1,6 @@
 """Reads from a server's own metrics how many tokens of prompts it has computed."""
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -13,11 +14,19 @@ _COMPUTED: Final = {
     "vllm": ("vllm:prompt_tokens_by_source_total{", 'source="local_compute"'),
     "llamacpp": ("llamacpp:prompt_tokens_total ", ""),
 }
+_BLOCK: Final = re.compile(r'^vllm:cache_config_info\{.*block_size="(\d+)"', re.MULTILINE)
 _FLAGS: Final = {
     "sglang": "start it with --enable-metrics",
     "vllm": "vLLM 0.32 has it",
     "llamacpp": "start it with --metrics",
 }
+
+
+async def block_size(http: aiohttp.ClientSession, server: Served) -> int:
+    """Return the tokens of a block of the server's prefix cache; 1 if it does not say."""
+    async with http.get(f"{server.base_url}/metrics") as response:
+        found = _BLOCK.search(await response.text()) if response.ok else None
+        return 1 if found is None else int(found[1])
 
 
 async def tokens_computed(http: aiohttp.ClientSession, server: Served) -> float | None:

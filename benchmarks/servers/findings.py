@@ -1,9 +1,11 @@
 """Makes the table's figures and the page's curves from what was measured at each level."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 from benchmarks.figures import Chart, Figure, Findings, Point, quantile
+from benchmarks.servers.beside import Beside, Counts
 from benchmarks.servers.level import Level, Part
 
 _Value = Callable[[Level], float | None]
@@ -14,6 +16,31 @@ def findings(level: Level) -> Findings:
     """Return the figures of one level."""
     figures = [*_speed(level), *_first_text(level), *_scoring(level), *_waste(level)]
     return Findings(tuple(figures))
+
+
+def with_simulators(of_level: Findings, compared: Beside) -> Findings:
+    """Return the findings of a level with the figures of its simulators."""
+    own = compared.real, compared.simulated
+    straying = compared.real_straying, compared.simulated_straying
+    rows = [
+        ("tokens a second", own, lambda one: one.num_tokens / one.seconds),
+        ("scoring calls per step", own, lambda one: one.num_calls / one.num_steps),
+        ("teacher tokens computed / context", own, lambda one: one.computed / one.num_context),
+        ("the same, with breaches", straying, lambda one: one.computed / one.num_context),
+        ("student tokens wasted / kept", straying, lambda one: one.wasted / one.kept),
+    ]
+    return replace(
+        of_level, figures=(*of_level.figures, *(_beside(compared, *row) for row in rows))
+    )
+
+
+def _beside(
+    compared: Beside, what: str, sides: tuple[Counts, Counts], value: Callable[[Counts], float]
+) -> Figure:
+    real, simulated = map(value, sides)
+    ratio = f", {simulated / real:.2f} of it" if real else ""
+    name = f"{compared.at_once} at once, beside simulators: {what}"
+    return Figure(name, real, f"simulators {simulated:.3g}{ratio}")
 
 
 def curves(levels: Sequence[Level]) -> Findings:

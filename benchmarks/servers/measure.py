@@ -17,8 +17,9 @@ from benchmarks.figures import Findings
 from benchmarks.lag import Lag
 from benchmarks.processes import PAIR, Pair, Served, configuration, connections, proxy
 from benchmarks.report import write
+from benchmarks.servers.beside import NUM_PROBED, beside, measured
 from benchmarks.servers.counted import tokens_computed, why_not
-from benchmarks.servers.findings import curves, findings
+from benchmarks.servers.findings import curves, findings, with_simulators
 from benchmarks.servers.found import CannotMeasure, Found, Role, find, loop_can_ask
 from benchmarks.servers.level import Level, Runner
 from benchmarks.servers.prompts import prompts
@@ -42,6 +43,8 @@ class Wanted:
     max_tokens: int
     base_threshold: float
     output: Path
+    simulators: bool = False
+    """Whether each level is repeated on simulators."""
 
 
 async def measure(wanted: Wanted) -> dict[str, Findings]:
@@ -50,9 +53,12 @@ async def measure(wanted: Wanted) -> dict[str, Findings]:
         student, teacher = [await _found(http, role, wanted) for role in ("student", "teacher")]
         pair = Pair(student.served, teacher.served)
         num = sum(_PARTS * max(at_once, wanted.at_least) for at_once in wanted.levels)
+        num += NUM_PROBED * len(wanted.levels) if wanted.simulators else 0
         each_once = await prompts(pair, num)
         await _probe(pair, wanted.output)
         conditions = await _conditions(http, student, teacher, wanted)
+        if wanted.simulators and "llamacpp" in {pair.student.kind, pair.teacher.kind}:
+            raise CannotMeasure("llama.cpp has no simulator: leave out --simulators")
         async with proxy({PAIR: pair}) as motab:
             runner = Runner(http, pair, motab, each_once, wanted.max_tokens, wanted.base_threshold)
             return await _levels(runner, wanted, conditions)
@@ -79,7 +85,12 @@ async def _levels(
             raise CannotMeasure(f"{at_once} at once: {_first(errors)}") from errors
         finally:
             watching.cancel()
-        found[f"{at_once} at once"] = of_level = findings(levels[-1])
+        of_level = findings(levels[-1])
+        if wanted.simulators:
+            speeds = await measured(runner, levels[-1])
+            of_level = with_simulators(of_level, await beside(levels[-1], runner.pair, speeds))
+            of_level.conditions["simulators"] = speeds.described
+        found[f"{at_once} at once"] = of_level
         of_level.conditions.update(conditions)
         of_level.conditions["late wake-ups, p99 ms"] = lag.p99_ms()
         # After each level, because the next may be too much for a server.

@@ -12,7 +12,7 @@ import uvloop
 from benchmarks.simulator.engine import Engine, Rates
 from benchmarks.simulator.http import Reply, serve_http
 from benchmarks.simulator.sglang import SGLangWire
-from benchmarks.simulator.vllm import GENERATE, VllmWire
+from benchmarks.simulator.vllm import BLOCK, GENERATE, VllmWire
 
 Kind = Literal["sglang", "vllm"]
 MODEL = "sim"
@@ -24,13 +24,14 @@ _COMPUTING = {"/generate", GENERATE, "/v1/chat/completions", "/v1/completions"}
 class Settings:
     """The settings of a process, which gets them as JSON.
 
-    `scale_out` is vLLM's `--enable-scale-out`, on Model Runner V2.
+    `scale_out` is vLLM's `--enable-scale-out`, on Model Runner V2, and `block` its `--block-size`.
     """
 
     kind: Kind
     rates: Rates
     errs: bool
     scale_out: bool = False
+    block: int = BLOCK
 
 
 class SimulatedServer:
@@ -41,7 +42,7 @@ class SimulatedServer:
         self._wire: SGLangWire | VllmWire = (
             SGLangWire(self._engine)
             if settings.kind == "sglang"
-            else VllmWire(self._engine, scale_out=settings.scale_out)
+            else VllmWire(self._engine, scale_out=settings.scale_out, block=settings.block)
         )
 
     async def handle(self, path: str, body: bytes, reply: Reply) -> None:

@@ -1,8 +1,8 @@
 """Speaks vLLM's wire format, `/v1/completions` and `/tokenize`, by the rules of 0.32.
 
-Fields as recorded in tests/golden/vllm-0.32.0. The prefix cache holds whole blocks of 16 tokens; a
-request for log-probabilities of its prompt fills the cache and does not use it. A server with
-`--enable-scale-out` also has `/inference/v1/generate`, by the rules of Model Runner V2
+Fields as recorded in tests/golden/vllm-0.32.0. The prefix cache holds whole blocks, of 16 tokens by
+default; a request for log-probabilities of its prompt fills the cache and does not use it. A server
+with `--enable-scale-out` also has `/inference/v1/generate`, by the rules of Model Runner V2
 (tests/golden/vllm-0.32.0-v2): such a request may use the cache, and then has no log-probabilities
 for tokens from there.
 """
@@ -19,7 +19,7 @@ from benchmarks.simulator.engine import Chunk, Engine, Reuse
 from benchmarks.simulator.http import Reply
 from benchmarks.simulator.words import TOP_LOGPROBS, VOCABULARY, decode, encode, logprob
 
-_BLOCK = 16
+BLOCK = 16
 _HEAD = b'"id":"cmpl-0","object":"text_completion","created":1795334375,"model":"sim"'
 _STRINGS = [orjson.dumps(text) for text in VOCABULARY]
 _TOLD = [b"{%s:-0.5}" % string for string in _STRINGS]
@@ -58,9 +58,10 @@ class _Counts:
 class VllmWire:
     """Answers as vLLM does, for our backend, the published loop and OpenAI clients only."""
 
-    def __init__(self, engine: Engine, *, scale_out: bool = False) -> None:
+    def __init__(self, engine: Engine, *, scale_out: bool = False, block: int = BLOCK) -> None:
         self._engine = engine
         self._scale_out = scale_out
+        self._block = block
 
     async def handle(self, path: str, body: bytes, reply: Reply) -> None:
         """Answer one request."""
@@ -102,7 +103,7 @@ class VllmWire:
             reply.json(b'{"error":{"message":"Not Found"}}', 404)
             return
         reads_cache = asked.get("skip_reading_prefix_cache") is False
-        reuse = Reuse(page=_BLOCK) if reads_cache else Reuse(limit=0)
+        reuse = Reuse(page=self._block) if reads_cache else Reuse(limit=0)
         async with self._engine.admitted(ids, reuse) as running:
             num_cached = running.num_cached
             # The token that is written is not read, so it does not come into the cache.
@@ -123,9 +124,12 @@ class VllmWire:
             )
         )
 
+    def _reuse(self, asked: dict[str, Any]) -> Reuse:
+        return Reuse(limit=0) if "prompt_logprobs" in asked else Reuse(page=self._block)
+
     async def _stream(self, ids: list[int], asked: dict[str, Any], reply: Reply) -> None:
         num = 0
-        async with self._engine.admitted(ids, _reuse(asked)) as running:
+        async with self._engine.admitted(ids, self._reuse(asked)) as running:
             reply.begin()
             interval = self._engine.rates.stream_interval
             async for chunk in running.write(asked["max_tokens"], interval):
@@ -140,7 +144,7 @@ class VllmWire:
     ) -> tuple[bytes, _Counts]:
         """Return the choice of one prompt."""
         stops = asked.get("stop") or ()
-        async with self._engine.admitted(ids, _reuse(asked)) as running:
+        async with self._engine.admitted(ids, self._reuse(asked)) as running:
             written = await running.whole(asked.get("max_tokens") or 16, stops)
         ends_at_stop = VOCABULARY[written.ids[-1]] in stops
         text = orjson.dumps(decode(written.ids[:-1] if ends_at_stop else written.ids))
@@ -165,10 +169,6 @@ def _prompts(prompt: Any) -> list[list[int]]:  # noqa: ANN401
     if isinstance(prompt, str):
         return [encode(prompt)]
     return prompt if isinstance(prompt[0], list) else [prompt]
-
-
-def _reuse(asked: dict[str, Any]) -> Reuse:
-    return Reuse(limit=0) if "prompt_logprobs" in asked else Reuse(page=_BLOCK)
 
 
 def _choice(chunk: Chunk) -> bytes:

@@ -223,6 +223,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "benchmarks.servers": frozenset(
         {
             "benchmarks",
+            "benchmarks.simulator",
             "proxy.backends.base",
             "proxy.backends.tokens",
             "proxy.errors",
