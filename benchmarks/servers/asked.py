@@ -25,7 +25,7 @@ class Answer:
     trace: Mapping[str, Any]
     usage: Mapping[str, int]
     num_prompt: int = 0
-    """The tokens of the rendered question."""
+    """The tokens of the question as the teacher reads it."""
     num_events: int = 0
     """The events that brought text."""
 
@@ -75,7 +75,7 @@ async def ask(
         usage["completion_tokens"],
         trace,
         own,
-        usage["prompt_tokens"],
+        prompt.num_teacher,
         num_events,
     )
 

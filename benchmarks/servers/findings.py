@@ -5,8 +5,8 @@ from dataclasses import replace
 from statistics import median
 
 from benchmarks.figures import Chart, Figure, Findings, Point, quantile
-from benchmarks.servers.beside import Beside, Counts
 from benchmarks.servers.level import Level, Part
+from benchmarks.servers.side_by_side import Counts, SideBySide
 
 _Value = Callable[[Level], float | None]
 PLAIN, MOTAB, PUBLISHED = "plain student", "motab", "published loop"
@@ -18,7 +18,7 @@ def findings(level: Level) -> Findings:
     return Findings(tuple(figures))
 
 
-def with_simulators(of_level: Findings, compared: Beside) -> Findings:
+def with_simulators(of_level: Findings, compared: SideBySide) -> Findings:
     """Return the findings of a level with the figures of its simulators."""
     own = compared.real, compared.simulated
     straying = compared.real_straying, compared.simulated_straying
@@ -29,17 +29,15 @@ def with_simulators(of_level: Findings, compared: Beside) -> Findings:
         ("the same, with breaches", straying, lambda one: one.computed / one.num_context),
         ("student tokens wasted / kept", straying, lambda one: one.wasted / one.kept),
     ]
-    return replace(
-        of_level, figures=(*of_level.figures, *(_beside(compared, *row) for row in rows))
-    )
+    return replace(of_level, figures=(*of_level.figures, *(_both(compared, *row) for row in rows)))
 
 
-def _beside(
-    compared: Beside, what: str, sides: tuple[Counts, Counts], value: Callable[[Counts], float]
+def _both(
+    compared: SideBySide, what: str, sides: tuple[Counts, Counts], value: Callable[[Counts], float]
 ) -> Figure:
     real, simulated = map(value, sides)
     ratio = f", {simulated / real:.2f} of it" if real else ""
-    name = f"{compared.at_once} at once, beside simulators: {what}"
+    name = f"{compared.at_once} at once, against simulators: {what}"
     return Figure(name, real, f"simulators {simulated:.3g}{ratio}")
 
 

@@ -17,12 +17,12 @@ from benchmarks.figures import Findings
 from benchmarks.lag import Lag
 from benchmarks.processes import PAIR, Pair, Served, configuration, connections, proxy
 from benchmarks.report import write
-from benchmarks.servers.beside import NUM_PROBED, beside, measured
 from benchmarks.servers.counted import tokens_computed, why_not
 from benchmarks.servers.findings import curves, findings, with_simulators
 from benchmarks.servers.found import CannotMeasure, Found, Role, find, loop_can_ask
 from benchmarks.servers.level import Level, Runner
 from benchmarks.servers.prompts import prompts
+from benchmarks.servers.side_by_side import measured, num_probed, run_simulators
 from synth_client.files.atomic import write_whole
 
 # A level has a warm-up and four parts.
@@ -53,7 +53,7 @@ async def measure(wanted: Wanted) -> dict[str, Findings]:
         student, teacher = [await _found(http, role, wanted) for role in ("student", "teacher")]
         pair = Pair(student.served, teacher.served)
         num = sum(_PARTS * max(at_once, wanted.at_least) for at_once in wanted.levels)
-        num += NUM_PROBED * len(wanted.levels) if wanted.simulators else 0
+        num += sum(map(num_probed, wanted.levels)) if wanted.simulators else 0
         each_once = await prompts(pair, num)
         await _probe(pair, wanted.output)
         conditions = await _conditions(http, student, teacher, wanted)
@@ -88,7 +88,9 @@ async def _levels(
         of_level = findings(levels[-1])
         if wanted.simulators:
             speeds = await measured(runner, levels[-1])
-            of_level = with_simulators(of_level, await beside(levels[-1], runner.pair, speeds))
+            of_level = with_simulators(
+                of_level, await run_simulators(levels[-1], runner.pair, speeds)
+            )
             of_level.conditions["simulators"] = speeds.described
         found[f"{at_once} at once"] = of_level
         of_level.conditions.update(conditions)

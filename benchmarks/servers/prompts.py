@@ -25,6 +25,8 @@ class Prompt:
     # Empty where the loop is left out.
     student: str = ""
     teacher: str = ""
+    num_teacher: int = 0
+    """The tokens that the teacher reads."""
 
 
 async def prompts(pair: Pair[Served], num: int) -> Iterator[Prompt]:
@@ -36,14 +38,16 @@ async def prompts(pair: Pair[Served], num: int) -> Iterator[Prompt]:
     if not loop_can_ask(pair):
         return iter([Prompt(_messages(text)) for text in texts])
     readers = [_reader("student", pair.student), _reader("teacher", pair.teacher)]
+    asked: list[tuple[dict[str, Any], Question]]
     if not all(reader.has_template for reader in readers):
-        raw = [_WITHOUT_TEMPLATE.format(question=text) for text in texts]
-        return iter([Prompt({"prompt": text}, text, text) for text in raw])
+        texts = [_WITHOUT_TEMPLATE.format(question=text) for text in texts]
+        asked = [({"prompt": text}, Question(prompt=text)) for text in texts]
+    else:
+        asked = [(_messages(text), Question((Message("user", text),))) for text in texts]
     made: list[Prompt] = []
-    for text in texts:
-        asked = Question((Message("user", text),))
-        rendered = [(await reader.render(asked, Call("-"))).text for reader in readers]
-        made.append(Prompt(_messages(text), *rendered))
+    for fields, question in asked:
+        student, teacher = [await reader.render(question, Call("-")) for reader in readers]
+        made.append(Prompt(fields, student.text, teacher.text, len(teacher.token_ids)))
     return iter(made)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from statistics import fmean, median
 
 from benchmarks.load import by_workers, trajectory
@@ -17,17 +16,23 @@ from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 from benchmarks.simulator.words import encode
 
-# Steps of the texts that are scored to measure the teacher; the first call is slow.
-_PROBED = (1, 1, 1, 4, 8, 12, 12)
-NUM_PROBED = len(_PROBED) + 1
-"""The prompts that `measured` uses."""
+# Steps of the texts that are scored to measure the teacher.
+_PROBED = (1, 1, 4, 8, 12, 12)
 _STEP = "1 + 2 = 3, and so on.\n\n"
 _ANSWER_TOKENS = 64
+_SEED_STEP, _NUM_SEEDS = 618_033, 999_983
+
+
+def num_probed(at_once: int) -> int:
+    """Return the number of prompts that `measured` uses."""
+    return len(_PROBED) * at_once + 2
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The costs of a part's texts. Contexts are the texts with their questions."""
+    """The costs of a part's texts. Contexts are the texts with their questions, in the teacher's
+    tokens.
+    """
 
     seconds: float
     num_tokens: int
@@ -41,7 +46,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class SideBySide:
     """A level's counts, on the real servers and on simulators."""
 
     at_once: int
@@ -78,7 +83,10 @@ async def measured(runner: Runner, level: Level) -> Measured:
     corrects = await ask(http, teacher.base_url, teacher.model, prompt, _ANSWER_TOKENS)
     return Measured(
         _writing_rates(level.plain.answers),
-        replace(await _scoring_rates(runner), decode_tok_s=_writing_rates([corrects]).decode_tok_s),
+        replace(
+            await _scoring_rates(runner, level.at_once),
+            decode_tok_s=_writing_rates([corrects]).decode_tok_s,
+        ),
         level.motab.answers[0].trace["scoring"] == "cached_logprobs",
         await block_size(runner.http, runner.pair.teacher),
     )
@@ -94,23 +102,28 @@ def _writing_rates(answers: Sequence[Answer]) -> Rates:
     return Rates(rate, trip_s=trip_s, stream_interval=max(1, round(num_tokens / num_events)))
 
 
-async def _scoring_rates(runner: Runner) -> Rates:
+async def _scoring_rates(runner: Runner, at_once: int) -> Rates:
     """Return the teacher's trip and speed: a line through the times of given texts."""
     points: list[tuple[int, float]] = []
-    for num_steps in _PROBED:
+
+    async def one(num_steps: int) -> None:
         body = {"model": PAIR, **next(runner.prompts).field, "text": _STEP * num_steps}
         body["motab"] = {"delimiter": "\n\n"}
         started = time.perf_counter()
         answer = await runner.proxy.post("/v1/motab/score", body)
-        usage = answer["usage"]["motab"]
-        points.append((usage["teacher_scored_tokens"], time.perf_counter() - started))
+        num_tokens = answer["usage"]["motab"]["teacher_scored_tokens"]
+        points.append((num_tokens, time.perf_counter() - started))
+
+    await one(1)  # which is slow
+    points.clear()
+    await by_workers(at_once, [partial(one, num) for num in _PROBED for _ in range(at_once)])
     tokens, seconds = fmean(x for x, _ in points), fmean(y for _, y in points)
     rise = sum((x - tokens) * (y - seconds) for x, y in points)
     slope = max(rise / sum((x - tokens) ** 2 for x, _ in points), 1e-6)
     return Rates(prefill_tok_s=1 / slope, trip_s=max(0.0, seconds - slope * tokens))
 
 
-async def beside(level: Level, pair: Pair[Served], speeds: Measured) -> Beside:
+async def run_simulators(level: Level, pair: Pair[Served], speeds: Measured) -> SideBySide:
     """Run the level's texts on simulators."""
     async with AsyncExitStack() as stack:
         student_kind, teacher_kind = pair.student.kind, pair.teacher.kind
@@ -124,25 +137,25 @@ async def beside(level: Level, pair: Pair[Served], speeds: Measured) -> Beside:
         )
         motab = await stack.enter_async_context(proxy({PAIR: Pair(student, teacher)}))
         run = partial(_simulated, motab, teacher, level.at_once)
-        typical = median(len(answer.trace["steps"]) for answer in level.motab.answers)
-        return Beside(
+        return SideBySide(
             level.at_once,
             _real(level.motab),
-            await run(_plans(level.motab, 0)),
+            await run(_plans(level.motab)),
             _real(level.straying),
-            await run(_plans(level.straying, int(typical))),
+            await run(_plans(level.straying)),
         )
 
 
-def _plans(part: Part, num_steps: int) -> list[Plan]:
-    """Return texts with the steps and the breaches of the answers, and at least `num_steps`."""
+def _plans(part: Part) -> list[Plan]:
+    """Return texts with the answers' steps and breaches, and as much text as was written."""
     plans: list[Plan] = []
-    for seed, answer in zip(count(1), part.answers, strict=False):
+    for number, answer in enumerate(part.answers, 1):
         steps = answer.trace["steps"]
         size = max(2, round(fmean(step["student_tokens"] for step in steps)))
-        breach = answer.trace["breach"]
-        num = len(steps) if breach is None else max(num_steps, breach + 2)
-        plans.append(Plan(seed, num, size, breach))
+        num_written = round(answer.usage["student_tokens"] / size)
+        # Seeds far apart, because equal digits would be a prefix that the cache knows.
+        seed = number * _SEED_STEP % _NUM_SEEDS
+        plans.append(Plan(seed, max(len(steps), num_written), size, answer.trace["breach"]))
     return plans
 
 
@@ -160,7 +173,7 @@ async def _simulated(
     return Counts(
         seconds,
         kept,
-        kept + num_question,
+        sum(one.usage["teacher_scored_tokens"] for one in done) + num_question,
         sum(one.num_steps for one in done),
         sum(one.usage["score_calls"] for one in done),
         counters.tokens_prefilled,
@@ -175,7 +188,7 @@ def _real(part: Part) -> Counts:
     return Counts(
         part.seconds,
         part.num_tokens,
-        kept + sum(answer.num_prompt for answer in part.answers),
+        part.used("teacher_scored_tokens") + sum(answer.num_prompt for answer in part.answers),
         part.num_steps,
         part.used("score_calls"),
         part.teacher_computed or 0.0,
