@@ -16,6 +16,7 @@ from benchmarks.load import together, trajectory
 from benchmarks.processes import Pair, proxy, published_loop, simulated_pair, simulator
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
+from benchmarks.simulator.words import encode
 
 _SPEED = 4
 _STUDENT = Rates(decode_tok_s=100 * _SPEED, trip_s=0.05 / _SPEED, stream_interval=8)
@@ -30,6 +31,7 @@ async def growth(*, quick: bool) -> Findings:
     lengths = (1024, 2048, 4096) if quick else (1024, 2048, 4096, 8192, 16384)
     plans = [Plan(n, length // _STEP_TOKENS, _STEP_TOKENS) for n, length in enumerate(lengths)]
     cached = await _ours(plans, scale_out=True)
+    of_context = [_of_context(*pair) for pair in zip(plans, cached.computed, strict=True)]
     ours = await _ours(plans, scale_out=False)
     theirs = await _published(plans)
     steps = sum(plan.num_steps for plan in plans)
@@ -40,6 +42,12 @@ async def growth(*, quick: bool) -> Findings:
                 f"vLLM with --enable-scale-out: teacher tokens / length, at most, to {longest}",
                 max(point.y for point in cached.computed),
                 ", ".join(f"{point.y:.3f} at {point.x:.0f}" for point in cached.computed),
+                at_most=1.15,
+            ),
+            Figure(
+                "the same / context, which is the text and its question, at most",
+                max(point.y for point in of_context),
+                ", ".join(f"{point.y:.3f} at {point.x:.0f}" for point in of_context),
                 at_most=1.15,
             ),
             Figure(
@@ -114,6 +122,12 @@ async def _ours(plans: list[Plan], *, scale_out: bool) -> _GrowthRun:
             sum(counters.requests for counters in counted),
             sum(one.usage["score_calls"] for one in done),
         )
+
+
+def _of_context(plan: Plan, of_text: Point) -> Point:
+    """Return the teacher tokens per token of the context, over its length."""
+    size = plan.num_tokens + len(encode(f"<|user|>{plan.question}<|assistant|>"))
+    return Point(size, of_text.y * plan.num_tokens / size)
 
 
 async def _published(plans: list[Plan]) -> tuple[Point, ...]:
