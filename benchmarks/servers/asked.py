@@ -25,7 +25,7 @@ class Answer:
     trace: Mapping[str, Any]
     usage: Mapping[str, int]
     num_prompt: int = 0
-    """The tokens of the question as the teacher reads it."""
+    """The tokens of the question as the teacher reads it; as the student does, if only it says."""
     num_events: int = 0
     """The events that brought text."""
 
@@ -75,7 +75,7 @@ async def ask(
         usage["completion_tokens"],
         trace,
         own,
-        prompt.num_teacher,
+        prompt.num_teacher or usage["prompt_tokens"],
         num_events,
     )
 

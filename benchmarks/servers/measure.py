@@ -57,8 +57,6 @@ async def measure(wanted: Wanted) -> dict[str, Findings]:
         each_once = await prompts(pair, num)
         await _probe(pair, wanted.output)
         conditions = await _conditions(http, student, teacher, wanted)
-        if wanted.simulators and "llamacpp" in {pair.student.kind, pair.teacher.kind}:
-            raise CannotMeasure("llama.cpp has no simulator: leave out --simulators")
         async with proxy({PAIR: pair}) as motab:
             runner = Runner(http, pair, motab, each_once, wanted.max_tokens, wanted.base_threshold)
             return await _levels(runner, wanted, conditions)

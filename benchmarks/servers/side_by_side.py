@@ -1,11 +1,12 @@
 """Runs simulated servers with the speeds of real servers, on texts of the same shapes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, median
+from typing import Final
 
 from benchmarks.load import by_workers, trajectory
 from benchmarks.processes import PAIR, Pair, Process, Served, Simulator, proxy, simulator
@@ -14,12 +15,15 @@ from benchmarks.servers.counted import block_size
 from benchmarks.servers.level import Level, Part, Runner
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
+from benchmarks.simulator.server import Kind
 from benchmarks.simulator.words import encode
 
 # Steps of the texts that are scored to measure the teacher.
 _PROBED = (1, 1, 4, 8, 12, 12)
 _STEP = "1 + 2 = 3, and so on.\n\n"
 _ANSWER_TOKENS = 64
+# A slot of llama.cpp keeps its prefix to the token, as SGLang's cache does.
+_SIMULATED: Final[Mapping[str, Kind]] = {"sglang": "sglang", "vllm": "vllm", "llamacpp": "sglang"}
 _SEED_STEP, _NUM_SEEDS = 618_033, 999_983
 
 
@@ -126,9 +130,7 @@ async def _scoring_rates(runner: Runner, at_once: int) -> Rates:
 async def run_simulators(level: Level, pair: Pair[Served], speeds: Measured) -> SideBySide:
     """Run the level's texts on simulators."""
     async with AsyncExitStack() as stack:
-        student_kind, teacher_kind = pair.student.kind, pair.teacher.kind
-        if student_kind == "llamacpp" or teacher_kind == "llamacpp":
-            raise ValueError("llama.cpp has no simulator")
+        student_kind, teacher_kind = _SIMULATED[pair.student.kind], _SIMULATED[pair.teacher.kind]
         student = await stack.enter_async_context(
             simulator(student_kind, speeds.student, errs=True)
         )

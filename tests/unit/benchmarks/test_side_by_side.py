@@ -1,6 +1,6 @@
 """Compares real servers with simulators of the same speeds, which keep the same rules."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -47,7 +47,7 @@ LEVEL = Level(
 )
 
 
-def served(kind: Kind, url: str = "http://127.0.0.1:9") -> Served:
+def served(kind: Literal["sglang", "vllm", "llamacpp"], url: str = "http://127.0.0.1:9") -> Served:
     return Served(url, kind, "tiny", None)
 
 
@@ -60,8 +60,10 @@ async def test_a_server_says_how_large_its_blocks_are() -> None:
             assert await block_size(http, served("sglang", url)) == 1
 
 
-@pytest.mark.parametrize("kind", ["sglang", "vllm"])
-async def test_simulators_write_texts_of_the_same_shapes(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", ["sglang", "vllm", "llamacpp"])
+async def test_simulators_write_texts_of_the_same_shapes(
+    kind: Literal["sglang", "vllm", "llamacpp"],
+) -> None:
     speeds = Measured(FAST, FAST, scale_out=False, block=32)
     found = await run_simulators(LEVEL, Pair(served(kind), served(kind)), speeds)
     assert (found.real.num_tokens, found.real.num_context, found.real.num_calls) == (80, 104, 8)
@@ -71,20 +73,13 @@ async def test_simulators_write_texts_of_the_same_shapes(kind: Kind) -> None:
     assert found.simulated_straying.kept >= 70
     # Each text once; with vLLM's rule as often as there were calls for values.
     computed = found.simulated.computed / found.simulated.num_context
-    assert 0.8 < computed <= (1.2 if kind == "sglang" else 3)
+    assert 0.8 < computed <= (3 if kind == "vllm" else 1.2)
     compared = with_simulators(Findings(()), found)
     names = [figure.name for figure in compared.figures]
     assert names[1] == "2 at once, against simulators: scoring calls per step"
     assert compared.figures[1].value == 1
     assert compared.figures[1].detail.startswith("simulators ")
     assert compared.figures[1].detail.endswith(" of it")
-
-
-async def test_llamacpp_has_no_simulator() -> None:
-    student = Served("http://127.0.0.1:9", "llamacpp", "tiny", None)
-    speeds = Measured(FAST, FAST, scale_out=False, block=1)
-    with pytest.raises(ValueError, match=r"llama\.cpp has no simulator"):
-        await run_simulators(LEVEL, Pair(student, served("vllm")), speeds)
 
 
 def test_a_figure_that_is_zero_on_the_real_server_has_no_ratio() -> None:
