@@ -2,10 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -16,17 +17,25 @@ from synth_client.files.record_file import read_records
 from synth_client.report.page import require_plotly, write_page
 from synth_client.report.report import MAX_TRAJECTORIES, write_report
 from synth_client.report.rescore import (
-    Calibration,
     Calibrator,
     RescoreError,
-    Scored,
     first_to_rescore,
     of_method,
     own_thresholds,
     rescore,
     scored_steps,
+    sentence_of,
+)
+from synth_client.report.threshold_rule import (
+    SCALES,
+    best_of,
+    best_of_scale,
+    labelled_groups,
+    sentence_of_learned,
 )
 from trajectory_records.record import Record
+
+_LABELS: Final = "labels"
 
 
 def report_command(
@@ -67,12 +76,12 @@ def rescore_command(
         typer.Option(min=0, help="theta. Repeat it for a grid. Default: the records' own."),
     ] = None,
     calibrate: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            metavar="RATE",
-            min=0,
-            max=1,
-            help="Find the base threshold that gives this breach rate, for each entropy scale.",
+            metavar="RATE|labels",
+            help="Find the base threshold that gives this breach rate, for each entropy scale; or"
+            " the thresholds that catch the most wrong and the fewest right parts of a labelled"
+            " trial.",
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write a page with plots, too.")] = None,
@@ -83,6 +92,7 @@ def rescore_command(
         raise typer.BadParameter("a threshold must be a finite number")
     if output is not None:
         check_output(output, records)
+    rate = _rate(calibrate)
     first = first_to_rescore(read_records(records))
     if first is None:
         raise RescoreError(f"{records} holds no records")
@@ -94,32 +104,24 @@ def rescore_command(
 
     own = own_thresholds(first)
     scales = entropy_scale or [own[1]]
-    with_entropy = any(scales)
-    calibrations = []
-    if calibrate is not None:
-        steps = scored_steps(alike(), with_entropy=with_entropy)
-        calibrations = _calibrate(steps, scales, calibrate)
+    if calibrate == _LABELS:
+        found = _learned(alike(), entropy_scale or SCALES)
+    else:
+        found = _calibrated(alike(), scales, rate)
     bases = base_threshold or ([own[0]] if calibrate is None else [])
     pairs = sorted(
-        {
-            *product(bases, scales),
-            *((one.base_threshold, one.entropy_scale) for one in calibrations),
-        },
+        {*product(bases, scales), *found.pairs},
         key=lambda pair: (pair[1], pair[0]),
     )
+    with_entropy = any(scale for _, scale in pairs)
     rows = rescore(scored_steps(alike(), with_entropy=with_entropy), pairs)
     require_plotly()
     # It imports Plotly, which is slow.
-    from synth_client.report.rescore_page import (  # noqa: PLC0415
-        render_rows,
-        rescore_page,
-        sentence_of,
-    )
+    from synth_client.report.rescore_page import render_rows, rescore_page  # noqa: PLC0415
 
-    notes = [] if calibrate is None else [sentence_of(one, calibrate) for one in calibrations]
     console = Console()
     console.print(render_rows(rows, own))
-    for note in notes:
+    for note in found.notes:
         console.print(note, markup=False, highlight=False)
     if others:
         left_out = ", ".join(f"{number:,} of {method}" for method, number in others.items())
@@ -133,13 +135,59 @@ def rescore_command(
             style="dim",
         )
     if output is not None:
-        write_page(rescore_page(rows, own, notes), output)
+        write_page(rescore_page(rows, own, found.notes), output)
         typer.echo(f"Page in {output}")
 
 
-def _calibrate(steps: Iterable[Scored], scales: list[float], rate: float) -> list[Calibration]:
+@dataclass(frozen=True, slots=True)
+class _Calibrated:
+    """The pairs of eps_0 and theta that a calibration found, and its sentences about them."""
+
+    pairs: Sequence[tuple[float, float]] = ()
+    notes: Sequence[str] = ()
+
+
+def _rate(calibrate: str | None) -> float | None:
+    """Return the breach rate that is wanted, None if none is."""
+    if calibrate in {None, _LABELS}:
+        return None
+    try:
+        rate = float(calibrate or "")
+    except ValueError:
+        rate = math.nan
+    if not 0 <= rate <= 1:
+        raise typer.BadParameter(
+            f"must be a breach rate from 0 to 1, or {_LABELS}, not {calibrate}",
+            param_hint="--calibrate",
+        )
+    return rate
+
+
+def _calibrated(
+    records: Iterable[Record], scales: Sequence[float], rate: float | None
+) -> _Calibrated:
+    if rate is None:
+        return _Calibrated()
     calibrators = [Calibrator(scale) for scale in scales]
-    for scored in steps:
+    for scored in scored_steps(records, with_entropy=any(scales)):
         for calibrator in calibrators:
             calibrator.add(scored)
-    return [calibrator.threshold(rate) for calibrator in calibrators]
+    found = [calibrator.threshold(rate) for calibrator in calibrators]
+    return _Calibrated(
+        [(one.base_threshold, one.entropy_scale) for one in found],
+        [sentence_of(one, rate) for one in found],
+    )
+
+
+def _learned(records: Iterable[Record], scales: Sequence[float]) -> _Calibrated:
+    unlabelled: Counter[str] = Counter()
+    groups = list(labelled_groups(records, with_entropy=any(scales), left_out=unlabelled))
+    found = [best_of_scale(groups, scale) for scale in scales]
+    best = best_of(found)
+    notes = [sentence_of_learned(one) for one in found]
+    notes.append(
+        f"the rule takes entropy_scale {best.entropy_scale:g} and base_threshold"
+        f" {best.base_threshold:g}"
+    )
+    notes += [f"left out of the rule: {num:,} {why}" for why, num in unlabelled.items()]
+    return _Calibrated([(one.base_threshold, one.entropy_scale) for one in found], notes)

@@ -161,7 +161,14 @@ def of_method(method: str, records: Iterable[Record], others: Counter[str]) -> I
 
 
 def scored_steps(records: Iterable[Record], *, with_entropy: bool) -> Iterator[Scored]:
-    """Yield the scored steps of each record; entropies only matter if theta is not 0.
+    """Yield the scored steps of each record; see `scored_records`."""
+    return (scored for _, scored in scored_records(records, with_entropy=with_entropy))
+
+
+def scored_records(
+    records: Iterable[Record], *, with_entropy: bool
+) -> Iterator[tuple[Record, Scored]]:
+    """Yield each record with its scored steps; entropies only matter if theta is not 0.
 
     Raises `RescoreError` for a record without scores, and for a record whose steps and numbers
     mean something else than the first record's.
@@ -170,7 +177,7 @@ def scored_steps(records: Iterable[Record], *, with_entropy: bool) -> Iterator[S
     for record in records:
         first = first or record
         _check_same(first, record)
-        yield _scored_of(record, with_entropy=with_entropy)
+        yield record, _scored_of(record, with_entropy=with_entropy)
 
 
 def own_thresholds(record: Record) -> tuple[float, float]:
@@ -201,6 +208,23 @@ def rescore(steps: Iterable[Scored], pairs: Sequence[tuple[float, float]]) -> li
     return rows
 
 
+def lowest_limit(
+    values: Sequence[float], entropies: Sequence[float | None], entropy_scale: float
+) -> float:
+    """Return the eps_0 above which at least one of the steps is unsafe; infinite if none can be.
+
+    A step is unsafe when V < eps_0 * exp(-theta * H), that is when eps_0 is above V * exp(theta *
+    H). Raises ValueError if theta is not 0 and an entropy is missing.
+    """
+    params = thresholds(1.0, entropy_scale)
+    # At eps_0 = 1, these are the boundaries.
+    units = [boundary(entropy, params) for entropy in entropies]
+    limits = (
+        value / unit if unit > 0.0 else math.inf for value, unit in zip(values, units, strict=True)
+    )
+    return min(limits, default=math.inf)
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """The eps_0 that comes closest to a wanted breach rate under one theta.
@@ -218,11 +242,7 @@ class Calibration:
 
 @dataclass(slots=True)
 class Calibrator:
-    """Collects, for one theta, the eps_0 above which each trajectory breaches (16 bytes each).
-
-    A step is unsafe when V < eps_0 * exp(-theta * H), so a trajectory breaches when eps_0 is above
-    the smallest V * exp(theta * H) of its steps.
-    """
+    """Collects, for one theta, the eps_0 above which each trajectory breaches (16 bytes each)."""
 
     entropy_scale: float
     settled: list[float] = field(default_factory=list)
@@ -230,14 +250,8 @@ class Calibrator:
 
     def add(self, scored: Scored) -> None:
         """Add a trajectory."""
-        params = thresholds(1.0, self.entropy_scale)
-        # At eps_0 = 1, these are the boundaries.
-        units = [boundary(entropy, params) for entropy in scored.entropies]
-        limits = (
-            value / unit if unit > 0.0 else math.inf
-            for value, unit in zip(scored.values, units, strict=True)
-        )
-        (self.opened if scored.is_open else self.settled).append(min(limits, default=math.inf))
+        limit = lowest_limit(scored.values, scored.entropies, self.entropy_scale)
+        (self.opened if scored.is_open else self.settled).append(limit)
 
     def threshold(self, rate: float) -> Calibration:
         """Return the eps_0 whose known breaches come closest to `rate` of all trajectories.
@@ -260,7 +274,7 @@ class Calibrator:
                 " smaller entropy_scale raises the rate"
             )
         below, above = _gap(reached, wanted)
-        chosen = _plain_number(below, above)
+        chosen = plain_number(below, above)
         # At 0 nothing breaches, whatever followed the stored steps.
         if chosen == 0.0 or not any(limit >= chosen for limit in self.opened):
             return Calibration(chosen, self.entropy_scale, below, exact=True)
@@ -268,6 +282,19 @@ class Calibrator:
         num_settled = wanted - len(self.opened)
         low = _gap([limit for limit in self.settled if limit < 1.0], num_settled)[0]
         return Calibration(chosen, self.entropy_scale, min(low, chosen), exact=False)
+
+
+def sentence_of(calibration: Calibration, rate: float) -> str:
+    """Describe the result of a calibration in a sentence."""
+    found = f"entropy_scale {calibration.entropy_scale:g}: base_threshold"
+    if calibration.exact:
+        return (
+            f"{found} {calibration.base_threshold:g} comes closest to a breach rate of {rate:.1%}"
+        )
+    return (
+        f"{found} between {calibration.low:g} and {calibration.base_threshold:g} comes closest to a"
+        f" breach rate of {rate:.1%}; the records end at their breaches and cannot narrow it down"
+    )
 
 
 def _gap(limits: Sequence[float], wanted: float) -> tuple[float, float]:
@@ -280,14 +307,17 @@ def _gap(limits: Sequence[float], wanted: float) -> tuple[float, float]:
     return best[1:]
 
 
-def _plain_number(low: float, high: float) -> float:
-    """Return a number between, near the middle, with as few digits as possible."""
+def plain_number(low: float, high: float) -> float:
+    """Return a number above `low`, near the middle, with as few digits as possible; at most `high`.
+
+    No other number may be between the two; then it is `high`.
+    """
     middle = (low + high) / 2
     for digits in range(1, 17):
         number = round(middle, digits)
         if low < number < high:
             return number
-    return middle
+    return high
 
 
 def _check_same(first: Record, record: Record) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from synth_client.report.page import page
 from synth_client.report.plots import Plot, PlotGroup, add_band, colour, new_figure
-from synth_client.report.rescore import Calibration, Row
+from synth_client.report.rescore import Row
 
 _COLUMNS: Final = ("eps_0", "theta", "breached", "open", "breach rate", "mean depth", "accepted")
 _LINES: Final = ("student", "teacher", "revise", "flawed")
@@ -41,19 +41,6 @@ def cells(row: Row) -> tuple[str, ...]:
         rate,
         "-" if row.mean_depth is None else f"{row.mean_depth:.2f}",
         f"{at_least}{row.accepted_tokens:,} ({row.accepted_share:.0%})",
-    )
-
-
-def sentence_of(calibration: Calibration, rate: float) -> str:
-    """Describe the result of a calibration in a sentence."""
-    found = f"entropy_scale {calibration.entropy_scale:g}: base_threshold"
-    if calibration.exact:
-        return (
-            f"{found} {calibration.base_threshold:g} comes closest to a breach rate of {rate:.1%}"
-        )
-    return (
-        f"{found} between {calibration.low:g} and {calibration.base_threshold:g} comes closest to a"
-        f" breach rate of {rate:.1%}; the records end at their breaches and cannot narrow it down"
     )
 
 

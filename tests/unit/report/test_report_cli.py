@@ -146,6 +146,37 @@ def test_calibration_that_the_records_cannot_settle_gives_bounds(tmp_path: Path)
     assert "the records end at their breaches" in result.output
 
 
+def trial(name: str, value: float, *, correct: bool | None) -> dict[str, Any]:
+    fields = unbroken(id=name, correct=correct)
+    fields["steps"][1]["value"] = value
+    return fields
+
+
+def test_calibration_by_labels_learns_thresholds_for_each_theta(tmp_path: Path) -> None:
+    records = written(
+        tmp_path / "records.jsonl",
+        *(trial("a", 0.74, correct=True), trial("b", 0.3, correct=False)),
+        trial("c", 0.1, correct=None),
+    )
+    result = run("rescore", records, "--calibrate", "labels", "--entropy-scale", 0)
+    assert rows_of(result) == [["0.5", "0", "2", "0", "66.7%", "0.00", "36", "(67%)"]]
+    said = " ".join(result.output.split())
+    assert "base_threshold 0.5 catches 100.0% of 1 wrong and 0.0% of 1 right parts" in said
+    assert "the rule takes entropy_scale 0 and base_threshold 0.5" in said
+    assert "left out of the rule: 1 without a verdict" in said
+    # All entropies are 0.5, so every theta parts them, and theta 0 is preferred.
+    result = run("rescore", records, "--calibrate", "labels")
+    assert [row[1] for row in rows_of(result)] == ["0", "0.25", "0.5", "1"]
+    assert "the rule takes entropy_scale 0 and" in " ".join(result.output.split())
+
+
+def test_calibration_by_labels_refuses_what_has_none(tmp_path: Path) -> None:
+    records = written(tmp_path / "records.jsonl", trial("a", 0.74, correct=None))
+    assert "of the labelled parts (0) none is right" in str(
+        error_of("rescore", records, "--calibrate", "labels")
+    )
+
+
 def test_rescoring_writes_a_page_with_its_table_and_plots(records: Path, tmp_path: Path) -> None:
     output = tmp_path / "page.html"
     assert run("rescore", records, "--base-threshold", 0.1, "--output", output).exit_code == 0
@@ -162,6 +193,8 @@ def test_rescoring_writes_a_page_with_its_table_and_plots(records: Path, tmp_pat
         ("--entropy-scale", -1),
         ("--entropy-scale", "inf"),
         ("--calibrate", 2),
+        ("--calibrate", "nan"),
+        ("--calibrate", "label"),
     ],
 )
 def test_thresholds_out_of_bounds_are_usage_errors(
