@@ -118,7 +118,7 @@ class SynthClient:
         started = time.monotonic()
         synthesis = self._synthesis
         path = "chat/completions" if synthesis.plain else "motab/chat/completions"
-        body = synthesis.body(unit.question.messages, unit.sample)
+        body = synthesis.body(unit.question, unit.sample)
         content = await self._posted(unit, attempt, path, body)
         parse: Callable[..., Record] = traced_record
         if synthesis.plain:

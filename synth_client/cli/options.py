@@ -79,7 +79,11 @@ MaxTokens = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(min=0, help="Sample i is asked with this seed plus i. Default: the server's."),
+    typer.Option(
+        min=0,
+        help="Every sample is asked with a seed made of this number, the row's id and the sample's"
+        " number. Default: the server's.",
+    ),
 ]
 Prices = Annotated[
     list[str] | None,

@@ -47,7 +47,7 @@ class Synthesis:
     `params` is the request's `motab` object; the proxy decides whatever it leaves out. `fields` are
     those of `TOP_LEVEL`. A `plain`
     server is any other OpenAI-compatible server: it gets no such object and returns no trace.
-    Sample i of a question is asked with `seed` + i. `timeout_s` bounds the silence between two
+    Each sample of a question is asked with `seed_of` it. `timeout_s` bounds the silence between two
     reads, and so the whole trajectory, in seconds; it does not affect the answer.
     """
 
@@ -61,8 +61,13 @@ class Synthesis:
     plain: bool = False
     timeout_s: float = 3600.0
 
-    def body(self, messages: Iterable[Message], sample: int) -> dict[str, JsonValue]:
+    def body(self, question: Question, sample: int) -> dict[str, JsonValue]:
         """Return the request for one sample; the server decides whatever was not chosen."""
+        seed = None if self.seed is None else seed_of(self.seed, question.id, sample)
+        return self.body_with(question.messages, seed)
+
+    def body_with(self, messages: Iterable[Message], seed: int | None) -> dict[str, JsonValue]:
+        """Return the request with the seed that is sent."""
         body: dict[str, JsonValue] = {
             "model": self.model,
             "messages": [message.model_dump() for message in messages],
@@ -70,10 +75,7 @@ class Synthesis:
         }
         if not self.plain:
             body["motab"] = dict(self.params)
-        chosen: dict[str, int | None] = {
-            "max_tokens": self.max_tokens,
-            "seed": None if self.seed is None else self.seed + sample,
-        }
+        chosen: dict[str, int | None] = {"max_tokens": self.max_tokens, "seed": seed}
         given = {name: value for name, value in chosen.items() if value is not None}
         return {**body, **given, **self.sampling(), **self.of_templates()}
 
@@ -88,12 +90,22 @@ class Synthesis:
         return {name: self.fields[name] for name in self.fields.keys() & _OF_TEMPLATES}
 
 
+def seed_of(seed: int, question_id: str, sample: int) -> int:
+    """Return the seed of a sample under a run's seed: no two share their random numbers.
+
+    It has 31 bits, because there are servers that accept no more.
+    """
+    content = orjson.dumps([seed, question_id, sample])
+    return int.from_bytes(blake2b(content, digest_size=4).digest()) >> 1
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One unit of work: one sample of one question.
 
-    `key` is 16 bytes of hash over the request and the sample's number, so two units with the same
-    request have the same key; the question's id and answer are not part of it.
+    `key` is 16 bytes of hash over the request, with the run's seed, and the sample's number. The
+    question's id and answer are not part of it, so a row may get another id: nothing is asked
+    twice.
     """
 
     question: Question
@@ -104,7 +116,7 @@ class Unit:
 def units_of(question: Question, synthesis: Synthesis, num_samples: int) -> Iterator[Unit]:
     """Yield the samples of a question, in order."""
     for sample in range(num_samples):
-        asked = synthesis.body(question.messages, sample)
+        asked = synthesis.body_with(question.messages, synthesis.seed)
         content = orjson.dumps([asked, sample, synthesis.plain], option=orjson.OPT_SORT_KEYS)
         yield Unit(question, sample, blake2b(content, digest_size=_KEY_BYTES).digest())
 

@@ -69,6 +69,8 @@ class Run:
                 "max_tokens": synthesis.max_tokens,
                 "seed": synthesis.seed,
                 "params": dict(synthesis.params),
+                # Earlier versions asked sample i of every question with seed + i.
+                **({} if synthesis.seed is None else {"seeds": "by row"}),
                 # Manifests of earlier versions do not have it.
                 **({"fields": dict(synthesis.fields)} if synthesis.fields else {}),
             },

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from motab.cli import app
-from synth_client.questions.question import Synthesis
+from synth_client.questions.question import Synthesis, seed_of
 from synth_client.runs.outputs import Totals
 from tests.support.synth_client.openai_server import Fault, Scripted
 from tests.support.synth_client.runs import (
@@ -29,7 +29,9 @@ async def test_every_sample_of_every_row_is_there_in_the_order_of_the_input(
     totals = await run(server, source, tmp_path / "out.jsonl", num_samples=3)
     found = records(tmp_path / "out.jsonl")
     assert units(found) == [(f"q{i}", sample) for i in range(20) for sample in range(3)]
-    assert {body["seed"] for body in server.bodies} == {7, 8, 9}
+    assert {body["seed"] for body in server.bodies} == {
+        seed_of(7, f"q{i}", sample) for i in range(20) for sample in range(3)
+    }
     assert totals == Totals(60, 0)
     assert not (tmp_path / "out.failed.jsonl").exists()
 
@@ -47,7 +49,7 @@ async def test_the_command_says_what_there_is(server: Scripted, tmp_path: Path) 
     )
     (body,) = server.bodies
     assert body["motab"] == {"base_threshold": 0.3, "boundary": "static"}
-    assert (body["seed"], body["max_tokens"]) == (7, 9)
+    assert (body["seed"], body["max_tokens"]) == (seed_of(7, "0", 0), 9)
 
 
 async def test_the_command_sends_both_models_sampling_and_the_templates_variables(

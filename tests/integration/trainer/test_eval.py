@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from motab.cli import app
 from synth_client.files.record_file import read_records
+from synth_client.questions.question import seed_of
 from tests.support.paths import ROOT
 from tests.support.patience import longer_and_longer
 from tests.support.synth_client.openai_server import Fault, Script, Scripted, scripted
@@ -34,12 +35,17 @@ def answer(problem: str, sample: int) -> dict[str, Any]:
     return completion(f"So it is $\\boxed{{{'1/2' if right else '7'}}}$.")
 
 
+def seeds_of(problem: str) -> list[int]:
+    name = f"p{problem}" if problem in NUM_RIGHT else "r"
+    return [seed_of(100, name, sample) for sample in range(4)]
+
+
 def said(by: Any) -> Script:
-    """Answer as `by` does from the problem and the number of the sample; seeds begin at 100."""
+    """Answer as `by` does from the problem and the number of the sample, which its seed shows."""
 
     def script(body: dict[str, Any], _number: int) -> Fault:
         problem = body["messages"][-1]["content"].removeprefix("Solve ")
-        found = by(problem, body["seed"] - 100)
+        found = by(problem, seeds_of(problem).index(body["seed"]))
         return found if isinstance(found, Fault) else Fault(200, found)
 
     return script
@@ -112,7 +118,7 @@ async def test_a_model_is_asked_plainly_and_judged_by_math(
     for body in server.bodies:
         problem, seed = body.pop("messages"), body.pop("seed")
         assert problem[0]["content"] in {f"Solve {i}" for i in NUM_RIGHT}
-        assert seed in range(100, 104)
+        assert seed in seeds_of(problem[0]["content"].removeprefix("Solve "))
         assert body == asked
     assert run.counts("id", "level", "n", "c") == [
         ("p0", "1", 4, 0),

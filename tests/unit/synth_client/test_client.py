@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from synth_client.asking.client import SynthClient
 from synth_client.asking.errors import SynthesisError
 from synth_client.errors import RunAborted
-from synth_client.questions.question import Synthesis, scoring_body, scoring_unit
+from synth_client.questions.question import Synthesis, scoring_body, scoring_unit, seed_of
 from tests.support.records import SAFE, breached, record_of, steps_of, unbroken
 from tests.support.synth_client.client import (
     PLAIN,
@@ -76,7 +76,7 @@ async def test_the_question_is_posted_with_the_parameters_and_nothing_else() -> 
         "temperature": 0.6,
         "top_p": 0.9,
         "max_tokens": 99,
-        "seed": 7,
+        "seed": seed_of(5, "apples", 2),
         "n": 1,
         "motab": {"base_threshold": 0.3, "stitch": "clean"},
     }
@@ -102,7 +102,7 @@ async def test_a_temperature_and_a_seed_of_zero_are_chosen_and_sent() -> None:
         return answering(answer_of(breached()))(request)
 
     await ask(handler, synthesis=Synthesis(model="m", temperature=0.0, seed=0))
-    assert (bodies[0]["temperature"], bodies[0]["seed"]) == (0.0, 0)
+    assert (bodies[0]["temperature"], bodies[0]["seed"]) == (0.0, seed_of(0, "apples", 0))
 
 
 async def test_a_trajectory_may_take_long_but_a_connection_may_not() -> None:
