@@ -82,7 +82,7 @@ def estimate(outcomes: Sequence[Outcome], k: int, interval: Interval = INTERVAL)
     value = fmean(chances)
     if len(chances) == 1:
         return PassAtK(k, value, None, None, 1)
-    low, high = _middle(_resampled(chances, interval), interval)
+    low, high = middle(_resampled(chances, interval), interval)
     return PassAtK(k, value, low, high, len(chances))
 
 
@@ -97,7 +97,7 @@ def weighted_mean(values: Sequence[Weighted], interval: Interval = INTERVAL) -> 
     means = [
         _ratio(Counter(draw.choices(values, k=len(values)))) for _ in range(interval.num_resamples)
     ]
-    return Mean(value, *_middle(means, interval))
+    return Mean(value, *middle(means, interval))
 
 
 def _ratio(drawn: Counter[Weighted]) -> float:
@@ -107,7 +107,8 @@ def _ratio(drawn: Counter[Weighted]) -> float:
     return total / sum(one.weight * num for one, num in counts)
 
 
-def _middle(means: list[float], interval: Interval) -> tuple[float, float]:
+def middle(means: list[float], interval: Interval) -> tuple[float, float]:
+    """Return the ends of the interval's level in the middle of the resampled means."""
     means = sorted(means)
     num_outside = int((1 - interval.level) / 2 * len(means))
     return means[num_outside], means[-1 - num_outside]
