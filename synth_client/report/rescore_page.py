@@ -45,13 +45,16 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def rescore_page(
-    rows: Sequence[Row], own: tuple[float, float], notes: Sequence[str]
+    rows: Sequence[Row],
+    own: tuple[float, float],
+    notes: Sequence[str],
+    more: Sequence[PlotGroup] = (),
 ) -> Iterator[str]:
-    """Yield the page in pieces; `notes` are sentences above the table."""
+    """Yield the page in pieces; `notes` are sentences above the table, `more` further plots."""
     return page(
         "rescore.html.j2",
         scripts=("page.js",),
-        groups=(_plots(rows),),
+        groups=(_plots(rows), *more),
         columns=_COLUMNS,
         rows=[(cells(row), (row.base_threshold, row.entropy_scale) == own) for row in rows],
         num_trajectories=rows[0].num_trajectories,

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from trainer.reproduce.plan import SHIPPED, SMOKE, TINY
 from trainer.reproduce.run import Reproduction, reproduce
-from trainer.reproduce.table import COMPARISON, TABLE
+from trainer.reproduce.table import COMPARISON, TABLE, to_markdown
 from trainer.reproduce.tiny_pair import Pair, make_pair
 
 
@@ -45,5 +45,5 @@ def reproduce_command(
         pair = Pair(student=SHIPPED / "student", teacher=SHIPPED / "teacher")
     job = Reproduction(_SCALES[scale][smoke], pair, output, console)
     comparison = reproduce(job)
-    typer.echo(comparison.to_markdown())
+    typer.echo(to_markdown(comparison))
     typer.echo(f"{output / TABLE} has this table, {output / COMPARISON} every seed")

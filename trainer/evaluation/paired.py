@@ -9,7 +9,7 @@ from typing import Final
 from trainer.evaluation.pass_at_k import Interval, middle
 
 PAIRED: Final = Interval(method="percentile bootstrap over problems and seeds, paired")
-# A difference of so many standard errors is found at the 5% level in 80% of the cases: 1.96 + 0.84.
+# A difference of 1.96 + 0.84 standard errors is found at the 5% level in 80% of the cases.
 _STANDARD_ERRORS: Final = 2.8
 
 Rates = Mapping[int, Mapping[str, float]]

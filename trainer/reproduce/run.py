@@ -22,14 +22,16 @@ from synth_client.runs.session import run_loop
 from synth_client.runs.synthesise import Run, synthesise
 from trainer.errors import RunExists, ServerFailed
 from trainer.evaluation.benchmark import load_benchmark
+from trainer.evaluation.cost_plot import cost_plots
 from trainer.evaluation.evaluate import RECORDS, RESULTS, Evaluation, evaluate
 from trainer.evaluation.pass_at_k import default_ks
 from trainer.reproduce.arms import Arm
-from trainer.reproduce.curve import Curve, curve
+from trainer.reproduce.curve import curve
 from trainer.reproduce.plan import Scale, Unit, recipe_of
+from trainer.reproduce.results import Comparison, comparison
 from trainer.reproduce.servers import SERVED_AS, find_vllm, proxy, vllm
-from trainer.reproduce.table import COMPARISON, TABLE, Comparison, comparison
-from trainer.reproduce.task import problems
+from trainer.reproduce.table import COMPARISON, TABLE, cost_points, to_markdown
+from trainer.reproduce.task import first_mistake, problems
 from trainer.reproduce.tiny_pair import Pair
 from trainer.training.train import train
 
@@ -117,20 +119,26 @@ def reproduce(job: Reproduction) -> Comparison:
     rates = curve(job.curve)
     pair = {name: job.base(name) for name in ("teacher", "student")}
     asked = {one.id: one for one in problems(_TEST, job.scale.num_test, job.scale.num_terms)}
-    results = comparison(list(job.units), pair, rates, asked)
-    _draw(job, rates)
+    results = comparison(
+        list(job.units),
+        pair,
+        rates,
+        lambda record: first_mistake(asked[record.id], record.output),
+    )
+    _draw(job, results)
     write_whole(job.folder / COMPARISON, results.to_json())
-    write_whole(job.folder / TABLE, results.to_markdown().encode())
+    write_whole(job.folder / TABLE, to_markdown(results).encode())
     return results
 
 
-def _draw(job: Reproduction, rates: Curve) -> None:
-    # This imports Plotly, which is slow.
+def _draw(job: Reproduction, results: Comparison) -> None:
+    # It imports Plotly, which is slow.
     from synth_client.report.rescore_page import rescore_page  # noqa: PLC0415
 
+    more = [cost_plots(cost_points(results))]
     own = (job.scale.base_threshold, job.scale.entropy_scale)
     with output_errors(job.folder / CURVE):
-        write_page(rescore_page(rates.rows, own, ()), job.folder / CURVE)
+        write_page(rescore_page(results.curve.rows, own, (), more), job.folder / CURVE)
 
 
 def _claim(job: Reproduction) -> None:

@@ -1,26 +1,19 @@
-"""Collects the results per arm over the seeds, as JSON and as tables in Markdown."""
+"""Renders the results of a comparison as tables in Markdown, and as points of cost."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
-import orjson
-
-from synth_client.files.atomic import output_errors
-from synth_client.files.record_file import read_records
-from synth_client.training_data.filters import Filters, Kept
-from trainer.evaluation.evaluate import RECORDS, RESULTS
-from trainer.reproduce.arms import Arm
-from trainer.reproduce.curve import Curve
-from trainer.reproduce.plan import Unit
-from trainer.reproduce.task import ChainSum, Mistake, first_mistake
+from trainer.evaluation.cost_plot import CostPoint
+from trainer.evaluation.paired import Difference
+from trainer.reproduce.results import DOUBT, ArmResult, Comparison, Counts
+from trainer.reproduce.task import Mistake
 
 COMPARISON: Final = "comparison.json"
 TABLE: Final = "comparison.md"
-_BASELINE: Final = "sft"
+_WORD: Final = DOUBT.rstrip(",")
+_MOTAB: Final = "motab"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,165 +28,119 @@ class Spread:
         """Summarise at least one value."""
         return cls(fmean(values), stdev(values) if len(values) > 1 else None)
 
-    def percent(self, *, sign: bool = False) -> str:
+    def percent(self) -> str:
         """Format for a table."""
-        mean = f"{self.mean * 100:{'+' if sign else ''}.1f}"
+        mean = f"{self.mean * 100:.1f}"
         return mean if self.deviation is None else f"{mean} ± {self.deviation * 100:.1f}"
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
-    """The data that one unit learned from: tokens per question; `right`, `breached` as shares."""
-
-    num_examples: int
-    right: float
-    breached: float
-    student_tokens: float
-    teacher_tokens: float
-    teacher_scored_tokens: float
-    output_characters: float
-
-
-@dataclass(frozen=True, slots=True)
-class ArmResult:
-    """One line: pass@k by seed, and the data by seed."""
-
-    arm: Arm
-    by_k: Mapping[int, Mapping[int, float]]
-    data: Mapping[int, Data]
-    by_level: Mapping[str, Mapping[int, float]]
-    mistakes: Mapping[Mistake, Mapping[int, float]]
-    """The share of answers by the first mistake in them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """All arms in order, and pass@k of the pair itself."""
-
-    arms: tuple[ArmResult, ...]
-    pair: Mapping[str, Mapping[int, float]]
-    curve: Curve
-
-    def to_json(self) -> bytes:
-        """Return one object, indented."""
-        return orjson.dumps(
-            self, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
-        )
-
-    def to_markdown(self) -> str:
-        """Return the tables of the comparison, the ablations, and the data they learned from."""
-        return "\n\n".join(
-            [
-                _table("Methods", self, [one for one in self.arms if not one.arm.is_ablation]),
-                _table(
-                    "MOTAB without its parts",
-                    self,
-                    [one for one in self.arms if one.arm.is_ablation or one.arm.name == "motab"],
-                ),
-                "\n".join(_data_lines(self.arms)),
-                "\n".join(_mistake_lines(self.arms)),
-                self.curve.to_markdown(),
-            ]
-        )
-
-
-def comparison(
-    units: Sequence[Unit], pair: Mapping[str, Path], rates: Curve, asked: Mapping[str, ChainSum]
-) -> Comparison:
-    """Read the results of the evaluations.
-
-    `pair` holds the evaluation folders of the two models, `asked` the problems by their ids.
+def to_markdown(found: Comparison) -> str:
+    """Return the tables of the comparison, the ablations, the answers, the data, the mistakes, the
+    thresholds where several were tried, and the breach rates.
     """
-    arms = {unit.arm.name: unit.arm for unit in units}
-    return Comparison(
-        tuple(
-            _arm_result(arm, [unit for unit in units if unit.arm.name == name], asked)
-            for name, arm in arms.items()
-        ),
-        {name: _overall(_results(folder)) for name, folder in pair.items()},
-        rates,
-    )
-
-
-def _arm_result(arm: Arm, units: Sequence[Unit], asked: Mapping[str, ChainSum]) -> ArmResult:
-    by_k: dict[int, dict[int, float]] = {}
-    by_level: dict[str, dict[int, float]] = {}
-    for unit in units:
-        found = _results(unit.evaluation)
-        for k, value in _overall(found).items():
-            by_k.setdefault(k, {})[unit.seed] = value
-        for row in found["table"]:
-            if row["by"] == "level":
-                by_level.setdefault(row["name"], {})[unit.seed] = row["pass_at_k"][0]["value"]
-    mistakes: dict[Mistake, dict[int, float]] = {}
-    for unit in units:
-        found_first = _mistakes(unit, asked)
-        for kind in get_args(Mistake):
-            mistakes.setdefault(kind, {})[unit.seed] = found_first[kind] / found_first.total()
-    data = {unit.seed: _data(unit) for unit in units}
-    return ArmResult(arm, by_k, data, by_level, mistakes)
-
-
-def _mistakes(unit: Unit, asked: Mapping[str, ChainSum]) -> Counter[Mistake | None]:
-    records = read_records(unit.evaluation / RECORDS)
-    return Counter(first_mistake(asked[record.id], record.output) for record in records)
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    path = folder / RESULTS
-    with output_errors(path):
-        found: dict[str, Any] = orjson.loads(path.read_bytes())
-    return found
-
-
-def _overall(results: Mapping[str, Any]) -> dict[int, float]:
-    return {one["k"]: one["value"] for one in results["table"][-1]["pass_at_k"]}
-
-
-def _data(unit: Unit) -> Data:
-    records = list(read_records(unit.records))
-    num = len(records)
-    split = Filters(unit.arm.filters).split(lambda: iter(records), Kept())
-    used = [record for record, passes in split if passes]
-    usages = [record.usage.motab for record in records]
-    return Data(
-        num_examples=len(used),
-        right=sum(bool(record.correct) for record in records) / num,
-        breached=sum(record.breach is not None for record in records) / num,
-        student_tokens=fmean(usage.student_tokens for usage in usages),
-        teacher_tokens=fmean(usage.teacher_tokens or 0 for usage in usages),
-        teacher_scored_tokens=fmean(usage.teacher_scored_tokens for usage in usages),
-        output_characters=fmean(len(record.output) for record in used),
-    )
-
-
-def _table(title: str, found: Comparison, arms: Sequence[ArmResult]) -> str:
-    ks = list(found.arms[0].by_k)
-    levels = list(found.arms[0].by_level)
-    columns = [title, *(f"pass@{k}" for k in ks), "pass@1 against SFT", *levels]
-    lines = [
-        f"| {' | '.join(columns)} |",
-        "|---|" + "---:|" * (len(ks) + 1 + len(levels)),
+    tried = [one for one in found.arms if _is_threshold(one)]
+    arms = [one for one in found.arms if not _is_threshold(one)]
+    motab = [one for one in arms if one.arm.name == _MOTAB]
+    methods = [one for one in arms if not one.arm.is_ablation]
+    ablations = motab + [one for one in arms if one.arm.is_ablation]
+    tables = [
+        "\n".join(_lines("Methods", found, methods)),
+        "\n".join(_lines("MOTAB without its parts", found, ablations)),
+        smallest([one.against_sft for one in arms]),
+        "\n".join(_answer_lines(found, arms)),
+        "\n".join(_data_lines(arms)),
+        "\n".join(_mistake_lines(arms)),
+        "\n".join(_threshold_lines([*motab, *tried])) if tried else "",
+        found.curve.to_markdown(),
     ]
-    for name, by_k in found.pair.items():
-        values = " | ".join(f"{by_k[k] * 100:.1f}" for k in ks)
-        lines.append(f"| the {name} itself | {values} | |{' |' * len(levels)}")
-    baseline = next((one for one in found.arms if one.arm.name == _BASELINE), None)
+    return "\n\n".join(table for table in tables if table)
+
+
+def cost_points(found: Comparison) -> list[CostPoint]:
+    """Return each arm's accuracy and what its data cost the teacher."""
+    points = []
+    for one in found.arms:
+        accuracy, data = Spread.over(list(one.by_k[1].values())), list(one.data.values())
+        points.append(
+            CostPoint(
+                one.arm.label,
+                fmean(each.teacher_tokens for each in data),
+                fmean(each.teacher_scored_tokens for each in data),
+                accuracy.mean,
+                accuracy.deviation,
+            )
+        )
+    return points
+
+
+def against(difference: Difference | None) -> str:
+    """Return a difference in points with its interval; nothing if there is none."""
+    if difference is None:
+        return ""
+    mean = f"{difference.mean * 100:+.1f}"
+    if difference.low is None or difference.high is None:
+        return mean
+    return f"{mean} [{difference.low * 100:.1f}, {difference.high * 100:.1f}]"
+
+
+def smallest(differences: Sequence[Difference | None]) -> str:
+    """Say in a sentence how small a difference the design can see; nothing if it is not known."""
+    found = [one.smallest for one in differences if one is not None and one.smallest is not None]
+    if not found:
+        return ""
+    return (
+        "In brackets: 95% intervals, paired over problems and seeds. A difference from SFT is found"
+        " in 80% of the cases, at the 5% level, if it is at least"
+        f" {min(found) * 100:.1f} to {max(found) * 100:.1f} points, by arm."
+    )
+
+
+def _is_threshold(one: ArmResult) -> bool:
+    return "base_threshold" in one.arm.params
+
+
+def _lines(title: str, found: Comparison, arms: Sequence[ArmResult]) -> Iterator[str]:
+    ks = list(found.arms[0].by_k)
+    columns = [title, *(f"pass@{k}" for k in ks), "against SFT", "against the base"]
+    yield f"| {' | '.join([*columns, f'says {_WORD}'])} |"
+    yield "|---|" + "---:|" * len(columns)
+    for name, model in found.pair.items():
+        values = " | ".join(f"{model.by_k[k] * 100:.1f}" for k in ks)
+        yield f"| the {name} itself | {values} | | | {model.answers.doubting * 100:.1f} |"
     for one in arms:
         cells = [Spread.over(list(one.by_k[k].values())).percent() for k in ks]
-        cells.append(_against(one, baseline))
-        cells += [Spread.over(list(one.by_level[level].values())).percent() for level in levels]
-        lines.append(f"| {one.arm.label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells += [against(one.against_sft), against(one.against_base)]
+        cells.append(_spread(one, lambda counts: counts.doubting))
+        yield f"| {one.arm.label} | {' | '.join(cells)} |"
 
 
-def _against(one: ArmResult, baseline: ArmResult | None) -> str:
-    """Return the difference seed by seed, because both had the same questions."""
-    if baseline is None or one is baseline:
-        return ""
-    return Spread.over(
-        [value - baseline.by_k[1][seed] for seed, value in one.by_k[1].items()]
-    ).percent(sign=True)
+def _spread(one: ArmResult, share: Callable[[Counts], float | None]) -> str:
+    """Return a share of the answers over the seeds that have it."""
+    values = [value for each in one.answers.values() if (value := share(each)) is not None]
+    return Spread.over(values).percent() if values else ""
+
+
+_ANSWERS: Final[tuple[tuple[str, Callable[[Counts], float | None]], ...]] = (
+    (f"says {_WORD}", lambda counts: counts.doubting),
+    ("right with it", lambda counts: counts.right_doubting),
+    ("right without it", lambda counts: counts.right_without),
+    ("cut off", lambda counts: counts.cut),
+)
+
+
+def _answer_lines(found: Comparison, arms: Sequence[ArmResult]) -> Iterator[str]:
+    levels = list(found.arms[0].by_level)
+    heads = [*(name for name, _ in _ANSWERS), *(f"right: {level}" for level in levels)]
+    yield f"| Answers, % | {' | '.join(heads)} |"
+    yield "|---|" + "---:|" * len(heads)
+    for name, model in found.pair.items():
+        shares = [share(model.answers) for _, share in _ANSWERS]
+        cells = ["" if one is None else f"{one * 100:.1f}" for one in shares]
+        yield f"| the {name} itself | {' | '.join(cells + [''] * len(levels))} |"
+    for arm in arms:
+        cells = [_spread(arm, share) for _, share in _ANSWERS]
+        cells += [Spread.over(list(arm.by_level[level].values())).percent() for level in levels]
+        yield f"| {arm.arm.label} | {' | '.join(cells)} |"
 
 
 def _data_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
@@ -217,8 +164,39 @@ def _data_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
 
 
 def _mistake_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
-    yield "| What goes wrong first, % of the answers | a wrong sum | not the next step | other |"
-    yield "|---|---:|---:|---:|"
+    kinds = get_args(Mistake)
+    yield f"| What goes wrong first, % of the answers | {' | '.join(kinds)} |"
+    yield "|---|" + "---:|" * len(kinds)
     for one in arms:
-        cells = [Spread.over(list(by_seed.values())).percent() for by_seed in one.mistakes.values()]
+        cells = [_mistaken(one, kind) for kind in kinds]
         yield f"| {one.arm.label} | {' | '.join(cells)} |"
+
+
+def _mistaken(one: ArmResult, kind: str) -> str:
+    return _spread(one, lambda counts: counts.mistakes.get(kind, 0.0))
+
+
+def _threshold_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
+    """Yield a line for each eps_0 that data were made with, in ascending order."""
+    yield "| eps_0 | theta | breached, % | right data, % | pass@1 | against SFT |"
+    yield "|---:|" + "---:|" * 5
+
+    def thresholds(one: ArmResult) -> tuple[float, float]:
+        data = list(one.data.values())
+        return (
+            fmean(each.base_threshold or 0.0 for each in data),
+            fmean(each.entropy_scale or 0.0 for each in data),
+        )
+
+    for one in sorted(arms, key=thresholds):
+        base_threshold, entropy_scale = thresholds(one)
+        data = list(one.data.values())
+        cells = (
+            f"{base_threshold:g}",
+            f"{entropy_scale:g}",
+            Spread.over([each.breached for each in data]).percent(),
+            Spread.over([each.right for each in data]).percent(),
+            Spread.over(list(one.by_k[1].values())).percent(),
+            against(one.against_sft),
+        )
+        yield f"| {' | '.join(cells)} |"

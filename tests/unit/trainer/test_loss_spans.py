@@ -129,6 +129,44 @@ def test_a_token_belongs_to_the_span_in_which_it_ends_and_the_turn_s_end_to_the_
     assert raw(found) == [None, None, pytest.approx(math.exp(3)), pytest.approx(math.exp(2)), None]
 
 
+def test_by_prefix_every_token_of_the_output_has_both_log_probabilities() -> None:
+    fields = breached()
+    length = len(fields["output"])
+    ends = [span["end"] for span in fields["spans"]]
+    told = {"ends": ends, "logprobs": [-1.0, -2.0, -3.0, -4.0]}
+    teacher = {"ends": [length], "logprobs": [-float(length)]}
+    fields["token_logprobs"] = {"student": told, "teacher": teacher}
+    learn = learned(record_of(fields), weighted("prefix", mask="correction"))
+    # Before the output; its four spans, the last of two tokens for one character; the turn's end.
+    found = tokens_of(learn, [0, *ends, length, length + 2], fit("prefix"))
+    assert [token.learned for token in found] == [False, False, False, True, True, True, True]
+    assert raw(found) == [None, None, None, None, 1.0, 1.0, None]
+    assert [token.student for token in found[1:-1]] == [-1.0, -2.0, -3.0, -2.0, -2.0]
+    widths = [ends[0], ends[1] - ends[0], ends[2] - ends[1], (length - ends[2]) / 2]
+    wanted = pytest.approx([-width for width in [*widths, widths[-1]]])
+    assert [token.teacher for token in found[1:-1]] == wanted
+    assert math.isnan(found[0].teacher)
+    assert math.isnan(found[-1].teacher)
+
+
+@pytest.mark.parametrize(
+    ("changes", "hardware", "fault"),
+    [
+        ({"level": "token", "discount": 0.5}, {}, "discount is of level: prefix, not of level: t"),
+        ({"level": "step", "renew": False}, {}, "renew is of level: prefix, not of level: step"),
+        ({"level": "prefix", "discount": 0}, {}, "discount"),
+        ({"level": "prefix"}, {}, "hardware.per_device must be 2 or more, not 1"),
+        ({"level": "prefix"}, {"kind": "gpu", "gpus": 2}, "hardware.per_device must be 2 or more"),
+    ],
+)
+def test_settings_of_a_prefix_are_checked(
+    changes: dict[str, Any], hardware: dict[str, Any], fault: str
+) -> None:
+    loss = {"kind": "weighted", **changes}
+    with pytest.raises(ValueError, match=fault):
+        Recipe.model_validate(FILE | {"loss": loss} | ({"hardware": hardware} if hardware else {}))
+
+
 LOGPROBS = st.floats(-20, 0)
 
 

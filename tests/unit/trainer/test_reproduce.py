@@ -13,7 +13,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from synth_client.errors import OutputError
-from tests.support.records import breached, record_of, spans_of, unbroken
+from tests.support.records import record_of, unbroken
 from trainer.errors import RunExists, ServerFailed, TrainerMissing
 from trainer.reproduce import run as run_module
 from trainer.reproduce.arms import ARMS, Arm
@@ -21,7 +21,6 @@ from trainer.reproduce.curve import curve
 from trainer.reproduce.plan import SHIPPED, SMOKE, TINY, Unit, recipe_of
 from trainer.reproduce.run import Reproduction, reproduce
 from trainer.reproduce.servers import find_vllm, vllm
-from trainer.reproduce.table import Spread, comparison
 from trainer.reproduce.task import LARGEST, ChainSum, first_mistake, problems, worked
 from trainer.reproduce.tiny_pair import (
     STUDENT,
@@ -192,67 +191,6 @@ def test_an_arm_that_masks_the_flawed_attempt_learns_from_the_records_of_motab()
     assert unit.records == Path("x/motab/records.jsonl")
     assert unit.training == Path("x/motab-unflawed/training")
     assert recipe_of(unit, TINY, Path("student")).loss == SftLoss(kind="sft", mask="unflawed")
-
-
-def test_a_spread_is_a_mean_and_the_deviation_of_a_sample() -> None:
-    assert Spread.over([0.1, 0.2, 0.3]).percent() == "20.0 ± 10.0"
-    assert Spread.over([0.125]).percent(sign=True) == "+12.5"
-
-
-PROBLEM = ChainSum("q", 30, (25,), "What is 30 plus 25?")
-ANSWERS = ("30+25=55.\n\nThe answer is \\boxed{55}.", "30+25=56.\n\nThe answer is \\boxed{56}.")
-
-
-def unit_of(folder: Path, name: str, seed: int, pass_at_1: float, records: list[Any]) -> Unit:
-    arm = next(arm for arm in ARMS if arm.name == name)
-    unit = Unit(arm, seed, folder / f"{seed}")
-    unit.evaluation.mkdir(parents=True)
-    write_results(unit.evaluation, pass_at_1)
-    answers = [
-        record_of(unbroken(id="q", output=text, spans=spans_of([("teacher", text)]), steps=[]))
-        for text in ANSWERS
-    ]
-    (unit.evaluation / "records.jsonl").write_bytes(b"".join(a.to_json_line() for a in answers))
-    unit.records.write_bytes(b"".join(record_of(one).to_json_line() for one in records))
-    return unit
-
-
-def write_results(folder: Path, pass_at_1: float) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    value = [{"k": 1, "value": pass_at_1}]
-    rows = [("level", "4 terms"), ("all", None)]
-    table = [{"by": by, "name": name, "pass_at_k": value} for by, name in rows]
-    (folder / "results.json").write_bytes(orjson.dumps({"table": table}))
-
-
-def test_the_table_has_means_deviations_and_differences_within_a_seed(tmp_path: Path) -> None:
-    right, wrong = unbroken(correct=True), breached() | {"correct": False}
-    units = [
-        unit_of(tmp_path, "sft", 1, 0.5, [right]),
-        unit_of(tmp_path, "sft", 2, 0.7, [right]),
-        unit_of(tmp_path, "rft", 1, 0.4, [right, wrong]),
-        unit_of(tmp_path, "rft", 2, 0.4, [right, wrong]),
-        unit_of(tmp_path, "motab", 1, 0.6, [right, wrong]),
-        unit_of(tmp_path, "motab", 2, 0.9, [right, wrong]),
-    ]
-    write_results(tmp_path / "teacher", 0.99)
-    rates = curve(units[-1].records)
-    found = comparison(units, {"teacher": tmp_path / "teacher"}, rates, {"q": PROBLEM})
-    methods, ablations, data, mistakes, _ = found.to_markdown().split("\n\n")
-    assert mistakes.splitlines()[2] == "| SFT | 50.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 |"
-    assert methods.splitlines() == [
-        "| Methods | pass@1 | pass@1 against SFT | 4 terms |",
-        "|---|---:|---:|---:|",
-        "| the teacher itself | 99.0 | | |",
-        "| SFT | 60.0 ± 14.1 |  | 60.0 ± 14.1 |",
-        "| RFT | 40.0 ± 0.0 | -20.0 ± 14.1 | 40.0 ± 0.0 |",
-        "| MOTAB | 75.0 ± 21.2 | +15.0 ± 7.1 | 75.0 ± 21.2 |",
-    ]
-    assert ablations.splitlines()[-1].startswith("| MOTAB | 75.0")
-    lines = {line.split(" | ")[0]: line.split(" | ")[1:4] for line in data.splitlines()}
-    assert lines["| RFT"] == ["1", "50.0", "50.0"]
-    assert lines["| MOTAB"] == ["2", "50.0", "50.0"]
-    assert orjson.loads(found.to_json())["arms"][0]["by_k"]["1"] == {"1": 0.5, "2": 0.7}
 
 
 def test_the_curve_tells_breaches_of_right_trajectories_from_those_of_wrong_ones(
