@@ -67,8 +67,16 @@ def _checked(result: object) -> Judgement:
     match result:
         case (str() | None as predicted, bool() | None as correct):
             return Judgement(predicted, correct)
+        case (str() | None as predicted, bool() | None as correct, dict() as scores):
+            if not all(isinstance(name, str) and _is_number(scores[name]) for name in scores):
+                raise TypeError(f"the scores must be finite numbers by name, not {scores!r:.80}")
+            return Judgement(predicted, correct, scores=scores)
         case _:
             raise TypeError(f"the rule must return (predicted, correct), got {result!r:.80}")
+
+
+def _is_number(score: object) -> bool:
+    return isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
 
 
 def _bound(seconds: float) -> None:

@@ -108,6 +108,9 @@ def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    time.sleep(600)\n"
         "def number(record):\n"
         "    return 3\n"
+        "def steps(record):\n"
+        "    score = float(record['answer'])\n"
+        "    return None, False, {'right_steps': score}\n"
         "nothing = None\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -122,19 +125,32 @@ def test_a_callable_of_the_users_sees_the_record_and_may_print() -> None:
 
 
 @pytest.mark.usefixtures("rules")
+def test_a_callable_may_give_scores() -> None:
+    with Verifier("own:steps", num_workers=1) as verifier:
+        verified = verifier.verify(record("text", "2"))
+        assert verified.correct is False
+        assert verified.verification is not None
+        assert verified.verification.scores == {"right_steps": 2.0}
+
+
+@pytest.mark.usefixtures("rules")
 @pytest.mark.parametrize(
     ("rule", "fault"),
     [
         ("own:eat", "verification took more than 512 MiB of memory"),
         ("own:die", "verification ended with exit code -9"),
         ("own:number", "TypeError: the rule must return (predicted, correct), got 3"),
+        (
+            "own:steps",
+            "TypeError: the scores must be finite numbers by name, not {'right_steps': inf}",
+        ),
         ("own:length", "ValueError: invalid literal for int() with base 10: 'x'"),
     ],
 )
 def test_a_callable_that_fails_decides_nothing(rule: str, fault: str) -> None:
     limits = Limits(num_bytes=GIB // 2)
     with Verifier(rule, limits=limits, num_workers=1) as verifier:
-        verified = verifier.verify(record("text", "x"))
+        verified = verifier.verify(record("text", "inf" if rule == "own:steps" else "x"))
         assert (verified.predicted, verified.correct) == (None, None)
         assert verified.verification == Verification(rule=rule, fault=fault)
 
