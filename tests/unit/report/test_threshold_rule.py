@@ -56,6 +56,11 @@ def test_among_equals_it_prefers_fewer_false_catches_then_the_smaller_theta() ->
     found = choose([wrong(0.1), right(0.3), wrong(0.5), right(0.9)])
     assert 0.1 < found.base_threshold <= 0.3
     assert found.entropy_scale == 0.0
+    # With theta 0 it is 2/2 - 1/2 above 0.5, with theta 1/4 1/2 - 0 above 0.3, where the others are
+    # at 0.33 and 0.82.
+    found = choose([wrong(0.3), wrong(0.5, 2.0), right(0.2, 2.0), right(0.9)])
+    assert 0.3 < found.base_threshold <= 0.2 * math.exp(0.5)
+    assert (found.entropy_scale, found.num_falsely_caught) == (0.25, 0)
 
 
 def test_a_trajectory_is_caught_when_any_of_its_steps_is() -> None:

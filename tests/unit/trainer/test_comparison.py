@@ -19,6 +19,7 @@ from trainer.reproduce.results import (
     DOUBT,
     Answer,
     Comparison,
+    answers_of,
     comparison,
     counts_of,
     rates_of,
@@ -234,6 +235,13 @@ def test_answers_are_counted_by_what_they_say() -> None:
     assert rates_of(answers) == {"a": 0.5, "b": 0.0}
     assert counts_of(answers[:1]).right_without is None
     assert counts_of(answers[2:]).right_doubting is None
+
+
+def test_an_answer_that_could_not_be_judged_counts_neither_way() -> None:
+    records = [record_of(answer("a", RIGHT)), record_of(answer("a", DOUBTED) | {"correct": None})]
+    assert answers_of(records, mistake_of) == [
+        Answer("a", is_right=True, doubts=False, is_cut=False, mistake=None)
+    ]
 
 
 def test_the_cost_of_an_arm_is_per_question_and_drawn_against_its_accuracy(tmp_path: Path) -> None:
