@@ -40,7 +40,7 @@ def trained(model: Path, folder: Path) -> Any:
     """Trains with a loss, once each; the output folder and the losses by step."""
 
     @cache
-    def train(name: str, loss: str) -> tuple[Path, list[float]]:
+    def train(name: str, loss: str, per_device: int = 2) -> tuple[Path, list[float]]:
         path = folder / name
         path.mkdir()
         source = written(path / "records.jsonl", [scored(i) for i in range(NUM_EXAMPLES)])
@@ -50,7 +50,7 @@ def trained(model: Path, folder: Path) -> Any:
             "loss": json.loads(loss),
             # Every step sees all examples: two at once of unequal lengths, three times.
             "training": {"max_steps": 3, "batch_size": 6, "max_tokens": 512, "warmup": 0},
-            "hardware": {"kind": "cpu", "per_device": 2},
+            "hardware": {"kind": "cpu", "per_device": per_device},
             "output": str(path / "out"),
         }
         recipe["training"] |= {"learning_rate": 1e-3}
@@ -119,3 +119,42 @@ def test_weights_are_those_of_the_formula_and_so_is_the_loss(trained: Any) -> No
     run = orjson.loads((output / "run.json").read_bytes())
     assert run["tokens"]["num_weighted"] == NUM_EXAMPLES * len(CORRECTION)
     assert run["tokens"]["mean_of_g"] == pytest.approx(mean)
+
+
+def test_weights_by_prefix_are_those_of_the_formula() -> None:
+    found = orjson.loads(in_trainer("check_prefix.py").strip().splitlines()[-1])
+    # With the discount 1/2 and ratios 4, 1/2, 8 the prefixes have means of 1, 4 and
+    # (4^(1/2) * 1/2)^(2/3) = 1; with 1/8, 2, 1 they have 1, 1/8 (so 1/4, the bound) and
+    # ((1/8)^(1/2) * 2)^(2/3) = 2^(-1/3). A position alone has the weight 1.
+    cube = 2 ** (-1 / 3)
+    assert found["by_hand"] == [
+        pytest.approx([1, 1, 4 / 2.125, 2 / (1 + cube), 1]),
+        pytest.approx([1, 1, 1, 0.25 / 2.125, 2 * cube / (1 + cube)]),
+    ]
+    # Against a plain loop over random cases, in single precision.
+    assert found["furthest"] < 1e-5
+    assert max(found["renewed"]) < 1e-4
+    assert max(found["frozen"]) < 1e-4
+
+
+@pytest.mark.parametrize("renew", [True, False])
+def test_the_loss_by_prefix_is_that_of_its_tokens(trained: Any, renew: bool) -> None:
+    loss = {"kind": "weighted", "level": "prefix", "mask": "unflawed", "discount": 0.9}
+    output, losses = trained(f"prefix-{renew}", json.dumps({**loss, "renew": renew}), 6)
+    found = orjson.loads(in_trainer("check_prefix.py", output).strip().splitlines()[-1])
+    assert losses[0] == pytest.approx(found["loss"], abs=1e-4)
+    plain = json.dumps({"kind": "sft", "mask": "unflawed"})
+    unweighted = trained("unflawed", plain, 6)[0]
+    # An untrained model finds all tokens about as likely, so its loss shows little of the weights.
+    apart = in_trainer("compare_students.py", output / "model", unweighted / "model")
+    assert float(apart) > 1e-4
+    run = orjson.loads((output / "run.json").read_bytes())
+    assert run["tokens"]["num_weighted"] == NUM_EXAMPLES * len(CORRECTION)
+    assert run["tokens"]["mean_of_g"] is None
+
+
+def test_power_0_by_prefix_is_plain_sft(trained: Any) -> None:
+    zero = '{"kind": "weighted", "level": "prefix", "power": 0, "mask": "unflawed"}'
+    plain = '{"kind": "sft", "mask": "unflawed"}'
+    of_zero, losses = trained("zero-prefix", zero, 6)[1], trained("unflawed", plain, 6)[1]
+    assert of_zero == pytest.approx(losses, abs=1e-4)

@@ -14,6 +14,10 @@ tokens. The weight of a learned token that the teacher wrote is
     w_t = g_t / mean(g),    g_t = exp(power * min(max(r_t, log(clip_low)), log(clip_high))),
 
 with the mean over all such tokens of the dataset; every other token has the weight 1.
+
+At level `prefix` the weights are computed while the student trains (`train_weighted.py`). The
+dataset then has log pi_T of every token of the output, for a frozen student log pi_S as well, and
+marks the tokens that are weighted.
 """
 
 import json
@@ -21,6 +25,7 @@ import math
 import shutil
 import sys
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -37,6 +42,8 @@ class Fit:
     power: float
     clip_low: float
     clip_high: float
+    discount: float = 1.0
+    renew: bool = True
 
     def unnormalised(self, log_ratio: float) -> float:
         """g_t."""
@@ -46,10 +53,16 @@ class Fit:
 
 @dataclass(frozen=True)
 class Token:
-    """The label and weight of one token; `unnormalised` is None if the weight is 1."""
+    """The label and weight of one token; `unnormalised` is None if the weight is 1.
+
+    At level `prefix` each token of the output has its log-probability under both models, and
+    `unnormalised` is 1 if it is weighted.
+    """
 
     learned: bool
     unnormalised: float | None
+    student: float = math.nan
+    teacher: float = math.nan
 
 
 def so_far(sums: dict[str, list[Any]], character: int) -> float:
@@ -63,11 +76,14 @@ def so_far(sums: dict[str, list[Any]], character: int) -> float:
     return float(before + share * (values[after] - before))
 
 
+def logprob(sums: dict[str, list[Any]], start: int, end: int) -> float:
+    """Return a model's log-probability of the characters `start` to `end` (exclusive)."""
+    return so_far(sums, end) - (so_far(sums, start) if start else 0.0)
+
+
 def log_ratio(learn: dict[str, Any], start: int, end: int) -> float:
     """Return the student's minus the teacher's log-probability of `start` to `end` (exclusive)."""
-    student, teacher = learn["student"], learn["teacher"]
-    of_student = so_far(student, end) - (so_far(student, start) if start else 0.0)
-    return of_student - (so_far(teacher, end) - (so_far(teacher, start) if start else 0.0))
+    return logprob(learn["student"], start, end) - logprob(learn["teacher"], start, end)
 
 
 def tokens_of(learn: dict[str, Any], ends: list[int], fit: Fit | None) -> list[Token]:
@@ -90,7 +106,12 @@ def tokens_of(learn: dict[str, Any], ends: list[int], fit: Fit | None) -> list[T
         unit, end = learn["units"][units[members[0]]], ends[members[-1]]
         if fit.level == "step":
             start, end = ([0, *unit_ends])[units[members[0]]], unit["end"]
-        if unit["weighted"]:
+        if fit.level == "prefix":
+            both = [logprob(learn[name], start, end) for name in ("student", "teacher")]
+            for i in members:
+                shares = (total / len(members) for total in both)
+                found[i] = Token(unit["learned"], 1.0 if unit["weighted"] else None, *shares)
+        elif unit["weighted"]:
             raw = fit.unnormalised(log_ratio(learn, start, end) / len(members))
             for i in members:
                 found[i] = Token(unit["learned"], raw)
@@ -218,26 +239,49 @@ def loaded(settings: dict[str, Any]) -> Plain:
     return Plain(module["tokenizer"], template, datasets["train_dataset"], data_args.mask_history)
 
 
-def rewritten(plain: Plain, places: list[Place], mean: float | None, cache: Path) -> Any:  # noqa: ANN401
-    """Return the examples with labels and, if there is a `mean` of g, with `token_weights`."""
+@dataclass(frozen=True)
+class Column:
+    """A number for every token: `of` a token of the answer, `elsewhere` for all other tokens."""
+
+    of: Callable[[Token], float]
+    elsewhere: float
+
+
+def columns_of(fit: Fit | None, mean: float) -> dict[str, Column]:
+    """Return the columns that the training reads; `mean` is the mean of g."""
+    if fit is None:
+        return {}
+    if fit.level != "prefix":
+        weight = Column(lambda t: 1.0 if t.unnormalised is None else t.unnormalised / mean, 1.0)
+        return {"token_weights": weight}
+    columns = {
+        "teacher_logprobs": Column(lambda t: t.teacher, math.nan),
+        "by_prefix": Column(lambda t: float(t.unnormalised is not None), 0.0),
+    }
+    if not fit.renew:
+        columns["student_logprobs"] = Column(lambda t: t.student, math.nan)
+    return columns
+
+
+def rewritten(plain: Plain, places: list[Place], columns: dict[str, Column], cache: Path) -> Any:  # noqa: ANN401
+    """Return the examples with the labels of `places` and the `columns`."""
     from datasets import Sequence, Value  # noqa: PLC0415
 
     def changed(example: dict[str, Any], index: int) -> dict[str, Any]:
         labels, place = list(example["labels"]), places[index]
-        weights = [1.0] * len(labels)
+        values = {name: [column.elsewhere] * len(labels) for name, column in columns.items()}
         for i, token in enumerate(place.tokens, start=place.start):
             if not token.learned:
                 labels[i] = IGNORED
-            if mean is not None and token.unnormalised is not None:
-                weights[i] = token.unnormalised / mean
-        return {"labels": labels} | ({} if mean is None else {"token_weights": weights})
+            for name, column in columns.items():
+                values[name][i] = column.of(token)
+        return {"labels": labels, **values}
 
     features = plain.examples.features.copy()
     unused = [name for name in ("images", "videos", "audios") if name in features]
     for name in unused:
         features.pop(name)
-    if mean is not None:
-        features["token_weights"] = Sequence(Value("float32"))
+    features.update(dict.fromkeys(columns, Sequence(Value("float32"))))
     return plain.examples.map(
         changed,
         with_indices=True,
@@ -266,12 +310,12 @@ def weigh(job: dict[str, Any]) -> dict[str, Any]:
     ]
     if fit is not None and not raw:
         return {"error": "loss.kind: weighted: no learned token was written by the teacher"}
-    mean = None if fit is None else math.fsum(raw) / len(raw)
+    mean = None if fit is None or fit.level == "prefix" else math.fsum(raw) / len(raw)
     output = Path(job["output"])
     cache = output.with_suffix(".arrow")
     shutil.rmtree(output, ignore_errors=True)
     cache.unlink(missing_ok=True)
-    examples = rewritten(plain, places, mean, cache)
+    examples = rewritten(plain, places, columns_of(fit, mean or 1.0), cache)
     kept = [i for i, labels in enumerate(examples["labels"]) if any(x != IGNORED for x in labels)]
     if not kept:
         return {"error": "training.max_tokens: the cut removes everything that is learned"}

@@ -67,13 +67,24 @@ class WeightedLoss(_Loss):
     """
 
     kind: Literal["weighted"]
-    level: Literal["token", "step"]
-    """The unit that gets a weight: every token, or every step."""
+    level: Literal["token", "step", "prefix"]
+    """What the weight is of: every token, every step, or every token by the text before it."""
     power: float = Field(1.0, ge=0, le=10)
     """The exponent of the clipped ratio; 0 is plain SFT."""
     clip_low: float = Field(0.1, gt=0, le=1)
     clip_high: float = Field(10.0, ge=1)
     """Bounds of the ratio of the student's to the teacher's probability."""
+    discount: float = Field(0.99, gt=0, le=1)
+    """Of a prefix: each earlier token counts by this factor less than the token after it."""
+    renew: bool = True
+    """Of a prefix: the student is the one that trains, not the one that `motab score` asked."""
+
+    @model_validator(mode="after")
+    def _fits_its_level(self) -> Self:
+        idle = sorted({"discount", "renew"} & self.model_fields_set)
+        if self.level != "prefix" and idle:
+            raise ValueError(f"{idle[0]} is of level: prefix, not of level: {self.level}")
+        return self
 
     @property
     def by_span(self) -> bool:
@@ -225,6 +236,16 @@ class Recipe(_Section):
             raise ValueError(
                 f"loss.max_new_tokens: {self.loss.max_new_tokens} of the"
                 f" {self.training.max_tokens} of training.max_tokens leave no room for a prompt"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prefixes_can_be_compared(self) -> Self:
+        is_by_prefix = isinstance(self.loss, WeightedLoss) and self.loss.level == "prefix"
+        if is_by_prefix and self.hardware.per_device < 2:
+            raise ValueError(
+                "loss.level: prefix compares the sequences of a forward pass with each other, so"
+                f" hardware.per_device must be 2 or more, not {self.hardware.per_device}"
             )
         return self
 

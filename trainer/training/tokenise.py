@@ -12,7 +12,7 @@ from trainer.training.loss_spans import LINES
 from trainer.training.recipe import DataLoss, WeightedLoss
 
 _JOB: Final = "weigh.json"
-_FIT: Final = {"level", "power", "clip_low", "clip_high"}
+_FIT: Final = {"level", "power", "clip_low", "clip_high", "discount", "renew"}
 # The settings that decide how LLaMA-Factory tokenises.
 _TOKENISING: Final = (
     "stage",
