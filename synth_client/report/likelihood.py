@@ -13,8 +13,8 @@ from typing import Final, get_args
 
 from proxy.core.params import Method
 from synth_client.report.authorship import Passage, TextKind, handover_of, passages_of
-from synth_client.report.text_logprobs import MODELS, BothModels, Model
 from trajectory_records.record import Record
+from trajectory_records.text_logprobs import MODELS, BothModels, Model
 
 NUM_BINS: Final = 40
 """The number of bins in plots over characters; around the handover, half lie on each side."""

@@ -22,7 +22,7 @@ from synth_client.report.likelihood import (
     points_of,
 )
 from synth_client.report.plots import Plot, PlotGroup, add_band, colour, new_figure
-from synth_client.report.text_logprobs import MODELS, Model
+from trajectory_records.text_logprobs import MODELS, Model
 
 _SHARE_IN_SIGHT: Final = 0.9
 _SHARE_OF_HANDOVERS: Final = 0.5

@@ -22,7 +22,8 @@ from markupsafe import Markup
 
 from synth_client.errors import ClientError
 from synth_client.files.atomic import AtomicFile, output_errors
-from synth_client.report.palette import PALETTE
+from trajectory_records.viewer.assets import viewer_style
+from trajectory_records.viewer.palette import PALETTE
 
 if TYPE_CHECKING:
     from synth_client.report.plots import PlotGroup
@@ -57,7 +58,7 @@ def page(
     blocks: Sequence[Block] = (),
     **context: Any,  # noqa: ANN401 - the template's variables
 ) -> Iterator[str]:
-    """Yield the page in pieces. `template` and `scripts` are files in `assets`.
+    """Yield the page in pieces. `template` is a file in `assets`.
 
     Raises `PageError` if the page would be too large.
     """
@@ -76,8 +77,7 @@ def page(
             f"the page would hold {size / 2**20:,.0f} MB, but only {MAX_DATA_BYTES >> 20} MB open"
             " well: show fewer trajectories (--max-trajectories)"
         )
-    sources = [_asset(name) for name in scripts]
-    hashes = " ".join(f"'sha256-{_digest(source)}'" for source in (*sources, plotly))
+    hashes = " ".join(f"'sha256-{_digest(source)}'" for source in (*scripts, plotly))
     environment = Environment(
         loader=PackageLoader("synth_client.report", "assets"),
         autoescape=True,
@@ -88,9 +88,8 @@ def page(
     return environment.get_template(template).generate(
         policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline';"
         " base-uri 'none'; form-action 'none'",
-        palette=PALETTE,
-        style=Markup(_asset("page.css")),  # noqa: S704 - our own file
-        scripts=[Markup(source) for source in sources],  # noqa: S704 - our own files
+        style=Markup(viewer_style() + asset("page.css")),  # noqa: S704 - our own files
+        scripts=[Markup(source) for source in scripts],  # noqa: S704 - our own files
         groups=groups,
         blocks=data,
         **context,
@@ -109,7 +108,8 @@ def write_page(pieces: Iterable[str], path: Path) -> None:
             whole.publish()
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return a file of `assets`."""
     return (_ASSETS / name).read_text(encoding="utf-8")
 
 

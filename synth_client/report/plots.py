@@ -8,7 +8,6 @@ import orjson
 import plotly.graph_objects as go
 
 from synth_client.prices import PRICED
-from synth_client.report.palette import PALETTE
 from synth_client.report.statistics import (
     NUM_STEPS_SHOWN,
     RELATIVE_BINS,
@@ -17,6 +16,7 @@ from synth_client.report.statistics import (
     mean,
     quantiles_by_step,
 )
+from trajectory_records.viewer.palette import PALETTE
 
 _FONT: Final = "ui-sans-serif, system-ui, sans-serif"
 _MARGIN_BIN: Final = 0.05

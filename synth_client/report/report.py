@@ -4,12 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from markupsafe import Markup
+
 from synth_client.prices import costs_of
 from synth_client.report.likelihood import Likelihoods
-from synth_client.report.page import page, require_plotly, write_page
+from synth_client.report.page import asset, page, require_plotly, write_page
 from synth_client.report.statistics import Statistics, summarise
 from synth_client.report.trajectory_viewer import Sample
 from trajectory_records.record import ROLE_LABELS, Record
+from trajectory_records.viewer.assets import viewer_markup, viewer_script
 
 MAX_TRAJECTORIES: Final = 10_000
 
@@ -49,7 +52,7 @@ def report(
         sample.add(record)
     return page(
         "report.html.j2",
-        scripts=("page.js", "viewer.js"),
+        scripts=(asset("page.js"), f"{viewer_script()}\n{asset('report.js')}"),
         groups=(*plots_of(run), *likelihood_plots_of(likelihoods)) if run.num_records else (),
         blocks=tuple(sample.blocks()),
         run=run,
@@ -58,4 +61,5 @@ def report(
         num_token_scored=likelihoods.num_scored,
         num_shown=len(sample),
         role_labels=ROLE_LABELS,
+        viewer=Markup(viewer_markup()),  # noqa: S704 - our own file
     )

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from rich import box
 from rich.table import Table
 
-from synth_client.report.page import page
+from synth_client.report.page import asset, page
 from synth_client.report.plots import Plot, PlotGroup, add_band, colour, new_figure
 from synth_client.report.rescore import Row
 
@@ -53,7 +53,7 @@ def rescore_page(
     """Yield the page in pieces; `notes` are sentences above the table, `more` further plots."""
     return page(
         "rescore.html.j2",
-        scripts=("page.js",),
+        scripts=(asset("page.js"),),
         groups=(_plots(rows), *more),
         columns=_COLUMNS,
         rows=[(cells(row), (row.base_threshold, row.entropy_scale) == own) for row in rows],

@@ -166,6 +166,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     },
     # Both the proxy and the client make records, and neither may import the other.
     "trajectory_records": _CORE,
+    "trajectory_records.viewer": frozenset({"trajectory_records"}),
     # The client speaks HTTP to the proxy; it shares the algorithm's rules, which are pure, and the
     # list of secrets, of which a process has one.
     "synth_client": frozenset(),
@@ -180,7 +181,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "synth_client.training_data": _CLIENT_GROUND
     | _CORE
     | {"synth_client.questions", "synth_client.judging"},
-    "synth_client.report": _CLIENT_GROUND | _CORE | {"synth_client.prices"},
+    "synth_client.report": _CLIENT_GROUND
+    | _CORE
+    | {"synth_client.prices", "trajectory_records.viewer"},
     "synth_client.runs": _CLIENT - {"synth_client.report", "synth_client.cli"},
     "synth_client.cli": _CLIENT,
     "trainer": frozenset(),

@@ -59,5 +59,5 @@ const motab = (() => {
 
   const ready = start();
   ready.then(() => { document.documentElement.dataset.plots = "ready"; }, trouble);
-  return { ready, load, draw, trouble, light: (name) => palette[name][0] };
+  return { ready, load, trouble };
 })();

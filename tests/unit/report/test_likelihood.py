@@ -15,7 +15,6 @@ from synth_client.report.likelihood import (
     Reach,
     points_of,
 )
-from synth_client.report.text_logprobs import TextLogprobs
 from tests.support.records import (
     CORRECTION,
     FLAWED,
@@ -29,6 +28,7 @@ from tests.support.records import (
 )
 from tests.support.synth_client.reports import evenly
 from trajectory_records.parts import ModelLogprobs
+from trajectory_records.text_logprobs import TextLogprobs
 
 STUDENT, TEACHER = TextKind("student", after_other=False), TextKind("teacher", after_other=False)
 CORRECTED, RESUMED = TextKind("teacher", after_other=True), TextKind("student", after_other=True)

@@ -13,7 +13,6 @@ from synth_client.report import page
 from synth_client.report.likelihood import Likelihoods
 from synth_client.report.likelihood_plots import likelihood_plots_of
 from synth_client.report.page import PageError
-from synth_client.report.palette import PALETTE
 from synth_client.report.plots import plots_of
 from synth_client.report.report import report, write_report
 from tests.support.pages import data_of, without_data
@@ -30,6 +29,7 @@ from tests.support.records import (
 )
 from tests.support.synth_client.reports import EVIL, hostile, statistics_of, with_tokens
 from trajectory_records.record import Record
+from trajectory_records.viewer.palette import PALETTE
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

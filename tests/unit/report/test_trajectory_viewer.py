@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from synth_client.report import trajectory_viewer as viewer
-from synth_client.report.trajectory_viewer import Sample, entry_of, view_of
+from synth_client.report.trajectory_viewer import Sample
 from tests.support.pages import data_of
 from tests.support.records import (
     CORRECTION,
@@ -16,6 +16,7 @@ from tests.support.records import (
     spans_of,
     unbroken,
 )
+from trajectory_records.viewer.view import entry_of, view_of
 
 
 def data_of_sample(sample: Sample) -> dict[str, Any]:

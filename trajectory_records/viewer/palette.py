@@ -23,11 +23,11 @@ PALETTE: Final[Mapping[str, Colour]] = {
     "focus": Colour("#2457a6", "#8ab4f0"),
     "student": Colour("#2b7a63", "#5fbf9f"),
     "flawed": Colour("#b5443c", "#ee8d83"),
-    "revise": Colour("#a87a1a", "#dcb65c"),
+    "revise": Colour("#8a6312", "#dcb65c"),
     "teacher": Colour("#35679f", "#7fb1e4"),
     "soft-band": Colour("rgba(93,100,107,0.16)", "rgba(163,169,175,0.18)"),
     "student-band": Colour("rgba(43,122,99,0.16)", "rgba(95,191,159,0.18)"),
     "flawed-band": Colour("rgba(181,68,60,0.15)", "rgba(238,141,131,0.18)"),
-    "revise-band": Colour("rgba(168,122,26,0.18)", "rgba(220,182,92,0.18)"),
+    "revise-band": Colour("rgba(138,99,18,0.16)", "rgba(220,182,92,0.18)"),
     "teacher-band": Colour("rgba(53,103,159,0.15)", "rgba(127,177,228,0.18)"),
 }

@@ -1,0 +1,1 @@
+"""Draws trajectories in a browser, for the report and for the proxy's page."""
