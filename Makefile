@@ -22,13 +22,16 @@ PARALLEL := --numprocesses $(JOBS) --dist worksteal
 help:  ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
+# Where somebody sits at a terminal the demo stays, and serves the page on which to watch its pair.
+WATCHED := if [ -t 0 ] && [ -t 1 ]; then serve=--serve; fi;
+
 .PHONY: demo
 demo: $(VENV)/.demo  ## synthesise the bundled questions with two tiny models
-	$(BIN)/motab demo
+	@$(WATCHED) $(BIN)/motab demo $$serve
 
 .PHONY: demo-pretrained
 demo-pretrained: $(VENV)/.models  ## the same with two pretrained models of general use
-	$(BIN)/motab demo --pair pretrained --output runs/demo_pretrained
+	@$(WATCHED) $(BIN)/motab demo --pair pretrained --output runs/demo_pretrained $$serve
 
 .PHONY: test
 test: $(VENV)/.dev check  ## lint, types and all tests but those of test-servers, -cluster, -browser, -trainer, -evalscope, -clients, -chaos and -image

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from trajectory_records.record import Message, Record
 MODEL = "motab/demo"
 # Two trajectories keep both cores busy; more would only share them.
 _CONCURRENCY = 2
+_NUM_OFFERED = 4
 
 
 class DemoPair(StrEnum):
@@ -73,20 +75,40 @@ class _Tally:
     errors: list[str]
 
 
-async def demo(pair: DemoPair, output: Path, limit: int | None, console: Console) -> None:
-    """Synthesise the questions into `output`: `records.jsonl` and `report.html`.
+async def demo(
+    pair: DemoPair, output: Path, limit: int | None, console: Console, *, serves: bool = False
+) -> None:
+    """Synthesise the questions into `output`: `records.jsonl` and `report.html`. With `serves` the
+    proxy and its page stay until a signal.
 
     Raises `MotabError` where a question failed; the others' records are kept.
     """
     questions = demo_questions(pair)[:limit]
+    page = {"runs": str(output), "questions": _offered(pair)}
     console.print("Starting the student and the teacher ...", style="dim")
-    async with running(demo_config(pair)) as base_url:
+    async with running(demo_config(pair).with_server({"page": page})) as base_url:
         console.print(f"The proxy serves {MODEL} at {base_url}", style="dim")
         console.print(legend())
         with _progress(len(questions), console) as step:
             synthesis = Synthesis(model=MODEL, temperature=_TEMPERATURES[pair], seed=0)
             tally = await _synthesise(base_url, questions, synthesis, output, console, step)
-    _finish(tally, output, console)
+        _finish(tally, output, console)
+        if serves:
+            url = base_url.removesuffix("/v1")
+            console.print(f"\n[bold]open {url} to watch[/] (Ctrl+C ends it)", highlight=False)
+            await _until_signal()
+
+
+def _offered(pair: DemoPair) -> list[str]:
+    """The questions that the page offers."""
+    return [question.messages[0].content for question in demo_questions(pair)[:_NUM_OFFERED]]
+
+
+async def _until_signal() -> None:
+    signalled = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    await signalled.wait()
 
 
 async def _synthesise(
@@ -174,7 +196,10 @@ def demo_command(
     pair: Annotated[
         DemoPair, typer.Option(help="The models: two made for the questions, or pretrained ones.")
     ] = DemoPair.TINY,
+    serve: Annotated[  # noqa: FBT002
+        bool, typer.Option("--serve", help="Stay, and serve the page on which to watch the pair.")
+    ] = False,
 ) -> None:
     """Synthesise the bundled questions with two small real models and show the trajectories."""
     output.mkdir(parents=True, exist_ok=True)
-    run(demo(pair, output, limit, Console()))
+    run(demo(pair, output, limit, Console(), serves=serve))

@@ -1,7 +1,7 @@
 """Checks the section `server` of the configuration file: what the proxy itself is and bounds."""
 
 import re
-from typing import Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -21,6 +21,19 @@ class RecordsConfig(Section):
     file: str = Field(min_length=1)
     rotate_mb: float | None = Field(1024, gt=0)
     """The size in MB at which the next file begins; None: never."""
+
+
+class PageConfig(Section):
+    """The page that people open in a browser."""
+
+    runs: str | None = Field(None, min_length=1)
+    """A folder whose files of records the page shows, and those of its subfolders."""
+    questions: tuple[Annotated[str, Field(min_length=1, max_length=10_000)], ...] = ()
+    """Questions that the page offers."""
+    prices: dict[Literal["student", "scored", "teacher"], Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict
+    )
+    """Prices of a million tokens: written by students, scored by teachers, written by teachers."""
 
 
 class ServerConfig(Section):
@@ -52,6 +65,8 @@ class ServerConfig(Section):
     """Seconds in which a client may read nothing of its stream; then its trajectories end."""
     records: RecordsConfig | None = None
     """Where every finished trajectory is appended as a record: a path, or a `RecordsConfig`."""
+    page: PageConfig | None = PageConfig()
+    """The page at `/`: true, false, or a `PageConfig`; None: there is none."""
     tracing: bool = False
     """Whether trajectories are reported as OpenTelemetry traces; the `OTEL_` variables of the
     environment say where they go."""
@@ -64,6 +79,15 @@ class ServerConfig(Section):
         if records is None or isinstance(records, dict | RecordsConfig):
             return records
         raise ValueError("must be a file's path, or {file: PATH, rotate_mb: NUMBER}")
+
+    @field_validator("page", mode="before")
+    @classmethod
+    def _page_may_be_a_switch(cls, page: object) -> object:
+        if isinstance(page, bool):
+            return PageConfig() if page else None
+        if page is None or isinstance(page, dict | PageConfig):
+            return page
+        raise ValueError("must be true, false, or {runs: FOLDER, questions: [...], prices: {...}}")
 
     @field_validator("api_keys")
     @classmethod

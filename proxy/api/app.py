@@ -1,7 +1,7 @@
 """Answers each route of the API, and describes the routes in `/openapi.json`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ from proxy.api.shapes import Kind
 from proxy.api.sse import EventStream, until_disconnected
 from proxy.errors import ModelNotFound, RequestError, first_error
 from proxy.json_bounds import fault_of_size
+from proxy.page.page import Page
 
 T = TypeVar("T")
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -44,13 +45,15 @@ def create_app(service: Service) -> ASGIApp:
     """Return the ASGI app that serves `service`."""
     routes = [*_generation_routes(service), *_information_routes(service)]
     document = _document(routes)
+    page = None if service.config.page is None else Page(service.config, service.models)
 
     async def openapi(_: Request) -> Response:
         return _json(document)
 
-    own = (service.config, service.metrics, service.tracer)
+    open_paths: Collection[str] = page.open_paths if page else frozenset()
+    own = (service.config, service.metrics, service.tracer, open_paths)
     every = Starlette(
-        routes=[*routes, Route("/openapi.json", openapi)],
+        routes=[*routes, Route("/openapi.json", openapi), *(page.routes if page else ())],
         middleware=[Middleware(RequestMiddleware, *own)],
         # `RequestMiddleware` answers for every other error.
         exception_handlers={HTTPException: on_http_error(route.path for route in routes)},

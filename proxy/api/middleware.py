@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Set as AbstractSet
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,8 +36,14 @@ class RequestMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, config: ServerConfig, metrics: Metrics, tracer: Tracer
+        self,
+        app: ASGIApp,
+        config: ServerConfig,
+        metrics: Metrics,
+        tracer: Tracer,
+        open_paths: AbstractSet[str] = frozenset(),
     ) -> None:
+        """`open_paths` need no key, like those that report the server's health."""
         self._app = app
         self._keys = [key.encode() for key in config.api_keys]
         self._max_body_bytes = config.max_body_bytes
@@ -44,6 +51,7 @@ class RequestMiddleware:
         self._hosts = _Hosts(config) if config.allowed_hosts or not config.api_keys else None
         self._metrics = metrics
         self._tracer = tracer
+        self._open_paths = _OPEN_PATHS | open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,7 +114,7 @@ class RequestMiddleware:
             problem = self._hosts.problem(scope["headers"])
             if problem is not None:
                 return problem
-        if not is_trusted and path not in _OPEN_PATHS:
+        if not is_trusted and path not in self._open_paths:
             return Unauthorized("send one of this server's API keys as a Bearer token")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:

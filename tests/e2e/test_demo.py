@@ -156,3 +156,33 @@ async def test_a_text_goes_on_where_it_was_when_its_embedded_server_is_killed() 
             return "".join(pieces)
 
         assert await text(kill_after=10) == await text(kill_after=99)
+
+
+def test_the_demo_stays_and_serves_its_page_until_it_is_interrupted(tmp_path: Path) -> None:
+    command = [str(MOTAB), "demo", "--serve", "--limit", "1", "--output", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = line_with(process.stdout, "to watch")
+        found = re.search(r"open (http://127\.0\.0\.1:\d+) to watch", line)
+        assert found
+        page = httpx.get(found[1])
+        runs = httpx.get(f"{found[1]}/page/runs").json()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 0
+    assert "<title>motab</title>" in page.text
+    assert [run["name"] for run in runs] == ["records.jsonl"]
+
+
+@pytest.mark.parametrize("target", ["demo", "demo-pretrained"])
+def test_make_s_demo_stays_where_there_is_a_terminal(target: str) -> None:
+    recipe = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()[-1]
+    script = recipe.replace(".venv/bin/motab", "echo")
+    piped = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert "--serve" not in piped.stdout
+    ours, theirs = os.openpty()
+    subprocess.run(["sh", "-c", script], stdin=theirs, stdout=theirs, check=True)
+    assert "--serve" in os.read(ours, 1000).decode()
+    os.close(ours)
+    os.close(theirs)

@@ -128,7 +128,15 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.backends.base",
         "proxy.complaints",
         "proxy.engine",
+        "proxy.page",
         "trajectory_records",
+    },
+    "proxy.page": _PROXY_GROUND
+    | {
+        "proxy",
+        "proxy.engine",
+        "trajectory_records",
+        "trajectory_records.viewer",
     },
     "proxy.wiring": _PROXY_GROUND
     | {

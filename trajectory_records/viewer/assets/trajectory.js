@@ -21,7 +21,7 @@ const trajectory = (() => {
 
   // Charts, as wide as their place.
 
-  function chart({ label, height = 220, x, y, xTicks, yTicks, digits = 2, bands = [], lines = [], marks = [], notes = [] }) {
+  function chart({ label, height = 180, x, y, xTicks, yTicks, xLabel = (tick) => tick.toLocaleString("en"), digits = 2, bands = [], lines = [], marks = [], notes = [] }) {
     const box = el("div", { class: "plot", role: "img", "aria-label": label });
     const key = el("p", { class: "lines" }, ...lines.map((one) =>
       el("span", { class: `line ${one.tone} ${one.dotted ? "dotted" : ""}` }, one.name)));
@@ -36,7 +36,7 @@ const trajectory = (() => {
         svg("line", { x1: inset.left, x2: width - inset.right, y1: up(tick), y2: up(tick) }),
         svg("text", { x: inset.left - 6, y: up(tick) + 4, "text-anchor": "end" }, tick.toFixed(digits))));
       const below = xTicks(width).map((tick) => svg("g", { class: "tick" },
-        svg("text", { x: across(tick), y: height - 6, "text-anchor": "middle" }, tick.toLocaleString("en"))));
+        svg("text", { x: across(tick), y: height - 6, "text-anchor": tick === x[0] ? "start" : tick === x[1] ? "end" : "middle" }, xLabel(tick))));
       const drawn = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
         svg("g", { class: "shapelayer" }, ...bands.map(({ tone, from, to }) => svg("path", { class: `band ${tone}`,
           d: `M${across(from)},${inset.top}H${across(to)}V${height - inset.bottom}H${across(from)}Z` }))),

@@ -97,7 +97,7 @@ const viewer = (() => {
   }
 
   function move(place) {
-    find("viewer").scrollIntoView({ block: "nearest" });
+    list.closest(".viewer").scrollIntoView({ block: "nearest" });
     select(Math.min(Math.max(place, 0), matches.length - 1));
   }
 

@@ -1,0 +1,313 @@
+"use strict";
+// Follows one question live: the pair with each verdict, next to each of its models alone.
+(() => {
+  const { el, STEP, plural } = trajectory;
+  const find = (id) => document.getElementById(id);
+  const narrow = matchMedia("(max-width: 860px)");
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
+  const TEXT_MS = 10, STEP_MS = 260, MOST_BEHIND = 150;
+  let models = [], running = null;
+
+  // Events of a stream: the name, and the data as JSON; comments are skipped.
+  async function* events(answer) {
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let buffer = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const parts = (buffer + value).split("\n\n");
+      buffer = parts.pop();
+      for (const part of parts) {
+        let name = "", data = "";
+        for (const line of part.split("\n")) {
+          if (line.startsWith("event: ")) name = line.slice(7);
+          if (line.startsWith("data: ")) data += line.slice(6);
+        }
+        if (data && data !== "[DONE]") yield [name, JSON.parse(data)];
+      }
+    }
+  }
+
+  async function* stream(body, signal) {
+    const answer = await app.ask("v1/chat/completions", {
+      method: "POST", signal, headers: { "content-type": "application/json" },
+      body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    });
+    if (!answer.ok) throw new Error(await app.messageOf(answer));
+    for await (const [name, data] of events(answer)) {
+      if (data.error) throw new Error(data.error.message);
+      yield [name, data];
+    }
+  }
+
+  const pause = (ms) => new Promise((done) => { setTimeout(done, still.matches ? 0 : ms); });
+
+  // Shows events one after the other, each for a moment, so that a person can follow a fast pair.
+  // `show` returns the milliseconds. Whatever falls behind its stream shows the rest without a pause.
+  async function paced(source, signal, show) {
+    const waiting = [];
+    let wake = () => undefined, hasEnded = false, failure = null;
+    (async () => {
+      try {
+        for await (const event of source) {
+          waiting.push(event);
+          wake();
+        }
+      } catch (error) {
+        failure = error;
+      }
+      hasEnded = true;
+      wake();
+    })();
+    while (waiting.length || !hasEnded) {
+      if (signal.aborted) throw new DOMException("stopped", "AbortError");
+      if (!waiting.length) await new Promise((resolve) => { wake = resolve; });
+      else {
+        const ms = await show(...waiting.shift());
+        if (ms && waiting.length < MOST_BEHIND) await pause(ms);
+      }
+    }
+    if (failure) throw failure;
+  }
+
+  // The newest text stays in sight until somebody scrolls.
+  let isFollowing = false;
+  const follow = (element) => isFollowing && element.scrollIntoView({ block: "nearest" });
+  for (const event of ["wheel", "touchmove", "keydown"])
+    window.addEventListener(event, () => { isFollowing = false; }, { passive: true });
+
+  // The pair: steps as they are judged, the way back, the correction.
+
+  class Together {
+    constructor() {
+      this.text = "";
+      this.steps = [];
+      this.judged = 0; // characters of the judged steps
+      this.breach = this.bifurcation = null;
+      this.open = el("p", { class: "text" });
+      this.waiting = el("div", { class: "step student open" }, el("div", { class: "number" }, "…"), this.open,
+        el("div", { class: "side" }, el("p", { class: "note" }, "no verdict yet")));
+      this.rest = el("div", { class: "step rest live" }, el("p", { class: "text" }));
+      find("pair").replaceChildren(this.waiting);
+      find("pair-chart").replaceChildren();
+      find("again").hidden = true;
+    }
+
+    say(kind, text) {
+      const state = find("pair-state");
+      state.className = `state ${kind}`;
+      state.textContent = text;
+    }
+
+    add(text) {
+      this.text += text;
+      this.write();
+    }
+
+    write() {
+      if (this.breach === null) {
+        this.open.textContent = this.text.slice(this.judged);
+        this.waiting.hidden = !this.open.textContent;
+      } else {
+        const begun = this.text.slice(this.judged);
+        const at = begun.indexOf(this.revise);
+        const correction = at < 0 ? begun : begun.slice(at + this.revise.length);
+        find("revise")?.replaceChildren(this.clean ? "" : this.revise);
+        find("correction")?.replaceChildren(correction.replace(/^\n+/, ""));
+        if (find("correction")) follow(find("correction").parentElement);
+      }
+    }
+
+    judge({ step, text, value, boundary, entropy, td_error, safe, author }) {
+      const verdict = safe === null ? "unscored" : safe ? "safe" : "breach";
+      const made = [text, author, verdict, value, boundary, entropy, td_error, false, null];
+      this.steps.push(made);
+      this.judged += text.length;
+      const element = trajectory.step(made, step, null);
+      element.classList.add("arrived");
+      this.waiting.before(element);
+      follow(this.waiting.hidden ? element : this.waiting);
+      this.write();
+      this.draw();
+      if (verdict === "breach") element.classList.add("struck");
+      this.say(verdict === "breach" ? "bad" : "", verdict === "breach" ? `step ${step}: V is below ε` : `${plural(this.steps.length, "step")} judged`);
+    }
+
+    draw(steps = this.steps, bifurcation = this.bifurcation) {
+      find("pair-chart").replaceChildren(trajectory.valueChart(steps, bifurcation, (index) => this.go(index)));
+    }
+
+    go(index) {
+      find("pair").querySelector(`[data-step="${index}"]`)?.scrollIntoView({ block: "center", behavior: still.matches ? "auto" : "smooth" });
+    }
+
+    // The breach stands out, then each step back to t*, and then the two ways lie next to each other.
+    async turn({ breach, bifurcation }, stitch, revise) {
+      [this.breach, this.bifurcation, this.revise, this.clean] = [breach, bifurcation, revise, stitch === "clean"];
+      if (this.clean) this.judged = this.steps.slice(0, bifurcation).reduce((sum, one) => sum + one[STEP.TEXT].length, 0);
+      this.waiting.hidden = true;
+      this.say("bad", `breach at step ${this.breach}`);
+      await pause(900);
+      for (let index = this.breach; index >= this.bifurcation; index--) {
+        this.steps[index][STEP.ROLE] = "flawed";
+        find("pair").querySelector(`[data-step="${index}"]`)?.classList.add("flawed", "passed");
+        this.say("turn", index > this.bifurcation ? `back past step ${index}` : `back to t* = ${index}`);
+        await pause(450);
+      }
+      this.draw();
+      await pause(500);
+      this.lay([]);
+      find("pair").querySelector(".pair > div:last-child").append(
+        ...(this.clean ? [] : [el("div", { class: "step rest revise" }, el("p", { class: "text", id: "revise" }))]),
+        el("div", { class: "step rest teacher" }, el("p", { class: "text", id: "correction" })));
+      this.say("teacher", "the teacher continues");
+      this.write();
+    }
+
+    lay(rest, backtrack = "td_error") {
+      find("pair").replaceChildren(...trajectory.course(this.breach, this.bifurcation, this.steps, rest, backtrack));
+    }
+
+    // The trace has what is certain only at the end: the spans, and each step's place.
+    finish(reason, trace, usage) {
+      const whole = Array.from(this.text); // offsets count characters, JavaScript counts UTF-16 units
+      this.steps = trace.steps.map((one, index) => [
+        one.start === null ? one.text ?? null : whole.slice(one.start, one.end).join(""),
+        one.author === "teacher" ? "teacher" : one.start === null || (trace.bifurcation !== null && index >= trace.bifurcation) ? "flawed" : "student",
+        one.safe === null ? "unscored" : one.safe ? "safe" : index === trace.breach ? "breach" : "unsafe",
+        one.value, one.boundary, one.entropy, one.td_error, one.start === null, null,
+      ]);
+      const end = Math.max(0, ...trace.steps.map((one) => one.end ?? 0));
+      const rest = trace.spans.filter((span) => span.end > end)
+        .map((span) => [span.role, whole.slice(Math.max(span.start, end), span.end).join("")]);
+      [this.breach, this.bifurcation] = [trace.breach, trace.bifurcation];
+      this.lay(rest, trace.params.backtrack);
+      if (this.steps.some((one) => one[STEP.VALUE] !== null)) this.draw();
+      const spent = usage?.motab;
+      const cut = reason === "length" ? ", cut at the token limit" : "";
+      const found = this.breach === null ? "no breach" : `breach at step ${this.breach}, back to t* = ${this.bifurcation}`;
+      this.say(this.breach === null ? "good" : "turn", `${found}${cut}`);
+      if (spent) find("pair").append(el("p", { class: "note" },
+        `Tokens: student ${spent.student_tokens.toLocaleString("en")} (${spent.student_tokens_discarded.toLocaleString("en")} discarded), ` +
+        `scored ${spent.teacher_scored_tokens.toLocaleString("en")}, teacher ${spent.teacher_tokens.toLocaleString("en")}; ` +
+        `${plural(spent.score_calls, "scoring call")}.`));
+      const judged = String(trace.scoring).startsWith("judge");
+      rethreshold.show(find("again"), judged ? [] : this.steps, trace.params, this.breach,
+        (steps, bifurcation) => this.draw(steps, bifurcation));
+    }
+  }
+
+  async function together(body, signal) {
+    const view = new Together();
+    view.say("", "the student writes");
+    let end = null, usage = null;
+    const motab = { ...body.motab, events: true, trace: "full" };
+    const [stitch, revise] = [options.value("stitch"), options.value("revise")];
+    await paced(stream({ ...body, motab }, signal), signal, async (name, data) => {
+      if (name === "motab.step") {
+        view.judge(data);
+        return STEP_MS;
+      }
+      if (name === "motab.breach") return view.turn(data, stitch, revise);
+      if (data.usage && !data.choices.length) usage = data.usage;
+      for (const choice of data.choices ?? []) {
+        if (choice.delta.content) view.add(choice.delta.content);
+        if (choice.finish_reason) end = choice;
+      }
+      return TEXT_MS;
+    });
+    if (!end) throw new Error("the stream ended before the text did");
+    view.finish(end.finish_reason, end.motab, usage);
+  }
+
+  // One of the models, without the other.
+  async function alone(author, body, signal) {
+    const text = find(`${author}-text`), state = find(`${author}-state`);
+    state.className = "state";
+    state.textContent = "writes";
+    let reason = null;
+    await paced(stream(body, signal), signal, (_, data) => {
+      for (const choice of data.choices ?? []) {
+        if (choice.delta.content) text.append(choice.delta.content);
+        reason = choice.finish_reason ?? reason;
+      }
+      if (data.usage) state.textContent = plural(data.usage.completion_tokens, "token") + (reason === "length" ? ", cut" : "");
+      return TEXT_MS;
+    });
+  }
+
+  function soloBody(author, body) {
+    const { motab, ...kept } = body, { teacher_temperature: own, ...others } = motab ?? {};
+    if (author === "teacher") {
+      delete kept.temperature;
+      if (own !== undefined) kept.temperature = own;
+    }
+    return { ...kept, motab: { ...others, method: author } };
+  }
+
+  async function guarded(state, work) {
+    try {
+      await work;
+    } catch (error) {
+      const stopped = error.name === "AbortError";
+      find(state).className = `state ${stopped ? "" : "bad"}`;
+      find(state).textContent = stopped ? "stopped" : error.message;
+    }
+  }
+
+  async function watch() {
+    running?.abort();
+    const mine = running = new AbortController();
+    const model = models.find((one) => one.name === find("model").value);
+    const body = options.request(find("question").value);
+    const authors = ["student", "teacher"].filter((author) => model[author] !== null);
+    const isPair = authors.length === 2;
+    for (const author of ["student", "teacher"]) {
+      find(`${author}-text`).replaceChildren();
+      find(`${author}-state`).textContent = "";
+      find(`${author}-card`).hidden = isPair ? !find("alone").checked : !authors.includes(author);
+    }
+    find("start").textContent = "Watch again";
+    find("stop").hidden = false;
+    find("pair").closest("section").hidden = !isPair;
+    const solos = isPair && !find("alone").checked ? [] : authors;
+    const works = solos.map((author) => guarded(`${author}-state`,
+      alone(author, isPair ? soloBody(author, body) : body, mine.signal)));
+    if (isPair) works.push(guarded("pair-state", together(body, mine.signal)));
+    document.documentElement.dataset.watch = "running";
+    isFollowing = true;
+    if (narrow.matches) document.querySelector(".stage").scrollIntoView({ behavior: still.matches ? "auto" : "smooth" });
+    await Promise.all(works);
+    if (mine !== running) return;
+    find("stop").hidden = true;
+    document.documentElement.dataset.watch = "done";
+  }
+
+  function choose() {
+    const model = models.find((one) => one.name === find("model").value);
+    const [student, teacher] = [model.labels.student, model.labels.teacher];
+    const short = (label) => label.split("/").at(-1);
+    find("who").textContent = [student && `student: ${short(student)}`, teacher && `teacher: ${short(teacher)}`].filter(Boolean).join(", ");
+    find("who").title = [student, teacher].filter(Boolean).join(", ");
+    options.build(model);
+  }
+
+  app.view("watch", (setUp) => {
+    models = [...setUp.models].sort((one, other) => Number(!other.student || !other.teacher ? 0 : 1) - Number(!one.student || !one.teacher ? 0 : 1));
+    find("model").replaceChildren(...models.map((one) => el("option", { value: one.name }, one.name)));
+    find("model").addEventListener("change", choose);
+    choose();
+    find("parameters").open = !narrow.matches;
+    find("questions").replaceChildren(...setUp.questions.map((question) => {
+      const chip = el("button", { type: "button", class: "chip" }, question);
+      chip.addEventListener("click", () => { find("question").value = question; find("question").focus(); });
+      return chip;
+    }));
+    if (setUp.questions.length && !find("question").value) find("question").value = setUp.questions[0];
+    find("ask").addEventListener("submit", (event) => { event.preventDefault(); watch(); });
+    find("question").addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) find("ask").requestSubmit();
+    });
+    find("stop").addEventListener("click", () => running?.abort());
+  });
+})();
