@@ -42,12 +42,13 @@ test-fast: $(VENV)/.dev  ## the unit and property tests with few random cases, i
 	$(BIN)/pytest $(PARALLEL) --hypothesis-profile fast tests/unit tests/property
 
 .PHONY: test-browser
-test-browser: $(VENV)/.dev  ## the report in a real Chromium, which must be installed
+test-browser: $(VENV)/.dev  ## the report and the page in a real Chromium, which must be installed
 	$(BIN)/pytest tests/browser
 
 .PHONY: screenshots
-screenshots: $(VENV)/.dev  ## take the README's picture of the trajectory viewer, with the same Chromium
+screenshots: $(VENV)/.dev  ## take the pictures of the documentation, with the same Chromium
 	$(BIN)/python -m tests.browser.screenshot
+	$(BIN)/python -m tests.browser.page_screenshots
 
 .PHONY: check
 check: $(VENV)/.dev  ## lint and types only

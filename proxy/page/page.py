@@ -93,7 +93,7 @@ def _place(request: Request) -> tuple[str, int]:
 def _set_up(
     config: ServerConfig, page: PageConfig, models: Mapping[str, ServedModel]
 ) -> dict[str, Any]:
-    """What the page has to know of the server."""
+    """Return what the page has to know of the server."""
     return {
         "version": __version__,
         "models": [_described(name, model) for name, model in models.items()],

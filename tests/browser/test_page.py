@@ -43,7 +43,7 @@ def url(runs: Path) -> Iterator[str]:
 
 
 def serious(page: Any) -> list[str]:
-    """What axe-core finds that keeps people from using the page."""
+    """Return what axe-core finds that keeps people from using the page."""
     found = Axe().run(page).response["violations"]
     return [
         f"{one['id']}: {[node['html'] for node in one['nodes']]}"
@@ -61,7 +61,7 @@ def test_every_view_fits_is_usable_and_asks_this_server_only(
         page = one.page
         assert serious(page) == []
         one.run(f"{EVIL}{'a' * 300}")
-        for details in ("parameters", "copying"):
+        for details in ("parameters", "copying", "again"):
             page.evaluate(f"document.getElementById('{details}').open = true")
         page.click("[data-copy=curl]")
         for view in VIEWS:
@@ -134,6 +134,8 @@ def test_the_keyboard_alone_asks_and_changes_views(browser: Browser, url: str) -
         page.keyboard.type("How much?")
         page.keyboard.press("Control+Enter")
         page.wait_for_selector("html[data-watch=done]")
+        page.locator("#again summary").focus()
+        page.keyboard.press("Enter")
         slider = page.locator("#again-base")
         slider.focus()
         page.keyboard.press("Home")

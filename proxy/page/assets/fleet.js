@@ -163,7 +163,7 @@
       modelTable(now);
       errors(now);
       find("fleet-state").className = `note ${ready.status === "ready" ? "" : "bad"}`;
-      find("fleet-state").textContent = `The server is ${ready.status}. Rates and latencies are those of the last ${Math.round((now.at - then.at) / 1000)} seconds. Tokens count when their trajectory ends.`;
+      find("fleet-state").textContent = `The server is ${ready.status}. ${seen.length > 1 ? `Rates and latencies are those of the last ${Math.round((now.at - then.at) / 1000)} seconds.` : "Rates and latencies come with the next look."} Tokens count when their trajectory ends.`;
       document.documentElement.dataset.fleet = "ready";
     } catch (error) {
       find("fleet-state").className = "note bad";

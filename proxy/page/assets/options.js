@@ -56,7 +56,7 @@ const options = (() => {
   }
 
   function seed() {
-    const input = el("input", { type: "number", min: 0, max: 2 ** 31, step: 1, value: 0, required: "" });
+    const input = el("input", { type: "number", min: 0, max: 2 ** 31, step: 1, value: 5, required: "" });
     const draw = el("button", { type: "button" }, "Draw another");
     draw.addEventListener("click", () => { input.value = Math.floor(Math.random() * 1e6); input.dispatchEvent(new Event("input")); });
     inputs.set("seed", { place: "student", initial: null, read: () => Number(input.value) });

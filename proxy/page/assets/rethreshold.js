@@ -52,8 +52,7 @@ const rethreshold = (() => {
       }), found.bifurcation);
     }
     for (const one of [base, scale]) one.input.addEventListener("input", judge);
-    place.replaceChildren(el("h4", {}, "The same steps under other thresholds"),
-      el("div", { class: "options two-options" }, base.field, ...(adaptive ? [scale.field] : [])), said);
+    place.replaceChildren(el("summary", {}, "The same steps under other thresholds"), el("div", { class: "options two-options" }, base.field, ...(adaptive ? [scale.field] : [])), said);
     judge();
   }
 
