@@ -7,7 +7,9 @@ from typing import Final
 
 from trajectory_records.viewer.assets import viewer_markup, viewer_script, viewer_style
 
-SCRIPTS: Final = ("app.js", "options.js", "rethreshold.js", "watch.js", "fleet.js", "runs.js")
+SCRIPTS: Final = (
+    *("app.js", "stream.js", "options.js", "rethreshold.js", "watch.js", "fleet.js", "runs.js"),
+)
 """In the order in which the browser runs them, after the viewer's."""
 _TYPES: Final = {
     "html": "text/html; charset=utf-8",

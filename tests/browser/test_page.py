@@ -293,14 +293,36 @@ def test_the_fleet_shows_the_server_s_own_metrics(browser: Browser) -> None:
                 strict=True,
             )
         )
-        assert tiles["Breach rate"].startswith("33%\n1 of 3 finished, 0 failed")
+        assert tiles["Breach rate"].startswith("100%\n1 of 1 that a teacher judged; 0 failed")
         assert tiles["Scoring calls"].endswith("so far")
         written = 2 * len(STEPS)  # a piece is a token
         assert tiles["Student writes"].endswith(f"{written} tokens so far")
         assert tiles["Cost"].startswith(f"{written:.2f}")
         rows = page.locator("#models tbody tr").all_inner_texts()
-        assert rows == ["motab/small+large\t3\t33%\t0"]
+        assert rows == ["motab/small+large\t3\t100%\t0"]
         page.click("nav a[href='#watch']")
         before = sum("metrics" in asked for asked in one.requests)
         page.wait_for_timeout(4500)
         assert sum("metrics" in asked for asked in one.requests) == before
+
+
+def test_a_question_that_replaces_another_shows_only_itself(browser: Browser) -> None:
+    service = straying_service()
+    with served(service) as url, opened(browser, url) as one:
+        page = one.page
+        page.emulate_media(reduced_motion="no-preference")
+        page.fill("#question", "The first?")
+        page.click("#start")
+        page.wait_for_selector(".step.struck")
+        page.emulate_media(reduced_motion="reduce")
+        one.page.evaluate("document.documentElement.dataset.watch = ''")
+        one.run("The second?")
+        page.wait_for_timeout(1200)  # as long as the first would have waited at its breach
+        expect(page.locator("#pair-state")).to_have_text("breach at step 2, back to t* = 1")
+        assert page.locator("#pair [data-step]").count() == 3
+        page.emulate_media(reduced_motion="no-preference")
+        page.click("#start")
+        page.wait_for_selector(".step.struck")
+        page.click("#stop")
+        expect(page.locator("#pair-state")).to_have_text("stopped")
+        assert one.complaints == []

@@ -57,9 +57,14 @@
   const time = (seconds) => (seconds === null ? "–" : seconds === Infinity ? "> 30 min" : seconds < 1 ? `≤ ${Math.round(seconds * 1000)} ms` : `≤ ${seconds} s`);
   const tile = (label, value, detail) => el("div", {}, el("dt", {}, label), el("dd", {}, value, el("span", {}, detail)));
 
+  // The trajectories that breached, and those that could have: a model alone never does.
+  function strayed(now, wanted = {}) {
+    const [breach, safe] = ["breach", "safe"].map((outcome) => sum(now, "motab_trajectories_total", { method: "motab", outcome, ...wanted }));
+    return [breach, breach + safe];
+  }
+
   function tiles(now, then) {
-    const safe = sum(now, "motab_trajectories_total", { outcome: "safe" });
-    const breached = sum(now, "motab_trajectories_total", { outcome: "breach" });
+    const [breached, judged] = strayed(now);
     const failed = sum(now, "motab_trajectories_total", { outcome: "failed" });
     const waits = sum(now, "motab_student_waits_total");
     const waiting = sum(now, "motab_upstream_waiting");
@@ -69,7 +74,7 @@
     const isPriced = Object.keys(setUp.prices).length > 0;
     find("tiles").replaceChildren(
       tile("Under way", whole(sum(now, "motab_active_trajectories")), `of at most ${whole(setUp.max_concurrent)} trajectories`),
-      tile("Breach rate", share(breached, breached + safe), `${whole(breached)} of ${whole(breached + safe)} finished, ${whole(failed)} failed`),
+      tile("Breach rate", share(breached, judged), `${whole(breached)} of ${whole(judged)} that a teacher judged; ${whole(failed)} failed`),
       ...roles.map(([role, kind]) => tile({ student: "Student writes", teacher: "Teacher writes", scored: "Teacher scores" }[role],
         `${perSecond(rate(now, then, "motab_tokens_total", { kind }))}/s`, `${whole(sum(now, "motab_tokens_total", { kind }))} tokens so far`)),
       tile("Scoring calls", `${perSecond(rate(now, then, "motab_score_calls_total", {}))}/s`, `${whole(sum(now, "motab_score_calls_total"))} so far`),
@@ -132,7 +137,7 @@
   function modelTable(now) {
     const rows = names(now, "motab_trajectories_total", "model").map((model) => {
       const count = (outcome) => sum(now, "motab_trajectories_total", { model, outcome });
-      return { cells: [model, whole(count("safe") + count("breach")), share(count("breach"), count("safe") + count("breach")), whole(count("failed"))],
+      return { cells: [model, whole(count("safe") + count("breach")), share(...strayed(now, { model })), whole(count("failed"))],
         tone: ["", "", "", count("failed") ? "bad" : ""] };
     });
     find("models").replaceChildren(table(["model", "finished", "breached", "failed"], rows, "No trajectory has finished yet."));

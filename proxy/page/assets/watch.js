@@ -1,74 +1,11 @@
 "use strict";
 // Follows one question live: the pair with each verdict, next to each of its models alone.
 (() => {
-  const { el, STEP, plural } = trajectory;
+  const { el, STEP, plural } = trajectory, { pause, paced, still } = stream;
   const find = (id) => document.getElementById(id);
   const narrow = matchMedia("(max-width: 860px)");
-  const still = matchMedia("(prefers-reduced-motion: reduce)");
-  const TEXT_MS = 10, STEP_MS = 260, MOST_BEHIND = 150;
+  const TEXT_MS = 10, STEP_MS = 260;
   let models = [], running = null;
-
-  // Events of a stream: the name, and the data as JSON; comments are skipped.
-  async function* events(answer) {
-    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-    let buffer = "";
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) return;
-      const parts = (buffer + value).split("\n\n");
-      buffer = parts.pop();
-      for (const part of parts) {
-        let name = "", data = "";
-        for (const line of part.split("\n")) {
-          if (line.startsWith("event: ")) name = line.slice(7);
-          if (line.startsWith("data: ")) data += line.slice(6);
-        }
-        if (data && data !== "[DONE]") yield [name, JSON.parse(data)];
-      }
-    }
-  }
-
-  async function* stream(body, signal) {
-    const answer = await app.ask("v1/chat/completions", {
-      method: "POST", signal, headers: { "content-type": "application/json" },
-      body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
-    });
-    if (!answer.ok) throw new Error(await app.messageOf(answer));
-    for await (const [name, data] of events(answer)) {
-      if (data.error) throw new Error(data.error.message);
-      yield [name, data];
-    }
-  }
-
-  const pause = (ms) => new Promise((done) => { setTimeout(done, still.matches ? 0 : ms); });
-
-  // Shows events one after the other, each for a moment, so that a person can follow a fast pair.
-  // `show` returns the milliseconds. Whatever falls behind its stream shows the rest without a pause.
-  async function paced(source, signal, show) {
-    const waiting = [];
-    let wake = () => undefined, hasEnded = false, failure = null;
-    (async () => {
-      try {
-        for await (const event of source) {
-          waiting.push(event);
-          wake();
-        }
-      } catch (error) {
-        failure = error;
-      }
-      hasEnded = true;
-      wake();
-    })();
-    while (waiting.length || !hasEnded) {
-      if (signal.aborted) throw new DOMException("stopped", "AbortError");
-      if (!waiting.length) await new Promise((resolve) => { wake = resolve; });
-      else {
-        const ms = await show(...waiting.shift());
-        if (ms && waiting.length < MOST_BEHIND) await pause(ms);
-      }
-    }
-    if (failure) throw failure;
-  }
 
   // The newest text stays in sight until somebody scrolls.
   let isFollowing = false;
@@ -79,7 +16,8 @@
   // The pair: steps as they are judged, the way back, the correction.
 
   class Together {
-    constructor() {
+    constructor(signal) {
+      this.signal = signal;
       this.text = "";
       this.steps = [];
       this.judged = 0; // characters of the judged steps
@@ -147,15 +85,15 @@
       if (this.clean) this.judged = this.steps.slice(0, bifurcation).reduce((sum, one) => sum + one[STEP.TEXT].length, 0);
       this.waiting.hidden = true;
       this.say("bad", `breach at step ${this.breach}`);
-      await pause(900);
+      await pause(900, this.signal);
       for (let index = this.breach; index >= this.bifurcation; index--) {
         this.steps[index][STEP.ROLE] = "flawed";
         find("pair").querySelector(`[data-step="${index}"]`)?.classList.add("flawed", "passed");
         this.say("turn", index > this.bifurcation ? `back past step ${index}` : `back to t* = ${index}`);
-        await pause(450);
+        await pause(450, this.signal);
       }
       this.draw();
-      await pause(500);
+      await pause(500, this.signal);
       this.lay([]);
       find("pair").querySelector(".pair > div:last-child").append(
         ...(this.clean ? [] : [el("div", { class: "step rest revise" }, el("p", { class: "text", id: "revise" }))]),
@@ -198,12 +136,12 @@
   }
 
   async function together(body, signal) {
-    const view = new Together();
+    const view = new Together(signal);
     view.say("", "the student writes");
     let end = null, usage = null;
     const motab = { ...body.motab, events: true, trace: "full" };
     const [stitch, revise] = [options.value("stitch"), options.value("revise")];
-    await paced(stream({ ...body, motab }, signal), signal, async (name, data) => {
+    await paced({ ...body, motab }, signal, async (name, data) => {
       if (name === "motab.step") {
         view.judge(data);
         return STEP_MS;
@@ -226,7 +164,7 @@
     state.className = "state";
     state.textContent = "writes";
     let reason = null;
-    await paced(stream(body, signal), signal, (_, data) => {
+    await paced(body, signal, (_, data) => {
       for (const choice of data.choices ?? []) {
         if (choice.delta.content) text.append(choice.delta.content);
         reason = choice.finish_reason ?? reason;
@@ -245,10 +183,11 @@
     return { ...kept, motab: { ...others, method: author } };
   }
 
-  async function guarded(state, work) {
+  async function guarded(state, run, work) {
     try {
       await work;
     } catch (error) {
+      if (run !== running) return; // the next one shows its own state
       const stopped = error.name === "AbortError";
       find(state).className = `state ${stopped ? "" : "bad"}`;
       find(state).textContent = stopped ? "stopped" : error.message;
@@ -271,9 +210,9 @@
     find("stop").hidden = false;
     find("pair").closest("section").hidden = !isPair;
     const solos = isPair && !find("alone").checked ? [] : authors;
-    const works = solos.map((author) => guarded(`${author}-state`,
+    const works = solos.map((author) => guarded(`${author}-state`, mine,
       alone(author, isPair ? soloBody(author, body) : body, mine.signal)));
-    if (isPair) works.push(guarded("pair-state", together(body, mine.signal)));
+    if (isPair) works.push(guarded("pair-state", mine, together(body, mine.signal)));
     document.documentElement.dataset.watch = "running";
     isFollowing = true;
     if (narrow.matches) document.querySelector(".stage").scrollIntoView({ behavior: still.matches ? "auto" : "smooth" });
