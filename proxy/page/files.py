@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
-from trajectory_records.viewer.assets import viewer_markup, viewer_script, viewer_style
+from trajectory_records.viewer.sources import viewer_markup, viewer_script, viewer_style
 
 SCRIPTS: Final = (
     *("app.js", "stream.js", "options.js", "rethreshold.js", "watch.js", "fleet.js", "runs.js"),

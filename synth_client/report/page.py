@@ -22,8 +22,8 @@ from markupsafe import Markup
 
 from synth_client.errors import ClientError
 from synth_client.files.atomic import AtomicFile, output_errors
-from trajectory_records.viewer.assets import viewer_style
 from trajectory_records.viewer.palette import PALETTE
+from trajectory_records.viewer.sources import viewer_style
 
 if TYPE_CHECKING:
     from synth_client.report.plots import PlotGroup

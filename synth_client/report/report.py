@@ -12,7 +12,7 @@ from synth_client.report.page import asset, page, require_plotly, write_page
 from synth_client.report.statistics import Statistics, summarise
 from synth_client.report.trajectory_viewer import Sample
 from trajectory_records.record import ROLE_LABELS, Record
-from trajectory_records.viewer.assets import viewer_markup, viewer_script
+from trajectory_records.viewer.sources import viewer_markup, viewer_script
 
 MAX_TRAJECTORIES: Final = 10_000
 
