@@ -50,7 +50,7 @@ def create_app(service: Service) -> ASGIApp:
     async def openapi(_: Request) -> Response:
         return _json(document)
 
-    open_paths: Collection[str] = page.open_paths if page else frozenset()
+    open_paths: frozenset[str] = page.open_paths if page else frozenset()
     own = (service.config, service.metrics, service.tracer, open_paths)
     every = Starlette(
         routes=[*routes, Route("/openapi.json", openapi), *(page.routes if page else ())],
