@@ -1,6 +1,7 @@
 """The command `motab`."""
 
 import logging
+import re
 from importlib import import_module
 from typing import Annotated, Any, Final
 
@@ -11,6 +12,7 @@ from typer.main import get_command
 
 from proxy import __version__
 from proxy.errors import MotabError
+from proxy.near_names import did_you_mean
 from proxy.serving.logs import LogFormat, escaped, show_logs, shown_format
 from synth_client.errors import ClientError
 
@@ -31,6 +33,10 @@ _COMMANDS: Final = {
 }
 
 
+_QUOTED: Final = re.compile(r"'([^']*)'")
+_NO_CHOICE: Final = re.compile(r"'[^']*' is not one of '.*'")
+
+
 class _Commands(TyperGroup):
     """Imports a command's module when the command is asked for, because all of them together take
     a second of every start.
@@ -49,6 +55,16 @@ class _Commands(TyperGroup):
             alone.command(cmd_name)(getattr(import_module(module), function))
             self.commands[cmd_name] = get_command(alone)
         return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        """Suggest the value that a misspelt one was meant to be, as Typer does for options."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if wrong := _NO_CHOICE.search(error.message):
+                value, *choices = _QUOTED.findall(wrong[0])
+                error.message = error.message.rstrip(".") + did_you_mean(value, choices)
+            raise
 
 
 app = typer.Typer(

@@ -6,17 +6,23 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from proxy.near_names import UNKNOWN_FIELD, suggestion
+
 _LONGEST_PATH = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """One of the faults that pydantic found. `loc` is the path to the value in the input."""
+    """One of the faults that pydantic found. `loc` is the path to the value in the input, which is
+    `given`, and `model` the type that the whole input was to have.
+    """
 
     loc: tuple[int | str, ...]
     kind: str
     message: str
     context: Mapping[str, Any]
+    given: object = None
+    model: type | None = None
 
     @property
     def cause(self) -> object:
@@ -25,10 +31,14 @@ class Complaint:
 
     def about(self, field: str) -> str:
         """Describe the fault of the field with that name; "" stands for the input as a whole."""
+        said = self._said(field)
+        return said + suggestion(self.kind, self.loc, self.context, self.given, self.model)
+
+    def _said(self, field: str) -> str:
         match self.kind:
             case "value_error":
                 return f"{field}: {self.cause}" if field else str(self.cause)
-            case "unexpected_keyword_argument" | "extra_forbidden":
+            case kind if kind in UNKNOWN_FIELD:
                 return f"{field} is not a known field"
             case "missing" | "missing_argument":
                 return f"{field} is missing"
@@ -41,12 +51,17 @@ class Complaint:
                 return f"{field}: {self.message[:1].lower()}{self.message[1:]}"
 
 
-def complaints_of(error: ValidationError) -> list[Complaint]:
-    """All faults of an input, in pydantic's order."""
-    return [
-        Complaint(found["loc"], found["type"], found["msg"], found.get("ctx", {}))
+def complaints_of(error: ValidationError, model: type | None = None) -> list[Complaint]:
+    """All faults of an input that was to be a `model`, in pydantic's order; but a field that is not
+    known comes first, because a misspelt one is why another is missing.
+    """
+    complaints = [
+        Complaint(
+            found["loc"], found["type"], found["msg"], found.get("ctx", {}), found["input"], model
+        )
         for found in error.errors()
     ]
+    return sorted(complaints, key=lambda one: one.kind not in UNKNOWN_FIELD)
 
 
 def shortened(path: str) -> str:

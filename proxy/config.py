@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from proxy.complaints import complaints_of
 from proxy.errors import ConfigError
+from proxy.near_names import did_you_mean
 from proxy.options import (
     Effort,
     OptionsError,
@@ -332,8 +333,9 @@ class Config(Section):
             for role, upstream in (("student", model.student), ("teacher", model.teacher)):
                 if upstream not in self.upstreams:
                     known = ", ".join(self.upstreams)
+                    meant = did_you_mean(upstream, self.upstreams)
                     message = f"models.{name}.{role}: no upstream '{upstream}'; there are {known}"
-                    raise ValueError(message)
+                    raise ValueError(message + meant)
         return self
 
     def with_server(self, changes: dict[str, Any]) -> Self:
@@ -341,7 +343,7 @@ class Config(Section):
         try:
             server = ServerConfig.model_validate({**self.server.model_dump(), **changes})
         except ValidationError as error:
-            raise ConfigError(_sentence(error, "server")) from error
+            raise ConfigError(_sentence(error, ServerConfig, "server")) from error
         return self.model_copy(update={"server": server})
 
 
@@ -362,14 +364,14 @@ def load_config(path: Path) -> Config:
     try:
         return Config.model_validate(expanded(raw, ""))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error)}") from error
+        raise ConfigError(f"{path}: {_sentence(error, Config)}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _sentence(error: ValidationError, *above: str) -> str:
+def _sentence(error: ValidationError, model: type, *above: str) -> str:
     """The first complaint, with the path of its key, which lies under `above`."""
-    complaints = complaints_of(error)
+    complaints = complaints_of(error, model)
     first, num_others = complaints[0], len(complaints) - 1
     # A discriminated union adds the kind to the path, right after the upstream's name.
     loc = [*above, *(str(part) for part in first.loc)]

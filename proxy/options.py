@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationErro
 from proxy.complaints import complaints_of, shortened
 from proxy.core.params import Delimiters, ParameterError, Params, SamplingValues
 from proxy.core.types import Scoring
+from proxy.near_names import UNKNOWN_FIELD, did_you_mean
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -109,7 +110,7 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
         # Strict validation takes a dataclass from JSON, but not from a dict.
         return _parsed(_dumped(merged))
     except ValidationError as error:
-        fault = _options_error(error)
+        fault = _options_error(error, Options)
         if fault.field == "teacher_temperature" and not any(fault.field in x for x in layers):
             fault = OptionsError("teacher.temperature", str(fault).replace("_", ".", 1))
         raise fault from error
@@ -156,7 +157,7 @@ def parse_sampling(asked: Mapping[str, Any]) -> StudentSampling:
     try:
         return _remembered_sampling(_dumped(asked))
     except ValidationError as error:
-        raise _options_error(error) from error
+        raise _options_error(error, StudentSampling) from error
 
 
 @lru_cache(maxsize=256)
@@ -194,14 +195,18 @@ def template_kwargs(kwargs: Mapping[str, Any], effort: Effort | None) -> dict[st
     return {"enable_thinking": effort != "none", **kwargs, "reasoning_effort": effort}
 
 
-def _options_error(error: ValidationError) -> OptionsError:
+def _options_error(error: ValidationError, model: type) -> OptionsError:
     """The first of pydantic's complaints, with the field's path."""
-    first = complaints_of(error)[0]
+    first = complaints_of(error, model)[0]
     path = _dotted(first.loc)
     if isinstance(first.cause, ParameterError):
         path = _dotted([*first.loc, first.cause.field])
         return OptionsError(path, path + str(first.cause).removeprefix(first.cause.field))
-    return OptionsError(path, first.about(path))
+    message = first.about(path)
+    if first.kind in UNKNOWN_FIELD and not message.endswith("?"):
+        # The student's values stand elsewhere, and the teacher's temperature has another name here.
+        message += did_you_mean(str(first.loc[-1]), SAMPLING_FIELDS)
+    return OptionsError(path, message)
 
 
 def _shown(value: object) -> str:

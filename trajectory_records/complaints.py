@@ -5,20 +5,35 @@ from collections.abc import Collection
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from proxy.near_names import suggestion
 
-def complaints_of(error: ValidationError, *, most: int = 3, unions: Collection[str] = ()) -> str:
+
+def complaints_of(
+    error: ValidationError,
+    *,
+    most: int = 3,
+    unions: Collection[str] = (),
+    model: type | None = None,
+) -> str:
     """Return the first faults in one line; a misspelt key comes before the key that it replaced.
 
     `unions` names the root's fields that are tagged unions, because pydantic puts the tag into the
-    paths of their fields.
+    paths of their fields. Of a `model`, a name like a misspelt one is suggested.
     """
     details = sorted(
-        error.errors(include_url=False, include_input=False),
+        error.errors(include_url=False),
         key=lambda detail: detail["type"] != "extra_forbidden",
     )
-    sentences = "; ".join(_sentence(detail, unions) for detail in details[:most])
+    sentences = "; ".join(
+        _sentence(detail, unions) + _suggestion(detail, model) for detail in details[:most]
+    )
     num_hidden = len(details) - most
     return f"{sentences} (and {num_hidden} more)" if num_hidden > 0 else sentences
+
+
+def _suggestion(detail: ErrorDetails, model: type | None) -> str:
+    context = detail.get("ctx", {})
+    return suggestion(detail["type"], detail["loc"], context, detail["input"], model)
 
 
 def _sentence(detail: ErrorDetails, unions: Collection[str]) -> str:

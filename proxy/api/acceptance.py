@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from proxy.near_names import did_you_mean
 from proxy.options import Options
 
 
@@ -66,7 +67,7 @@ def accepted(
     ]
     if others:
         name = next((name for name in foreign if name in others), others[0])
-        raise Unsupported(name, foreign.get(name, _UNKNOWN).instead or _hint(name))
+        raise Unsupported(name, foreign.get(name, _UNKNOWN).instead or _hint(name, own))
     return {name: value for name, value in given.items() if name in own}
 
 
@@ -75,11 +76,11 @@ def _is_same(value: object, no_op: object) -> bool:
     return value == no_op and isinstance(value, bool) == isinstance(no_op, bool)
 
 
-def _hint(name: str) -> str:
+def _hint(name: str, own: Mapping[str, Any]) -> str:
     """The advice for a field that no table has."""
     if name in Options.__dataclass_fields__:
         return f"put it into the motab object, as in {{'motab': {{'{name}': ...}}}}"
-    return ""
+    return did_you_mean(name, own).removeprefix("; ")
 
 
 _UNKNOWN = Foreign()

@@ -36,6 +36,7 @@ from proxy.errors import (
     UnsupportedField,
     first_error,
 )
+from proxy.near_names import did_you_mean
 from proxy.options import Options, merge_layers, values_of
 from proxy.server_config import ServerConfig
 from proxy.tracing.attributes import of_request, of_trajectory
@@ -227,7 +228,7 @@ class Service:
     def _model(self, name: str) -> ServedModel:
         if name not in self.models:
             message = f"there is no model '{name}'; there are {', '.join(self.models)}"
-            raise ModelNotFound(message, param="model")
+            raise ModelNotFound(message + did_you_mean(name, self.models), param="model")
         return self.models[name]
 
     def _resolved(

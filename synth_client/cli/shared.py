@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from proxy.near_names import did_you_mean
 from synth_client.asking.servers import Servers
 from synth_client.prices import PRICED
 from synth_client.training_data.filters import Kept
@@ -26,7 +27,8 @@ def _parse(text: str) -> tuple[str, float]:
     except ValueError:
         price = -1.0
     if kind not in PRICED or not 0 <= price < float("inf"):
-        raise typer.BadParameter(f"--price {text}: write one of {', '.join(PRICED)}=PRICE")
+        message = f"--price {text}: write one of {', '.join(PRICED)}=PRICE"
+        raise typer.BadParameter(message + did_you_mean(kind, PRICED))
     return kind, price
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from proxy.near_names import did_you_mean
 from synth_client.errors import InputError
 from synth_client.judging.choice_rule import judge_choice
 from synth_client.judging.judgement import Judgement, Rule, any_of, final_part
@@ -62,4 +63,5 @@ def check_rule(name: str) -> str:
     if name == MATH or name in PLAIN_RULES or _CALLABLE.fullmatch(name):
         return name
     known = ", ".join([MATH, *PLAIN_RULES])
-    raise InputError(f"no such rule: {name!r}; known rules are {known} and MODULE:FUNCTION")
+    meant = did_you_mean(name, [MATH, *PLAIN_RULES])
+    raise InputError(f"no such rule: {name!r}; known rules are {known} and MODULE:FUNCTION{meant}")

@@ -16,6 +16,7 @@ from typing import Final, Literal, get_args
 import orjson
 
 from proxy.core.types import FinishReason, Role
+from proxy.near_names import near_name
 from synth_client.errors import InputError
 from synth_client.files.spill_table import SpillTable
 from trajectory_records.record import Record
@@ -35,6 +36,7 @@ _CONTROL_WORD: Final = re.compile(
     r"<\|\w{1,40}\|>|<\uff5c[^\s\uff5c]{1,40}\uff5c>|</?s>|\[/?INST\]|<</?SYS>>"
     r"|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
 )
+_PARTS: Final = re.compile(r"([^<>=]*)([<>]?=?)(.*)", re.DOTALL)
 _BOUND: Final = re.compile(r"([a-z]+)(<=|>=)([0-9]+(?:\.[0-9]+)?)")
 
 
@@ -145,7 +147,8 @@ def parse_filter(text: str) -> Filter:
                 return Filter(text, None, keep)
     bound = _BOUND.fullmatch(text)
     if bound is None or bound[1] not in _NUMBERS:
-        raise InputError(f"--filter {text}: no such filter; known filters are {known_filters()}")
+        message = f"--filter {text}: no such filter; known filters are {known_filters()}"
+        raise InputError(message + _meant(text))
     number, limit = _NUMBERS[bound[1]], float(bound[3])
     if bound[2] == "<=":
         return Filter(text, lambda record: _at_most(number(record), limit))
@@ -157,6 +160,16 @@ def known_filters() -> str:
     bounds = ", ".join(f"{name}<=N" for name in _NUMBERS)
     keeps, finishes = "|".join(get_args(Keep)), "|".join(get_args(FinishReason))
     return f"{', '.join(_PLAIN)}, finish={finishes}, unique={keeps}, {bounds} (or >=)"
+
+
+def _meant(text: str) -> str:
+    """Return a question about the filter that a misspelt one was meant to be."""
+    name, sign, value = _PARTS.findall(text)[0]
+    name = near_name(name, [*_PLAIN, *_NUMBERS, "finish", "unique"]) or name
+    if values := {"finish": get_args(FinishReason), "unique": get_args(Keep)}.get(name):
+        value = near_name(value, values) or value
+    meant = name + sign + value
+    return "" if meant == text else f"; did you mean '{meant}'?"
 
 
 def _at_most(small: float | None, large: float | None) -> bool:

@@ -49,6 +49,7 @@ _WIRE = _TRACER | frozenset(
 )
 _CLIENT_GROUND = frozenset(
     {
+        "proxy.near_names",
         "synth_client.errors",
         "synth_client.files",
         "trajectory_records",
@@ -57,6 +58,7 @@ _CLIENT_GROUND = frozenset(
 _TRAINER_GROUND = frozenset({"trainer.errors", "trainer.environments"})
 _CLIENT = frozenset(
     {
+        "proxy.near_names",
         "synth_client",
         "synth_client.errors",
         "synth_client.prices",
@@ -80,13 +82,15 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.errors": frozenset({"proxy.secrets"}),
     "proxy.secrets": frozenset(),
     "proxy.log_context": frozenset(),
-    "proxy.complaints": frozenset(),
-    "proxy.options": _CORE | {"proxy.complaints"},
+    "proxy.near_names": frozenset(),
+    "proxy.complaints": frozenset({"proxy.near_names"}),
+    "proxy.options": _CORE | {"proxy.complaints", "proxy.near_names"},
     "proxy.yaml_file": frozenset(),
     "proxy.config": frozenset(
         {
             "proxy.complaints",
             "proxy.errors",
+            "proxy.near_names",
             "proxy.options",
             "proxy.secrets",
             "proxy.server_config",
@@ -128,6 +132,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.backends.base",
         "proxy.complaints",
         "proxy.engine",
+        "proxy.near_names",
         "proxy.page",
         "trajectory_records",
     },
@@ -173,7 +178,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.wiring",
     },
     # Both the proxy and the client make records, and neither may import the other.
-    "trajectory_records": _CORE,
+    "trajectory_records": _CORE | {"proxy.near_names"},
     "trajectory_records.viewer": frozenset({"trajectory_records"}),
     # The client speaks HTTP to the proxy; it shares the algorithm's rules, which are pure, and the
     # list of secrets, of which a process has one.

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from proxy.near_names import did_you_mean
 from synth_client.cli import options
 from synth_client.cli.shared import log_console, say_failed, servers_of
 from synth_client.files.workspace import Workspace
@@ -160,7 +161,7 @@ def _is_named(benchmark: str, data: Path | None) -> bool:
     if "/" not in benchmark and not Path(benchmark).exists():
         raise typer.BadParameter(
             f"--benchmark {benchmark}: no such file or folder; {known}, and a dataset on the hub is"
-            " called ORG/NAME"
+            f" called ORG/NAME{did_you_mean(benchmark, NAMES)}"
         )
     return False
 

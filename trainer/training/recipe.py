@@ -302,5 +302,5 @@ def load_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        complaint = complaints_of(error, most=1, unions=_UNIONS)
+        complaint = complaints_of(error, most=1, unions=_UNIONS, model=Recipe)
         raise RecipeError(f"{path}: {complaint}") from error

@@ -120,7 +120,8 @@ def test_a_value_at_its_bound_is_taken(asked: dict[str, Any]) -> None:
         ("max_step_tokens", "1", "max_step_tokens: input should be a valid integer"),
         ("entropy_top_k", True, "entropy_top_k: input should be a valid integer"),
         ("delimiter", 3, "delimiter: input should be a valid string"),
-        ("gama", 1, "gama is not a known field"),
+        ("gama", 1, "gama is not a known field; did you mean 'gamma'?"),
+        ("temperatur", 1, "temperatur is not a known field; did you mean 'temperature'?"),
         ("__pydantic_config__", {}, "__pydantic_config__ is not a known field"),
     ],
 )

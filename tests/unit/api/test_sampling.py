@@ -90,7 +90,9 @@ def test_a_teacher_that_is_no_object_is_refused(teacher: Any) -> None:
 
 
 def test_an_unknown_value_of_the_teacher_is_refused_by_its_path() -> None:
-    with pytest.raises(OptionsError, match=r"^teacher\.top_q is not a known field$"):
+    with pytest.raises(
+        OptionsError, match=r"^teacher\.top_q is not a known field; did you mean 'top_[kp]'\?$"
+    ):
         parse_options({"teacher": {"top_q": 1}})
 
 

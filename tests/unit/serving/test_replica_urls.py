@@ -62,7 +62,8 @@ def test_wrong_addresses_are_named(keys: dict[str, Any], sentence: str, tmp_path
 @pytest.mark.parametrize("kind", ["litellm", "embedded"])
 def test_what_is_no_server_of_ours_has_no_replicas(kind: str, tmp_path: Path) -> None:
     content = with_urls(base_urls=[A, B], kind=kind)
-    assert complaint(content, tmp_path) == "upstreams.small.base_urls is not a known field"
+    sentence = "upstreams.small.base_urls is not a known field"
+    assert complaint(content, tmp_path).startswith(sentence)
 
 
 def reloaded(before: Any, after: Any, tmp_path: Path) -> Config | None:

@@ -87,9 +87,9 @@ def test_every_choice_reaches_llamafactory(
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        ("modle", "x", "modle is not a known field"),
+        ("modle", "x", "modle is not a known field; did you mean 'model'?"),
         ("training.lr", 1, "training.lr is not a known field"),
-        ("data.filter", [], "data.filter is not a known field"),
+        ("data.filter", [], "data.filter is not a known field; did you mean 'filters'?"),
         ("data", {"path": "x"}, "data.kind is missing"),
         ("data.kind", "csv", "data.kind: must be 'records', 'export', not 'csv'"),
         (
@@ -151,7 +151,8 @@ def test_what_on_policy_does_not_have_is_refused(
 
 def test_a_misspelt_key_is_named_before_the_one_that_is_missing(tmp_path: Path) -> None:
     misspelt = {("modle" if key == "model" else key): value for key, value in FILE.items()}
-    assert complaint(misspelt, tmp_path) == "modle is not a known field (and 1 more)"
+    sentence = "modle is not a known field; did you mean 'model'? (and 1 more)"
+    assert complaint(misspelt, tmp_path) == sentence
 
 
 def test_a_missing_key_is_named_and_the_others_counted(tmp_path: Path) -> None:
