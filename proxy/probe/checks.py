@@ -11,6 +11,7 @@ from proxy.backends.transport.resume import ResumingWriter
 from proxy.core.types import FinishReason
 from proxy.engine.upstream import Upstream
 from proxy.errors import (
+    ContextExceeded,
     MotabError,
     RequestError,
     RouterTokenises,
@@ -41,6 +42,10 @@ _STOP_LENGTH = 3
 _BUFFERED_FROM_S = 0.5
 _BUFFERED_SHARE = 0.05
 _NUM_AGAIN = 2
+# More than the window of any model, in the numbers that servers take.
+_TOO_MANY = 100_000_000
+_STARTS = {"think": "<think>", "harmony": "<|channel|>"}
+"""The beginnings of a text by its format of thoughts."""
 
 
 @dataclass(slots=True)
@@ -285,6 +290,36 @@ async def decode_logprobs(subject: Subject) -> Check:
     return ok(f"of {num_tokens} tokens", num_tokens=num_tokens)
 
 
+async def reasoning(subject: Subject, written: Written | None) -> Check:
+    """Check whether the format of thoughts that the template shows is the format of the text."""
+    upstream = subject.upstream
+    found = upstream.reasoning
+    if found is None:
+        return not_applicable("it is not known")
+    text = "" if written is None else written.text.lstrip()
+    for kind, start in _STARTS.items():
+        if found.kind == "none" and text.startswith(start):
+            seen = f"the template shows no thoughts, but the text begins with {start}"
+            return no(f"{seen}: set reasoning: {kind}", kind=kind)
+    return ok(f"{found}", kind=found.kind)
+
+
+async def learn_limits(subject: Subject) -> None:
+    """Ask for more than any model writes where the window is not known: a refusal may name it."""
+    upstream = subject.upstream
+    if upstream.budget.limits.context_tokens is not None:
+        return
+    context = await subject.context()
+    drafts = upstream.writer.write(context, Sampling(temperature=0.0), _TOO_MANY, subject.call)
+    try:
+        async with aclosing(drafts):
+            async for draft in drafts:
+                if draft.pieces:
+                    return
+    except (ContextExceeded, UpstreamRefused) as error:
+        upstream.budget.learn(error, len(context.token_ids), _TOO_MANY)
+
+
 async def texts(subject: Subject) -> dict[str, Check]:
     """Run all of the checks above in sequence; the keys are their names in the report."""
     attempt = subject.attempt
@@ -295,7 +330,10 @@ async def texts(subject: Subject) -> dict[str, Check]:
     }
     if found["writes"].result != "ok":
         silent = not_applicable("it does not write")
-        return {**found, "streams": silent, "stop_strings": silent, "decode_logprobs": silent}
+        silenced = dict.fromkeys(
+            ("streams", "stop_strings", "decode_logprobs", "reasoning"), silent
+        )
+        return {**found, **silenced}
     written: Written | None = None
 
     async def long_write() -> Check:
@@ -309,4 +347,5 @@ async def texts(subject: Subject) -> dict[str, Check]:
     else:
         found["stop_strings"] = await attempt(stop_strings(subject, written))
     found["decode_logprobs"] = await attempt(decode_logprobs(subject))
+    found["reasoning"] = await attempt(reasoning(subject, written))
     return found

@@ -71,6 +71,7 @@ class UpstreamChecks:
     decode_logprobs: Check
     scoring: Mapping[Scoring, WayChecks]
     """Every rung of the ladder, best first."""
+    reasoning: Check = Check("not_applicable", "it was not asked")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Opens every upstream on its own, checks all of them at once, and judges the pairs."""
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from uuid import uuid4
@@ -12,7 +13,7 @@ from proxy.config import Config, EmbeddedConfig, RetriesConfig, UpstreamConfig
 from proxy.core.params import Params
 from proxy.engine.upstream import Upstream
 from proxy.errors import MotabError, UpstreamError, UpstreamUnreachable, first_error
-from proxy.probe.checks import LIMIT_S, Subject, failure, texts
+from proxy.probe.checks import LIMIT_S, Subject, failure, learn_limits, texts
 from proxy.probe.pairs import judge_pair
 from proxy.probe.report import (
     Check,
@@ -26,6 +27,8 @@ from proxy.probe.report import (
 from proxy.probe.scoring import LADDER, unavailable, ways
 from proxy.secrets import without_userinfo
 from proxy.wiring.upstreams import open_upstream
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ async def probe(config: Config, wait_s: float = 0.0, limit_s: float = LIMIT_S) -
             _shown_url(upstream),
             upstream.model,
             probed[name].checks,
-            NO_LIMITS if (found := probed[name].upstream) is None else found.limits,
+            NO_LIMITS if (found := probed[name].upstream) is None else found.budget.limits,
         )
         for name, upstream in config.upstreams.items()
     }
@@ -111,6 +114,7 @@ async def _probe_upstream(name: str, config: Config, wait_s: float, limit_s: flo
         about_text = await texts(subject)
         decode = about_text["decode_logprobs"]
         scoring = await ways(subject, _wanted_top_k(name, config), decode)
+        await _learn_limits(subject)
         checks = UpstreamChecks(ok("answers"), ok("present"), **about_text, scoring=scoring)
         return _Probed(checks, upstream)
 
@@ -120,7 +124,19 @@ def _unopened(reachable: Check, model: Check | None) -> _Probed:
     silent = not_applicable("the upstream cannot be used")
     scoring = {rung: unavailable(silent) for rung in LADDER}
     rest = (silent,) * 6
-    return _Probed(UpstreamChecks(reachable, model or silent, *rest, scoring=scoring), None)
+    checks = UpstreamChecks(reachable, model or silent, *rest, scoring=scoring, reasoning=silent)
+    return _Probed(checks, None)
+
+
+async def _learn_limits(subject: Subject) -> None:
+    """Learn what can be learnt; a server that fails here has said nothing."""
+    try:
+        async with asyncio.timeout(subject.limit_s):
+            await learn_limits(subject)
+    except (MotabError, TimeoutError, BaseExceptionGroup) as error:
+        if not isinstance(cause := first_error(error), MotabError | TimeoutError):
+            raise
+        _log.debug("the limits of '%s' are not known: %s", subject.upstream.name, cause)
 
 
 def _wanted_top_k(name: str, config: Config) -> int:

@@ -58,7 +58,9 @@ class FakeVllm:
         else:
             text = seen.body["prompt"]
         strs = list(text) if seen.body.get("return_token_strs") else None
-        return json_reply({"tokens": [ord(letter) for letter in text], "token_strs": strs})
+        ids = [ord(letter) for letter in text]
+        about = {"count": len(ids), "max_model_len": self.window}
+        return json_reply({**about, "tokens": ids, "token_strs": strs})
 
     def complete(self, seen: Seen) -> Reply:
         """The answer to `/v1/completions`."""

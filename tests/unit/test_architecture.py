@@ -161,6 +161,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.probe": _PROXY_GROUND
     | {
         "proxy",
+        "proxy.near_names",
         "proxy.api",
         "proxy.backends.base",
         "proxy.backends.limits",

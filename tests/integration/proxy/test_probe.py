@@ -27,7 +27,7 @@ def results(checks: UpstreamChecks) -> dict[str, str]:
     found = {
         name: getattr(checks, name).result
         for name in UpstreamChecks.__dataclass_fields__
-        if name != "scoring"
+        if name not in {"scoring", "reasoning"}
     }
     way = checks.scoring["prompt_logprobs"]
     return found | {name: getattr(way, name).result for name in type(way).__dataclass_fields__}

@@ -45,7 +45,7 @@ async def test_json_is_one_object_with_the_documented_keys(
     assert (out["schema"], out["ok"]) == (1, True)
     (upstream,) = out["upstreams"].values()
     assert list(upstream) == ["kind", "base_url", "model", "checks", "limits"]
-    assert list(upstream["checks"]) == [*ALL[:8], "scoring"]
+    assert list(upstream["checks"]) == [*ALL[:8], "scoring", "reasoning"]
     assert list(upstream["checks"]["scoring"]) == LADDER
     way = upstream["checks"]["scoring"]["prompt_logprobs"]
     assert list(way) == ALL[8:]
@@ -65,7 +65,7 @@ async def test_json_is_one_object_with_the_documented_keys(
 
 async def test_the_documentation_names_every_key_of_the_json() -> None:
     text = (ROOT / "docs" / "probe.md").read_text(encoding="utf-8")
-    for name in [*ALL, "scoring", "reasons", "notes", "schema", "motab_version"]:
+    for name in [*ALL, "scoring", "reasoning", "reasons", "notes", "schema", "motab_version"]:
         assert f"`{name}`" in text or f'"{name}"' in text, name
 
 

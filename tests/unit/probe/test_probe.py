@@ -1,20 +1,30 @@
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from proxy.backends.base import Call, Context, Draft, Question, Sampling, Segment
 from proxy.config import ModelConfig
+from proxy.core.thinking import Reasoning
 from proxy.core.types import Scoring, StepScore
 from proxy.engine.upstream import Upstream
-from proxy.errors import RouterTokenises, UpstreamMalformed, UpstreamRefused, UpstreamUnreachable
+from proxy.errors import (
+    ContextExceeded,
+    RouterTokenises,
+    UpstreamMalformed,
+    UpstreamRefused,
+    UpstreamUnreachable,
+)
 from proxy.probe.checks import (
     Subject,
     Written,
     chat_template,
+    learn_limits,
     measured,
+    reasoning,
     streams,
     texts,
     tokenizer,
@@ -319,3 +329,50 @@ def test_other_ids_than_the_servers_stand_against_a_pair() -> None:
     reports = {"t": UpstreamReport("vllm", None, "m", checks)}
     model = ModelConfig(student="t", teacher="t", params={"method": "teacher"})
     assert judge_pair(model, reports, {}).reasons == ("teacher 't': tokenizer: other ids",)
+
+
+# Thoughts.
+
+
+@pytest.mark.parametrize(
+    ("found", "text", "result", "kind"),
+    [
+        (Reasoning("think"), "<think>\nOne", "ok", "think"),
+        (Reasoning("none"), "one, two", "ok", "none"),
+        (Reasoning("none"), "\n<think>\nOne", "no", "think"),
+        (Reasoning("none"), "<|channel|>analysis<|message|>One", "no", "harmony"),
+        (Reasoning("none"), "a <think> in the middle", "ok", "none"),
+    ],
+)
+async def test_thoughts_that_the_template_does_not_show_are_seen_in_the_text(
+    found: Reasoning, text: str, result: str, kind: str
+) -> None:
+    backend = ScriptedBackend()
+    asked = Subject(Upstream("t", backend, backend, (), 4, found), CALL, 5.0)
+    check = await reasoning(asked, replace(written(2, 0.1, 0.2), text=text))
+    assert (check.result, check.values) == (result, {"kind": kind})
+
+
+class Refusing(ScriptedBackend):
+    """Names its window in the refusal of a long text."""
+
+    async def write(
+        self, context: Context, sampling: Sampling, max_tokens: int, call: Call
+    ) -> AsyncGenerator[Draft]:
+        if max_tokens > 100:
+            raise ContextExceeded("too much", window=100)
+        yield Draft(("x",), "length")
+
+
+async def test_a_window_that_only_a_refusal_names_is_learnt() -> None:
+    asked = subject(Refusing())
+    await learn_limits(asked)
+    assert asked.upstream.budget.limits.context_tokens == 100
+
+
+async def test_a_server_that_refuses_nothing_writes_one_piece() -> None:
+    backend = Timed((0.0, 1.0))
+    asked = subject(backend)
+    await learn_limits(asked)
+    assert asked.upstream.budget.limits.context_tokens is None
+    assert backend.now == 0.0
