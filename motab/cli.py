@@ -17,6 +17,8 @@ from proxy.serving.logs import LogFormat, escaped, show_logs, shown_format
 from synth_client.errors import ClientError
 
 _COMMANDS: Final = {
+    "init": "motab.init:init_command",
+    "doctor": "motab.doctor:doctor_command",
     "serve": "motab.serve:serve_command",
     "probe": "motab.probe:probe_command",
     "demo": "motab.demo:demo_command",

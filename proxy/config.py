@@ -100,7 +100,8 @@ def _fits_into_a_header(key: str) -> str:
     return key
 
 
-def _checked_url(url: str) -> str:
+def checked_url(url: str) -> str:
+    """Return the URL without a slash at its end. Raises ValueError for what is no server's URL."""
     parts = urlsplit(url)
     try:
         has_port = parts.port != 0
@@ -118,7 +119,7 @@ _ApiKey = Annotated[str, AfterValidator(_fits_into_a_header)]
 
 
 def _server_root(url: str) -> str:
-    root = _checked_url(url)
+    root = checked_url(url)
     if root.endswith("/v1"):
         raise ValueError(f"is the server's root: leave '/v1' out of '{without_userinfo(url)}'")
     return root
@@ -196,7 +197,7 @@ class LiteLLMConfig(_Upstream):
     """With litellm's name of the provider in front: `openrouter/openai/gpt-oss-120b`."""
     api_key: _ApiKey | None = Field(None, repr=False)
     """None: the provider's own environment variable holds it."""
-    base_url: Annotated[str, AfterValidator(_checked_url)] | None = Field(None, repr=False)
+    base_url: Annotated[str, AfterValidator(checked_url)] | None = Field(None, repr=False)
     """The API's address, if it is not the provider's own; with `/v1` if the API has it."""
     tokenizer: str = Field("tiktoken:o200k_base", min_length=1)
     """The tokenizer that counts tokens; they are sent nowhere."""
@@ -355,6 +356,11 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
+    return parse_config(text, path)
+
+
+def parse_config(text: str, path: Path) -> Config:
+    """Read the text of the file at `path`. Raises the error of `load_config`."""
     try:
         raw = load_yaml(text)
     except yaml.YAMLError as error:

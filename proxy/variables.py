@@ -8,7 +8,7 @@ from typing import Any, Final
 from proxy.errors import ConfigError
 from proxy.secrets import hide
 
-_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _FILE: Final = "_FILE"
 _MAX_CHARACTERS: Final = 10_000
 
@@ -24,7 +24,7 @@ def expanded(value: Any, where: str) -> Any:  # noqa: ANN401
         return [expanded(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
-    return _VARIABLE.sub(lambda match: _value_of(match[1], where), value)
+    return VARIABLE.sub(lambda match: _value_of(match[1], where), value)
 
 
 def _value_of(name: str, where: str) -> str:

@@ -92,20 +92,22 @@ def _client(asked: Asked) -> UpstreamClient:
 
 async def _rows(client: UpstreamClient, asked: Asked, wait_s: float) -> list[Mapping[str, Any]]:
     """The server's list of models."""
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            reply = await client.get(_MODELS)
-            break
-        except UpstreamError as error:
-            if not error.retryable or time.monotonic() >= deadline:
-                raise StartError(_no_list(asked, error)) from error
-        await asyncio.sleep(_POLL_S)
+    reply = await _list(client, asked, time.monotonic() + wait_s)
     rows = reply.get("data") if isinstance(reply, dict) else None
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     if not rows or not all(isinstance(row.get("id"), str) and row["id"] for row in rows):
         raise StartError(f"{_where(asked)} lists no models at {_MODELS}: is it a server of models?")
     return rows
+
+
+async def _list(client: UpstreamClient, asked: Asked, deadline: float) -> Any:  # noqa: ANN401
+    while True:
+        try:
+            return await client.get(_MODELS)
+        except UpstreamError as error:
+            if not error.retryable or time.monotonic() >= deadline:
+                raise StartError(_no_list(asked, error)) from error
+        await asyncio.sleep(_POLL_S)
 
 
 def _no_list(asked: Asked, error: UpstreamError) -> str:

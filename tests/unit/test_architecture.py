@@ -216,9 +216,13 @@ ALLOWED: dict[str, frozenset[str]] = {
     | {
         "proxy",
         "proxy.config",
+        "proxy.core",
         "proxy.errors",
+        "proxy.options",
         "proxy.probe",
+        "proxy.secrets",
         "proxy.serving",
+        "proxy.variables",
         "trainer.cli",
     },
     "configs": frozenset(),
