@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from motab.findings import Finding, breach_rate, of_probe, of_rate, of_slots, of_trial
-from motab.trial import NUM_QUESTIONS, Trial, trial_questions, trials
+from motab.trial import NUM_QUESTIONS, Say, Trial, trial_questions, trials
 from proxy import __version__
 from proxy.config import Config, RemoteUpstream, load_config
 from proxy.core.types import JUDGES
@@ -79,8 +79,12 @@ def doctor_command(
     loaded = _only(load_config(config), model)
     asked = trial_questions(questions)
     prices = parse_prices(price)
-    with Console(stderr=True).status("Probing the servers, then asking the questions ..."):
-        report, found = run(_diagnose(loaded, asked, prices, wait))
+    with Console(stderr=True).status("Probing the servers ...") as status:
+
+        def say(text: str) -> None:
+            status.update(escaped(text))
+
+        report, found = run(_diagnose(loaded, asked, prices, wait, say))
     healthy = all(one.healthy for one in found.values())
     if as_json:
         content = {
@@ -117,12 +121,16 @@ def _with_models(config: Config, names: Sequence[str]) -> Config:
 
 
 async def _diagnose(
-    config: Config, questions: Sequence[Question], prices: Mapping[str, float], wait_s: float
+    config: Config,
+    questions: Sequence[Question],
+    prices: Mapping[str, float],
+    wait_s: float,
+    say: Say,
 ) -> tuple[Report, dict[str, Diagnosis]]:
     report = await probe(config, wait_s)
     slots = await _slots(config, report)
     can = [name for name, pair in report.models.items() if pair.can]
-    tried, pilots = await _tried(config, report, can, questions)
+    tried, pilots = await _tried(config, report, can, questions, say)
     found = {}
     for name, pair in config.models.items():
         own = {key: num for key, num in slots.items() if key in {pair.student, pair.teacher}}
@@ -152,7 +160,11 @@ async def _slots(config: Config, report: Report) -> dict[str, int]:
 
 
 async def _tried(
-    config: Config, report: Report, names: Sequence[str], questions: Sequence[Question]
+    config: Config,
+    report: Report,
+    names: Sequence[str],
+    questions: Sequence[Question],
+    say: Say,
 ) -> tuple[dict[str, Trial], dict[str, Trial]]:
     """Ask all models that can work and, where all strayed, once more with no threshold.
 
@@ -161,13 +173,13 @@ async def _tried(
     """
     # A model that cannot work would keep the proxy from starting.
     working = _with_models(config, names)
-    tried = await trials(working, names, {}, questions)
+    tried = await trials(working, names, {}, questions, say)
     strict = [
         name
         for name, trial in tried.items()
         if breach_rate(trial.records) == 1 and report.models[name].scoring not in JUDGES
     ]
-    return tried, await trials(working, strict, {"base_threshold": 0}, questions)
+    return tried, await trials(working, strict, {"base_threshold": 0}, questions, say)
 
 
 def _numbers(trial: Trial) -> dict[str, Any]:

@@ -61,15 +61,16 @@ def of_probe(name: str, config: Config, report: Report) -> Iterator[Finding]:
         if thoughts.result == "no":
             yield Finding("advice", f"upstreams.{upstream}: {thoughts.detail}")
     most = parse_options(model.options).max_total_tokens
-    for upstream in names:
-        window = report.upstreams[upstream].limits.context_tokens
-        if window is not None and window < most:
-            yield Finding(
-                "advice",
-                f"max_total_tokens is {most} and the window of '{upstream}' {window}: texts end"
-                f" there with finish_reason length. Set max_total_tokens: {window} in params, or"
-                " serve the model with a larger window",
-            )
+    windows = {one: report.upstreams[one].limits.context_tokens for one in names}
+    known = {one: window for one, window in windows.items() if window is not None}
+    narrow = min(known, key=known.__getitem__, default=None)
+    if narrow is not None and known[narrow] < most:
+        yield Finding(
+            "advice",
+            f"max_total_tokens is {most} and the window of '{narrow}' {known[narrow]}: texts end"
+            f" there with finish_reason length. Set max_total_tokens: {known[narrow]} in params, or"
+            " serve the model with a larger window",
+        )
 
 
 def of_slots(config: Config, slots: Mapping[str, int]) -> Iterator[Finding]:

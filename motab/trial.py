@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
@@ -16,11 +16,12 @@ from synth_client.asking.client import SynthClient
 from synth_client.asking.errors import SynthesisError
 from synth_client.judging.verifier import Verifier
 from synth_client.questions.dataset import open_dataset
-from synth_client.questions.question import BadRow, Question, Synthesis, units_of
+from synth_client.questions.question import BadRow, Question, Synthesis, Unit, units_of
 from trajectory_records.record import Message, Record
 
 NUM_QUESTIONS: Final = 5
 _RULE: Final = "number"
+Say = Callable[[str], None]
 # The trial is its own client: nobody else may reach it, and it records and reports nothing.
 _SERVER: Final[Mapping[str, Any]] = {
     "host": "127.0.0.1",
@@ -64,22 +65,45 @@ async def trials(
     models: Sequence[str],
     params: Mapping[str, JsonValue],
     questions: Sequence[Question],
+    say: Say,
 ) -> dict[str, Trial]:
-    """Ask all `models`, one after the other, with these parameters on top of their own."""
+    """Ask all `models`, one after the other, with these parameters on top of their own.
+
+    `say` hears after every answer how many there are.
+    """
     if not models:
         return {}
     async with running(config.with_server(dict(_SERVER))) as base_url:
         return {
-            name: await _trial(base_url, Synthesis(model=name, params=params), questions)
+            name: await _trial(base_url, Synthesis(model=name, params=params), questions, say)
             for name in models
         }
 
 
-async def _trial(base_url: str, synthesis: Synthesis, questions: Sequence[Question]) -> Trial:
+async def _trial(
+    base_url: str,
+    synthesis: Synthesis,
+    questions: Sequence[Question],
+    say: Say,
+) -> Trial:
     units = [unit for question in questions for unit in units_of(question, synthesis, 1)]
+    num_done = 0
+
+    def count() -> None:
+        nonlocal num_done
+        say(f"{synthesis.model}: {num_done} of {len(units)} questions are answered ...")
+        num_done += 1
+
+    async def ask(client: SynthClient, unit: Unit) -> Record:
+        try:
+            return await client.synthesise(unit)
+        finally:
+            count()
+
+    count()
     started = time.monotonic()
     async with SynthClient(base_url, synthesis) as client:
-        asking = (client.synthesise(unit) for unit in units)
+        asking = (ask(client, unit) for unit in units)
         answers = await asyncio.gather(*asking, return_exceptions=True)
     seconds = time.monotonic() - started
     records, errors = [], []

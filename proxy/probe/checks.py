@@ -50,11 +50,16 @@ _STARTS = {"think": "<think>", "harmony": "<|channel|>"}
 
 @dataclass(slots=True)
 class Subject:
-    """The upstream that is checked. `question` is a chat once its template is known to render."""
+    """The upstream that is checked. `question` is a chat once its template is known to render.
+
+    `is_embedded` says that a tokenizer here comes from the model's own folder. The server's is made
+    from it, and may cut text otherwise, which does not matter, because it is sent ids.
+    """
 
     upstream: Upstream
     call: Call
     limit_s: float = LIMIT_S
+    is_embedded: bool = False
     question: Question = field(default_factory=lambda: Question(prompt=_RAW))
 
     async def context(self, texts: Sequence[str] = ()) -> Context:
@@ -113,6 +118,8 @@ async def tokenizer(subject: Subject) -> Check:
     steps = await reader.encode(_SAMPLES, call)
     if reader is server:
         return ok("the server's own", source="server")
+    if subject.is_embedded:
+        return ok("the model folder's own", source="local")
     if not isinstance(server, Reader):
         return not_applicable("local, and the server has no tokenizer to compare it with")
     try:

@@ -110,7 +110,7 @@ async def _probe_upstream(name: str, config: Config, wait_s: float, limit_s: flo
                 error, UpstreamUnreachable
             )
             return _unopened(ok("answers"), check) if answers else _unopened(check, None)
-        subject = Subject(upstream, Call(uuid4().hex), limit_s)
+        subject = Subject(upstream, Call(uuid4().hex), limit_s, is_embedded)
         about_text = await texts(subject)
         decode = about_text["decode_logprobs"]
         scoring = await ways(subject, _wanted_top_k(name, config), decode)

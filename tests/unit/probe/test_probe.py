@@ -113,6 +113,13 @@ async def test_a_local_tokenizer_with_other_ids_is_told_with_the_text() -> None:
     assert check.detail.startswith("the step 'na\u00efve")
 
 
+async def test_the_tokenizer_of_a_model_folder_is_right_whatever_the_server_made_of_it() -> None:
+    asked = subject(Tokenising(prompt=shifted), ScriptedBackend())
+    asked.is_embedded = True
+    check = await tokenizer(asked)
+    assert (check.result, check.detail) == ("ok", "the model folder's own")
+
+
 @pytest.mark.parametrize("ids", [prefixed, refused])
 async def test_steps_are_not_compared_with_a_server_that_puts_a_space_before_them(ids: Ids) -> None:
     server = Tokenising(prompt=scripted_ids, step=ids)
