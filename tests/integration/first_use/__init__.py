@@ -1,0 +1,1 @@
+"""What `motab init` and `motab doctor` find out about scripted servers."""
