@@ -1,5 +1,6 @@
 """The command `motab doctor`: probes a configuration, tries it, and says what to set."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,14 +10,14 @@ import orjson
 import typer
 from rich.console import Console
 
-from motab.findings import Finding, breach_rate, of_probe, of_rate, of_slots, of_trial
+from motab.findings import Finding, breach_rate, of_probe, of_rate, of_settings, of_trial
 from motab.trial import NUM_QUESTIONS, Say, Trial, trial_questions, trials
 from proxy import __version__
 from proxy.config import Config, RemoteUpstream, load_config
 from proxy.core.types import JUDGES
 from proxy.errors import ConfigError
 from proxy.near_names import did_you_mean
-from proxy.probe.identify import slots_of
+from proxy.probe.identify import ServerSettings, settings_of
 from proxy.probe.report import Report
 from proxy.probe.run import probe
 from proxy.serving.logs import escaped
@@ -31,7 +32,7 @@ _STYLES: Final = {"fault": "red", "advice": "yellow", "ok": "green"}
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found about a model. `trial` is None if the model could not be tried."""
+    """The findings about a model. `trial` is None if the model could not be tried."""
 
     findings: tuple[Finding, ...]
     trial: Trial | None
@@ -128,13 +129,13 @@ async def _diagnose(
     say: Say,
 ) -> tuple[Report, dict[str, Diagnosis]]:
     report = await probe(config, wait_s)
-    slots = await _slots(config, report)
+    settings = await _settings(config, report)
     can = [name for name, pair in report.models.items() if pair.can]
     tried, pilots = await _tried(config, report, can, questions, say)
     found = {}
     for name, pair in config.models.items():
-        own = {key: num for key, num in slots.items() if key in {pair.student, pair.teacher}}
-        findings = [*of_probe(name, config, report), *of_slots(config, own)]
+        own = {key: one for key, one in settings.items() if key in {pair.student, pair.teacher}}
+        findings = [*of_probe(name, config, report), *of_settings(config, own)]
         trial = tried.get(name)
         if trial is not None:
             findings += of_trial(trial, prices)
@@ -144,18 +145,14 @@ async def _diagnose(
     return report, found
 
 
-async def _slots(config: Config, report: Report) -> dict[str, int]:
-    """Return how many requests each upstream runs at once, as far as its servers say so."""
+async def _settings(config: Config, report: Report) -> dict[str, list[ServerSettings]]:
+    """Return what the servers of each upstream say about their start."""
     found = {}
     for name, upstream in config.upstreams.items():
-        if not isinstance(upstream, RemoteUpstream):
-            continue
-        if report.upstreams[name].checks.reachable.result != "ok":
-            continue
-        nums = [await slots_of(name, url, upstream.api_key) for url in upstream.urls]
-        known = [num for num in nums if num is not None]
-        if known and len(known) == len(nums):
-            found[name] = sum(known)
+        is_up = report.upstreams[name].checks.reachable.result == "ok"
+        if isinstance(upstream, RemoteUpstream) and is_up:
+            asking = (settings_of(name, url, upstream.api_key) for url in upstream.urls)
+            found[name] = await asyncio.gather(*asking)
     return found
 
 

@@ -42,7 +42,7 @@ class Draft:
     pair: str
     params: dict[str, Setting] = field(default_factory=dict)
     about: list[str] = field(default_factory=list)
-    """What users of the whole file should know first."""
+    """The comments above everything."""
 
     def text(self) -> str:
         """Return the file's content."""

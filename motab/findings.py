@@ -7,9 +7,10 @@ from typing import Final, Literal
 
 from motab.found import better_ways
 from motab.trial import Trial
-from proxy.config import Config, EmbeddedConfig
-from proxy.core.types import JUDGES, Author
+from proxy.config import Config
+from proxy.core.types import JUDGES
 from proxy.options import parse_options
+from proxy.probe.identify import ServerSettings
 from proxy.probe.report import Report
 from synth_client.prices import costs_of, priced_tokens
 from synth_client.report.rescore import (
@@ -24,7 +25,6 @@ from trajectory_records.record import Record, Usage
 Level = Literal["fault", "advice", "ok"]
 WANTED_RATE: Final = 0.4
 """The share of a trial's trajectories that a suggested threshold would let stray."""
-_ROLES: Final[tuple[Author, ...]] = ("student", "teacher")
 _FLAGS: Final = {
     "empty_correction": "the teacher had nothing to write after the breach",
     "repeated_step": "the correction repeats the flawed step",
@@ -73,15 +73,24 @@ def of_probe(name: str, config: Config, report: Report) -> Iterator[Finding]:
         )
 
 
-def of_slots(config: Config, slots: Mapping[str, int]) -> Iterator[Finding]:
-    """Compare how many requests are sent at once with how many each server runs."""
-    for upstream, num in slots.items():
+def of_settings(
+    config: Config, settings: Mapping[str, Sequence[ServerSettings]]
+) -> Iterator[Finding]:
+    """Say what the servers of each upstream should be started with, and compare how many requests
+    they run at once with how many they are sent.
+    """
+    for upstream, servers in settings.items():
+        for advice in dict.fromkeys(text for server in servers for text in server.advice):
+            yield Finding("advice", f"upstreams.{upstream}: {advice}")
+        slots = [server.slots for server in servers if server.slots is not None]
         wanted = config.upstreams[upstream].max_concurrent
-        if wanted > num and not isinstance(config.upstreams[upstream], EmbeddedConfig):
+        # A server that does not say how many it runs may run all the others.
+        if len(slots) == len(servers) and wanted > sum(slots):
             yield Finding(
                 "advice",
-                f"upstreams.{upstream}.max_concurrent is {wanted}, and its servers run {num}"
-                f" requests at once: set max_concurrent: {num}, or start them with more",
+                f"upstreams.{upstream}.max_concurrent is {wanted}, and its servers run"
+                f" {sum(slots)} requests at once: set max_concurrent: {sum(slots)}, or start them"
+                " with more",
             )
 
 

@@ -68,9 +68,10 @@ def _section(side: Side) -> Section:
     if is_hosted:
         note = "a request to continue; docs/servers/hosted.md has better ways"
         settings["continuation"] = Setting("instruct", note)
-    if identity.slots is not None and identity.slots < _DEFAULT_CONCURRENT:
-        settings["max_concurrent"] = Setting(identity.slots, "the requests that it runs at once")
-    about = [f"{KIND_NAMES[identity.kind]}."]
+    slots = identity.settings.slots
+    if slots is not None and slots < _DEFAULT_CONCURRENT:
+        settings["max_concurrent"] = Setting(slots, "the requests that it runs at once")
+    about = [f"{KIND_NAMES[identity.kind]}.", *identity.settings.advice]
     if identity.signed_by in _OWN_KINDS and identity.signed_by != identity.kind:
         about.append(
             f"It says that it is {KIND_NAMES[identity.signed_by]}, but its own routes do not"
@@ -127,7 +128,7 @@ class _Amending:
         if limits.output_tokens is not None and found.kind not in _OWN_KINDS:
             note = "the longest answer"
             settings["max_output_tokens"] = Setting(limits.output_tokens, note)
-        note = "GPUs of the server, or what they cost: its price beside the other's"
+        note = "GPUs of the server, or what they cost: its price as against the other's"
         settings["gpus"] = Setting(1, note, is_open=True)
 
     def _about_scoring(self, section: Section) -> None:
@@ -161,8 +162,8 @@ def better_ways(teacher: UpstreamReport, scoring: str) -> list[str]:
     ways = teacher.checks.scoring
     found = []
     if teacher.kind == "vllm" and scoring == "prompt_logprobs":
-        why = ways["cached_logprobs"].available.detail
-        found.append(f"Every call computes the whole context again. Not cached_logprobs: {why}")
+        why = ways["cached_logprobs"].available.detail.partition(";")[0]
+        found.append(f"Every call computes the whole context again, because {why}.")
     if teacher.kind == "llamacpp":
         found.append(
             "One request a token, so a vLLM or an SGLang scores faster; give the teacher 16-bit"
@@ -172,9 +173,6 @@ def better_ways(teacher: UpstreamReport, scoring: str) -> list[str]:
         found.append(f"These are marks, and not the paper's V. No echo: {_why_no_echo(teacher)}")
     if teacher.kind == "litellm":
         found.append("These are marks, and not the paper's V: no hosted chat API gives that.")
-    cache = ways[scoring].prefix_cache if scoring in ways else None  # type: ignore[index]
-    if teacher.kind == "sglang" and cache is not None and cache.result == "no":
-        found.append("Its prefix cache is off: start it without --disable-radix-cache.")
     return found
 
 

@@ -24,6 +24,8 @@ from proxy.variables import VARIABLE, expanded
 from synth_client.files.atomic import write_whole
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Parameters that no check of a probe depends on.
+_OF_WINDOWS: Final = {"max_total_tokens"}
 _ROLES: Final[tuple[Author, ...]] = ("student", "teacher")
 
 
@@ -82,7 +84,7 @@ def init_command(
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """What the command says about one of the servers."""
+    """The command's words on one of the servers."""
 
     role: Author
     url: str
@@ -155,9 +157,9 @@ async def _made(wishes: Mapping[Author, _Wish], output: Path, wait_s: float) -> 
         }
     )
     report = await _probed(draft, output)
-    params = dict(draft.params)
+    before = draft.params.keys() - _OF_WINDOWS
     amend(draft, report)
-    if not _can(report) and draft.params != params:
+    if not _can(report) and draft.params.keys() - _OF_WINDOWS != before:
         # Other parameters may be all that the pair lacks.
         report = await _probed(draft, output)
     _say_first(draft, report, output)

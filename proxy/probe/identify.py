@@ -29,17 +29,26 @@ _CALL = Call("connect")
 
 
 @dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """A server's own word on its start: the requests that it runs at once, None if it does not say
+    so, and the flags that it should be started with.
+    """
+
+    slots: int | None = None
+    advice: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """A server, and the one of its models that was asked for.
 
-    `slots` is the number of requests that it runs at once, and `root` what the model is called
-    where it comes from; None if the server does not say so. `signed_by` is whose server it says it
-    is.
+    `root` is what the model is called where it comes from, and `signed_by` whose server it says it
+    is; None if the server does not say so.
     """
 
     kind: ServerKind
     model: str
-    slots: int | None = None
+    settings: ServerSettings = ServerSettings()
     root: str | None = None
     signed_by: str | None = None
 
@@ -67,21 +76,21 @@ async def identify(asked: Asked, wait_s: float = 0.0) -> Identity:
         row = _chosen(asked, rows)
         model, root = str(row["id"]), row.get("root")
         signed_by = row.get("owned_by")
-        kind, slots = await _kind(client, asked, model, signed_by)
+        kind, settings = await _kind(client, asked, model, signed_by)
         return Identity(
             kind,
             model,
-            slots,
+            settings,
             root if isinstance(root, str) and root != model else None,
             signed_by if isinstance(signed_by, str) else None,
         )
 
 
-async def slots_of(name: str, url: str, api_key: str | None) -> int | None:
-    """Return how many requests the server at `url` runs at once; None if it does not say so."""
+async def settings_of(name: str, url: str, api_key: str | None) -> ServerSettings:
+    """Return what the server at `url` says about its start."""
     async with _client(Asked(name, url, api_key)) as client:
         props = await _part(client, "/props")
-        return _slots(props) or _slots(await _part(client, "/server_info"))
+        return _settings(props or await _part(client, "/server_info"))
 
 
 def _client(asked: Asked) -> UpstreamClient:
@@ -151,20 +160,20 @@ def _chosen(asked: Asked, rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 async def _kind(
     client: UpstreamClient, asked: Asked, model: str, signed_by: object
-) -> tuple[ServerKind, int | None]:
+) -> tuple[ServerKind, ServerSettings]:
     """Tell servers by what only theirs answer: who owns a model can be whatever was configured."""
     props = await _part(client, "/props")
     if "total_slots" in props:
-        return "llamacpp", _slots(props)
+        return "llamacpp", _settings(props)
     info = await _part(client, "/server_info")
     if "max_req_input_len" in info:
-        return "sglang", _slots(info)
+        return "sglang", _settings(info)
     text = {"model": model, "prompt": "a"}
     if signed_by == "sglang":  # a router hides what its servers are
         if "tokens" in await _part(client, "/v1/tokenize", text):
-            return "sglang", None
+            return "sglang", ServerSettings()
     elif "max_model_len" in await _part(client, "/tokenize", text):
-        return "vllm", None
+        return "vllm", ServerSettings()
     body = {"model": model, "prompt": "One, two,", "max_tokens": 1}
     try:
         reply = await client.post("/v1/completions", body, _CALL)
@@ -174,7 +183,7 @@ async def _kind(
     except MotabError:  # such as a chat API, which has no such route
         reply = None
     has_text = isinstance(reply, dict) and isinstance(reply.get("choices"), list)
-    return ("openai" if has_text else "litellm"), None
+    return ("openai" if has_text else "litellm"), ServerSettings()
 
 
 async def _part(
@@ -187,6 +196,18 @@ async def _part(
     except MotabError:
         return {}
     return reply if isinstance(reply, dict) else {}
+
+
+def _settings(part: Mapping[str, Any]) -> ServerSettings:
+    advice = []
+    if part.get("incremental_streaming_output") is False:
+        advice.append(
+            "Each event of its streams repeats the whole text: start it with"
+            " --incremental-streaming-output."
+        )
+    if part.get("disable_radix_cache") is True:
+        advice.append("It has no prefix cache: start it without --disable-radix-cache.")
+    return ServerSettings(_slots(part), tuple(advice))
 
 
 def _slots(part: Mapping[str, Any]) -> int | None:

@@ -1,1 +1,1 @@
-"""What `motab init` and `motab doctor` find out about scripted servers."""
+"""Tests `motab init`, `motab doctor` and the built wheel, which a stranger meets first."""

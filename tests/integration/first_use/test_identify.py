@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import StartError
-from proxy.probe.identify import Asked, Identity, identify, slots_of
+from proxy.probe.identify import Asked, Identity, ServerSettings, identify, settings_of
 from tests.support.fake_vllm import MODEL, FakeVllm
 from tests.support.replay import Recording, Replay, json_reply, replay
 
@@ -40,7 +40,8 @@ async def test_llama_cpp_is_known_by_its_slots() -> None:
         identity = await found(up)
         assert (identity.kind, identity.signed_by) == ("llamacpp", "llamacpp")
         num_slots = LLAMA_CPP.json("props")["total_slots"]
-        assert identity.slots == await slots_of("t", up.client.base_url, None) == num_slots
+        assert identity.settings == await settings_of("t", up.client.base_url, None)
+        assert identity.settings == ServerSettings(num_slots)
 
 
 async def test_sglang_is_known_by_its_info_and_its_places_are_read() -> None:
@@ -49,7 +50,13 @@ async def test_sglang_is_known_by_its_info_and_its_places_are_read() -> None:
     async with replay() as up:
         up.on("GET", MODELS, listed("m", owned_by="sglang", root="org/m"))
         up.on("GET", "/server_info", json_reply(info))
-        assert await found(up) == Identity("sglang", "m", 48, "org/m", "sglang")
+        identity = await found(up)
+        assert identity == Identity("sglang", "m", ServerSettings(48), "org/m", "sglang")
+        flags = {"incremental_streaming_output": False, "disable_radix_cache": True}
+        up.on("GET", "/server_info", json_reply({**info, **flags}))
+        advice = " ".join((await found(up)).settings.advice)
+        assert "with --incremental-streaming-output" in advice
+        assert "without --disable-radix-cache" in advice
 
 
 async def test_sglang_behind_a_router_is_known_by_its_signature_and_its_tokens() -> None:
@@ -140,4 +147,4 @@ async def test_what_is_no_server_of_models_is_said_to_be_none(reply: Any, said: 
 async def test_a_server_that_does_not_say_how_much_it_runs_at_once_has_no_number() -> None:
     async with replay() as up:
         FakeVllm().serve(up)
-        assert await slots_of("t", up.client.base_url, None) is None
+        assert await settings_of("t", up.client.base_url, None) == ServerSettings()

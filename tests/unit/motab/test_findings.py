@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 
 from motab.draft import Draft, Section, Setting, pair_name
-from motab.findings import breach_rate, of_probe, of_rate, of_slots, of_trial
+from motab.findings import breach_rate, of_probe, of_rate, of_settings, of_trial
 from motab.found import amend
 from motab.trial import Trial, trial_questions
 from proxy.backends.limits import ModelLimits
 from proxy.config import Config
 from proxy.core.types import Scoring
+from proxy.probe.identify import ServerSettings
 from proxy.probe.report import (
     Check,
     PairReport,
@@ -100,8 +101,11 @@ def test_thoughts_that_auto_does_not_see_are_named_with_the_key() -> None:
 
 
 def test_more_requests_than_a_server_runs_at_once_are_advised_against() -> None:
-    found = said(of_slots(config(), {"s": 4, "t": 8}))
+    four, eight = ServerSettings(4), ServerSettings(8)
+    found = said(of_settings(config(), {"s": [four], "t": [eight]}))
     assert len(found) == 1
+    replicas = {"s": [ServerSettings(60), four], "t": [four, ServerSettings()]}
+    assert said(of_settings(config(), replicas)) == []
     assert "upstreams.s.max_concurrent is 64, and its servers run 4" in found[0][1]
 
 

@@ -1,0 +1,127 @@
+"""Tests the built wheel in an empty folder: a stranger's first commands need no repository."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proxy.config import load_config
+from synth_client.files.record_file import read_records
+from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
+from tests.support.proxy.live import pretrained_server
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which the wheel is installed; its dependencies are this environment's."""
+    built, folder = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("installed")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_S)
+    (file,) = built.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet"]
+    subprocess.run(
+        [*install, "--target", str(folder), str(file)],
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE_S,
+    )
+    return folder
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    return folder
+
+
+def motab(wheel: Path, folder: Path, *arguments: str, code: int = 0) -> str:
+    """Return the output of the installed command, in that folder."""
+    done = subprocess.run(
+        [wheel / "bin" / "motab", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(wheel)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_wheel_s_own_code_runs(wheel: Path, empty: Path) -> None:
+    names = "motab, proxy, synth_client, trainer, trajectory_records, configs"
+    script = f"import {names}; print([m.__file__ for m in ({names})])"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=empty,
+        env={**os.environ, "PYTHONPATH": str(wheel)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(ROOT) not in done.stdout
+    assert done.stdout.count(str(wheel)) == 6
+
+
+def test_the_demo_runs(wheel: Path, empty: Path) -> None:
+    assert "2 trajectories" in motab(wheel, empty, "demo", "--limit", "2")
+    assert len(list(read_records(empty / "runs" / "demo" / "records.jsonl"))) == 2
+    assert (empty / "runs" / "demo" / "report.html").is_file()
+
+
+def test_two_urls_become_a_configuration_and_the_doctor_tries_it(wheel: Path, empty: Path) -> None:
+    path = empty / "motab.yaml"
+    with pretrained_server("student") as student, pretrained_server("student") as teacher:
+        said = motab(wheel, empty, "init", student, f"{teacher}/v1")
+        assert "Next: motab doctor --config motab.yaml" in said
+        config = load_config(path)
+        assert [one.kind for one in config.upstreams.values()] == ["llamacpp", "llamacpp"]
+        assert [one.max_concurrent for one in config.upstreams.values()] == [2, 2]
+        ((name, model),) = config.models.items()
+        assert model.params == {"max_total_tokens": 2048}
+        short = path.read_text(encoding="utf-8").replace("tokens: 2048  #", "tokens: 48  #")
+        path.write_text(short, encoding="utf-8")
+        out = json.loads(motab(wheel, empty, "doctor", "--config", "motab.yaml", "--json", code=1))
+    assert list(out["models"]) == [name]
+    trial = out["models"][name]["trial"]
+    # The student reasons for longer than 48 tokens.
+    assert (trial["num_questions"], trial["num_failed"], trial["num_cut"]) == (5, 0, 5)
+    assert trial["student_tokens"] > 0
+    found = {finding["text"]: finding["level"] for finding in out["models"][name]["findings"]}
+    assert found["steps are scored by forced_decode"] == "ok"
+    (cut,) = [text for text in found if "were cut by" in text]
+    assert found[cut] == "fault"
+
+
+def test_the_doctor_asks_a_user_s_own_questions(wheel: Path, empty: Path) -> None:
+    (empty / "motab.yaml").write_bytes((ROOT / "configs" / "demo.yaml").read_bytes())
+    questions = empty / "mine.jsonl"
+    lines = (ROOT / "configs" / "demo_questions.jsonl").read_text(encoding="utf-8").splitlines()
+    questions.write_text("\n".join(lines[:7]), encoding="utf-8")
+    said = motab(wheel, empty, "doctor", "--config", "motab.yaml", "--questions", "mine.jsonl")
+    assert said.startswith("motab/demo: healthy\n")
+    assert "of 5 answers are right" in said
+    assert "of 5 trajectories strayed" in said
+    strict = (empty / "motab.yaml").read_text(encoding="utf-8")
+    loose = strict.replace("base_threshold: 0.5", "base_threshold: 1")
+    (empty / "motab.yaml").write_text(loose, encoding="utf-8")
+    said = motab(wheel, empty, "doctor", "--config", "motab.yaml", "--questions", "mine.jsonl")
+    assert "5 of 5 trajectories strayed, at base_threshold 1: with base_threshold 0." in said
+
+
+def test_the_doctor_says_what_is_down(wheel: Path, empty: Path) -> None:
+    content = {
+        "upstreams": {"s": {"kind": "vllm", "base_url": "http://127.0.0.1:9", "model": "m"}},
+        "models": {"pair": {"student": "s", "teacher": "s"}},
+    }
+    (empty / "motab.yaml").write_text(json.dumps(content), encoding="utf-8")
+    said = motab(wheel, empty, "doctor", "--config", "motab.yaml", code=1)
+    assert said.startswith("pair: not healthy\n")
+    assert "fault:  it cannot work: student 's': not reachable: no connection to" in said
+    motab(wheel, empty, "doctor", "--config", "motab.yaml", "--model", "piar", code=1)
