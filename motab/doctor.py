@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import orjson
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 
 from motab.findings import Finding, breach_rate, of_probe, of_rate, of_settings, of_trial
+from motab.options import ConfigFile, Wait
 from motab.trial import NUM_QUESTIONS, Say, Trial, trial_questions, trials
 from proxy import __version__
 from proxy.config import Config, RemoteUpstream, load_config
@@ -53,7 +53,7 @@ class Diagnosis:
 
 
 def doctor_command(
-    config: Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")],
+    config: ConfigFile,
     *,
     model: Annotated[
         str | None, typer.Option(help="One of the configured models. Default: all.")
@@ -70,9 +70,7 @@ def doctor_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (docs/first-use.md).")
     ] = False,
-    wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for upstreams that are still starting.")
-    ] = 0.0,
+    wait: Wait = 0.0,
 ) -> None:
     """Probe the servers, try five questions, and say what to set. Exit code 1 if a pair cannot
     work.

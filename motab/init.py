@@ -11,6 +11,7 @@ from rich.console import Console
 
 from motab.draft import Draft
 from motab.found import KIND_NAMES, Side, amend, first_draft
+from motab.options import KeyVariable, ModelName, Tokenizer, Wait
 from proxy.config import checked_url, parse_config
 from proxy.core.types import Author
 from proxy.errors import ConfigError, StartError
@@ -36,31 +37,13 @@ def init_command(
     output: Annotated[Path, typer.Option(dir_okay=False, help="The new file.")] = Path(
         "motab.yaml"
     ),
-    student_model: Annotated[
-        str | None, typer.Option(help="The student's name there. Default: the only one.")
-    ] = None,
-    teacher_model: Annotated[
-        str | None, typer.Option(help="The teacher's name there. Default: the only one.")
-    ] = None,
-    student_key_variable: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The environment variable with the server's API key."),
-    ] = None,
-    teacher_key_variable: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The environment variable with the server's API key."),
-    ] = None,
-    student_tokenizer: Annotated[
-        str | None,
-        typer.Option(help="A Hugging Face name, a folder or tiktoken:NAME. Default: the server's."),
-    ] = None,
-    teacher_tokenizer: Annotated[
-        str | None,
-        typer.Option(help="A Hugging Face name, a folder or tiktoken:NAME. Default: the server's."),
-    ] = None,
-    wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for servers that are still starting.")
-    ] = 0.0,
+    student_model: ModelName = None,
+    teacher_model: ModelName = None,
+    student_key_variable: KeyVariable = None,
+    teacher_key_variable: KeyVariable = None,
+    student_tokenizer: Tokenizer = None,
+    teacher_tokenizer: Tokenizer = None,
+    wait: Wait = 0.0,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Ask two servers what they are, probe them, and write a configuration of the pair."""

@@ -1,12 +1,12 @@
 """The command `motab probe`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
 from rich.console import Console
 
+from motab.options import ConfigFile, Wait
 from proxy.config import load_config
 from proxy.probe.run import probe
 from proxy.probe.table import show
@@ -14,14 +14,12 @@ from proxy.serving.serve import run
 
 
 def probe_command(
-    config: Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")],
+    config: ConfigFile,
     *,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (docs/probe.md) and no table.")
     ] = False,
-    wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for upstreams that are still starting.")
-    ] = 0.0,
+    wait: Wait = 0.0,
 ) -> None:
     """Ask every upstream what it can do. Exit code 1 if a configured model cannot work."""
     loaded = load_config(config)

@@ -1,27 +1,25 @@
 """The command `motab serve`."""
 
 import logging
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from motab.options import ConfigFile, Wait
 from proxy.config import Config, load_config
 from proxy.serving.logs import LogFormat, show_logs
 from proxy.serving.serve import run, serve
 
 
 def serve_command(
-    config: Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")],
+    config: ConfigFile,
     host: Annotated[str | None, typer.Option(help="The address. Default: server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="The port. Default: server.port.")] = None,
     health_port: Annotated[
         int | None, typer.Option(help="A port for /health alone. Default: server.health_port.")
     ] = None,
-    wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for upstreams that are still starting.")
-    ] = 0.0,
+    wait: Wait = 0.0,
     records: Annotated[
         str | None,
         typer.Option(

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from proxy.near_names import did_you_mean
 from synth_client.errors import InputError
 from synth_client.questions.json_numbers import StrictJson, exact, loads_exactly
 from synth_client.questions.layout import Columns, check_columns, read_row
@@ -101,7 +102,9 @@ def open_dataset(
     if path.is_file():
         if suffix not in _READERS:
             known = ", ".join(_READERS)
-            raise InputError(f"{path}: unknown format '{suffix}'; known formats are {known}")
+            meant = did_you_mean(suffix, _READERS)
+            message = f"{path}: unknown format '{suffix}'; known formats are {known}{meant}"
+            raise InputError(message)
         reader = _READERS[suffix]
         return Dataset(
             path.name,

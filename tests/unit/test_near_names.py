@@ -12,6 +12,7 @@ from proxy.near_names import did_you_mean, fields_at, near_name
 from proxy.options import OptionsError, parse_options, parse_sampling
 from synth_client.errors import InputError
 from synth_client.judging.rules import check_rule
+from synth_client.questions.dataset import open_dataset
 from synth_client.training_data.filters import parse_filter
 from tests.support.proxy.configs import changed, complaint
 from trainer.errors import RecipeError
@@ -127,6 +128,12 @@ def test_a_filter_with_a_wrong_number_is_not_corrected() -> None:
 def test_a_misspelt_rule_is_recognised() -> None:
     with pytest.raises(InputError, match="did you mean 'number'"):
         check_rule("numbr")
+
+
+def test_a_misspelt_suffix_of_a_question_file_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "questions.jsnl").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"did you mean '\.jsonl'"):
+        open_dataset(str(tmp_path / "questions.jsnl"))
 
 
 def test_a_misspelt_kind_of_a_recipe_is_recognised(tmp_path: Path) -> None:
