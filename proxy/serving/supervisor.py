@@ -18,6 +18,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from proxy.backends.worker_slots import WorkerSlots
 from proxy.config import Config, EmbeddedConfig
 from proxy.errors import ConfigError, StartError
+from proxy.processes import command_of
 from proxy.serving.health import Pulse, answering
 from proxy.serving.logs import shown_format
 from proxy.serving.reload import SIGHUP, ReadConfig, reread
@@ -225,7 +226,7 @@ class _Supervisor:
             with theirs, self._listener() as listener:
                 handed = (theirs.fileno(), listener.fileno())
                 process = await asyncio.create_subprocess_exec(
-                    *_command(),
+                    *command_of("proxy.serving.worker"),
                     *map(str, handed),
                     pass_fds=handed,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -264,12 +265,6 @@ class _Supervisor:
             listener.close()
             raise StartError(f"cannot listen on {self._url} any more: {error.strerror}") from error
         return listener
-
-
-def _command() -> tuple[str, ...]:
-    """A worker with the modules of this process, which may come from the current folder or not."""
-    from_here = sys.path[0] in {"", str(Path.cwd())}
-    return (sys.executable, *(() if from_here else ("-P",)), "-m", "proxy.serving.worker")
 
 
 async def _started(running: _Process) -> str | None:

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from proxy.backends.embedded.gguf_files import converted, dequantized, model_path
+from proxy.backends.embedded.gguf_files import converted, dequantized, model_path, require_library
 from proxy.backends.tokens.chat_template import ChatTemplate
 from proxy.backends.tokens.tokenizer import TIKTOKEN, LocalReader, load_tokenizer
 from proxy.config import (
@@ -47,7 +47,11 @@ def _tokenizer_of(config: ServerUpstream) -> str:
 
 
 def model_file(config: EmbeddedConfig) -> Path:
-    """Return the GGUF file to serve, which is made first if the model is a folder."""
+    """Return the GGUF file to serve, which is made first if the model is a folder.
+
+    Raises `ConfigError`.
+    """
+    require_library()
     path = model_path(config.model)
     if path.is_dir():
         return converted(path)

@@ -83,6 +83,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.secrets": frozenset(),
     "proxy.log_context": frozenset(),
     "proxy.near_names": frozenset(),
+    "proxy.processes": frozenset(),
     "proxy.complaints": frozenset({"proxy.near_names"}),
     "proxy.options": _CORE | {"proxy.complaints", "proxy.near_names"},
     "proxy.yaml_file": frozenset(),
@@ -116,7 +117,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.backends.self_test": _WIRE,
     "proxy.backends.transport": _WIRE,
     "proxy.backends.tokens": _WIRE,
-    "proxy.backends.embedded": frozenset({"proxy.errors"}),
+    "proxy.backends.embedded": frozenset({"proxy.errors", "proxy.processes"}),
     "proxy.backends.judges": _WIRE | {"proxy.backends.tokens", "proxy.backends.transport"},
     "proxy.backends.servers": _WIRE
     | {
@@ -172,6 +173,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     },
     "proxy.serving": _PROXY_GROUND
     | {
+        "proxy.processes",
         "proxy.api",
         "proxy.backends.base",
         "proxy.backends.worker_slots",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module, metadata
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,16 @@ from proxy.errors import ConfigError
 if TYPE_CHECKING:
     import gguf
 
+_LIBRARY = ("gguf", "numpy", "xllamacpp")
 _PACKAGE_PREFIX = "package:"
 _FINGERPRINT_BYTES = 16 * 1024 * 1024
+
+
+def require_library() -> None:
+    """Raise `ConfigError` where the packages that serve GGUF files are not installed."""
+    if missing := [name for name in _LIBRARY if find_spec(name) is None]:
+        message = f"embedded models need {', '.join(missing)}: pip install 'motab[embedded]'"
+        raise ConfigError(message)
 
 
 def cache_dir() -> Path:

