@@ -1,7 +1,7 @@
 """Answers each route of the API, and describes the routes in `/openapi.json`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 

@@ -45,7 +45,6 @@ from trajectory_records.appender import Appender
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
 _AUTHORS: tuple[Author, ...] = ("student", "teacher")
 # The options that matter for a given text.
 _SCORE_OPTIONS = {
