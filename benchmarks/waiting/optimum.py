@@ -142,7 +142,7 @@ class _Programme:
         found: list[PlannedCall] = []
         while last:
             state = first, last - first, self._beyond(at, last)
-            free = at + self.known.written_during(first, last)
+            free = self._free(at, first, last)
             at = int(self._next_written[state])
             written = min(free, at)
             found.append(PlannedCall(first, last, written, free - written))
@@ -153,6 +153,11 @@ class _Programme:
     def _num_beyond(self) -> int:
         return -(-self.known.step_tokens // self.known.interval)
 
+    def _free(self, written: int, first: int, last: int) -> int:
+        """Return the tokens that are there when a call is answered if the student does not wait."""
+        whole = self.known.seen(self.num_steps * self.known.step_tokens)
+        return min(written + self.known.written_during(first, last), whole)
+
     def _beyond(self, written: int, last: int) -> int:
         """Return the events beyond a step, of which the first has its end."""
         first = self.known.seen(last * self.known.step_tokens)
@@ -162,7 +167,7 @@ class _Programme:
         known = self.known
         size, interval = known.step_tokens, known.interval
         at = known.seen(last * size) + beyond * interval
-        free = at + known.written_during(first, last)
+        free = self._free(at, first, last)
         num = last - first
         safe = (1 - known.hazard) ** np.arange(num + 1)
         in_call = float(np.sum(safe[:-1] * known.hazard * np.arange(num - 1, -1, -1))) * size

@@ -33,7 +33,14 @@ EVENTS: tuple[dict[str, Any], ...] = (
     {"choices": [{"delta": {"role": "assistant"}}]},
     {"choices": [{"delta": {"reasoning_content": "12"}}]},
     {"choices": [{"delta": {}, "motab": {"breach": None, "steps": []}}]},
-    {"choices": [], "usage": {"completion_tokens": 7, "motab": {"score_calls": 2, "x": None}}},
+    {
+        "choices": [],
+        "usage": {
+            "prompt_tokens": 5,
+            "completion_tokens": 7,
+            "motab": {"score_calls": 2, "x": None},
+        },
+    },
 )
 
 
@@ -161,6 +168,7 @@ async def test_an_answer_has_its_times_its_trace_and_its_usage() -> None:
     assert 0 < answer.first_s <= answer.seconds
     assert (answer.num_tokens, answer.usage) == (7, {"score_calls": 2, "x": 0})
     assert answer.trace == {"breach": None, "steps": []}
+    assert (answer.num_prompt, answer.num_events) == (5, 1)
 
 
 @pytest.mark.parametrize(
