@@ -44,7 +44,8 @@ async def ask(
     if motab is not None:
         body["motab"] = motab
     url = f"{base_url}/v1/{'chat/' if 'messages' in prompt.field else ''}completions"
-    headers = {"content-type": "application/json"}
+    # A server may close a connection that it has kept just as the next question comes.
+    headers = {"content-type": "application/json", "connection": "close"}
     started = time.perf_counter()
     first_s: float | None = None
     usage: Mapping[str, Any] = {}
