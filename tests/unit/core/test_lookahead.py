@@ -6,6 +6,7 @@ import pytest
 
 from proxy.core.lookahead import (
     AT_ONCE,
+    AtOnce,
     Lookahead,
     ScoringQueue,
     is_worth_a_call,
@@ -16,28 +17,17 @@ from proxy.core.params import ParameterError, Params
 from proxy.core.types import Command, Emit, Pause, Resume, Score, Scored, StepScore, Wrote
 
 
-class Never:
+class Never(AtOnce):
     def is_due(self, num_waiting: int, num_steps: int) -> bool:
         del num_waiting, num_steps
         return False
 
-    def sent(self, num_tokens: int) -> float:
-        del num_tokens
-        return math.inf
 
-    def answered(self) -> None:
-        pass
-
-
-class Enough(Never):
+class Enough(AtOnce):
     """Lets the student wait after that number of tokens beyond a call."""
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
-
-    def is_due(self, num_waiting: int, num_steps: int) -> bool:
-        del num_waiting, num_steps
-        return True
 
     def sent(self, num_tokens: int) -> float:
         del num_tokens

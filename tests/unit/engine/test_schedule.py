@@ -30,6 +30,17 @@ def test_the_speed_of_a_student_is_that_of_all_its_open_streams_together() -> No
     with speed.writing(), speed.pausing():
         clock.now += 50  # what was open waited
     assert speed.seconds_a_token() == pytest.approx(0.01)
+    assert speed.seconds_a_token_of_a_stream() == pytest.approx(0.02)
+
+
+def test_a_stream_that_waits_does_not_make_the_others_slower() -> None:
+    clock = Clock()
+    speed = WritingSpeed(clock)
+    assert speed.seconds_a_token_of_a_stream() is None
+    with speed.writing(), speed.writing(), speed.pausing():
+        clock.now += 1
+        speed.count(50)
+    assert speed.seconds_a_token_of_a_stream() == pytest.approx(1 / 50)
 
 
 def test_a_student_that_gets_slower_is_noticed() -> None:
@@ -183,19 +194,6 @@ def test_steps_of_one_length_do_not_show_a_slow_teacher() -> None:
         line.add(54, seconds)
     assert line.slope == 0
     assert line.mean_tokens == pytest.approx(54)
-
-
-def test_the_speed_of_a_stream_leaves_out_what_waits() -> None:
-    clock = Clock()
-    speed = WritingSpeed(clock)
-    assert speed.seconds_a_token_of_a_stream() is None
-    with speed.writing(), speed.writing():
-        clock.now += 1
-        speed.count(100)
-        with speed.pausing():
-            clock.now += 1
-            speed.count(50)
-    assert speed.seconds_a_token_of_a_stream() == pytest.approx(3 / 150)
 
 
 def test_a_call_without_tokens_takes_no_less_than_no_time() -> None:
