@@ -26,7 +26,7 @@ HEADERS: Final[Mapping[str, str]] = {
     "content-security-policy": _POLICY,
     "cache-control": "no-cache",
     "cross-origin-opener-policy": "same-origin",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
 }
 _ASSETS: Final = files("proxy.page") / "assets"
