@@ -175,6 +175,7 @@ def test_other_thresholds_are_judged_as_the_algorithm_does(browser: Browser, url
         ([0.5, 0.5, 0.4, 0.4, 0.1], [0.0] * 5, 0.45, 0.0),
         ([0.2, 0.9, 0.8, 0.9, 0.3], [0.1, 0.2, 0.3, 0.4, 0.0], 0.5, 3.0),
         ([0.9, 0.8], [0.0, 0.0], 0.1, 1.0),
+        ([0.75, 0.5, 0.25], [0.0] * 3, 0.3, 0.0),
         ([0.05], [0.0], 0.2, 1.0),
     ]
     with opened(browser, url) as one:
@@ -313,7 +314,7 @@ def test_a_question_that_replaces_another_shows_only_itself(browser: Browser) ->
         page.emulate_media(reduced_motion="no-preference")
         page.fill("#question", "The first?")
         page.click("#start")
-        page.wait_for_selector(".step.struck")
+        expect(page.locator("#pair-state")).to_have_text("breach at step 2")
         page.emulate_media(reduced_motion="reduce")
         one.page.evaluate("document.documentElement.dataset.watch = ''")
         one.run("The second?")
