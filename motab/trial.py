@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
-from proxy.config import Config
+from proxy.config import Config, LiteLLMConfig
 from proxy.serving.serve import running
 from synth_client.asking.client import SynthClient
 from synth_client.asking.errors import SynthesisError
@@ -75,9 +75,21 @@ async def trials(
         return {}
     async with running(config.with_server(dict(_SERVER))) as base_url:
         return {
-            name: await _trial(base_url, Synthesis(model=name, params=params), questions, say)
+            name: await _trial(
+                base_url,
+                Synthesis(model=name, params=params, seed=_seed(config, name)),
+                questions,
+                say,
+            )
             for name in models
         }
+
+
+def _seed(config: Config, name: str) -> int | None:
+    """Return a seed, so that a second trial is like the first; not every hosted API takes one."""
+    pair = config.models[name]
+    upstreams = (config.upstreams[one] for one in (pair.student, pair.teacher))
+    return None if any(isinstance(one, LiteLLMConfig) for one in upstreams) else 0
 
 
 async def _trial(
