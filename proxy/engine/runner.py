@@ -133,6 +133,8 @@ class TrajectoryRun:
                     self._obey(self._monitor.start())
             except BaseExceptionGroup as errors:
                 raise first_error(errors) from None
+            finally:  # in cycles with this run, which would hold its text until they are collected
+                del self._monitor, self._scoring_monitor, self._writes
         if self._trajectory is None:
             raise MotabError("the trajectory ended without a result; please report this")
         return self._outcome(self._trajectory)

@@ -1,10 +1,19 @@
-"""Tests that large blocks of memory go back to the system."""
+"""Tests that memory is free again once nothing needs it."""
 
+import gc
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+
+from proxy.backends.base import Context
+from proxy.core.monitor import MotabMonitor
+from proxy.core.types import StepTrace
+from proxy.engine.runner import TrajectoryRun
+from tests.support.proxy.runs import STUDENT, A, B, C, outcome_of
+from tests.support.scripted import ScriptedBackend, says, values
 
 _ALLOCATIONS = """
 import ctypes, sys
@@ -36,3 +45,29 @@ def test_a_large_block_is_mapped_even_after_a_larger_one_was_freed(
     command = [sys.executable, "-c", _ALLOCATIONS, how]
     told = subprocess.run(command, check=True, capture_output=True, text=True)
     assert told.stdout.strip() == num_mapped
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """The collector of cycles does not run."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def num_held() -> int:
+    parts = (TrajectoryRun, MotabMonitor, Context, StepTrace)
+    return sum(isinstance(one, parts) for one in gc.get_objects())
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("last", [0.9, 0.05], ids=["safe", "breach"])
+async def test_a_finished_trajectory_is_freed_without_the_collector(last: float) -> None:
+    before = num_held()
+    student = ScriptedBackend(says(*STUDENT))
+    teacher = ScriptedBackend(says("Right", "."), values({A: 0.9, B: 0.3, C: last}))
+    outcome, observed = await outcome_of(student, teacher, base_threshold=0.1)
+    assert num_held() > before
+    del outcome, observed
+    assert num_held() == before
