@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.api.errors import as_motab_error, error_response
 from proxy.api.metrics import Metrics
-from proxy.backends.base import UpstreamClock
+from proxy.backends.clock import UpstreamClock
 from proxy.errors import BodyTooLarge, ForeignPage, MotabError, Unauthorized
 from proxy.log_context import ACCESS_LOG, REQUEST_ID
 from proxy.secrets import excerpt

@@ -15,7 +15,8 @@ import orjson
 from proxy.api.acceptance import OF_REQUESTS
 from proxy.api.service import Service
 from proxy.api.sse import DONE, Outbox
-from proxy.backends.base import Call, PlainChat, UpstreamClock
+from proxy.backends.base import Call, PlainChat
+from proxy.backends.clock import UpstreamClock
 from proxy.complaints import shortened
 from proxy.core.types import Author
 from proxy.engine.served_model import check_candidates

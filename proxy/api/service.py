@@ -16,7 +16,8 @@ from proxy.api.recording import Recording, check_records
 from proxy.api.schema import GenerationRequest, ScoreRequest, StreamOptions
 from proxy.api.shapes import Head, Kind, completion, scored_text, text_logprobs, trace, usage
 from proxy.api.sse import DONE, ChunkWriter, Outbox
-from proxy.backends.base import Call, Question, Sampling, Scorer, UpstreamClock
+from proxy.backends.base import Call, Question, Sampling, Scorer
+from proxy.backends.clock import UpstreamClock
 from proxy.core.params import SamplingValues
 from proxy.core.types import Author
 from proxy.engine.admission import Admission, OwnSeats, Seats

@@ -1,15 +1,14 @@
 """Defines what the engine needs from a server, as small protocols, and the data they exchange."""
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from proxy.backends.shared_ids import shared_ids
+from proxy.backends.clock import UpstreamClock
 from proxy.backends.stay import Stay
+from proxy.backends.token_ids import TokenIds
 from proxy.core.params import SamplingValues
 from proxy.core.scoring import oracle_value
 from proxy.core.types import FinishReason, Scoring, StepScore
@@ -70,40 +69,58 @@ class Context:
     """
 
     prompt: Segment
-    steps: list[Segment] = field(default_factory=list)
+    given: InitVar[Iterable[Segment]] = ()
+    """Its first steps."""
     question: Question = field(default=Question(), kw_only=True)
     """The question that `prompt` renders, for servers that take messages only."""
-    token_ids: list[int] = field(init=False)
+    texts: list[str] = field(init=False, default_factory=list)
+    """The steps' texts."""
+    token_ids: TokenIds = field(init=False)
     """The prompt's ids, then all steps' ids."""
     bounds: list[int] = field(init=False)
     """`bounds[k]` is the offset in `token_ids` at which step k begins; the last is the end."""
     following: str = field(init=False, default="")
     """Text after the steps, as far as it decides which tokens end in the last one."""
 
-    def __post_init__(self) -> None:
-        self.token_ids = list(self.prompt.token_ids)
+    def __post_init__(self, given: Iterable[Segment]) -> None:
+        self.token_ids = TokenIds(self.prompt.token_ids)
         self.bounds = [len(self.token_ids)]
-        steps, self.steps = self.steps, []
-        for step in steps:
+        for step in given:
             self.append(step)
+
+    @property
+    def steps(self) -> list[Segment]:
+        """The steps. Their ids are held in `token_ids` only, so each call makes new segments."""
+        places = zip(self.texts, pairwise(self.bounds), strict=True)
+        return [Segment(text, tuple(self.token_ids[a:b])) for text, (a, b) in places]
+
+    def num_ids(self, index: int) -> int:
+        """Return the number of tokens that end in a step."""
+        return self.bounds[index + 1] - self.bounds[index]
 
     def append(self, step: Segment) -> None:
         """Add the next step."""
-        del self.token_ids[self.bounds[-1] :]
-        ids = tuple(shared_ids(step.token_ids))
-        self.steps.append(Segment(step.text, ids))
-        self.token_ids.extend(ids)
+        self.token_ids.truncate(self.bounds[-1])
+        self.token_ids.extend(step.token_ids)
+        self.texts.append(step.text)
         self.bounds.append(len(self.token_ids))
 
     def truncate(self, num_steps: int) -> None:
         """Drop all steps after the first `num_steps`."""
-        del self.steps[num_steps:]
+        del self.texts[num_steps:]
         del self.bounds[num_steps + 1 :]
-        del self.token_ids[self.bounds[-1] :]
+        self.token_ids.truncate(self.bounds[-1])
+
+    def copy(self) -> "Context":
+        """Return the same prompt and steps apart, without what comes after them."""
+        copied = Context(self.prompt, question=self.question)
+        copied.texts, copied.bounds = self.texts[:], self.bounds[:]
+        copied.token_ids = self.token_ids.first(self.bounds[-1])
+        return copied
 
     def look_ahead(self, token_id: int) -> None:
         """Add the token in which the last step lies, if no token ends in that step."""
-        self.token_ids.append(token_id)
+        self.token_ids.extend((token_id,))
 
     def ranges(self, num_steps: int) -> list[range]:
         """Return the places in `token_ids` of the tokens that give the last steps their values.
@@ -199,33 +216,6 @@ class Scores:
     num_tokens: int
     num_cached_tokens: int | None
     scoring: Scoring | None = None
-
-
-class UpstreamClock:
-    """Measures how long a client's request waited for servers."""
-
-    def __init__(self) -> None:
-        self._num_open = 0
-        self._opened_at = 0.0
-        self._upstream_s = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Mark a request to a server as open."""
-        if self._num_open == 0:
-            self._opened_at = time.perf_counter()
-        self._num_open += 1
-        try:
-            yield
-        finally:
-            self._num_open -= 1
-            if self._num_open == 0:
-                self._upstream_s += time.perf_counter() - self._opened_at
-
-    def seconds(self) -> float:
-        """Seconds in which at least one request to a server was open."""
-        running = time.perf_counter() - self._opened_at if self._num_open else 0.0
-        return self._upstream_s + running
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class Budget:
 
     def num_readable(self, context: Context, num_new: int) -> int:
         """Return how many of the last `num_new` steps of a context can be scored."""
-        *ends, _ = context.bounds[len(context.steps) - num_new + 1 :]
+        *ends, _ = context.bounds[len(context.texts) - num_new + 1 :]
         return sum(map(self._can_score, (*ends, len(context.token_ids))))
 
     def _can_score(self, num_context: int) -> bool:

@@ -102,7 +102,7 @@ async def score_tokens(
     upstream = model_context.upstream
     async with upstream.place_to_score(call) as own_call:
         context = await model_context.at([text])
-        if context.steps[-1].text != text:
+        if context.texts[-1] != text:
             raise RequestError(
                 f"'{upstream.name}' reads this text's reasoning tags in a format of its own, so its"
                 " tokens do not stand for the text's characters",

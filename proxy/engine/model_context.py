@@ -150,15 +150,8 @@ class ModelContext:
         # The text after a step may be another one now. It decides about the last steps only.
         while num and self._ahead(steps, num - 1, following) != self._mapped[num - 1].ahead:
             num -= 1
-        if (
-            num
-            and num == len(steps)
-            and self._context
-            and not self._context.steps[num - 1].token_ids
-        ):
-            return (
-                num - 1
-            )  # the token in which that step lies is no part of a context, see `look_ahead`
+        if num and num == len(steps) and self._context and not self._context.num_ids(num - 1):
+            num -= 1  # the token in which that step lies is no part of a context, see `look_ahead`
         return num
 
     def _num_equal(self, steps: Sequence[str]) -> int:

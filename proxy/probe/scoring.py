@@ -81,7 +81,7 @@ async def _score(
     subject: Subject, scorer: Scorer, context: Context, top_k: int, num_new: int | None = None
 ) -> Scores:
     """Score the last `num_new` steps, or all of them."""
-    num_new = len(context.steps) if num_new is None else num_new
+    num_new = len(context.texts) if num_new is None else num_new
     scores = await scorer.score(context, num_new, top_k, subject.call, entropy_known=False)
     if len(scores.steps) != num_new:
         message = f"{num_new} steps were to be scored, {len(scores.steps)} were"
@@ -146,14 +146,14 @@ async def _long_context(subject: Subject, scorer: Scorer) -> Context:
     ticket = f"Ticket {subject.call.session_id} of {scorer.scoring}.\n\n"
     context = await subject.context((ticket, *_LONG_STEPS))
     most = subject.upstream.budget.most_read
-    while most is not None and len(context.steps) > _FEWEST_STEPS and len(context.token_ids) > most:
-        context.truncate(len(context.steps) - 1)
+    while most is not None and len(context.texts) > _FEWEST_STEPS and len(context.token_ids) > most:
+        context.truncate(len(context.texts) - 1)
     return context
 
 
 async def _all_but_the_last(subject: Subject, scorer: Scorer) -> Context:
     context = await _long_context(subject, scorer)
-    context.truncate(len(context.steps) - 1)
+    context.truncate(len(context.texts) - 1)
     return context
 
 

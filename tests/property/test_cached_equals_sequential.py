@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from proxy.backends.base import Call, Context, Segment
 from proxy.backends.servers.vllm import Vllm
 from proxy.backends.servers.vllm_cached import CachedVllm
 from proxy.backends.transport.calls import Calls
-from proxy.backends.transport.http import UpstreamClient
+from proxy.backends.transport.http import UpstreamClient, request_bytes
 from proxy.core.types import Score, Scored
 from tests.property.test_monitor_equals_sequential import (
     Case,
@@ -68,7 +69,7 @@ class DirectClient(UpstreamClient):
         loads: object = None,
     ) -> Any:
         del call, check, loads
-        status, reply = self._server.post(path, body)
+        status, reply = self._server.post(path, orjson.loads(request_bytes(body)))
         assert status == 200
         return reply
 

@@ -41,9 +41,10 @@ _WIRE = _TRACER | frozenset(
         "proxy.errors",
         "proxy.secrets",
         "proxy.backends.base",
+        "proxy.backends.clock",
         "proxy.backends.limits",
-        "proxy.backends.shared_ids",
         "proxy.backends.stay",
+        "proxy.backends.token_ids",
         "proxy.backends.worker_slots",
     }
 )
@@ -109,8 +110,14 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.tracing.open_telemetry": _TRACER | {"proxy", "proxy.errors", "proxy.secrets"},
     "proxy.backends": _WIRE,
     "proxy.backends.base": _CORE
-    | {"proxy.backends.shared_ids", "proxy.backends.stay", "proxy.tracing.tracer"},
-    "proxy.backends.shared_ids": frozenset(),
+    | {
+        "proxy.backends.clock",
+        "proxy.backends.stay",
+        "proxy.backends.token_ids",
+        "proxy.tracing.tracer",
+    },
+    "proxy.backends.clock": frozenset(),
+    "proxy.backends.token_ids": frozenset({"proxy.errors"}),
     "proxy.backends.stay": frozenset(),
     "proxy.backends.limits": frozenset(),
     "proxy.backends.worker_slots": frozenset(),
@@ -131,6 +138,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     | {
         "proxy",
         "proxy.backends.base",
+        "proxy.backends.clock",
         "proxy.complaints",
         "proxy.engine",
         "proxy.near_names",

@@ -137,7 +137,7 @@ class _Judge(ABC):
         its upstream. Only the steps' own tokens count as scored, as on the other rungs, although a
         judge reads the whole question again for each step.
         """
-        texts = [segment.text for segment in context.steps]
+        texts = list(context.texts)
         question = _question_text(context.question)
         scores: list[StepScore] = []
         num_cached: int | None = 0

@@ -60,7 +60,7 @@ class Completions:
         if self.sent is not None:
             self.sent.check_steps(context.steps, context.following)
         prompt = context.prompt.text.removeprefix(self.adds)
-        return prompt + "".join(step.text for step in context.steps)
+        return prompt + "".join(context.texts)
 
 
 class Echo:
@@ -83,7 +83,7 @@ class Echo:
         del entropy_known
         text = self.route.text(context)
         reply = await self._echo(context, top_k, call)
-        steps = [step.text for step in context.steps[len(context.steps) - num_new :]]
+        steps = context.texts[len(context.texts) - num_new :]
         bounds = list(accumulate((len(step.encode()) for step in steps), initial=0))
         start = len(text.encode()) - bounds[-1]
         with self._client.expecting("the echo"):
@@ -109,7 +109,7 @@ class Echo:
     async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
         text = self.route.text(context)
         reply = await self._echo(context, 1, call)
-        size = len(context.steps[-1].text.encode())
+        size = len(context.texts[-1].encode())
         start = len(text.encode()) - size
         with self._client.expecting("the echo"):
             echoed = _Echoed.of(reply, as_in_running_text(text))

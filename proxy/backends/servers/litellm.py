@@ -145,7 +145,7 @@ class LiteLLM:
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
     ) -> AsyncGenerator[Draft]:
-        so_far = "".join(step.text for step in context.steps)
+        so_far = "".join(context.texts)
         request = {
             **self._common(call),
             **self._messages(context, so_far),

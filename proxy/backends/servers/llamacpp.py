@@ -30,6 +30,7 @@ from proxy.backends.servers.model_list import listed_vocabulary, slot_limits
 from proxy.backends.servers.sampling_fields import llamacpp_sampling
 from proxy.backends.servers.slot_pool import ReplicaSlots
 from proxy.backends.servers.vocabulary import Vocabulary
+from proxy.backends.token_ids import TokenIds
 from proxy.backends.tokens.alignment import (
     Alignment,
     as_in_running_text,
@@ -303,7 +304,7 @@ class LlamaCpp:
         return Scores(tuple(scores), None, len(ids) - context.bounds[-num_new - 1], num_cached)
 
     async def token_logprobs(self, context: Context, call: Call) -> tuple[ScoredToken, ...]:
-        ids, start, text = context.token_ids, context.bounds[-2], context.steps[-1].text
+        ids, start, text = context.token_ids, context.bounds[-2], context.texts[-1]
         async with self._slots.lease(call) as slot:
             forced = [await self._force(ids, i, 1, slot, call) for i in range(start, len(ids))]
         with self._client.expecting("a forced token"):
@@ -317,11 +318,11 @@ class LlamaCpp:
         )
 
     async def _force(
-        self, ids: list[int], position: int, num_top: int, slot: int, call: Call
+        self, ids: TokenIds, position: int, num_top: int, slot: int, call: Call
     ) -> _Forced:
         """Let the server decode exactly the token at `position` after the ids before it."""
         target = ids[position]
-        reply = await self._decode_one(ids[:position], target, num_top, slot, call)
+        reply = await self._decode_one(ids.first(position), target, num_top, slot, call)
         with self._client.expecting("a forced token"):
             if "completion_probabilities" in reply:
                 entry = reply["completion_probabilities"][0]
@@ -331,7 +332,7 @@ class LlamaCpp:
         # A token that ends inside a character comes without its probability. Another token is
         # therefore forced, and the target is looked up among the candidates.
         for depth in _SEARCH_DEPTHS:
-            reply = await self._decode_one(ids[:position], self._follower, depth, slot, call)
+            reply = await self._decode_one(ids.first(position), self._follower, depth, slot, call)
             with self._client.expecting("a forced token"):
                 for candidate in reply["completion_probabilities"][0]["top_logprobs"]:
                     if candidate["id"] == target:
@@ -340,7 +341,7 @@ class LlamaCpp:
             raise ValueError(f"token {target} is not in the vocabulary")
 
     async def _decode_one(
-        self, prompt: list[int], token: int, num_top: int, slot: int, call: Call
+        self, prompt: TokenIds, token: int, num_top: int, slot: int, call: Call
     ) -> Any:  # noqa: ANN401
         body = {
             "prompt": prompt,

@@ -14,6 +14,7 @@ from proxy.backends.servers.model_list import asked, count_in, require_model
 from proxy.backends.servers.sampling_fields import sglang_sampling
 from proxy.backends.servers.server_reader import Cuts, ServerReader
 from proxy.backends.servers.vocabulary import UNKNOWN_BIAS, Vocabulary, asked_vocabulary
+from proxy.backends.token_ids import TokenIds
 from proxy.backends.tokens.alignment import (
     FOLLOWED_BY,
     REPLACEMENT,
@@ -245,7 +246,7 @@ class SGLang(ServerReader):
             return scored_tokens(
                 [text_of(row[2]) for row in own],
                 self._of_tokens(own, ids[first:]),
-                context.steps[-1].text,
+                context.texts[-1],
             )
 
     def _raise_for_failure(self, row: dict[str, Any]) -> None:
@@ -262,7 +263,7 @@ class SGLang(ServerReader):
         words = "/generate refused" if code == HTTPStatus.BAD_REQUEST else "the stream failed"
         return refusal_of(upstream, code, str(message), f"{words}: {message}")
 
-    def _known(self, context: Context) -> list[int]:
+    def _known(self, context: Context) -> TokenIds:
         """Return the ids. Raises `UnknownToken`, because the server dies of what is none."""
         self.vocabulary.require(context.token_ids)
         return context.token_ids

@@ -28,6 +28,7 @@ from proxy.backends.base import (
 from proxy.backends.servers.model_list import require_model
 from proxy.backends.servers.sampling_fields import vllm_sampling
 from proxy.backends.servers.server_reader import Cuts, ServerReader
+from proxy.backends.token_ids import TokenIds
 from proxy.backends.tokens.alignment import (
     FOLLOWED_BY,
     as_in_running_text,
@@ -179,9 +180,7 @@ class Vllm(ServerReader):
         rest = spelling.rest()
         yield Draft(rest, end, num_cached, logprobs=logprobs.take(len(rest)))
 
-    def _completion(
-        self, prompt: list[int] | list[list[int]], sampling: Sampling
-    ) -> dict[str, Any]:
+    def _completion(self, prompt: TokenIds | list[TokenIds], sampling: Sampling) -> dict[str, Any]:
         """The fields of every completion."""
         return {"model": self._model, "prompt": prompt, **vllm_sampling(sampling)}
 
@@ -267,19 +266,19 @@ class Vllm(ServerReader):
         return replace(scores, steps=steps)
 
     async def entropies(
-        self, ids: list[int], places: Sequence[int], top_k: int, call: Call
+        self, ids: TokenIds, places: Sequence[int], top_k: int, call: Call
     ) -> list[float]:
         """Return H of the states before these places in `ids`, from the prefix cache."""
         size = max(1, _MAX_IDS // len(ids))
         parts = [places[first : first + size] for first in range(0, len(places), size)]
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._entropies([ids[:n] for n in part], top_k, call))
+                group.create_task(self._entropies([ids.first(n) for n in part], top_k, call))
                 for part in parts
             ]
         return [entropy for task in tasks for entropy in task.result()]
 
-    async def _entropies(self, contexts: list[list[int]], top_k: int, call: Call) -> list[float]:
+    async def _entropies(self, contexts: list[TokenIds], top_k: int, call: Call) -> list[float]:
         """Return H of the state after each of the contexts, with one call."""
         reply = await self._client.post("/v1/completions", self._next_token(contexts, top_k), call)
         with self._client.expecting("the next tokens' candidates"):
@@ -288,7 +287,7 @@ class Vllm(ServerReader):
                 raise ValueError(f"{len(contexts)} prompts, but {len(choices)} choices")
             return [_next_entropy(choice, top_k) for choice in choices]
 
-    async def logprob_after(self, ids: list[int], token_id: int, call: Call) -> float:
+    async def logprob_after(self, ids: TokenIds, token_id: int, call: Call) -> float:
         """Return the log-probability of a token after a prompt, from the prefix cache.
 
         Only for Model Runner V2: on V1 it garbles the candidates of other requests. The lowest
@@ -303,7 +302,7 @@ class Vllm(ServerReader):
                 raise ValueError(f"{logprob} may stand for NaN")
             return logprob
 
-    def _next_token(self, prompt: list[int] | list[list[int]], top_k: int) -> dict[str, Any]:
+    def _next_token(self, prompt: TokenIds | list[TokenIds], top_k: int) -> dict[str, Any]:
         """Ask for one token and its candidates after the prompt, or after each of several."""
         return {
             **self._completion(prompt, GREEDY),
@@ -328,7 +327,7 @@ class Vllm(ServerReader):
             return scored_tokens(
                 [_decoded_token(row, token_id) for row, token_id in own],
                 [of_token(row, token_id) for row, token_id in own],
-                context.steps[-1].text,
+                context.texts[-1],
             )
 
 

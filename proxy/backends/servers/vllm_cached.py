@@ -17,6 +17,7 @@ from uuid import uuid4
 from proxy.backends.base import GREEDY, Call, Context, Scores
 from proxy.backends.servers.sampling_fields import vllm_sampling
 from proxy.backends.servers.vllm import LOWEST, ROWS_A_PROMPT, Vllm, of_token, top_of
+from proxy.backends.token_ids import TokenIds
 from proxy.backends.tokens.logprobs import all_finite, complete
 from proxy.backends.tokens.npy import column_of
 from proxy.backends.tokens.openai_usage import cached_tokens
@@ -188,7 +189,7 @@ class CachedVllm:
         )
 
     async def _with_the_first(
-        self, answer: _CachedAnswer, ids: list[int], start: int, call: Call
+        self, answer: _CachedAnswer, ids: TokenIds, start: int, call: Call
     ) -> list[float]:
         """The values of an answer without them, if it lacks the first token's row only.
 
@@ -199,7 +200,7 @@ class CachedVllm:
             raise _TooMuchCached(
                 f"its cache held {num_missing - 1} of {len(ids) - start} tokens that are scored"
             )
-        first = await self._server.logprob_after(ids[:start], ids[start], call)
+        first = await self._server.logprob_after(ids.first(start), ids[start], call)
         with self._client.expecting("the scoring answer"):
             rest = [of_token(row, i) for row, i in zip(answer.rows, ids[start + 1 :], strict=True)]
             found = [x for x in (first, *rest) if x is not None and x > LOWEST]
@@ -210,7 +211,7 @@ class CachedVllm:
 
     async def _ask(
         self,
-        ids: list[int],
+        ids: Sequence[int],
         start: int,
         prompt_k: int,
         next_k: int,
@@ -236,7 +237,7 @@ class CachedVllm:
             return _read(reply, ids, start)
 
 
-def _read(reply: dict[str, Any], ids: list[int], start: int) -> _CachedAnswer:
+def _read(reply: dict[str, Any], ids: Sequence[int], start: int) -> _CachedAnswer:
     """Check that every part is about its own token. Raises ValueError if one is not."""
     first, *rows = reply["prompt_logprobs"]
     if first is not None:

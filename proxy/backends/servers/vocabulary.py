@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from proxy.backends.base import Call
+from proxy.backends.token_ids import TokenIds
 from proxy.backends.transport.http import UpstreamClient
 from proxy.errors import UnknownToken, UpstreamRefused
 
@@ -31,7 +32,10 @@ class Vocabulary:
         """Raise `UnknownToken` for an id that the model does not have."""
         if not token_ids:
             return
-        lowest, highest = min(token_ids), max(token_ids)
+        if isinstance(token_ids, TokenIds):
+            lowest, highest = token_ids.extremes
+        else:
+            lowest, highest = min(token_ids), max(token_ids)
         if lowest < 0:
             raise self._unknown(lowest)
         if self.num_tokens is not None and highest >= self.num_tokens:

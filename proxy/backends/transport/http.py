@@ -10,6 +10,7 @@ import aiohttp
 import orjson
 
 from proxy.backends.base import Call
+from proxy.backends.token_ids import TokenIds
 from proxy.backends.transport.calls import (
     NO_TIMEOUTS,
     Calls,
@@ -114,7 +115,7 @@ class UpstreamClient(Calls):
 
         `loads` parses it, and raises `orjson.JSONDecodeError` if it is not JSON.
         """
-        content = _dumped(body)
+        content = request_bytes(body)
         place = self._replicas.place(call)
 
         async def attempt() -> Any:  # noqa: ANN401
@@ -188,7 +189,7 @@ class UpstreamClient(Calls):
 
         Leaving the context closes the connection, which cancels the request at the server.
         """
-        content = _dumped(body)
+        content = request_bytes(body)
         del body  # a stream may be open for long
         timeout_s = self.timeouts.answer_s
         serving = self._replicas.place(call).serving()
@@ -290,11 +291,17 @@ def _is_whole(payload: bytes) -> bool:
     return True
 
 
-def _dumped(body: dict[str, Any]) -> bytes:
+def request_bytes(body: dict[str, Any]) -> bytes:
     """Write a request. `orjson` keeps 250 bytes of memory for every number of a list until its
     result is freed, so what is held is a copy.
     """
-    return bytes(memoryview(orjson.dumps(body)))
+    return bytes(memoryview(orjson.dumps(body, default=_fragment)))
+
+
+def _fragment(value: object) -> orjson.Fragment:
+    if isinstance(value, TokenIds):
+        return value.fragment()
+    raise TypeError(f"a request cannot hold {type(value).__name__}")
 
 
 def _headers(call: Call) -> dict[str, str]:

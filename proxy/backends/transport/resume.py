@@ -1,12 +1,14 @@
 """Resumes a broken stream from the tokens received, if the text is sure to stay the same."""
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from proxy.backends.base import Call, Context, Decoded, Draft, Sampling, Segment, Writer
-from proxy.backends.shared_ids import shared_ids
+from proxy.backends.token_ids import id_array
 from proxy.backends.transport.calls import Calls
 from proxy.errors import UpstreamError, UpstreamInterrupted, UpstreamMalformed
 
@@ -50,7 +52,7 @@ class ResumingWriter:
         the tokens are not known (yet), or if the text would change.
         """
         # A copy, because the caller's context may grow before this one is read again.
-        text = _Text(self._calls.upstream, _copy(context), sampling, max_tokens)
+        text = _Text(self._calls.upstream, context.copy(), sampling, max_tokens)
         failures: list[UpstreamError] = []
 
         async def progress() -> _Opened:
@@ -124,7 +126,7 @@ class _Text:
     max_tokens: int
     pieces: list[str] = field(default_factory=list)
     """The pieces passed on, one per token."""
-    _token_ids: list[int] = field(default_factory=list)
+    _token_ids: "array[int]" = field(default_factory=partial(array, "i"))
     """The ids of the first `pieces`."""
     _waiting: tuple[str, ...] = ()
     """Pieces without text, not passed on yet."""
@@ -179,13 +181,13 @@ class _Text:
     def rewind(self) -> tuple[Context, int]:
         """Return the context of the next attempt, and the number of tokens that it may write."""
         if self.sampling.counts_from_start:
-            self._token_ids.clear()
+            del self._token_ids[:]
         num_known = len(self._token_ids)
         known = "".join(self.pieces[:num_known])
         longest = max(map(len, self.sampling.stop), default=1) - 1
         self._position, self._waiting, self._waiting_logprobs = num_known, (), ()
         self._seam, self._seam_left = known[max(0, len(known) - longest) :], longest
-        context = _copy(self.context)
+        context = self.context.copy()
         if num_known:
             context.append(Segment(known, tuple(self._token_ids)))
         return context, self.max_tokens - num_known
@@ -193,7 +195,7 @@ class _Text:
     def take(self, draft: Draft) -> Draft:
         """Return the new part of a draft. Raises `UpstreamInterrupted` if the text differs."""
         if self._is_all_new(draft):
-            self._token_ids.extend(shared_ids(draft.token_ids or ()))
+            self._token_ids.extend(id_array(draft.token_ids or ()))
             self._position += len(draft.pieces)
             self.pieces += draft.pieces
             return draft
@@ -203,7 +205,7 @@ class _Text:
             logprobs = (*self._waiting_logprobs, *draft.logprobs)
         num_ready = len(pieces)
         if draft.token_ids is not None:
-            self._token_ids.extend(shared_ids(draft.token_ids))
+            self._token_ids.extend(id_array(draft.token_ids))
         elif draft.end is None:
             while num_ready and not pieces[num_ready - 1]:
                 num_ready -= 1
@@ -249,7 +251,3 @@ class _Text:
         num = len(self.pieces)
         message = f"its stream broke after {num} tokens and cannot be resumed: {why}"
         return UpstreamInterrupted(self.upstream, f"{message} (the break: {self._fault})")
-
-
-def _copy(context: Context) -> Context:
-    return Context(context.prompt, list(context.steps), question=context.question)

@@ -280,7 +280,7 @@ def _with_literal(literal: bytes) -> contract.Played:
 def token_context() -> Context:
     """The scoring prompt, its last step with its text."""
     context = scored_context(NUM_STEP_1, NUM_STEP_2)
-    context.steps[-1] = Segment("So2", context.steps[-1].token_ids)
+    context.texts[-1] = "So2"
     return context
 
 

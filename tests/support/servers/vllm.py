@@ -272,7 +272,7 @@ def _with_literal(literal: bytes) -> contract.Played:
 
 def _token_context() -> Context:
     context = scored_context(NUM_STEP_1, NUM_STEP_2)
-    context.steps[-1] = Segment(STEPS[1], context.steps[-1].token_ids)
+    context.texts[-1] = STEPS[1]
     return context
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.backends import base
-from proxy.backends.base import Call, Context, Message, Segment, UpstreamClock
+from proxy.backends import clock as clocks
+from proxy.backends.base import Call, Context, Message, Segment
+from proxy.backends.clock import UpstreamClock
 from proxy.backends.tokens.alignment import (
     FOLLOWED_BY,
     align,
@@ -78,7 +79,7 @@ class FakeTime:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(base, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(clocks, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
 
 intervals = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 10)), max_size=8)

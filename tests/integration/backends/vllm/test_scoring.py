@@ -145,7 +145,7 @@ async def test_the_prompt_s_own_token_does_not_stand_in_for_a_missing_candidate(
 async def logprobs_of(up: Replay, payload: Any) -> tuple[ScoredToken, ...]:
     up.on("POST", vllm.COMPLETIONS, json_reply(payload))
     context = vllm.scored_context(vllm.NUM_STEP_1, vllm.NUM_STEP_2)
-    context.steps[-1] = Segment(vllm.STEPS[1], context.steps[-1].token_ids)
+    context.texts[-1] = vllm.STEPS[1]
     return await vllm.backend(up).token_logprobs(context, CALL)
 
 
