@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from sys import intern
 from typing import Any
 
 from proxy.backends.base import Draft
@@ -71,6 +72,8 @@ class LlamaCppStream:
 def _pieces(text: str, num_tokens: int) -> tuple[str, ...]:
     if num_tokens <= 0:
         return (text,) if text else ()
+    if num_tokens == 1:  # a text repeats its tokens
+        return (intern(text),)
     return ("",) * (num_tokens - 1) + (text,)
 
 

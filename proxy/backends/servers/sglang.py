@@ -134,11 +134,8 @@ class SGLang(ServerReader):
     async def write(
         self, context: Context, sampling: Sampling, max_tokens: int, call: Call
     ) -> AsyncGenerator[Draft]:
-        sampled = {
-            **_sampled(sampling),
-            "max_new_tokens": max_tokens,
-            "stop": list(sampling.stop),
-        }
+        stop = list(sampling.stop)
+        sampled = {**_sampled(sampling), "max_new_tokens": max_tokens, "stop": stop}
         if sampling.seed is not None:
             sampled["sampling_seed"] = sampling.seed_63_bits
         if sampling.special_tokens:
@@ -151,12 +148,8 @@ class SGLang(ServerReader):
             "return_logprob": True,
             "return_text_in_logprobs": True,
         }
-        reading = _EventReader(
-            self._client.upstream,
-            len(context.token_ids),
-            sampling.stop,
-            PieceLogprobs(sampling.logprobs),
-        )
+        num_prompt, logprobs = len(context.token_ids), PieceLogprobs(sampling.logprobs)
+        reading = _EventReader(self._client.upstream, num_prompt, sampling.stop, logprobs)
         last: Draft | None = None
         async with self._client.stream("/generate", body, call) as events:
             del body, context  # a stream may be open for long
@@ -173,6 +166,7 @@ class SGLang(ServerReader):
                 if draft.end is not None:
                     last = draft
                 elif draft.pieces:
+                    del payload, row  # held until the next event comes
                     yield draft
             if last is None:
                 raise self._client.broken_off()
@@ -317,7 +311,8 @@ class _EventReader:
     stop: tuple[str, ...]
     logprobs: PieceLogprobs
     num_tokens: int = 0
-    text: str = ""
+    text: str | None = ""
+    """The text of all events, as long as they repeat it."""
     spelling: Spelling = field(default_factory=Spelling)
 
     def draft(self, row: dict[str, Any]) -> Draft:
@@ -325,7 +320,7 @@ class _EventReader:
         meta = row["meta_info"]
         rows, text = self._new(row, meta)
         logprobs, ids, strings = zip(*rows, strict=True) if rows else ((), (), ())
-        self.num_tokens, self.text = meta["completion_tokens"], self.text + text
+        self.num_tokens = meta["completion_tokens"]
         end, is_end_token = _end(meta["finish_reason"], self.stop, self.upstream)
         if is_end_token:  # it is counted, but has no text
             logprobs, ids, strings = logprobs[:-1], ids[:-1], strings[:-1]
@@ -357,11 +352,15 @@ class _EventReader:
         if count != total:
             if self.num_tokens + count != total:
                 raise ValueError(f"{self.num_tokens} tokens and then {count} are not {total}")
+            self.text = None
             return rows, text_of(row.get("text"))
-        text = self.text if row.get("text") is None else text_of(row["text"])
-        if not text.startswith(self.text):
+        before = self.text
+        if before is None:
+            raise ValueError(f"it repeats all of {total} tokens, as no event before it did")
+        self.text = before if row.get("text") is None else text_of(row["text"])
+        if not self.text.startswith(before):
             raise ValueError("its text does not continue the text before it")
-        return rows[self.num_tokens :], text[len(self.text) :]
+        return rows[self.num_tokens :], self.text[len(before) :]
 
 
 def _end(

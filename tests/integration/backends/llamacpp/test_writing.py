@@ -40,3 +40,12 @@ async def test_an_unknown_stop_type_ends_the_text_all_the_same(
     drafts = await drafts_of(up, llamacpp.WRITING, body)
     assert pieces_of(drafts) == pieces_of(known)
     assert drafts[-1].end == "stop"
+
+
+async def test_a_token_that_recurs_has_one_string(up: Replay) -> None:
+    drafts = await drafts_of(up, llamacpp.WRITING, llamacpp.RECORDED.body("stream_limit"))
+    again = await drafts_of(up, llamacpp.WRITING, llamacpp.RECORDED.body("stream_limit"))
+    strings = [p for p in pieces_of(drafts) if len(p) > 1]  # shorter strings are shared anyway
+    others = [p for p in pieces_of(again) if len(p) > 1]
+    assert strings
+    assert all(one is other for one, other in zip(strings, others, strict=True))

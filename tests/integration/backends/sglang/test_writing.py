@@ -56,9 +56,19 @@ async def test_a_last_event_without_a_new_token_is_an_end(up: Replay) -> None:
     assert drafts[-1].end == "stop"
 
 
+def repeat_all(events: list[Any]) -> None:
+    """Make the fourth of the deltas an event that repeats the text before it."""
+    fourth, so_far = events[3], events[:4]
+    rows = [row for e in so_far for row in e["meta_info"]["output_token_logprobs"]]
+    fourth["text"] = "".join(e["text"] for e in so_far)
+    fourth["output_ids"] = [token for e in so_far for token in e["output_ids"]]
+    fourth["meta_info"]["output_token_logprobs"] = rows
+
+
 BROKEN_STREAMS: dict[str, tuple[str, Callable[[list[Any]], object]]] = {
     "a delta is lost": ("delta_length", lambda e: e.pop(3)),
     "a delta came twice": ("delta_length", lambda e: e.insert(3, e[3])),
+    "all is repeated among deltas": ("delta_length", repeat_all),
     "a cumulative text changed": ("cumulative_length", lambda e: e[3].update(text="Xo 🚀")),
     "no token strings": ("delta_length", lambda e: e[1]["meta_info"].pop("output_token_logprobs")),
     "too few token strings": (
