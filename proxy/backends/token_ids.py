@@ -1,101 +1,147 @@
-"""Holds the token ids of texts in little memory, because a trajectory has tens of thousands."""
+"""Holds the tokens of a long text in little memory, because a trajectory has tens of thousands.
 
-from array import array
+A list that grows is moved again and again, and leaves holes in the heap, for each of hundreds of
+trajectories. So tokens are held in blocks of one size, which are made once.
+"""
+
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from itertools import chain
+from typing import Generic, NamedTuple, TypeVar, overload
 
 import orjson
 
 from proxy.errors import TokenizerFailed
 
-
-def id_array(ids: Iterable[int]) -> "array[int]":
-    """Return the ids at four bytes each. Raises `TokenizerFailed` for one of more than 31 bits,
-    which no vocabulary has.
-    """
-    ids = tuple(ids)
-    try:
-        return array("i", ids)
-    except OverflowError as error:
-        message = f"the id {max(ids, key=abs)} cannot be a token's: ids are below 2^31"
-        raise TokenizerFailed(message) from error
+_BLOCK = 512
+_Item = TypeVar("_Item")
+_Block = TypeVar("_Block")
 
 
-class TokenIds(Sequence[int]):
-    """Token ids in order, and their JSON, for which each id is converted once, when it is added:
-    every scoring call sends all of them.
-    """
+class _Blocks(Sequence[_Item], Generic[_Item, _Block]):
+    """Items in order; more can be added at the end, and the last ones dropped."""
 
-    __slots__ = ("_extremes", "_ids", "_json")
-    __hash__ = None  # type: ignore[assignment]  # because it grows
+    __hash__ = None  # type: ignore[assignment]  # because it changes
+    __slots__ = ("_full", "_open")
 
-    def __init__(self, ids: Iterable[int] = ()) -> None:
-        self._ids = array("i")
-        self._json = bytearray()
-        """Every id, and a comma after each."""
-        self._extremes: tuple[int, int] | None = None
-        self.extend(ids)
+    def __init__(self, items: Iterable[_Item] = ()) -> None:
+        self._full: list[_Block] = []
+        """`_BLOCK` items each."""
+        self._open: list[_Item] = []
+        """The items after them, fewer than `_BLOCK`."""
+        self.extend(items)
 
-    def extend(self, ids: Iterable[int]) -> None:
-        """Add ids at the end. Raises `TokenizerFailed`, and adds none, if one is impossible."""
-        new = id_array(ids)
-        if not new:
-            return
-        if self._ids:
-            low, high = self.extremes
-            self._extremes = min(low, *new), max(high, *new)
-        self._ids.extend(new)
-        self._json += _listed(new)
+    def _made(self, items: list[_Item]) -> _Block:
+        raise NotImplementedError
+
+    def _items(self, block: _Block) -> Sequence[_Item]:
+        raise NotImplementedError
+
+    def extend(self, items: Iterable[_Item]) -> None:
+        """Add items at the end."""
+        self._open += items
+        while len(self._open) >= _BLOCK:
+            self._full.append(self._made(self._open[:_BLOCK]))
+            del self._open[:_BLOCK]
 
     def truncate(self, num: int) -> None:
-        """Drop all ids after the first `num`."""
-        if dropped := self._ids[num:]:
-            del self._ids[num:]
-            del self._json[len(self._json) - len(_listed(dropped)) :]
-            self._extremes = None
+        """Drop all items after the first `num`."""
+        index = num // _BLOCK
+        if index < len(self._full):
+            self._open = list(self._items(self._full[index]))
+            del self._full[index:]
+        del self._open[num - len(self._full) * _BLOCK :]
+
+    def __len__(self) -> int:
+        return len(self._full) * _BLOCK + len(self._open)
+
+    def __iter__(self) -> Iterator[_Item]:
+        return chain(chain.from_iterable(map(self._items, self._full)), self._open)
+
+    @overload
+    def __getitem__(self, place: int) -> _Item: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[_Item]: ...
+
+    def __getitem__(self, place: int | slice) -> _Item | list[_Item]:
+        places = range(len(self))[place]
+        if isinstance(places, int):
+            index, within = divmod(places, _BLOCK)
+            return self._block(index)[within]
+        if not places:
+            return []
+        first, last = min(places) // _BLOCK, max(places) // _BLOCK
+        items = list(chain.from_iterable(map(self._block, range(first, last + 1))))
+        return [items[each - first * _BLOCK] for each in places]
+
+    def _block(self, index: int) -> Sequence[_Item]:
+        return self._items(self._full[index]) if index < len(self._full) else self._open
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == (list(other) if isinstance(other, type(self)) else other)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self)})"
+
+
+class Pieces(_Blocks[str, tuple[str, ...]]):
+    """The pieces of a text, one per token."""
+
+    __slots__ = ()
+
+    def _made(self, items: list[str]) -> tuple[str, ...]:
+        return tuple(items)
+
+    def _items(self, block: tuple[str, ...]) -> Sequence[str]:
+        return block
+
+
+class _Listed(NamedTuple):
+    """A block of ids in JSON, with commas between them, and its lowest and highest id."""
+
+    ids: bytes
+    lowest: int
+    highest: int
+
+
+class TokenIds(_Blocks[int, _Listed]):
+    """The ids of a text's tokens. They are held as JSON, because every scoring call sends all of
+    them and reads few.
+    """
+
+    __slots__ = ()
+
+    def _made(self, items: list[int]) -> _Listed:
+        return _Listed(_listed(items), min(items), max(items))
+
+    def _items(self, block: _Listed) -> Sequence[int]:
+        found: list[int] = orjson.loads(b"[%b]" % block.ids)
+        return found
 
     @property
     def extremes(self) -> tuple[int, int]:
-        """The lowest and the highest id; there must be one."""
-        if self._extremes is None:
-            self._extremes = min(self._ids), max(self._ids)
-        return self._extremes
+        """The lowest and the highest id. Raises ValueError if there is none."""
+        lowest = min(chain((block.lowest for block in self._full), self._open))
+        return lowest, max(chain((block.highest for block in self._full), self._open))
 
     def fragment(self) -> orjson.Fragment:
         """Return the ids as a JSON array for `orjson.dumps`."""
-        return orjson.Fragment(b"[%b]" % bytes(self._json[:-1]))
+        blocks = [block.ids for block in self._full]
+        if self._open:
+            blocks.append(_listed(self._open))
+        return orjson.Fragment(b"[%b]" % b",".join(blocks))
 
     def first(self, num: int) -> "TokenIds":
-        """Return the first `num` ids apart, for a text that continues in another way."""
-        copied = TokenIds()
-        copied._ids, copied._json = self._ids[:], self._json[:]
-        copied._extremes = self._extremes
-        copied.truncate(num)
-        return copied
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._ids)
-
-    @overload
-    def __getitem__(self, place: int) -> int: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[int]: ...
-
-    def __getitem__(self, place: int | slice) -> int | list[int]:
-        return self._ids[place] if isinstance(place, int) else self._ids[place].tolist()
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, TokenIds):
-            return self._ids == other._ids
-        return self._ids.tolist() == other
-
-    def __repr__(self) -> str:
-        return f"TokenIds({self._ids.tolist()})"
+        """Return the first `num` ids, in the same blocks, for a text that continues otherwise."""
+        found = TokenIds()
+        found._full, found._open = self._full[:], self._open[:]
+        found.truncate(num)
+        return found
 
 
-def _listed(ids: "array[int]") -> bytes:
-    return orjson.dumps(ids.tolist())[1:-1] + b","
+def _listed(ids: list[int]) -> bytes:
+    try:
+        return orjson.dumps(ids)[1:-1]
+    except orjson.JSONEncodeError as error:
+        message = f"{max(ids, key=abs)} is no token's id: it has more than 64 bits"
+        raise TokenizerFailed(message) from error

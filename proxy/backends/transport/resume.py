@@ -1,14 +1,12 @@
 """Resumes a broken stream from the tokens received, if the text is sure to stay the same."""
 
 import asyncio
-from array import array
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
 
 from proxy.backends.base import Call, Context, Decoded, Draft, Sampling, Segment, Writer
-from proxy.backends.token_ids import id_array
+from proxy.backends.token_ids import Pieces, TokenIds
 from proxy.backends.transport.calls import Calls
 from proxy.errors import UpstreamError, UpstreamInterrupted, UpstreamMalformed
 
@@ -124,9 +122,9 @@ class _Text:
     context: Context
     sampling: Sampling
     max_tokens: int
-    pieces: list[str] = field(default_factory=list)
+    pieces: Pieces = field(default_factory=Pieces)
     """The pieces passed on, one per token."""
-    _token_ids: "array[int]" = field(default_factory=partial(array, "i"))
+    _token_ids: TokenIds = field(default_factory=TokenIds)
     """The ids of the first `pieces`."""
     _waiting: tuple[str, ...] = ()
     """Pieces without text, not passed on yet."""
@@ -181,7 +179,7 @@ class _Text:
     def rewind(self) -> tuple[Context, int]:
         """Return the context of the next attempt, and the number of tokens that it may write."""
         if self.sampling.counts_from_start:
-            del self._token_ids[:]
+            self._token_ids.truncate(0)
         num_known = len(self._token_ids)
         known = "".join(self.pieces[:num_known])
         longest = max(map(len, self.sampling.stop), default=1) - 1
@@ -195,9 +193,9 @@ class _Text:
     def take(self, draft: Draft) -> Draft:
         """Return the new part of a draft. Raises `UpstreamInterrupted` if the text differs."""
         if self._is_all_new(draft):
-            self._token_ids.extend(id_array(draft.token_ids or ()))
+            self._token_ids.extend(draft.token_ids or ())
             self._position += len(draft.pieces)
-            self.pieces += draft.pieces
+            self.pieces.extend(draft.pieces)
             return draft
         pieces = (*self._waiting, *draft.pieces)
         logprobs = None
@@ -205,7 +203,7 @@ class _Text:
             logprobs = (*self._waiting_logprobs, *draft.logprobs)
         num_ready = len(pieces)
         if draft.token_ids is not None:
-            self._token_ids.extend(id_array(draft.token_ids))
+            self._token_ids.extend(draft.token_ids)
         elif draft.end is None:
             while num_ready and not pieces[num_ready - 1]:
                 num_ready -= 1
@@ -217,7 +215,7 @@ class _Text:
             raise self._interrupted("written again, its text was different")
         self._position += num_ready
         new = ready[num_old:]
-        self.pieces += new
+        self.pieces.extend(new)
         if draft.end is not None and self._position < len(self.pieces):
             raise self._interrupted("written again, its text was shorter")
         cached = draft.num_cached_tokens

@@ -7,10 +7,14 @@ from hypothesis import strategies as st
 
 from proxy.backends.base import Context, Segment
 from proxy.backends.servers.vocabulary import Vocabulary
-from proxy.backends.token_ids import TokenIds
+from proxy.backends.token_ids import Pieces, TokenIds
 from proxy.errors import TokenizerFailed, UnknownToken
 
-ids = st.lists(st.integers(0, 2**31 - 1), max_size=8)
+# A block has 512 items, so runs of this many cross the borders of several.
+runs = st.tuples(st.integers(0, 700), st.integers(0, 2**31)).map(
+    lambda run: [run[1] + index for index in range(run[0])]
+)
+places = st.none() | st.integers(-1300, 1300)
 
 
 def written(token_ids: TokenIds) -> list[int]:
@@ -18,9 +22,9 @@ def written(token_ids: TokenIds) -> list[int]:
     return found
 
 
-@given(ids, st.lists(ids | st.integers(0, 12), max_size=8))
+@given(runs, st.lists(runs | st.integers(0, 1500), max_size=5), places, places)
 def test_ids_and_their_json_stay_the_same_list_however_it_grows_and_shrinks(
-    first: list[int], changes: list[list[int] | int]
+    first: list[int], changes: list[list[int] | int], start: int | None, end: int | None
 ) -> None:
     token_ids, model = TokenIds(first), list(first)
     for change in changes:
@@ -33,51 +37,67 @@ def test_ids_and_their_json_stay_the_same_list_however_it_grows_and_shrinks(
         assert token_ids == model
         assert list(token_ids) == model
         assert len(token_ids) == len(model)
-        assert token_ids[1:3] == model[1:3]
+        assert token_ids[start:end] == model[start:end]
+        assert token_ids[start:end:3] == model[start:end:3]
         assert written(token_ids) == model
         if model:
             assert token_ids.extremes == (min(model), max(model))
+            assert [token_ids[0], token_ids[len(model) // 2]] == [model[0], model[len(model) // 2]]
             assert token_ids[-1] == model[-1]
+        with pytest.raises(IndexError):
+            token_ids[len(model)]
 
 
-@given(ids, ids, st.integers(0, 8))
-def test_the_first_ids_are_a_list_of_their_own(first: list[int], more: list[int], num: int) -> None:
+@given(runs, runs, st.integers(0, 1000))
+def test_the_first_ids_continue_in_a_way_of_their_own(
+    first: list[int], more: list[int], num: int
+) -> None:
     token_ids = TokenIds(first)
     apart = token_ids.first(num)
     apart.extend(more)
-    assert token_ids == first
+    token_ids.extend([7])
+    assert token_ids == [*first, 7]
     assert apart == first[:num] + more
     assert written(apart) == first[:num] + more
-    assert token_ids != TokenIds([*first, 1])
+    assert token_ids != TokenIds([*first, 8])
 
 
-@pytest.mark.parametrize("impossible", [2**31, -(2**31) - 1, 10**30])
-def test_a_number_that_no_vocabulary_has_is_refused_and_nothing_is_added(impossible: int) -> None:
-    token_ids = TokenIds([1, 2])
-    with pytest.raises(TokenizerFailed, match=f"the id {impossible} cannot be a token's"):
-        token_ids.extend([3, impossible])
-    assert token_ids == [1, 2]
-    assert written(token_ids) == [1, 2]
+@given(st.lists(st.lists(st.text(max_size=3), max_size=600), max_size=4), places, places)
+def test_pieces_are_a_list_that_grows(
+    parts: list[list[str]], start: int | None, end: int | None
+) -> None:
+    pieces, model = Pieces(), list[str]()
+    for part in parts:
+        pieces.extend(part)
+        model += part
+    assert pieces == model
+    assert len(pieces) == len(model)
+    assert pieces[start:end] == model[start:end]
+
+
+@pytest.mark.parametrize("num_before", [0, 511])
+def test_a_number_of_more_than_64_bits_is_refused(num_before: int) -> None:
+    with pytest.raises(TokenizerFailed, match=f"{2**64} is no token's id"):
+        TokenIds([1] * num_before + [2**64]).fragment()
 
 
 def test_a_vocabulary_finds_the_token_that_it_lacks_among_many() -> None:
     vocabulary = Vocabulary("teacher", 100)
-    context = Context(Segment("q", (1, 99)), [Segment("a", (5,)), Segment("b", (100, 7))])
-    with pytest.raises(UnknownToken, match="the token 100"):
-        vocabulary.require(context.token_ids)
-    context.truncate(1)
-    vocabulary.require(context.token_ids)
-    context.append(Segment("c", (-1,)))
-    with pytest.raises(UnknownToken, match="the token -1"):
+    many = Segment("many", tuple(range(100)) * 20)
+    for ids, unknown in (((100, 7), 100), ((-1, 5), -1)):
+        context = Context(Segment("q", (1, 99)), [many, Segment("b", ids), many])
+        with pytest.raises(UnknownToken, match=f"the token {unknown},"):
+            vocabulary.require(context.token_ids)
+        context.truncate(1)
         vocabulary.require(context.token_ids)
 
 
-def test_an_id_of_a_context_takes_four_bytes_and_its_json() -> None:
-    num = 32_768
-    context = Context(Segment("", ()), [Segment("x", tuple(range(100_000, 100_000 + num)))])
-    own = context.token_ids
-    size = sum(map(sys.getsizeof, (own._ids, own._json)))
-    assert size < (4 + 7) * num * 1.13  # both grow with room for an eighth more
+def test_an_id_of_a_long_context_takes_little_more_than_its_digits() -> None:
+    ids = tuple(range(100_000, 100_000 + 64 * 512))
+    own = Context(Segment("", ()), [Segment("x", ids)]).token_ids
+    size = sys.getsizeof(own._full) + sum(map(sys.getsizeof, (b.ids for b in own._full)))
+    assert not own._open
+    assert size < 7.2 * len(ids)
     assert not hasattr(own, "__dict__")
 
 
