@@ -15,6 +15,7 @@ from benchmarks.figures import Findings, Scenario
 from benchmarks.lag import TOO_LATE_MS, Lag
 from benchmarks.load import together
 from benchmarks.report import show, write
+from benchmarks.scenarios.crowd import crowd
 from benchmarks.scenarios.edges import edges
 from benchmarks.scenarios.fleet import fleet
 from benchmarks.scenarios.growth import growth
@@ -39,9 +40,10 @@ _STAGES: tuple[tuple[tuple[Scenario, ...], ...], ...] = (
     ((liveness,),),
     ((memory,),),
     ((held,),),
+    ((crowd,),),
 )
 _NAMES = [scenario.__name__ for stage in _STAGES for group in stage for scenario in group]
-_ONLY_IF_NAMED = {"held"}
+_ONLY_IF_NAMED = {"crowd", "held"}
 _console = Console(width=170)
 
 

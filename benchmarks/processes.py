@@ -151,6 +151,7 @@ async def proxy(
     pairs: dict[str, Pair[S]],
     code: Path = _ROOT,
     count_file: Path | None = None,
+    workers: int = 1,
     **server: Any,  # noqa: ANN401 - keys of the configuration
 ) -> AsyncIterator[Process]:
     """Run `motab serve` of the folder `code` with each pair under its name, in its own process.
@@ -167,6 +168,8 @@ async def proxy(
             variables[COUNT_FILE] = str(count_file)
         module = "motab" if count_file is None else "benchmarks.counted"
         command = [sys.executable, "-P", "-m", module, "serve"]
+        if workers > 1:  # an older version may not know the option
+            command += ["--workers", str(workers)]
         async with served(command, config, "/health", **variables) as running:
             yield running
 

@@ -1,9 +1,10 @@
 """Measures how much of a fleet's capacity one proxy process can use, with 500 trajectories."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from benchmarks.figures import Figure, Findings
-from benchmarks.load import plain_stream, together, trajectory
+from benchmarks.fleet_run import FleetRun, fleet_run, plain_share
+from benchmarks.load import together
 from benchmarks.processes import PAIR, Pair, Simulator, proxy, published_loop, simulated_pair
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
@@ -18,24 +19,6 @@ _POOL = 32
 """Workers of the published script's process pool."""
 
 
-@dataclass(frozen=True, slots=True)
-class _FleetRun:
-    """One fleet, driven through one proxy process."""
-
-    share: float
-    """Seconds of decoding / seconds under way, summed over the trajectories: a trajectory under
-    way holds a stream of the student's."""
-    wall_s: float
-    """Wall-clock seconds of all trajectories."""
-    calls_a_step: float
-    cores: tuple[float, float, float]
-    """Processor seconds for each second of decoding: proxy, student, teacher. Unlike the wall they
-    do not depend on the machine's other work; scaled as if 500 were under way all the time."""
-    cpu_s: float
-    """The proxy's processor seconds for all trajectories."""
-    memory_mb: float
-
-
 async def fleet(*, quick: bool) -> Findings:
     """Run ours on SGLang, then the published loop there, alone and as a pool; then ours on vLLM.
 
@@ -46,7 +29,7 @@ async def fleet(*, quick: bool) -> Findings:
     plans = [replace(plan, seed=seed) for seed in range(_NUM)]
     pool_size = 4 if quick else _POOL
     async with simulated_pair("sglang", _STUDENT, _TEACHER, errs=True) as servers:
-        plain = await _plain(servers.student, plans)
+        plain = await plain_share(servers.student, plans, _TOK_S)
         sglang = await _ours(servers, plans)
         alone, pool = await together(
             [
@@ -91,8 +74,7 @@ async def fleet(*, quick: bool) -> Findings:
     )
 
 
-def _own_figures(name: str, ours: _FleetRun, detail: str) -> tuple[Figure, ...]:
-    proxy_cores, student_cores, teacher_cores = ours.cores
+def _own_figures(name: str, ours: FleetRun, detail: str) -> tuple[Figure, ...]:
     return (
         Figure(
             f"{_NUM} at {_TOK_S} tok/s, interval 8, {name}: share of capacity, one process",
@@ -103,45 +85,16 @@ def _own_figures(name: str, ours: _FleetRun, detail: str) -> tuple[Figure, ...]:
         ),
         Figure(
             f"{_NUM} at once, {name}: processor of the proxy / seconds of decoding",
-            proxy_cores,
-            f"{1e6 * proxy_cores / (_NUM * _TOK_S):.0f} us a token; simulated student "
-            f"{student_cores:.2f}, teacher {teacher_cores:.2f} cores",
+            ours.cores[0],
+            ours.cost,
             unit="cores",
         ),
     )
 
 
-async def _plain(student: Simulator, plans: list[Plan]) -> float:
-    """Return the share of capacity that equally many plain streams use, without a proxy."""
-    seconds = await together(plain_stream(student, plan) for plan in plans)
-    await student.reset()
-    return _decoding_s(plans) / sum(seconds)
-
-
-async def _ours(servers: Pair[Simulator], plans: list[Plan]) -> _FleetRun:
-    student, teacher = servers.student, servers.teacher
+async def _ours(servers: Pair[Simulator], plans: list[Plan]) -> FleetRun:
     async with proxy({PAIR: servers}) as motab:
-        before = [process.cpu_s() for process in (motab, student, teacher)]
-        done = await together(trajectory(motab, plan) for plan in plans)
-        proxy_s, student_s, teacher_s = (
-            process.cpu_s() - spent
-            for process, spent in zip((motab, student, teacher), before, strict=True)
-        )
-        memory_mb = motab.rss_mb()
-    a_second = len(plans) / _decoding_s(plans)
-    return _FleetRun(
-        _decoding_s(plans) / sum(one.seconds for one in done),
-        max(one.seconds for one in done),
-        sum(one.usage["score_calls"] for one in done) / sum(plan.num_steps for plan in plans),
-        (proxy_s * a_second, student_s * a_second, teacher_s * a_second),
-        proxy_s,
-        memory_mb,
-    )
-
-
-def _decoding_s(plans: list[Plan]) -> float:
-    """Return the seconds of decoding of all streams together."""
-    return sum(plan.num_tokens for plan in plans) / _TOK_S
+        return await fleet_run(motab, servers, plans, _TOK_S)
 
 
 def _fresh(plans: list[Plan]) -> list[str]:

@@ -1,13 +1,12 @@
 """Measures how long `/health` takes at either of its ports while one process has 500 streams."""
 
 import asyncio
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from http.client import HTTPConnection
 from multiprocessing import get_context
 
 from benchmarks.figures import Figure, Findings, quantile
+from benchmarks.health import ask_health
 from benchmarks.load import together, trajectory
 from benchmarks.processes import PAIR, free_port, proxy, simulated_pair
 from benchmarks.simulator.engine import Rates
@@ -17,7 +16,6 @@ _NUM = 500
 _TOK_S = 50
 _STUDENT = Rates(decode_tok_s=_TOK_S, prefill_tok_s=500_000, max_running=_NUM, trip_s=0.02)
 _TEACHER = Rates(decode_tok_s=_TOK_S, prefill_tok_s=500_000, max_running=_NUM, trip_s=0.14)
-_PAUSE_S = 0.05
 
 
 async def liveness(*, quick: bool) -> Findings:
@@ -25,7 +23,7 @@ async def liveness(*, quick: bool) -> Findings:
     plan = Plan(0, 5 if quick else 20, 54)
     plans = [replace(plan, seed=seed) for seed in range(_NUM)]
     asked_s = 0.6 * plan.num_tokens / _TOK_S
-    loop, health_port = asyncio.get_running_loop(), free_port()
+    health_port = free_port()
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         async with (
             simulated_pair("sglang", _STUDENT, _TEACHER, errs=True) as servers,
@@ -35,7 +33,7 @@ async def liveness(*, quick: bool) -> Findings:
             async with asyncio.TaskGroup() as group:
                 streams = group.create_task(together(trajectory(motab, one) for one in plans))
                 main, own = await together(
-                    _asked(loop, pool, port, asked_s) for port in (main_port, health_port)
+                    ask_health(pool, port, asked_s) for port in (main_port, health_port)
                 )
             took = sum(result.seconds for result in streams.result()) / _NUM
     return Findings(
@@ -59,24 +57,3 @@ async def liveness(*, quick: bool) -> Findings:
             "a trajectory took, times its decoding": took * _TOK_S / plan.num_tokens,
         },
     )
-
-
-async def _asked(
-    loop: asyncio.AbstractEventLoop, pool: ProcessPoolExecutor, port: int, seconds: float
-) -> list[float]:
-    return await loop.run_in_executor(pool, _ask, port, seconds)
-
-
-def _ask(port: int, seconds: float) -> list[float]:
-    """Return the milliseconds of each answer."""
-    taken = []
-    end = time.perf_counter() + seconds
-    while (asked := time.perf_counter()) < end:
-        connection = HTTPConnection("127.0.0.1", port)
-        connection.request("GET", "/health")
-        if connection.getresponse().status != 200:
-            raise RuntimeError("/health says that the proxy is not alive")
-        connection.close()
-        taken.append((time.perf_counter() - asked) * 1000)
-        time.sleep(_PAUSE_S)
-    return taken

@@ -64,15 +64,18 @@ class _Blocks(Sequence[_Item], Generic[_Item, _Block]):
     def __getitem__(self, place: slice) -> list[_Item]: ...
 
     def __getitem__(self, place: int | slice) -> _Item | list[_Item]:
-        places = range(len(self))[place]
-        if isinstance(places, int):
-            index, within = divmod(places, _BLOCK)
+        if isinstance(place, int):
+            index, within = divmod(range(len(self))[place], _BLOCK)
             return self._block(index)[within]
-        if not places:
-            return []
-        first, last = min(places) // _BLOCK, max(places) // _BLOCK
-        items = list(chain.from_iterable(map(self._block, range(first, last + 1))))
-        return [items[each - first * _BLOCK] for each in places]
+        start, end, step = place.indices(len(self))
+        if step != 1:
+            return list(self)[place]
+        # Nearly always the last items are wanted, which are in one block.
+        first, last = start // _BLOCK, max(start, end - 1) // _BLOCK
+        items = self._block(first)
+        if first < last:
+            items = list(chain.from_iterable(map(self._block, range(first, last + 1))))
+        return list(items[start - first * _BLOCK : max(start, end) - first * _BLOCK])
 
     def _block(self, index: int) -> Sequence[_Item]:
         return self._items(self._full[index]) if index < len(self._full) else self._open

@@ -242,7 +242,8 @@ class Vllm(ServerReader):
         new = range(starts[0], num_rows)
         # vLLM writes the prompt's own token first; candidates matter only where a step begins.
         with_top = set() if asks_apart else set(starts)
-        own = {i: b'%d":{"logprob":' % ids[i] for i in new if i not in with_top}
+        pairs = zip(new, ids[starts[0] :], strict=True)
+        own = {i: b'%d":{"logprob":' % token_id for i, token_id in pairs if i not in with_top}
         reply = await self._client.post(
             "/v1/completions",
             body,
@@ -367,7 +368,8 @@ def _step_scores(
         raise ValueError(f"{len(ids)} prompt tokens, but {len(rows)} prompt_logprobs")
     scores: list[StepScore] = []
     for tokens in context.ranges(num_new):
-        value = oracle_value([of_token(rows[i], ids[i]) for i in tokens])
+        own = zip(rows[tokens.start : tokens.stop], ids[tokens.start : tokens.stop], strict=True)
+        value = oracle_value([of_token(row, token_id) for row, token_id in own])
         known = None if top_k is None else entropy(top_of(rows[tokens.start], top_k), top_k)
         scores.append(StepScore(value, known, len(tokens)))
     return tuple(scores)

@@ -38,7 +38,7 @@ def test_ids_and_their_json_stay_the_same_list_however_it_grows_and_shrinks(
         assert list(token_ids) == model
         assert len(token_ids) == len(model)
         assert token_ids[start:end] == model[start:end]
-        assert token_ids[start:end:3] == model[start:end:3]
+        assert token_ids[start:end:-3] == model[start:end:-3]
         assert written(token_ids) == model
         if model:
             assert token_ids.extremes == (min(model), max(model))
