@@ -130,9 +130,12 @@ class TokenIds(_Blocks[int, _Listed]):
     def fragment(self) -> orjson.Fragment:
         """Return the ids as a JSON array for `orjson.dumps`."""
         blocks = [block.ids for block in self._full]
-        if self._open:
+        if self._open or not blocks:
             blocks.append(_listed(self._open))
-        return orjson.Fragment(b"[%b]" % b",".join(blocks))
+        # Not around the joined blocks, because that would copy all of them once more.
+        blocks[0] = b"[" + blocks[0]
+        blocks[-1] += b"]"
+        return orjson.Fragment(b",".join(blocks))
 
     def first(self, num: int) -> "TokenIds":
         """Return the first `num` ids, in the same blocks, for a text that continues otherwise."""
