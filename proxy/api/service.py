@@ -47,8 +47,7 @@ from trajectory_records.appender import Appender
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _AUTHORS: tuple[Author, ...] = ("student", "teacher")
-# The options that matter for a given text.
-_SCORE_OPTIONS = {
+_OPTIONS_OF_A_GIVEN_TEXT = {
     "backtrack",
     "base_threshold",
     "boundary",
@@ -319,7 +318,7 @@ class Service:
     ) -> dict[str, Any]:
         """Judge a given text."""
         model = self._model(request.model)
-        has_part = {"scoring"} if request.token_logprobs else _SCORE_OPTIONS
+        has_part = {"scoring"} if request.token_logprobs else _OPTIONS_OF_A_GIVEN_TEXT
         for name in request.motab:
             if name not in has_part:
                 raise UnsupportedField(f"{name} does not apply to scoring", param=f"motab.{name}")
