@@ -30,3 +30,7 @@ class TrainingFailed(ClientError):
 
 class ServerFailed(ClientError):
     """A server that a reproduction runs did not start, or did not answer."""
+
+
+class GateFailed(ClientError):
+    """A pair of models and a task cannot show a difference between methods."""

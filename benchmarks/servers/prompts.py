@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.processes import Pair, Served
+from benchmarks.servers.chain_sum import problems
 from benchmarks.servers.found import CannotMeasure, Role, loop_can_ask
 from proxy.backends.base import Call, Message, Question
 from proxy.backends.tokens.tokenizer import LocalReader, load_tokenizer
 from proxy.errors import ConfigError
-from trainer.reproduce.task import problems
 
 _NUM_TERMS: Final = (4, 5, 6)
 _WITHOUT_TEMPLATE: Final = "Question: {question}\nAnswer, one step a paragraph:\n\n"

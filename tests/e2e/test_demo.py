@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.servers.chain_sum import problems
 from motab.demo import DemoPair, demo_questions
 from proxy.backends.base import Call, Context, Question, Sampling
 from proxy.backends.embedded.gguf_files import model_path
@@ -26,7 +27,6 @@ from tests.support.pages import data_of
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.live import line_with
-from trainer.reproduce.task import problems
 from trajectory_records.record import Record
 
 MOTAB = Path(sys.executable).parent / "motab"

@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Final
 
 from trainer.reproduce.arms import ARMS, Arm
-from trainer.training.recipe import CpuHardware, Recipe, RecordsData, SftLoss, Training
+from trainer.reproduce.task import Level
+from trainer.training.recipe import (
+    CpuHardware,
+    DataLoss,
+    Recipe,
+    RecordsData,
+    SftLoss,
+    Training,
+    WeightedLoss,
+)
 
 SHIPPED: Final = Path(__file__).parent / "models"
 
@@ -15,44 +24,54 @@ class Scale:
     """The numbers that define a comparison and identify it. Temperatures are the student's.
 
     Every student sees `num_steps` batches of `batch_size` examples, however many examples it has.
+    The thresholds are learned from `num_trials` answers of the base student.
     """
 
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
+    num_trials: int
     num_questions: int
     num_test: int
     num_samples: int
-    num_terms: tuple[int, ...]
     num_steps: int
     batch_size: int
     learning_rate: float
-    base_threshold: float
-    entropy_scale: float
     temperature: float
     test_temperature: float
     max_tokens: int
+    level: Level = "hard"
 
 
+# 225 batches of 32 are six epochs of 1,200 examples.
 TINY: Final = Scale(
     arms=ARMS,
     seeds=(1, 2, 3),
-    num_questions=400,
-    num_test=120,
+    num_trials=500,
+    num_questions=1200,
+    num_test=300,
     num_samples=8,
-    num_terms=(4, 5, 6),
-    num_steps=60,
+    num_steps=225,
     batch_size=32,
-    learning_rate=5e-4,
-    base_threshold=0.6,
-    entropy_scale=0.5,
+    learning_rate=1e-3,
     temperature=1.0,
     test_temperature=0.6,
-    max_tokens=256,
+    max_tokens=128,
+)
+_IN_MINI: Final = frozenset({"sft", "rft", "motab", "motab-clean", "motab-unflawed"})
+MINI: Final = replace(
+    TINY,
+    arms=tuple(arm for arm in ARMS if arm.name in _IN_MINI),
+    seeds=(1,),
+    num_questions=600,
+    num_test=200,
+    num_samples=4,
+    num_steps=113,
 )
 SMOKE: Final = replace(
     TINY,
     arms=tuple(arm for arm in ARMS if arm.name in {"sft", "motab"}),
     seeds=(1,),
+    num_trials=48,
     num_questions=24,
     num_test=12,
     num_samples=2,
@@ -83,6 +102,16 @@ class Unit:
         return self.root / (self.arm.data_of or self.arm.name) / "records.jsonl"
 
     @property
+    def learned(self) -> Path:
+        """The records that are learned: where tokens are weighted, with their log-probabilities."""
+        return self.records if self.arm.weights is None else self.records.with_name("scored.jsonl")
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe of `motab train`."""
+        return self.folder / "recipe.yaml"
+
+    @property
     def training(self) -> Path:
         """The run folder of `motab train`."""
         return self.folder / "training"
@@ -102,8 +131,8 @@ def recipe_of(unit: Unit, scale: Scale, student: Path) -> Recipe:
     """Return the recipe of the unit's student, starting from the base student's folder."""
     return Recipe(
         model=str(student),
-        data=RecordsData(kind="records", path=unit.records, filters=unit.arm.filters),
-        loss=SftLoss(kind="sft", mask=unit.arm.mask),
+        data=RecordsData(kind="records", path=unit.learned, filters=unit.arm.filters),
+        loss=_loss_of(unit.arm),
         training=Training(
             max_steps=scale.num_steps,
             batch_size=scale.batch_size,
@@ -117,3 +146,9 @@ def recipe_of(unit: Unit, scale: Scale, student: Path) -> Recipe:
         hardware=CpuHardware(kind="cpu", per_device=scale.batch_size),
         output=unit.training,
     )
+
+
+def _loss_of(arm: Arm) -> DataLoss:
+    if arm.weights is None:
+        return SftLoss(kind="sft", mask=arm.mask)
+    return WeightedLoss(kind="weighted", mask=arm.mask, level=arm.weights)

@@ -1,4 +1,7 @@
-"""Starts the servers of a reproduction, each in its own process: vLLM on the CPU, and the proxy."""
+"""Starts the processes of a reproduction: vLLM on the CPU, the proxy, and trainings.
+
+All of them end with this process, however it ends.
+"""
 
 import os
 import signal
@@ -7,16 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import httpx
 import yaml
 
 from synth_client.files.atomic import output_errors, write_whole
 from trainer.environments import python_in
-from trainer.errors import ServerFailed, TrainerMissing
+from trainer.errors import ServerFailed, TrainerMissing, TrainingFailed
 
 SERVED_AS: Final = "motab/tiny"
 _FOLDER: Final = ".venv-servers"
@@ -105,6 +109,85 @@ def server_process(
     command: Sequence[str], settings: Mapping[str, str], log: Path, ready_url: str
 ) -> Iterator[None]:
     """Run a server until the end of the block, which begins when `ready_url` answers 200."""
+    with child_process(command, settings, log) as process:
+        _wait(process, log, ready_url)
+        yield
+
+
+class PairServer:
+    """Serves a pair and its proxy, from the first time that a URL is asked for."""
+
+    def __init__(self, python: Path, models: Mapping[str, Path], folder: Path) -> None:
+        self._python, self._models, self._folder = python, models, folder
+        self._stack = ExitStack()
+        self._urls: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def url_of(self, name: str) -> str:
+        """Return the base URL of the server of a model, or of the proxy, whose name is `proxy`."""
+        if not self._urls:
+            for model, path in self._models.items():
+                server = vllm(self._python, path, self._folder / f"{model}.log")
+                self._urls[model] = self._stack.enter_context(server)
+            student, teacher = self._urls["student"], self._urls["teacher"]
+            both = proxy(student, teacher, self._models, self._folder)
+            self._urls["proxy"] = self._stack.enter_context(both)
+        return self._urls[name]
+
+
+class Trainings:
+    """Trains one student after the other with `motab train`, while other work is done."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._by_recipe: dict[Path, Future[None]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        self._pool.shutdown()
+
+    def start(self, recipe: Path) -> None:
+        """Train by a recipe when those before it are done; it continues where it was stopped."""
+        self._by_recipe[recipe] = self._pool.submit(self._train, recipe)
+
+    def wait(self, recipe: Path) -> None:
+        """Return when a training is done. Raises `TrainingFailed`."""
+        self._by_recipe[recipe].result()
+
+    def _train(self, recipe: Path) -> None:
+        if self._is_over:
+            return
+        command = [sys.executable, "-m", "motab", "train", str(recipe)]
+        log = recipe.with_name("train.log")
+        # The other core has the servers.
+        with child_process(command, {"OMP_NUM_THREADS": "1"}, log) as self._process:
+            code = self._process.wait()
+        if code:
+            raise TrainingFailed(
+                f"a training ended with code {code}: {tail_of(log)}",
+                exit_code=code,
+                tail=tail_of(log),
+            )
+
+
+@contextmanager
+def child_process(
+    command: Sequence[str], settings: Mapping[str, str], log: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a command until the end of the block, or of this process."""
     with output_errors(log):
         opened = log.open("wb")
     with (
@@ -120,8 +203,7 @@ def server_process(
         ) as process,
     ):
         try:
-            _wait(process, log, ready_url)
-            yield
+            yield process
         finally:
             _stop(process)
 
@@ -130,9 +212,9 @@ def _wait(process: "subprocess.Popen[bytes]", log: Path, ready_url: str) -> None
     deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
         if process.poll() is not None:
-            raise ServerFailed(f"a server ended with code {process.returncode}: {_tail(log)}")
+            raise ServerFailed(f"a server ended with code {process.returncode}: {tail_of(log)}")
         if time.monotonic() > deadline:
-            raise ServerFailed(f"a server was not up after {_START_TIMEOUT_S} s: {_tail(log)}")
+            raise ServerFailed(f"a server was not up after {_START_TIMEOUT_S} s: {tail_of(log)}")
         try:
             if httpx.get(ready_url).status_code == httpx.codes.OK:
                 return
@@ -141,7 +223,8 @@ def _wait(process: "subprocess.Popen[bytes]", log: Path, ready_url: str) -> None
         time.sleep(0.25)
 
 
-def _tail(log: Path) -> str:
+def tail_of(log: Path) -> str:
+    """Return the end of a log, in words."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
     return f"the end of {log} is\n" + "\n".join(lines)
 

@@ -1,10 +1,13 @@
-"""Makes the tiny pair: tokenizers and configurations, and the recipes that train both models.
+"""Makes the tiny pair: tokenizers, configurations and lessons, and trains both models on them.
 
-The two read digits differently, so hardly a token of a solution is the same in both.
+Every number is one token in both, but the teacher's tokenizer has an end of a step as one token,
+where the student's has two, and its words are longer.
 """
 
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,63 +17,93 @@ from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from synth_client.files.atomic import AtomicFile, output_errors, write_whole
-from synth_client.training_data.export import DATASET_INFO, DATASET_NAME
-from trainer.reproduce.task import problems, worked
-from trainer.training.recipe import CpuHardware, ExportData, Recipe, Training
-from trainer.training.train import train
+from trainer.environments import FOREIGN, trainer_python
+from trainer.errors import TrainingFailed
+from trainer.reproduce.servers import child_process, tail_of
+from trainer.reproduce.task import DELIMITER, DOUBT, Exercise, Task
 
 END: Final = "<|end|>"
+BLANK: Final = "blank"
+LESSONS: Final = "lessons.jsonl"
+MODEL: Final = "model"
 _PAD: Final = "<|pad|>"
-_LESSONS: Final = "lessons.jsonl"
+_SCRIPT: Final = FOREIGN / "pretrain.py"
+_WEIGHTS: Final = "model.safetensors"
+_TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
 _POSITIONS: Final = 512
-_NUM_TERMS: Final = (3, 4, 5, 6)
+BATCH: Final = 32
+_SLIPS: Final = 0.1
+"""The share of the solutions that go wrong on their way, and notice it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Training of `num_steps`, on its own lessons, from one learning rate to another."""
+    """Training of `num_steps`, on its own lessons, down to a twentieth of the learning rate.
+
+    `redone` is the share of the lessons that begin with a slip, of which only what corrects it is
+    learned.
+    """
 
     num_steps: int
     learning_rate: float
-    min_learning_rate: float
+    redone: float = 0.0
+
+    @property
+    def min_learning_rate(self) -> float:
+        """The learning rate at the end."""
+        return self.learning_rate / 20
+
+
+@dataclass(frozen=True, slots=True)
+class Schooling:
+    """A model's layers and rounds for one task. The first round starts from random weights."""
+
+    num_layers: int
+    rounds: tuple[Round, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """A model to make: a Llama of `num_layers` layers of `width`, in heads of 32.
+    """A model to make: a Llama of `width`, in heads of 32, with a schooling for every task.
 
-    `digits` is the largest number of digits in a token. The template's marks stand before a
-    question and before its answer. The first round starts from random weights.
+    `hard` is the share of hard problems in its lessons. `end` is cut from what stands before it in
+    a text; `vocabulary` is the number of tokens at most. The template's marks stand before a
+    question and before its answer.
     """
 
     name: str
-    num_layers: int
     width: int
-    digits: int
+    hard: float
+    end: str
     vocabulary: int
     marks: tuple[str, str]
-    rounds: tuple[Round, ...]
+    by_task: Mapping[str, Schooling]
 
 
 TEACHER: Final = Design(
     name="teacher",
-    num_layers=4,
-    width=128,
-    digits=2,
-    vocabulary=400,
+    width=64,
+    hard=0.85,
+    end=r"\.?\n+",
+    vocabulary=420,
     marks=("<|user|>", "<|assistant|>"),
-    rounds=(Round(3000, 2e-3, 1e-4), Round(1500, 1e-3, 2e-5)),
+    by_task={
+        "sets": Schooling(4, (Round(4000, 2.5e-3), Round(2500, 1.2e-3, redone=0.5))),
+        "sums": Schooling(4, (Round(2500, 2.5e-3, redone=0.25),)),
+    },
 )
 STUDENT: Final = Design(
     name="student",
-    num_layers=2,
     width=64,
-    digits=1,
-    vocabulary=300,
+    hard=0.05,
+    end=r"\n+",
+    vocabulary=400,
     marks=("<|question|>", "<|answer|>"),
-    rounds=(Round(2400, 2e-3, 1e-4),),
+    by_task={
+        "sets": Schooling(2, (Round(3000, 2.5e-3),)),
+        "sums": Schooling(3, (Round(2500, 2.5e-3),)),
+    },
 )
-_BATCH: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +114,68 @@ class Pair:
     teacher: Path
 
 
-def make_pair(folder: Path, console: Console) -> Pair:
-    """Train both, or continue their training. Raises what `train` raises."""
-    made = {
-        design.name: _made(design, folder / design.name, console) for design in (TEACHER, STUDENT)
-    }
-    return Pair(student=made["student"], teacher=made["teacher"])
+def make_pair(task: Task, folder: Path, console: Console) -> Pair:
+    """Train both, or continue their training; each needs a core.
+
+    Raises `TrainerMissing` without an environment, and `TrainingFailed`.
+    """
+    python = trainer_python(None)
+    designs = (TEACHER, STUDENT)
+    console.print(f"training a pair for {task.name}; logs in {folder}", soft_wrap=True)
+    with ThreadPoolExecutor(len(designs)) as pool:
+        teacher, student = pool.map(
+            lambda design: _made(task, design, folder / design.name, python), designs
+        )
+    return Pair(student=student, teacher=teacher)
 
 
-def _made(design: Design, folder: Path, console: Console) -> Path:
-    model = folder / "blank"
-    write_blank(design, model)
-    for index, lessons in enumerate(design.rounds):
-        console.rule(f"the {design.name} of the pair, round {index + 1} of {len(design.rounds)}")
+def _made(task: Task, design: Design, folder: Path, python: Path) -> Path:
+    blank = folder / BLANK
+    write_blank(task, design, blank)
+    model: Path | None = None
+    for index, lessons in enumerate(design.by_task[task.name].rounds):
         place = folder / f"round-{index + 1}"
-        write_lessons(design, index, place / "lessons")
-        recipe = pretraining(lessons, model, place, from_scratch=index == 0)
-        model = train(recipe, python=None, resume=True, console=console).model
+        if not (place / MODEL / _WEIGHTS).exists():
+            write_lessons(task, design, index, place / LESSONS)
+            _train(design, lessons, place, model, python)
+        model = place / MODEL
+    if model is None:
+        raise ValueError(f"the {design.name} has no round of training")
+    for name in _TOKENIZER:
+        shutil.copy(blank / name, model / name)
     return model
 
 
-def write_blank(design: Design, folder: Path) -> None:
+def _train(design: Design, lessons: Round, place: Path, begin: Path | None, python: Path) -> None:
+    settings = {
+        "blank": str((place.parent / BLANK).resolve()),
+        "begin": None if begin is None else str(begin.resolve()),
+        "lessons": str((place / LESSONS).resolve()),
+        "output": str(place.resolve()),
+        "marks": design.marks,
+        "end": END,
+        "num_steps": lessons.num_steps,
+        "batch_size": BATCH,
+        "learning_rate": lessons.learning_rate,
+        "min_learning_rate": lessons.min_learning_rate,
+    }
+    path, log = place / "settings.json", place / "train.log"
+    write_whole(path, orjson.dumps(settings, option=orjson.OPT_INDENT_2))
+    command = [str(python), str(_SCRIPT), str(path)]
+    with child_process(command, {"OMP_NUM_THREADS": "1"}, log) as process:
+        code = process.wait()
+    if code:
+        tail = tail_of(log)
+        raise TrainingFailed(
+            f"the {design.name} was not trained: {tail}", exit_code=code, tail=tail
+        )
+
+
+def write_blank(task: Task, design: Design, folder: Path) -> None:
     """Write a folder with everything of a model but its weights."""
-    tokenizer = _tokenizer(design)
+    tokenizer = _tokenizer(task, design)
     files = {
-        "config.json": _config(design, tokenizer),
+        "config.json": _config(task, design, tokenizer),
         "generation_config.json": {
             "eos_token_id": tokenizer.token_to_id(END),
             "pad_token_id": tokenizer.token_to_id(_PAD),
@@ -126,55 +196,44 @@ def write_blank(design: Design, folder: Path) -> None:
         write_whole(folder / name, orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 
-def write_lessons(design: Design, index: int, folder: Path) -> None:
-    """Write worked problems for every step of a round, as LLaMA-Factory reads them."""
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with AtomicFile(folder / _LESSONS) as lessons:
-            lessons.file.writelines(_lessons(design, index))
+def write_lessons(task: Task, design: Design, index: int, path: Path) -> None:
+    """Write worked problems for every step of a round."""
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with AtomicFile(path) as lessons:
+            lessons.file.writelines(_lessons(task, design, index))
             lessons.publish()
-    columns = {"prompt": "question", "response": "solution"}
-    info = {DATASET_NAME: {"file_name": _LESSONS, "columns": columns}}
-    write_whole(folder / DATASET_INFO, orjson.dumps(info, option=orjson.OPT_INDENT_2))
 
 
-def pretraining(lessons: Round, model: Path, folder: Path, *, from_scratch: bool) -> Recipe:
-    """Return the recipe of a round, which uses every lesson in the folder once."""
-    return Recipe(
-        model=str(model),
-        from_scratch=from_scratch,
-        data=ExportData(kind="export", path=folder / "lessons"),
-        training=Training(
-            epochs=1,
-            batch_size=_BATCH,
-            max_tokens=_POSITIONS,
-            learning_rate=lessons.learning_rate,
-            min_learning_rate=lessons.min_learning_rate,
-            save_every=300,
-        ),
-        hardware=CpuHardware(kind="cpu", per_device=_BATCH),
-        output=folder / "training",
-    )
-
-
-def _lessons(design: Design, index: int) -> Iterator[bytes]:
-    name = f"{design.name}-{index}" if index else design.name
+def _lessons(task: Task, design: Design, index: int) -> Iterator[bytes]:
+    lessons = design.by_task[task.name].rounds[index]
+    name = f"{task.name}-{design.name}-{index}"
     rng = random.Random(name)  # noqa: S311 - reproducible, not secret
-    num = design.rounds[index].num_steps * _BATCH
-    for problem in problems(f"{name}-lessons", num, _NUM_TERMS):
-        lesson = {"question": problem.text, "solution": worked(problem, rng)}
+    num = lessons.num_steps * BATCH
+    for problem in _drawn(task, f"{name}-lessons", num, design.hard):
+        if rng.random() < lessons.redone:
+            begun, solution = task.redone(problem, rng)
+        else:
+            begun, solution = "", task.worked(problem, rng, _SLIPS)
+        lesson = {"question": problem.text, "begun": begun, "solution": solution}
         yield orjson.dumps(lesson, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _tokenizer(design: Design) -> Tokenizer:
+def _drawn(task: Task, name: str, num: int, hard: float) -> Iterator[Exercise]:
+    """Yield problems of which some are the same: there are not enough different easy ones."""
+    rng = random.Random(name)  # noqa: S311 - reproducible, not secret
+    for _ in range(num):
+        yield task.problem(name, rng, "hard" if rng.random() < hard else "easy")
+
+
+def _tokenizer(task: Task, design: Design) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    digits = Regex(r"\d" if design.digits == 1 else rf"\d{{1,{design.digits}}}")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(digits, "isolated"),
+            pre_tokenizers.Split(Regex(r"\d{1,2}"), "isolated"),
             # Otherwise the cut after newlines would depend on what follows, a letter or a digit.
-            pre_tokenizers.Split(Regex(r"\n+"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.Split(Regex(design.end), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
@@ -184,16 +243,17 @@ def _tokenizer(design: Design) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(design), trainer)
+    tokenizer.train_from_iterator(_texts(task, design), trainer)
     return tokenizer
 
 
-def _texts(design: Design) -> Iterator[str]:
-    rng = random.Random(design.name)  # noqa: S311 - reproducible, not secret
-    for problem in problems(f"{design.name}-tokens", 3000, _NUM_TERMS):
+def _texts(task: Task, design: Design) -> Iterator[str]:
+    name = f"{task.name}-{design.name}-tokens"
+    rng = random.Random(name)  # noqa: S311 - reproducible, not secret
+    for problem in _drawn(task, name, 3000, 0.5):
         yield problem.text
-        yield worked(problem, rng)
-        yield "However,\n\n"
+        yield task.worked(problem, rng, _SLIPS)
+    yield "".join(f"{number}{DOUBT}{DELIMITER}" for number in range(100) for _ in range(50))
 
 
 def _template(design: Design) -> str:
@@ -207,7 +267,7 @@ def _template(design: Design) -> str:
     )
 
 
-def _config(design: Design, tokenizer: Tokenizer) -> dict[str, Any]:
+def _config(task: Task, design: Design, tokenizer: Tokenizer) -> dict[str, Any]:
     heads = design.width // 32
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -215,7 +275,7 @@ def _config(design: Design, tokenizer: Tokenizer) -> dict[str, Any]:
         "vocab_size": tokenizer.get_vocab_size(),
         "hidden_size": design.width,
         "intermediate_size": design.width * 8 // 3 // 32 * 32,
-        "num_hidden_layers": design.num_layers,
+        "num_hidden_layers": design.by_task[task.name].num_layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "max_position_embeddings": _POSITIONS,

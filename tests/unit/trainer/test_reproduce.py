@@ -1,5 +1,3 @@
-import random
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,162 +8,45 @@ from typing import Any
 import orjson
 import pytest
 from rich.console import Console
-from tokenizers import Tokenizer
 
 from synth_client.errors import OutputError
+from synth_client.report.threshold_rule import Learned
+from synth_client.training_data.masks import Mask
 from tests.support.records import record_of, unbroken
-from trainer.errors import RunExists, ServerFailed, TrainerMissing
+from trainer.errors import RunExists, ServerFailed, TrainerMissing, TrainingFailed
 from trainer.reproduce import run as run_module
 from trainer.reproduce.arms import ARMS, Arm
+from trainer.reproduce.asking import params_of
 from trainer.reproduce.curve import curve
-from trainer.reproduce.plan import SHIPPED, SMOKE, TINY, Unit, recipe_of
+from trainer.reproduce.plan import MINI, SMOKE, TINY, Unit, recipe_of
 from trainer.reproduce.run import Reproduction, reproduce
-from trainer.reproduce.servers import find_vllm, vllm
-from trainer.reproduce.task import LARGEST, ChainSum, first_mistake, problems, worked
-from trainer.reproduce.tiny_pair import (
-    STUDENT,
-    TEACHER,
-    Design,
-    Pair,
-    Round,
-    write_blank,
-    write_lessons,
-)
-from trainer.training.recipe import SftLoss
-
-STEP = re.compile(r"(First )?(\d+)([+-]\d+)=(\d+)")
-WORDS = {"plus": "+", "and": "+", "minus": "-", "less": "-"}
+from trainer.reproduce.servers import Trainings, find_vllm, vllm
+from trainer.reproduce.sets import Sets
+from trainer.reproduce.sums import Sums
+from trainer.reproduce.thresholds import Thresholds
+from trainer.reproduce.tiny_pair import Pair
+from trainer.training.recipe import SftLoss, WeightedLoss, load_recipe
 
 
 def lines_of(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines()
 
 
-def test_a_worked_problem_is_right_in_every_step_and_begins_where_the_last_one_ended() -> None:
-    for problem in problems("x", 300, (2, 6)):
-        *steps, end = worked(problem, random.Random(problem.id)).split(".\n\n")
-        value = problem.start
-        for step in steps:
-            _, *numbers = STEP.fullmatch(step).groups()  # type: ignore[union-attr]
-            before, term, after = map(int, numbers)
-            assert before == value
-            assert before + term == after
-            assert 0 <= after <= LARGEST
-            value = after
-        assert end == f"The answer is \\boxed{{{problem.answer}}}."
-        assert value == problem.answer
-
-
-def test_a_problem_says_its_terms_in_words_and_symbols() -> None:
-    for problem in problems("x", 300, (2, 6)):
-        text = problem.text.removeprefix("What is ").removesuffix("?")
-        for word, sign in WORDS.items():
-            text = text.replace(word, sign)
-        assert eval(text) == problem.answer
-        assert len(problem.terms) in {2, 6}
-
-
-def test_a_worked_problem_has_no_mistake_and_a_spoilt_one_the_first_that_is_in_it() -> None:
-    for problem in problems("x", 300, (3,)):
-        assert first_mistake(problem, worked(problem, random.Random(problem.id))) is None
-    problem = ChainSum("x", 30, (25, -4), "What is 30 plus 25 minus 4?")
-    end = "The answer is \\boxed{51}."
-    spoilt = {
-        "30+25=56.\n\n56-5=51.\n\n": "sum",
-        "First 30+20=50.\n\n50+5=54.\n\n": "sum",
-        "30+20=50.\n\n": "place",  # half a term that is not said to be one
-        "First 30+20=50.\n\n50-4=46.\n\n": "place",
-        "30-4=26.\n\n": "place",
-        "30+25=55.\n\n54-4=50.\n\n": "place",
-        "30+25=55.\n\n": "place",
-        "30+25=55.\n\n55-4=51.\n\n51-4=47.\n\n": "place",
-        "30+25=55.\n\nHowever,\n\n55-4=51.\n\n": "other",
-        "30+25=55.\n\n55-4=51.\n\n": None,
-    }
-    assert {text: first_mistake(problem, text + end) for text in spoilt} == spoilt
-
-
-def test_about_half_of_the_terms_that_can_be_are_taken_in_two_steps() -> None:
-    there = list(problems("x", 500, (4,)))
-    can = sum(abs(term) > 10 and bool(term % 10) for one in there for term in one.terms)
-    rng = random.Random(0)
-    solutions = [worked(one, rng) for one in there]
-    num_split = sum(solution.count("First ") for solution in solutions)
-    assert sum(solution.count("\n\n") for solution in solutions) == 4 * len(there) + num_split
-    assert 0.4 < num_split / can < 0.6
-
-
-def test_the_same_name_gives_the_same_problems_and_no_problem_twice() -> None:
-    assert list(problems("x", 50, (3,))) == list(problems("x", 50, (3,)))
-    texts = [one.text for one in problems("x", 2000, (1,))]
-    assert len(set(texts)) == len(texts)
-    assert {one.text for one in problems("y", 50, (3,))}.isdisjoint(
-        one.text for one in problems("x", 50, (3,))
-    )
-
-
-@pytest.mark.parametrize("design", [STUDENT, TEACHER], ids=lambda one: one.name)
-def test_a_blank_model_has_a_tokenizer_that_loses_nothing(design: Design, tmp_path: Path) -> None:
-    write_blank(design, tmp_path)
-    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    config = orjson.loads((tmp_path / "config.json").read_bytes())
-    assert config["vocab_size"] == tokenizer.get_vocab_size()
-    text = "12+37=49.\n\nHowever,\n\nThe answer is \\boxed{49}. Ünïcode 😀"
-    assert tokenizer.decode(tokenizer.encode(text).ids) == text
-
-
-@pytest.mark.parametrize("design", [STUDENT, TEACHER], ids=lambda one: one.name)
-def test_a_step_has_the_same_tokens_whatever_follows(design: Design, tmp_path: Path) -> None:
-    write_blank(design, tmp_path)
-    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    step = tokenizer.encode("12+37=49.\n\n").ids
-    for text in ("49-1=48.\n\n", "The answer", "First 49-20", "However,"):
-        assert tokenizer.encode(f"12+37=49.\n\n{text}").ids[: len(step)] == step
-
-
-def test_the_tokenizers_of_the_pair_differ_in_how_they_read_numbers(tmp_path: Path) -> None:
-    tokens = {}
-    for design in (STUDENT, TEACHER):
-        write_blank(design, tmp_path / design.name)
-        file = tmp_path / design.name / "tokenizer.json"
-        tokens[design.name] = Tokenizer.from_file(str(file)).encode("12+37=49").tokens
-    assert tokens == {
-        "student": ["1", "2", "+", "3", "7", "=", "4", "9"],
-        "teacher": ["12", "+", "37", "=", "49"],
-    }
-
-
-def test_there_is_a_lesson_for_every_place_of_every_batch(tmp_path: Path) -> None:
-    design = replace(STUDENT, rounds=(Round(2, 1e-3, 1e-4), Round(1, 1e-3, 1e-4)))
-    write_lessons(design, 0, tmp_path)
-    lessons = [orjson.loads(line) for line in lines_of(tmp_path / "lessons.jsonl")]
-    assert len(lessons) == 64
-    assert lessons[0].keys() == {"question", "solution"}
-    write_lessons(design, 1, tmp_path / "second")
-    assert len(lines_of(tmp_path / "second" / "lessons.jsonl")) == 32
-
-
-def test_the_shipped_pair_is_of_the_designs_that_make_it(tmp_path: Path) -> None:
-    for design in (STUDENT, TEACHER):
-        write_blank(design, tmp_path / design.name)
-        for file, leaves in (("config.json", set()), ("tokenizer.json", {"post_processor"})):
-            shipped = orjson.loads((SHIPPED / design.name / file).read_bytes())
-            made = orjson.loads((tmp_path / design.name / file).read_bytes())
-            names = made.keys() - leaves  # transformers spells out that nothing is added
-            assert {name: shipped[name] for name in names} == {name: made[name] for name in names}
-        assert (SHIPPED / design.name / "model.safetensors").stat().st_size < 4_000_000
-
-
 def test_all_methods_and_ablations_of_the_paper_are_compared_alike() -> None:
     assert [arm.name for arm in TINY.arms] == [arm.name for arm in ARMS]
-    methods = [arm.params["method"] for arm in ARMS if not arm.is_ablation]
+    methods = [arm.params["method"] for arm in ARMS if not arm.is_ablation and arm.data_of is None]
     assert methods == ["teacher", "student", "imitkd", "skd", "skd", "skd", "prefix", "motab"]
     changed = [
         {name: value for name, value in arm.params.items() if name != "method"}
         for arm in ARMS
         if arm.is_ablation and arm.data_of is None
     ]
-    assert changed == [{"boundary": "static"}, {"backtrack": "none"}, {"stitch": "clean"}]
+    assert changed == [
+        {"boundary": "static"},
+        {"backtrack": "none"},
+        {"stitch": "clean"},
+        *({"base_threshold": value} for value in (0.2, 0.4, 0.6, 0.8)),
+    ]
     assert len(TINY.seeds) >= 3
     recipes = [
         recipe_of(Unit(arm, 1, Path("x")), TINY, Path("student")).model_dump(
@@ -185,12 +66,64 @@ def test_only_right_trajectories_are_learned_by_rft() -> None:
     assert recipe.data.filters == ("correct",)
 
 
-def test_an_arm_that_masks_the_flawed_attempt_learns_from_the_records_of_motab() -> None:
-    (arm,) = (arm for arm in ARMS if arm.data_of is not None)
+@pytest.mark.parametrize("mask", ["unflawed", "correction"])
+def test_an_arm_that_masks_a_part_learns_from_the_records_of_motab(mask: Mask) -> None:
+    (arm,) = (arm for arm in ARMS if arm.mask == mask)
     unit = Unit(arm, 1, Path("x"))
-    assert unit.records == Path("x/motab/records.jsonl")
-    assert unit.training == Path("x/motab-unflawed/training")
-    assert recipe_of(unit, TINY, Path("student")).loss == SftLoss(kind="sft", mask="unflawed")
+    assert unit.records == unit.learned == Path("x/motab/records.jsonl")
+    assert unit.training == Path(f"x/motab-{mask}/training")
+    assert recipe_of(unit, TINY, Path("student")).loss == SftLoss(kind="sft", mask=mask)
+
+
+@pytest.mark.parametrize("level", ["token", "step", "prefix"])
+def test_an_arm_that_weights_tokens_learns_from_the_scored_records_of_sft(level: Any) -> None:
+    (arm,) = (arm for arm in ARMS if arm.weights == level)
+    unit = Unit(arm, 1, Path("x"))
+    assert unit.records == Path("x/sft/records.jsonl")
+    recipe = recipe_of(unit, TINY, Path("student"))
+    assert recipe.data.path == Path("x/sft/scored.jsonl")
+    assert recipe.loss == WeightedLoss(kind="weighted", level=level)
+
+
+def test_the_recipe_of_every_arm_is_one_that_motab_train_reads(tmp_path: Path) -> None:
+    job = job_in(tmp_path, arms=ARMS)
+    for unit in job.units:
+        run_module._write_recipe(job, unit)
+        assert load_recipe(unit.recipe) == recipe_of(unit, job.scale, job.pair.student)
+
+
+def test_an_arm_comes_after_the_arm_whose_records_it_learns_from() -> None:
+    for scale in (TINY, MINI, SMOKE):
+        names = [arm.name for arm in scale.arms]
+        for arm in scale.arms:
+            if arm.data_of is not None:
+                assert names.index(arm.data_of) < names.index(arm.name)
+        assert names[0] == "sft"
+
+
+def test_all_students_see_six_epochs_of_the_questions() -> None:
+    for scale in (TINY, MINI):
+        examples = scale.num_steps * scale.batch_size
+        assert 6 * scale.num_questions <= examples < 6 * scale.num_questions + scale.batch_size
+    assert TINY.num_questions == 1200
+    assert TINY.num_test >= 300
+    assert TINY.num_samples == 8
+
+
+def test_every_boundary_has_the_thresholds_that_were_learned_for_it() -> None:
+    learned = Thresholds(Learned(0.7, 0.5, 9, 1, 10, 10), Learned(0.4, 0.0, 8, 1, 10, 10))
+    for arm in ARMS:
+        params = params_of(arm, learned)
+        found = (params.get("base_threshold"), params.get("entropy_scale"))
+        if arm.params["method"] != "motab":
+            assert found == (None, None)
+        else:
+            base = arm.params.get("base_threshold", 0.7)
+            assert found == ((0.4, 0.0) if arm.name == "motab-static" else (base, 0.5))
+
+
+def test_only_rft_asks_more_than_once() -> None:
+    assert {arm.name: arm.num_tries for arm in ARMS if arm.num_tries > 1} == {"rft": 4}
 
 
 def test_the_curve_tells_breaches_of_right_trajectories_from_those_of_wrong_ones(
@@ -256,6 +189,27 @@ def test_a_server_ends_with_all_that_it_started(
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
+def test_a_training_that_fails_says_why_when_it_is_waited_for(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: x\n")
+    with Trainings() as trainings:
+        trainings.start(recipe)
+        with pytest.raises(
+            TrainingFailed, match=r"(?s)code 1: the end of .*recipe.yaml: data is missing"
+        ):
+            trainings.wait(recipe)
+
+
+def test_a_training_that_waits_for_its_turn_ends_with_the_comparison(tmp_path: Path) -> None:
+    recipes = [tmp_path / name / "recipe.yaml" for name in ("a", "b", "c")]
+    with Trainings() as trainings:
+        for recipe in recipes:
+            recipe.parent.mkdir()
+            recipe.write_text("model: x\n")
+            trainings.start(recipe)
+    assert not recipes[2].with_name("train.log").exists()
+
+
 def test_a_missing_vllm_is_told_with_what_makes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,42 +222,49 @@ def test_a_missing_vllm_is_told_with_what_makes_it(
 def job_in(folder: Path, **changes: Any) -> Reproduction:
     scale = replace(SMOKE, **changes)
     pair = Pair(student=folder / "student", teacher=folder / "teacher")
-    return Reproduction(scale, pair, folder / "out", Console(quiet=True))
+    return Reproduction(scale, Sets(), pair, folder / "out", Console(quiet=True))
 
 
 def stop(*_: object) -> None:
     raise OutputError("stop")
 
 
-def test_every_seed_has_questions_of_its_own_and_all_share_the_test(
+def test_every_seed_has_questions_of_its_own_and_all_share_trial_and_test(
     vllm_stand_in: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vllm_stand_in("exit 1")
-    monkeypatch.setattr(run_module, "_make_data", stop)
+    monkeypatch.setattr(run_module, "_try_pair", stop)
     job = job_in(tmp_path, seeds=(1, 2))
     with pytest.raises(OutputError, match="stop"):
         reproduce(job)
-    asked = [
-        {orjson.loads(line)["problem"] for line in lines_of(path)}
-        for path in (job.questions(1), job.questions(2), job.test)
-    ]
-    assert [len(one) for one in asked] == [24, 24, 12]
-    assert len(set.union(*asked)) == 60
+    names = ("seed-1", "seed-2", "trial", "test")
+    rows = [[orjson.loads(line) for line in lines_of(job.questions(name))] for name in names]
+    asked = [{row["problem"] for row in one} for one in rows]
+    assert [len(one) for one in asked] == [24, 24, 48, 12]
+    assert len(set.union(*asked)) == 108
+    assert {row["level"] for row in rows[0]} == {"2 steps", "3 steps"}
+    for name, one in zip(names, rows, strict=True):
+        assert {row["id"]: row["answer"] for row in one} == {
+            problem.id: problem.answer for problem in job.problems(name).values()
+        }
 
 
 def test_a_folder_with_another_comparison_is_refused(
     vllm_stand_in: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vllm_stand_in("exit 1")
-    monkeypatch.setattr(run_module, "_make_data", stop)
+    monkeypatch.setattr(run_module, "_try_pair", stop)
     for _ in range(2):
         with pytest.raises(OutputError, match="stop"):
             reproduce(job_in(tmp_path))
     with pytest.raises(RunExists, match="holds another comparison; choose another --output"):
         reproduce(job_in(tmp_path, num_steps=4))
+    with pytest.raises(RunExists, match="holds another comparison"):
+        reproduce(replace(job_in(tmp_path), task=Sums()))
 
 
 def test_seeds_come_one_after_the_other() -> None:
     job = job_in(Path("x"), seeds=(1, 2), arms=ARMS)
-    assert [unit.seed for unit in islice(job.units, 13)] == [1] * 12 + [2]
+    num = len(ARMS)
+    assert [unit.seed for unit in islice(job.units, num + 1)] == [1] * num + [2]
     assert isinstance(next(job.units).arm, Arm)
