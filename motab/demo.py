@@ -50,9 +50,14 @@ def demo_config(pair: DemoPair = DemoPair.TINY) -> Config:
         return load_config(path).with_server({"port": 0})
 
 
+def _dataset(pair: DemoPair) -> str:
+    """The name of the file of the pair's bundled questions."""
+    return f"{_STEMS[pair]}_questions.jsonl"
+
+
 def demo_questions(pair: DemoPair = DemoPair.TINY) -> list[Question]:
     """The pair's bundled questions, with their answers."""
-    bundled = files("configs") / f"{_STEMS[pair]}_questions.jsonl"
+    bundled = files("configs") / _dataset(pair)
     lines = bundled.read_text(encoding="utf-8").splitlines()
     return [
         Question(
@@ -92,7 +97,7 @@ async def demo(
         with _progress(len(questions), console) as step:
             synthesis = Synthesis(model=MODEL, temperature=_TEMPERATURES[pair], seed=0)
             tally = await _synthesise(base_url, questions, synthesis, output, console, step)
-        _finish(tally, output, console)
+        _finish(tally, output, _dataset(pair), console)
         if serves:
             url = base_url.removesuffix("/v1")
             console.print(f"\n[bold]open {url} to watch[/] (Ctrl+C ends it)", highlight=False)
@@ -164,9 +169,9 @@ def _progress(total: int, console: Console) -> Iterator[Callable[[int], None]]:
         yield lambda strayed: progress.update(task, advance=1, strayed=strayed)
 
 
-def _finish(tally: _Tally, output: Path, console: Console) -> None:
+def _finish(tally: _Tally, output: Path, dataset: str, console: Console) -> None:
     records = sorted(tally.records, key=lambda record: record.id)
-    write_report(records, output / "report.html")
+    write_report(records, output / "report.html", name=dataset, baseline=tally.alone)
     strayed = sum(record.breach is not None for record in records)
     went_back = sum(
         record.breach is not None and record.bifurcation != record.breach for record in records

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
-from trajectory_records.viewer.sources import viewer_markup, viewer_script, viewer_style
+from trajectory_records.viewer.sources import (
+    legend_markup,
+    viewer_markup,
+    viewer_script,
+    viewer_style,
+)
 
 SCRIPTS: Final = (
     *("app.js", "stream.js", "options.js", "rethreshold.js", "watch.js", "fleet.js", "runs.js"),
@@ -44,7 +49,10 @@ class PageFile:
 def page_files() -> dict[str, PageFile]:
     """Return the files of the page by their path on the server."""
     tags = "\n".join(f'<script src="page/{name}" defer></script>' for name in SCRIPTS)
-    index = _asset(_INDEX).replace("{{viewer}}", viewer_markup()).replace("{{scripts}}", tags)
+    index = _asset(_INDEX)
+    parts = {"viewer": viewer_markup(), "legend": legend_markup(), "scripts": tags}
+    for name, markup in parts.items():
+        index = index.replace(f"{{{{{name}}}}}", markup)
     contents = {
         "viewer.js": viewer_script(),
         "viewer.css": viewer_style(),

@@ -54,13 +54,28 @@ def report_command(
         typer.Option(min=0, help="Upper bound for the viewer; the plots cover all records."),
     ] = MAX_TRAJECTORIES,
     price: options.Prices = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Records of the method student on the same questions (matched by id): what the"
+            " student answers alone.",
+        ),
+    ] = None,
 ) -> None:
     """Write one HTML page about a run: numbers, plots and every trajectory. It opens offline."""
     prices = parse_prices(price)
-    for path in records:
+    for path in (*records, *([] if baseline is None else [baseline])):
         check_output(output, path)
     all_records = chain.from_iterable(read_records(path) for path in records)
-    write_report(all_records, output, max_trajectories=max_trajectories, prices=prices)
+    write_report(
+        all_records,
+        output,
+        max_trajectories=max_trajectories,
+        prices=prices,
+        name=", ".join(path.name for path in records),
+        baseline=None if baseline is None else read_records(baseline),
+    )
     typer.echo(f"Report in {output}")
 
 

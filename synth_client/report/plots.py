@@ -20,6 +20,8 @@ from trajectory_records.viewer.palette import PALETTE
 
 _FONT: Final = "ui-sans-serif, system-ui, sans-serif"
 _MARGIN_BIN: Final = 0.05
+_THIN: Final = 10
+"""Medians of fewer trajectories have their number under them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +161,16 @@ def _values(run: Statistics) -> Plot:
     _add_medians(figure, run.boundaries, "flawed", "boundary eps", dash="dot")
     figure.update_layout(showlegend=True)
     caption = "Medians; the bands hold the middle 80% of the trajectories that reached the step."
-    return Plot("values", "Values and boundaries over the steps", caption + _cut(run), figure)
+    caption += _count_thin(figure, run.values) + _cut(run)
+    return Plot("values", "Values and boundaries over the steps", caption, figure)
 
 
 def _entropies(run: Statistics) -> Plot:
     figure = new_figure(x="step", y="nats", x_axis=_steps(run))
     _add_medians(figure, run.entropies, "teacher", "entropy H")
     caption = "The teacher's uncertainty before each step: median and the middle 80%."
-    return Plot("entropies", "Entropy over the steps", caption + _cut(run), figure)
+    caption += _count_thin(figure, run.entropies) + _cut(run)
+    return Plot("entropies", "Entropy over the steps", caption, figure)
 
 
 def _margins(run: Statistics) -> tuple[Plot, ...]:
@@ -188,11 +192,13 @@ def _margins(run: Statistics) -> tuple[Plot, ...]:
         _add_medians(figure, spreads, name, "V - eps")
         title = f"Trajectories {word} backtracking"
         caption = "V - eps over the steps: median and the middle 80%; below 0 is a breach."
+        caption += _count_thin(figure, spreads)
         plots.append(Plot(f"margin-{word}", title, caption, figure))
     if run.margins_to_breach:
         figure = _margin_figure("steps from the breach", {}, {})
         _add_medians(figure, run.margins_to_breach, "flawed", "V - eps")
         caption = "The same trajectories, aligned at the breach (0)."
+        caption += _count_thin(figure, run.margins_to_breach)
         plots.append(Plot("margin-breach", "On the way to the breach", caption, figure))
     plots.append(_margin_distribution(run, named))
     return tuple(plots)
@@ -277,6 +283,37 @@ def _add_medians(
         name=label,
         hovertemplate="%{y:.3f} (%{customdata[1]:.3f} to %{customdata[2]:.3f},"
         " %{customdata[0]:,} steps)",
+    )
+
+
+def _count_thin(figure: go.Figure, spreads: Mapping[int, Spread]) -> str:
+    """Write n under the medians of few trajectories, and return a sentence about it, if any is.
+
+    A number is written where it changes: at every step they would run into each other.
+    """
+    written: int | None = None
+    for index in sorted(spreads):
+        num = spreads[index].num
+        if num == written or (num >= _THIN and (written is None or written >= _THIN)):
+            continue
+        figure.add_annotation(
+            text=str(num) if written else f"n = {num}",
+            x=index,
+            y=0,
+            yref="paper",
+            yanchor="top",
+            yshift=-18,
+            showarrow=False,
+            font={"size": 10, "color": colour("soft")},
+        )
+        written = num
+    if written is None:
+        return ""
+    figure.update_xaxes(title_standoff=24)
+    figure.update_layout(height=296)
+    return (
+        f" n under a step counts the trajectories of its median, where they are fewer than {_THIN};"
+        " it holds up to the next number."
     )
 
 

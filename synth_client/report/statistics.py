@@ -284,8 +284,9 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The numbers of a run: the main ones, its setting, and its cost."""
+    """The numbers of a run: its models, the main ones, its setting, and its cost."""
 
+    models: tuple[Fact, ...]
     headline: tuple[Fact, ...]
     setting: tuple[Fact, ...]
     cost: tuple[Fact, ...]
@@ -293,16 +294,15 @@ class Summary:
 
 def summarise(run: Statistics) -> Summary:
     """Return the numbers of the run; a share of nothing reads "none"."""
+    models = (Fact("student", str(run.students)), Fact("teacher", str(run.teachers)))
     headline = (
         Fact("trajectories", f"{run.num_records:,}"),
         Fact("questions", f"{len(run.questions):,}"),
-        _share("with a breach", run.num_breached, run.num_records),
-        _share("t* before the breach", run.num_backtracked, run.num_breached),
-        _share("right, of those checked", run.num_right, run.num_checked),
+        _share("strayed", run.num_breached, run.num_records),
+        _share("of these, corrected from an earlier step", run.num_backtracked, run.num_breached),
+        _share("right answers, of those checked", run.num_right, run.num_checked),
     )
     setting = (
-        Fact("student", str(run.students)),
-        Fact("teacher", str(run.teachers)),
         Fact("method", str(run.methods)),
         Fact("scoring", str(run.scorings)),
         *(Fact(f"steps marked by {way}", f"{num:,}") for way, num in run.num_fallbacks.items()),
@@ -318,7 +318,7 @@ def summarise(run: Statistics) -> Summary:
             if num
         ),
     )
-    return Summary(headline, setting, cost)
+    return Summary(models, headline, setting, cost)
 
 
 def _share(label: str, part: int, whole: int) -> Fact:

@@ -125,6 +125,20 @@ def test_it_opens_offline_without_a_complaint_and_fits(
     assert opened.complaints == []
 
 
+def test_the_best_example_stands_above_the_plots(tmp_path: Path, open_page: Open) -> None:
+    page = open_page(made(tmp_path, [unbroken(), breached()], "report")).page
+    example = page.locator("#example-trajectory")
+    expect(example.locator("h3")).to_have_text("apples")
+    expect(example.locator(".pair > div")).to_have_count(2)
+    expect(example.locator(".fork")).to_contain_text("t* = 2")
+    above, below = example.bounding_box(), page.locator("#plots").bounding_box()
+    assert above
+    assert below
+    assert above["y"] + above["height"] < below["y"]
+    example.locator(".mark").last.click()
+    expect(example.locator('[data-step="3"]')).to_be_in_viewport()
+
+
 def test_the_policy_stops_what_would_reach_the_network(report: Path, open_page: Open) -> None:
     opened = open_page(report)
     failed = opened.page.evaluate(
@@ -184,7 +198,7 @@ def test_a_corrected_trajectory_shows_attempt_and_correction_side_by_side(
     report: Path, open_page: Open
 ) -> None:
     page = open_page(report).page
-    attempt, correction = page.locator(".pair > div").all()
+    attempt, correction = page.locator("#viewer .pair > div").all()
     assert re.findall(r"So he has|That makes 15", attempt.inner_text()) == [
         "So he has",
         "That makes 15",
@@ -196,28 +210,28 @@ def test_a_corrected_trajectory_shows_attempt_and_correction_side_by_side(
     assert right
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]
-    fork = page.locator(".fork").inner_text()
+    fork = page.locator("#viewer .fork").inner_text()
     assert fork.startswith("t* = 2")
     assert "the value fell by 0.430, from 0.740 to 0.310" in fork
     assert "Breach at step 3, 1 step back" in fork
-    chosen = page.locator(".chosen")
+    chosen = page.locator("#viewer .chosen")
     assert chosen.inner_text().split() == ["\u03b4", "\u22120.430"]
 
 
 def test_each_step_has_its_value_against_its_boundary(report: Path, open_page: Open) -> None:
     page = open_page(report).page
-    meters = page.locator(".meter")
+    meters = page.locator("#viewer .meter")
     labels = [meter.get_attribute("aria-label") for meter in meters.all()]
     assert labels == [
         f"value {value}, boundary 0.121" for value in ("0.810", "0.740", "0.310", "0.050")
     ]
     widths = page.evaluate(
-        "[...document.querySelectorAll('.meter')].map(one => {"
+        "[...document.querySelectorAll('#viewer .meter')].map(one => {"
         " const fill = one.querySelector('i').getBoundingClientRect().width;"
         " return fill / one.getBoundingClientRect().width; })"
     )
     assert widths == pytest.approx([0.81, 0.74, 0.31, 0.05], abs=0.01)
-    roles = [step.get_attribute("class") for step in page.locator("[data-step]").all()]
+    roles = [step.get_attribute("class") for step in page.locator("#viewer [data-step]").all()]
     assert roles == ["step student", "step student", "step flawed", "step flawed"]
 
 
@@ -225,7 +239,8 @@ def test_both_models_are_followed_through_a_trajectory_with_token_logprobs(
     report: Path, open_page: Open
 ) -> None:
     page = open_page(report).page
-    trace = page.get_by_role("img", name="Log-probability of a token along the output")
+    name = "Log-probability of a token along the output"
+    trace = page.locator("#viewer").get_by_role("img", name=name)
     expect(trace.locator(".scatterlayer .trace")).to_have_count(2)
     expect(trace.locator(".shapelayer path")).to_have_count(3)
     page.keyboard.press("j")
@@ -237,7 +252,7 @@ def test_steps_left_out_stand_in_the_attempt(report: Path, open_page: Open) -> N
     page = open_page(report).page
     page.keyboard.press("j")
     expect(shown(page)).to_have_text("clean sample 1")
-    attempt = page.locator(".pair > div").first
+    attempt = page.locator("#viewer .pair > div").first
     expect(attempt).to_contain_text(FLAWED[1].strip())
     assert attempt.inner_text().count("left out") == 2
 

@@ -51,7 +51,12 @@ def test_the_demo_writes_records_and_a_report(tmp_path: Path) -> None:
     judge = PLAIN_RULES["number"]
     assert all(record.predicted == judge(record.output, None).predicted for record in records)
     assert "2 trajectories" in output
-    index = data_of((tmp_path / "report.html").read_text(encoding="utf-8"))["index"]
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h1>demo_questions.jsonl</h1>" in html
+    alone = re.search(r"of what the student writes alone, (\d+) do", output)
+    assert alone
+    assert f"<b>{alone[1]}</b> of 2 right by the student alone, " in html
+    index = data_of(html)["index"]
     assert [entry[0] for entry in index] == ["demo-01", "demo-02"]
     assert not list(tmp_path.glob("*.partial"))
 

@@ -18,6 +18,11 @@ def viewer_markup() -> str:
     return _asset("viewer.html")
 
 
+def legend_markup() -> str:
+    """Return the HTML that explains V, the boundary, H, a breach and t* in words."""
+    return _asset("legend.html")
+
+
 def viewer_style() -> str:
     """Return the colours in light and dark, and the styles that all pages share."""
     light = "".join(f"--{name}: {colour.light}; " for name, colour in PALETTE.items())

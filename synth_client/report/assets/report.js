@@ -1,5 +1,5 @@
 "use strict";
-// Opens the viewer on the trajectories that the page holds.
+// Shows the example, and opens the viewer on the trajectories that the page holds.
 (() => {
   const [CHUNK, OFFSET] = [9, 10];
   const chunks = new Map();
@@ -14,8 +14,17 @@
     return (await chunks.get(index))[row[OFFSET]];
   }
 
+  async function showExample() {
+    const place = document.getElementById("example-trajectory");
+    if (!place) return;
+    const [row, view] = await motab.load("example");
+    place.replaceChildren(...trajectory.whole(row, view, (index) =>
+      place.querySelector(`[data-step="${index}"]`).scrollIntoView({ block: "center" })));
+  }
+
   async function start() {
     await motab.ready;
+    await showExample();
     viewer.open({ view: viewOf, trouble: motab.trouble });
     viewer.fill(await motab.load("index"));
   }

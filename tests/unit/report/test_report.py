@@ -1,5 +1,6 @@
 import hashlib
 import math
+import random
 import re
 from base64 import b64encode
 from html.parser import HTMLParser
@@ -290,8 +291,9 @@ def test_a_sample_is_said_to_be_one() -> None:
 
 def test_a_page_that_would_be_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "MAX_DATA_BYTES", 2**20)
+    text = random.Random(0).randbytes(500_000).hex()
     with pytest.raises(PageError, match=r"2 MB, but only 1 MB open well: .*--max-trajectories"):
-        html_of(breached())
+        html_of(unbroken(output=text, spans=spans_of([("student", text)]), steps=[]))
 
 
 def test_the_page_is_written_where_it_was_asked_for_and_nothing_else(tmp_path: Path) -> None:

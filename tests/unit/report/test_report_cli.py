@@ -66,6 +66,21 @@ def test_a_report_may_be_about_several_files(records: Path, tmp_path: Path) -> N
     assert other.read_bytes() == before
 
 
+def test_a_report_names_its_files_and_takes_a_baseline(records: Path, tmp_path: Path) -> None:
+    own = unbroken(id="apples", method="student")
+    baseline, output = written(tmp_path / "alone.jsonl", own), tmp_path / "page.html"
+    assert run("report", records, "--baseline", baseline, "--output", output).exit_code == 0
+    html = output.read_text(encoding="utf-8")
+    assert "<h1>records.jsonl</h1>" in html
+    assert "<b>0</b> of 1 right by the student alone, <b>1</b> of 1 right with motab." in html
+    error = error_of("report", records, "--baseline", records, "--output", output)
+    assert str(error).startswith("the baseline's record apples is of the method motab")
+    assert output.read_text(encoding="utf-8") == html
+    before = baseline.read_bytes()
+    assert run("report", records, "--baseline", baseline, "--output", baseline).exit_code == 2
+    assert baseline.read_bytes() == before
+
+
 @pytest.mark.parametrize("price", ["student", "student=-1", "nobody=1", "student=nan"])
 def test_a_price_that_is_none_is_a_usage_error(records: Path, price: str) -> None:
     result = run("report", records, "--price", price)

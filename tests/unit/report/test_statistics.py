@@ -26,7 +26,7 @@ from tests.support.synth_client.reports import statistics_of
 
 def facts_of(*records: dict[str, Any]) -> dict[str, str]:
     summary = summarise(statistics_of(*records))
-    facts = (*summary.headline, *summary.setting, *summary.cost)
+    facts = (*summary.models, *summary.headline, *summary.setting, *summary.cost)
     return {fact.label: f"{fact.value} {fact.detail}".strip() for fact in facts}
 
 
@@ -144,16 +144,16 @@ def test_the_summary_counts_trajectories_questions_breaches_and_right_answers() 
     assert facts.items() >= {
         ("trajectories", "4"),
         ("questions", "2"),
-        ("with a breach", "25% 1 of 4"),
-        ("t* before the breach", "100% 1 of 1"),
-        ("right, of those checked", "33% 1 of 3"),
+        ("strayed", "25% 1 of 4"),
+        ("of these, corrected from an earlier step", "100% 1 of 1"),
+        ("right answers, of those checked", "33% 1 of 3"),
     }
 
 
 def test_the_summary_gives_no_share_of_nothing() -> None:
     facts = facts_of(unbroken(answer=None, correct=None))
-    assert facts["right, of those checked"] == "none"
-    assert facts["t* before the breach"] == "none"
+    assert facts["right answers, of those checked"] == "none"
+    assert facts["of these, corrected from an earlier step"] == "none"
 
 
 def test_the_summary_adds_up_the_tokens_of_either_model() -> None:

@@ -44,6 +44,8 @@ def test_no_file_of_the_page_names_an_address_or_writes_html(path: str) -> None:
 
 def test_the_page_has_no_script_or_style_inside() -> None:
     html = page_files()["/"].content.decode()
+    assert "{{" not in html
+    assert html.count("<dt>V</dt>") == html.count('id="trajectory"') == 1
     assert not re.search(r"<style|\son\w+=|\sstyle=|javascript:", html)
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", html)
     assert [inside for _, inside in scripts] == [""] * (len(SCRIPTS) + 1)
