@@ -61,11 +61,11 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """The right answers of one way of writing, `writer`, among its answers that were checked."""
+    """The right answers of one way of writing, among its answers that were checked."""
 
     writer: str
-    num_right: int
-    num_checked: int
+    """The end of the sentence about it; empty where nothing is compared."""
+    outcomes: Outcomes
 
 
 @dataclass(slots=True)
@@ -112,14 +112,14 @@ class Story:
         Raises `BaselineError` where the run asks no question of the baseline.
         """
         ways = [
-            Rate(_WRITERS.get(method, f"with {method}"), one.num_right, one.num_checked)
-            for method, one in sorted(self._by_method.items())
+            Rate(_WRITERS.get(method, f"with {method}"), outcomes)
+            for method, outcomes in sorted(self._by_method.items())
         ]
         if len(ways) == 1 and self.baseline is None:
-            ways = [Rate("", ways[0].num_right, ways[0].num_checked)]
+            ways = [Rate("", ways[0].outcomes)]
         if self.baseline is not None:
             ways.insert(0, self._alone(self.baseline))
-        return [way for way in ways if way.num_checked]
+        return [way for way in ways if way.outcomes.num_checked]
 
     def _alone(self, baseline: Baseline) -> Rate:
         if not self.matched:
@@ -128,11 +128,11 @@ class Story:
                 " records have the same id"
             )
         outcomes = [baseline.by_id[name].outcomes for name in self.matched]
-        return Rate(
-            _WRITERS[_BASELINE_METHOD],
-            sum(one.num_right for one in outcomes),
-            sum(one.num_checked for one in outcomes),
+        whole = Outcomes(
+            num_checked=sum(one.num_checked for one in outcomes),
+            num_right=sum(one.num_right for one in outcomes),
         )
+        return Rate(_WRITERS[_BASELINE_METHOD], whole)
 
 
 def _rank_of(record: Record) -> int:

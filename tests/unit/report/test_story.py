@@ -9,6 +9,7 @@ from plotly.offline import get_plotlyjs_version
 
 from synth_client.report.plots import plots_of
 from synth_client.report.report import report
+from synth_client.report.statistics import Outcomes
 from synth_client.report.story import Baseline, BaselineError, Rate, Story
 from tests.support.pages import data_of, without_data
 from tests.support.records import breached, record_of, unbroken
@@ -32,6 +33,10 @@ def story_of(*records: dict[str, Any], baseline: Baseline | None = None) -> Stor
     for fields in records:
         story.add(record_of(fields))
     return story
+
+
+def rate(writer: str, num_right: int, num_checked: int) -> Rate:
+    return Rate(writer, Outcomes(num_checked, num_right))
 
 
 def html_of(*records: dict[str, Any], **options: Any) -> str:
@@ -72,25 +77,25 @@ def test_the_baseline_stands_next_to_the_run_about_the_same_questions() -> None:
     baseline = baseline_of(alone(), alone(sample=1, correct=True), alone(id="other"))
     run = (breached(), breached() | {"sample": 1}, breached() | {"id": "unasked"})
     story = story_of(*run, baseline=baseline)
-    assert story.rates() == [Rate("by the student alone", 1, 2), Rate("with motab", 2, 2)]
+    assert story.rates() == [rate("by the student alone", 1, 2), rate("with motab", 2, 2)]
     assert story.matched == {"apples"}
 
 
 def test_answers_that_were_not_checked_have_no_rate() -> None:
     unchecked = {"correct": None, "answer": None}
     story = story_of(breached(), baseline=baseline_of(alone(**unchecked)))
-    assert story.rates() == [Rate("with motab", 1, 1)]
+    assert story.rates() == [rate("with motab", 1, 1)]
     assert story_of(breached() | unchecked).rates() == []
 
 
 def test_without_a_baseline_methods_are_compared_only_where_the_run_has_several() -> None:
-    assert story_of(breached(), unbroken()).rates() == [Rate("", 1, 2)]
+    assert story_of(breached(), unbroken()).rates() == [rate("", 1, 2)]
     run = (breached(), alone(), unbroken(method="teacher", correct=True), unbroken(method="skd"))
     assert story_of(*run).rates() == [
-        Rate("with motab", 1, 1),
-        Rate("with skd", 0, 1),
-        Rate("by the student alone", 0, 1),
-        Rate("by the teacher alone", 1, 1),
+        rate("with motab", 1, 1),
+        rate("with skd", 0, 1),
+        rate("by the student alone", 0, 1),
+        rate("by the teacher alone", 1, 1),
     ]
 
 
