@@ -30,9 +30,10 @@ CALL = Plan(0, 1, 25)
 # Few, because counting is slow.
 STREAMS = 4
 _CALLS = 16
-# A tenth more than was counted under Python 3.11.
-MOST_A_TOKEN: dict[Kind, float] = {"sglang": 600, "vllm": 610}
-MOST_A_CALL = 34_000.0
+# A tenth more than the most of four counts on an idle machine under Python 3.11. On vLLM the number of
+# scoring calls depends on how events and verdicts meet: 623 three times, and 705.
+MOST_A_TOKEN: dict[Kind, float] = {"sglang": 645, "vllm": 775}
+MOST_A_CALL = 35_700.0
 
 
 async def of_a_token(kind: Kind) -> float:
