@@ -30,8 +30,8 @@ CALL = Plan(0, 1, 25)
 # Few, because counting is slow.
 STREAMS = 4
 _CALLS = 16
-# A tenth more than the most of four counts on an idle machine under Python 3.11. On vLLM the number of
-# scoring calls depends on how events and verdicts meet: 623 three times, and 705.
+# A tenth more than the most of four counts on an idle machine under Python 3.11. On vLLM the number
+# of scoring calls depends on how events and verdicts meet: 623 three times, and 705.
 MOST_A_TOKEN: dict[Kind, float] = {"sglang": 645, "vllm": 775}
 MOST_A_CALL = 35_700.0
 
