@@ -45,13 +45,14 @@ def create_app(service: Service) -> ASGIApp:
     """Return the ASGI app that serves `service`."""
     routes = [*_generation_routes(service), *_information_routes(service)]
     document = _document(routes)
-    page = None if service.config.page is None else Page(service.config, service.models)
+    config = service.config
+    page = None if config.page is None else Page(config.page, config, service.models)
 
     async def openapi(_: Request) -> Response:
         return _json(document)
 
     open_paths: frozenset[str] = page.open_paths if page else frozenset()
-    own = (service.config, service.metrics, service.tracer, open_paths)
+    own = (config, service.metrics, service.tracer, open_paths)
     every = Starlette(
         routes=[*routes, Route("/openapi.json", openapi), *(page.routes if page else ())],
         middleware=[Middleware(RequestMiddleware, *own)],

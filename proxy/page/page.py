@@ -30,11 +30,12 @@ class Page:
     that it opens. The page then asks for the key, and sends it with its own requests.
     """
 
-    def __init__(self, config: ServerConfig, models: Mapping[str, ServedModel]) -> None:
+    def __init__(
+        self, own: PageConfig, config: ServerConfig, models: Mapping[str, ServedModel]
+    ) -> None:
         found = page_files()
         self.open_paths = frozenset(found)
         """The paths that need no key."""
-        own = config.page or PageConfig()
         runs = RunFiles(
             records=None if config.records is None else Path(config.records.file),
             folder=None if own.runs is None else Path(own.runs),
