@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from synth_client.questions.question import seed_of
 from tests.support.paths import ROOT
 from tests.support.synth_client.openai_server import Fault, Scripted, scripted
 from tests.support.trainer.evaluations import ENV, completion
@@ -136,7 +137,10 @@ async def test_questions_and_scores_are_those_of_evalscope_itself(
         for name in DATA:
             group.create_task(evaluated(name, server, tmp_path, *more))
     assert texts(server) == asked
-    assert {(body["seed"], body["temperature"]) for body in server.bodies} == {(3, 0.5), (4, 0.5)}
+    ids = [one["id"] for name in DATA for one in results(tmp_path, name)["problems"]]
+    seeds = {seed_of(3, each, sample) for each in ids for sample in range(2)}
+    assert {body["seed"] for body in server.bodies} == seeds
+    assert {body["temperature"] for body in server.bodies} == {0.5}
     for name in DATA:
         found = results(tmp_path, name)
         ours = {"pass@1": found["table"][-1]["pass_at_k"][0]["value"]}
@@ -157,9 +161,12 @@ async def test_questions_and_scores_are_those_of_evalscope_itself(
 async def test_what_failed_is_missing_what_is_empty_is_wrong_and_thoughts_are_not_judged(
     server: Scripted, tmp_path: Path
 ) -> None:
+    first_seed = seed_of(0, "1000", 0)
+
     def script(body: dict[str, Any], _number: int) -> Fault:
         if "small" not in body["messages"][-1]["content"]:
-            return Fault(200, completion("A, b.</think>One. Two. Three." * (body["seed"] == 0)))
+            is_first = body["seed"] == first_seed
+            return Fault(200, completion("A, b.</think>One. Two. Three." * is_first))
         full = {"error": {"message": "too long", "code": "context_length_exceeded"}}
         return Fault(400, full)
 
