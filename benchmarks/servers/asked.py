@@ -26,6 +26,8 @@ class Answer:
     usage: Mapping[str, int]
     num_prompt: int = 0
     """The tokens of the question as the teacher reads it; as the student does, if only it says."""
+    num_shared: int = 0
+    """The first of them, with which all questions begin."""
     num_events: int = 0
     """The events that brought text."""
 
@@ -77,6 +79,7 @@ async def ask(
         trace,
         own,
         prompt.num_teacher or usage["prompt_tokens"],
+        prompt.num_shared,
         num_events,
     )
 

@@ -13,6 +13,7 @@ from benchmarks.processes import PAIR, Pair, Process, Served, Simulator, proxy, 
 from benchmarks.servers.asked import Answer, ask
 from benchmarks.servers.counted import block_size
 from benchmarks.servers.level import Level, Part, Runner
+from benchmarks.servers.prompts import num_shared
 from benchmarks.simulator.engine import Rates
 from benchmarks.simulator.plan import Plan
 from benchmarks.simulator.server import Kind
@@ -35,7 +36,7 @@ def num_probed(at_once: int) -> int:
 @dataclass(frozen=True, slots=True)
 class Counts:
     """The costs of a part's texts. Contexts are the texts with their questions, in the teacher's
-    tokens.
+    tokens, without the blocks with which all questions begin: its cache has them.
     """
 
     seconds: float
@@ -138,12 +139,12 @@ async def run_simulators(level: Level, pair: Pair[Served], speeds: Measured) -> 
             simulator(teacher_kind, speeds.teacher, scale_out=speeds.scale_out, block=speeds.block)
         )
         motab = await stack.enter_async_context(proxy({PAIR: Pair(student, teacher)}))
-        run = partial(_simulated, motab, teacher, level.at_once)
+        run = partial(_simulated, motab, teacher, level.at_once, speeds.block)
         return SideBySide(
             level.at_once,
-            _real(level.motab),
+            _real(level.motab, speeds.block),
             await run(_plans(level.motab)),
-            _real(level.straying),
+            _real(level.straying, speeds.block),
             await run(_plans(level.straying)),
         )
 
@@ -162,7 +163,7 @@ def _plans(part: Part) -> list[Plan]:
 
 
 async def _simulated(
-    motab: Process, teacher: Simulator, at_once: int, plans: Sequence[Plan]
+    motab: Process, teacher: Simulator, at_once: int, block: int, plans: Sequence[Plan]
 ) -> Counts:
     await teacher.reset()
     started = time.perf_counter()
@@ -171,7 +172,9 @@ async def _simulated(
     counters = await teacher.counters()
     wasted = sum(one.usage["student_tokens_discarded"] for one in done)
     kept = sum(one.usage["student_tokens"] for one in done) - wasted
-    num_question = sum(len(encode(f"<|user|>{plan.question}<|assistant|>")) for plan in plans)
+    questions = [encode(f"<|user|>{plan.question}<|assistant|>") for plan in plans]
+    shared = num_shared(questions)
+    num_question = sum(_num_own(len(question), shared, block) for question in questions)
     return Counts(
         seconds,
         kept,
@@ -184,13 +187,21 @@ async def _simulated(
     )
 
 
-def _real(part: Part) -> Counts:
+def _num_own(num_tokens: int, shared: int, block: int) -> int:
+    """Return a question's tokens without the whole blocks that it shares with all questions."""
+    return num_tokens - shared // block * block
+
+
+def _real(part: Part, block: int) -> Counts:
+    num_question = sum(
+        _num_own(answer.num_prompt, answer.num_shared, block) for answer in part.answers
+    )
     wasted = part.used("student_tokens_discarded")
     kept = part.used("student_tokens") - wasted
     return Counts(
         part.seconds,
         part.num_tokens,
-        part.used("teacher_scored_tokens") + sum(answer.num_prompt for answer in part.answers),
+        part.used("teacher_scored_tokens") + num_question,
         part.num_steps,
         part.used("score_calls"),
         part.teacher_computed or 0.0,

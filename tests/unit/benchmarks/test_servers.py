@@ -22,7 +22,7 @@ from benchmarks.servers.counted import tokens_computed, total, why_not
 from benchmarks.servers.findings import curves, findings
 from benchmarks.servers.found import CannotMeasure, find
 from benchmarks.servers.level import Level, Loop, Part
-from benchmarks.servers.prompts import Prompt, prompts
+from benchmarks.servers.prompts import Prompt, num_shared, prompts
 from tests.support.paths import ROOT
 
 MODELS = ROOT / "trainer" / "reproduce" / "models"
@@ -157,8 +157,27 @@ async def test_a_missing_tokenizer_is_named(tokenizer: str | None, said: str) ->
 
 
 async def test_llama_cpp_needs_no_tokenizer() -> None:
-    (prompt,) = await prompts(Pair(TINY, replace(TINY, kind="llamacpp", tokenizer=None)), 1)
+    student = replace(TINY, kind="llamacpp", tokenizer=None)
+    (prompt,) = await prompts(Pair(student, TINY), 1)
     assert (list(prompt.field), prompt.student) == (["messages"], "")
+
+
+async def test_a_llama_cpp_teacher_counts_its_own_tokens_of_a_question() -> None:
+    read = {"/apply-template": b'{"prompt": "<q>"}', "/tokenize": b'{"tokens": [1, 2, 3]}'}
+    with answering(read) as url:
+        teacher = replace(TINY, kind="llamacpp", base_url=url)
+        made = list(await prompts(Pair(TINY, teacher), 2))
+    assert [(one.num_teacher, one.num_shared) for one in made] == [(3, 3), (3, 3)]
+    with answering({}) as url:
+        teacher = replace(TINY, kind="llamacpp", base_url=url)
+        with pytest.raises(CannotMeasure, match="/apply-template answered 404"):
+            await prompts(Pair(TINY, teacher), 2)
+
+
+def test_questions_share_what_all_of_them_begin_with() -> None:
+    assert num_shared([(1, 2, 3), (1, 2, 4), (1, 2)]) == 2
+    assert num_shared([(1, 2), (3, 2)]) == 0
+    assert num_shared([(1, 2)]) == 0
 
 
 async def test_an_answer_has_its_times_its_trace_and_its_usage() -> None:
