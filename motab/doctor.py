@@ -14,7 +14,7 @@ from motab.options import ConfigFile, Wait
 from motab.trial import NUM_QUESTIONS, Say, Trial, trial_questions, trials
 from proxy import __version__
 from proxy.config import Config, RemoteUpstream, load_config
-from proxy.core.types import JUDGES
+from proxy.core.types import NO_PROBABILITIES
 from proxy.errors import ConfigError
 from proxy.near_names import did_you_mean
 from proxy.probe.identify import ServerSettings, settings_of
@@ -172,7 +172,7 @@ async def _tried(
     strict = [
         name
         for name, trial in tried.items()
-        if breach_rate(trial.records) == 1 and report.models[name].scoring not in JUDGES
+        if breach_rate(trial.records) == 1 and report.models[name].scoring not in NO_PROBABILITIES
     ]
     return tried, await trials(working, strict, {"base_threshold": 0}, questions, say)
 

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from motab.found import better_ways
 from motab.trial import Trial
 from proxy.config import Config
-from proxy.core.types import JUDGES
+from proxy.core.types import NO_PROBABILITIES
 from proxy.options import parse_options
 from proxy.probe.identify import ServerSettings
 from proxy.probe.report import Report
@@ -53,8 +53,9 @@ def of_probe(name: str, config: Config, report: Report) -> Iterator[Finding]:
         yield Finding("advice", note)
     if pair.scoring is not None:
         yield Finding("ok", f"steps are scored by {pair.scoring}")
-        for text in better_ways(report.upstreams[model.teacher], pair.scoring):
-            yield Finding("advice", text)
+        if pair.scoring != "http":  # whatever the teacher could do is not asked for
+            for text in better_ways(report.upstreams[model.teacher], pair.scoring):
+                yield Finding("advice", text)
     names = dict.fromkeys((model.student, model.teacher))
     for upstream in names:
         thoughts = report.upstreams[upstream].checks.reasoning
@@ -175,10 +176,14 @@ def _threshold(pilot: Sequence[Record]) -> str:
     values = [step.value for record in pilot for step in record.steps if step.value is not None]
     if not values:
         return "no step has a value, because no answer has a whole step"
-    if pilot[0].scoring in JUDGES:
+    if pilot[0].scoring in NO_PROBABILITIES:
+        whose, page = "judge's marks", "hosted"
+        if pilot[0].scoring == "http":
+            whose, page = "scorer's values", "scorer"
+        what = whose.rpartition(" ")[2]
         return (
-            f"the judge's marks lie between {min(values):.2g} and {max(values):.2g}; choose a"
-            " threshold between marks of good and of bad steps (docs/servers/hosted.md)"
+            f"the {whose} lie between {min(values):.2g} and {max(values):.2g}; choose a"
+            f" threshold between {what} of good and of bad steps (docs/servers/{page}.md)"
         )
     scale = own_thresholds(pilot[0])[1]
     calibrator = Calibrator(scale)

@@ -12,12 +12,13 @@ from rich.console import Console
 from motab.draft import Draft
 from motab.found import KIND_NAMES, Side, amend, first_draft
 from motab.options import KeyVariable, ModelName, Tokenizer, Wait
-from proxy.config import checked_url, parse_config
+from proxy.config import parse_config
 from proxy.core.types import Author
 from proxy.errors import ConfigError, StartError
 from proxy.probe.identify import Asked, Identity, identify
 from proxy.probe.report import Check, PairReport, Report, UpstreamReport
 from proxy.probe.run import probe
+from proxy.remote_config import checked_url
 from proxy.secrets import hide, keys_in_url, secrets_of_url, without_userinfo
 from proxy.serving.logs import escaped
 from proxy.serving.serve import run

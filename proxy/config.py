@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -26,6 +25,14 @@ from proxy.options import (
     split_sampling,
     template_kwargs,
 )
+from proxy.remote_config import (
+    ApiKey,
+    CalledServer,
+    ScorerConfig,
+    checked_url,
+    require_different,
+    scorer_name,
+)
 from proxy.secrets import (
     hide,
     keys_in_url,
@@ -37,48 +44,23 @@ from proxy.server_config import Section, ServerConfig
 from proxy.variables import expanded
 from proxy.yaml_file import load_yaml
 
-
-class RetriesConfig(Section):
-    """The retries of a call that an upstream failed."""
-
-    attempts: int = Field(4, ge=1)
-    """Attempts in all; 1 switches retries off."""
-    total_s: float = Field(60, gt=0)
-    """No new attempt begins more than this many seconds after the first."""
-
-
 _Reasoning = Literal["auto", "none", "think", "harmony"]
 
 
-class _Upstream(Section):
+class _Upstream(CalledServer):
     chat_template: str | None = None
     """A Jinja template, in place of the model's own."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Variables of the template, such as `enable_thinking`; a request may give others."""
     reasoning_effort: Effort | None = None
     """How long the model should think, where its template or its API knows that."""
-    max_concurrent: int = Field(64, ge=1)
-    """Requests under way at once at all its replicas together, for writing and for scoring each;
-    short calls come on top."""
     context_tokens: int | None = Field(None, ge=16)
     """Tokens of its model's window, prompt and answer together; None: as the server says. The lower
     of both holds."""
     max_output_tokens: int | None = Field(None, ge=1)
     """The most tokens that its model writes in one answer; None: as the server says."""
-    gpus: float = Field(1, gt=0)
-    """The number of GPUs of one of its replicas, or their cost: the weight of a second of a
-    server's time when the student's and the teacher's are compared."""
-    retries: RetriesConfig = RetriesConfig()
     stall_timeout_s: float = Field(120, gt=0)
     """Seconds without a byte after which a stream that has begun to write is given up."""
-    answer_timeout_s: float = Field(600, gt=0)
-    """Seconds that a whole answer, or a stream's first event, may take, including the wait in the
-    server's queue and the reading of the prompt."""
-
-    @property
-    def urls(self) -> list[str]:
-        """The URLs of its servers, as far as someone else runs them at known ones."""
-        return []
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
@@ -92,30 +74,6 @@ class _Upstream(Section):
         except OptionsError as error:
             raise ValueError(str(error)) from error
         return self
-
-
-def _fits_into_a_header(key: str) -> str:
-    if not (key.isascii() and key.isprintable() and key):
-        raise ValueError("must be printable ASCII, because it is sent in a header")
-    return key
-
-
-def checked_url(url: str) -> str:
-    """Return the URL without a slash at its end. Raises ValueError for what is no server's URL."""
-    parts = urlsplit(url)
-    try:
-        has_port = parts.port != 0
-    except ValueError:  # no number, or beyond 65535
-        has_port = False
-    if parts.scheme not in {"http", "https"} or not parts.hostname or not has_port:
-        shown = without_userinfo(url)
-        raise ValueError(f"must be a URL such as http://127.0.0.1:30011, not '{shown}'")
-    if parts.query or parts.fragment:  # either may hold a key, so it is not shown
-        raise ValueError("must be a URL without a query (?) and a fragment (#)")
-    return url.rstrip("/")
-
-
-_ApiKey = Annotated[str, AfterValidator(_fits_into_a_header)]
 
 
 def _server_root(url: str) -> str:
@@ -136,7 +94,7 @@ class RemoteUpstream(_Upstream):
     base_url: _Root | None = Field(None, repr=False, validate_default=True)
     """The server's root, without `/v1`."""
     model: str
-    api_key: _ApiKey | None = Field(None, repr=False)
+    api_key: ApiKey | None = Field(None, repr=False)
 
     @property
     def urls(self) -> list[str]:
@@ -146,10 +104,7 @@ class RemoteUpstream(_Upstream):
     @field_validator("base_urls")
     @classmethod
     def _are_different(cls, urls: list[str] | None) -> list[str] | None:
-        shown = [without_userinfo(url) for url in urls or ()]
-        if twice := next((url for url in shown if shown.count(url) > 1), None):
-            raise ValueError(f"has '{twice}' twice: name every replica once")
-        return urls
+        return None if urls is None else require_different(urls)
 
     @field_validator("base_url")
     @classmethod
@@ -195,7 +150,7 @@ class LiteLLMConfig(_Upstream):
     kind: Literal["litellm"]
     model: str
     """With litellm's name of the provider in front: `openrouter/openai/gpt-oss-120b`."""
-    api_key: _ApiKey | None = Field(None, repr=False)
+    api_key: ApiKey | None = Field(None, repr=False)
     """None: the provider's own environment variable holds it."""
     base_url: Annotated[str, AfterValidator(checked_url)] | None = Field(None, repr=False)
     """The API's address, if it is not the provider's own; with `/v1` if the API has it."""
@@ -261,6 +216,8 @@ class ModelConfig(Section):
 
     student: str
     teacher: str
+    scoring: ScorerConfig | None = None
+    """A scorer in the place of the teacher's own ways; None: the teacher scores."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Defaults of the `motab` object and of the student's sampling for this pair."""
 
@@ -303,17 +260,32 @@ class Config(Section):
     def _hide_secrets(self) -> Self:
         """Whoever has a configuration shows none of its secrets."""
         hide((*self.server.api_keys, *secrets_of_environment()))
-        for name, upstream in self.upstreams.items():
-            if isinstance(upstream, EmbeddedConfig):
+        for where, server in self.called().items():
+            if isinstance(server, EmbeddedConfig):
                 continue
-            hide({key for url in upstream.urls for key in keys_in_url(url)})
-            of_urls = {secret for url in upstream.urls for secret in secrets_of_url(url)}
-            key = upstream.api_key
+            hide({key for url in server.urls for key in keys_in_url(url)})
+            of_urls = {secret for url in server.urls for secret in secrets_of_url(url)}
+            key = server.api_key
             hide(of_urls if key is None else {key, *of_urls})
             if of_urls and key is not None:
-                message = "base_url has a user, who is sent in the key's place: leave one out"
-                raise ValueError(f"upstreams.{name}.api_key: {message}")
+                address = "http" if isinstance(server, ScorerConfig) else "base_url"
+                message = f"{address} has a user, who is sent in the key's place: leave one out"
+                raise ValueError(f"{where}.api_key: {message}")
         return self
+
+    def called(self) -> dict[str, UpstreamConfig | ScorerConfig]:
+        """Return the sections of all servers that motab calls, by their paths."""
+        models = self.models.items()
+        return {
+            **{f"upstreams.{name}": one for name, one in self.upstreams.items()},
+            **{f"models.{name}.scoring": m.scoring for name, m in models if m.scoring is not None},
+        }
+
+    @property
+    def scorers(self) -> dict[str, ScorerConfig]:
+        """The scorers of the models, by their names among the upstreams."""
+        models = self.models.items()
+        return {scorer_name(name): one.scoring for name, one in models if one.scoring is not None}
 
     @model_validator(mode="after")
     def _params_are_within_the_cap(self) -> Self:
@@ -331,6 +303,8 @@ class Config(Section):
         for name, model in self.models.items():
             if name.startswith(("student/", "teacher/")):
                 raise ValueError(f"models.{name}: that name stands for the upstream alone")
+            if model.scoring is not None and (own := scorer_name(name)) in self.upstreams:
+                raise ValueError(f"upstreams.{own}: that name stands for the model's scorer")
             for role, upstream in (("student", model.student), ("teacher", model.teacher)):
                 if upstream not in self.upstreams:
                     known = ", ".join(self.upstreams)

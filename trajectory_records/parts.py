@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from proxy.core.types import Author
+from proxy.core.types import Party
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -19,7 +19,7 @@ class Part(BaseModel):
 class LimitedBy(Part):
     """The limit that ended a text: whose model has it, and its tokens, None if not known."""
 
-    model: Author
+    model: Party
     limit: Literal["context_tokens", "max_output_tokens"]
     tokens: Count | None
 

@@ -22,7 +22,7 @@ from proxy.core.params import SamplingValues
 from proxy.core.types import Author
 from proxy.engine.admission import Admission, OwnSeats, Seats
 from proxy.engine.given_text import TextLogprobs, score_steps, score_tokens
-from proxy.engine.model_context import ModelContext, Prompts, with_text
+from proxy.engine.model_context import Prompts, with_text
 from proxy.engine.outlet import Outlet, WideOutlet
 from proxy.engine.pair import Pair
 from proxy.engine.runner import TrajectoryRun
@@ -152,7 +152,8 @@ class Service:
     def upstreams(self) -> list[Upstream]:
         """Every upstream that a model uses, once."""
         pairs = [model.pair for model in self.models.values()]
-        used = [u for pair in pairs for u in (pair.student, pair.teacher) if u is not None]
+        every = [u for pair in pairs for u in (pair.student, pair.teacher, pair.scorer)]
+        used = [upstream for upstream in every if upstream is not None]
         return list({upstream.name: upstream for upstream in used}.values())
 
     async def job(
@@ -336,8 +337,7 @@ class Service:
         question = await _asked(request, request.question(), model.pair, call)
         with self.admission.admit(1), call.stay.kept():
             pair = await self.within_deadline(model.pair.under(question.template_kwargs))
-            bridge = pair.bridge("teacher", question)
-            model_context = ModelContext(pair.of("teacher"), bridge, question, call)
+            model_context = pair.context(pair.scored_by(scorer), question, call)
             scorers = (scorer, *model.fallbacks(options, scorer))
             work = score_steps(model_context, scorers, request.text, options, call)
             scored = await self.within_deadline(work)
@@ -358,8 +358,7 @@ class Service:
         prompts = Prompts()
 
         async def one(author: Author) -> TextLogprobs:
-            bridge = pair.bridge(author, question)
-            model_context = ModelContext(pair.of(author), bridge, question, call, prompts)
+            model_context = pair.context(author, question, call, prompts)
             return await score_tokens(model_context, scorers[author], request.text, call)
 
         async def both() -> dict[Author, TextLogprobs]:

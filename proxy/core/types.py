@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Author = Literal["student", "teacher"]
+Party = Literal["student", "teacher", "scorer"]
+"""Whose server it is: an author's, or that of the pair's own scorer."""
 Role = Literal["student", "flawed", "revise", "teacher"]
 FinishReason = Literal["stop", "length", "content_filter"]
 """`content_filter`: the server's content policy cut the text off."""
@@ -22,11 +24,15 @@ Scoring = Literal[
     "forced_decode",
     "judge_logprob",
     "judge_sample",
+    "http",
 ]
-"""The ways to get a teacher's values, best first: the rungs of the fallback ladder. The first four
-give V_t of Eq. 5; the judges ask the teacher for a verdict, which is a different quantity.
-`cached_logprobs` is vLLM's way to `prompt_logprobs` that reads its prefix cache."""
+"""The ways to get a step's value. All but the last are the rungs of the fallback ladder, best
+first: four give V_t of Eq. 5; the judges ask the teacher for a verdict, which is a different
+quantity. `cached_logprobs` is vLLM's way to `prompt_logprobs` that reads its prefix cache. `http`
+is no teacher's: it asks the pair's own scorer."""
 JUDGES: frozenset[Scoring] = frozenset({"judge_logprob", "judge_sample"})
+NO_PROBABILITIES: frozenset[Scoring] = JUDGES | {"http"}
+"""The ways whose values are no probabilities of a step, and come without an entropy."""
 # The words of servers and hosts for why a text ended.
 _FINISH_WORDS: dict[FinishReason, tuple[str, ...]] = {
     "stop": (

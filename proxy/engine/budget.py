@@ -9,7 +9,7 @@ from typing import Literal
 
 from proxy.backends.base import Context, Draft
 from proxy.backends.limits import NO_LIMITS, ModelLimits
-from proxy.core.types import Author
+from proxy.core.types import Author, Party
 from proxy.errors import ContextExceeded, UpstreamRefused
 
 # Every scoring call writes one token.
@@ -22,7 +22,7 @@ LimitName = Literal["context_tokens", "max_output_tokens"]
 class LimitedBy:
     """The limit that ended a text: whose model has it, and its tokens, if they are known."""
 
-    model: Author
+    model: Party
     limit: LimitName
     tokens: int | None
 

@@ -1,4 +1,4 @@
-"""Scores a given text in one call: its steps under the teacher, or its tokens under one model."""
+"""Scores a given text in one call: its steps by a scorer, or its tokens under one model."""
 
 import math
 from bisect import bisect_right
@@ -37,7 +37,7 @@ async def score_steps(
     model_context: ModelContext, scorers: Sequence[Scorer], text: str, params: Params, call: Call
 ) -> ScoredText:
     """Cut `text` into steps and score all of them with the first of `scorers`, ways of the
-    teacher's, that makes sense of them.
+    context's upstream, that makes sense of them.
 
     Raises `RequestError` for an empty text, and for a text of too many steps.
     """
@@ -49,10 +49,10 @@ async def score_steps(
         raise RequestError(message, param="text")
     if not texts:
         raise RequestError("text is empty: there is no step to score", param="text")
-    teacher = model_context.upstream
-    async with teacher.place_to_score(call) as own_call:
+    server = model_context.upstream
+    async with server.place_to_score(call) as own_call:
         context = await model_context.at(texts)
-        teacher.budget.require(context)
+        server.budget.require(context)
         with about_tokens(model_context.question):
             found = await score_by_ladder(
                 scorers, context, len(texts), params.entropy_top_k, own_call, entropy_known=False
@@ -64,7 +64,7 @@ async def score_steps(
             previous = steps[-1] if steps else None
             steps.append(judge(Step(step_text, 0), score, previous, params))
     except ValueError as error:
-        raise UpstreamMalformed(teacher.name, str(error)) from error
+        raise UpstreamMalformed(server.name, str(error)) from error
     breach = next((index for index, step in enumerate(steps) if not step.safe), None)
     return ScoredText(
         steps=placed(steps),

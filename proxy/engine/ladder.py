@@ -51,7 +51,8 @@ async def score_by_ladder(
             "motab.scoring": scoring,
             "motab.num_steps": num_new,
             "motab.scored_tokens": scores.num_tokens,
-            INPUT_TOKENS: len(context.token_ids),
+            # None where nothing is counted: a prompt has tokens.
+            INPUT_TOKENS: len(context.token_ids) or None,
             CACHED_TOKENS: scores.num_cached_tokens,
         }
     )

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from proxy.backends.base import Question, Scorer
+from proxy.backends.base import Call, Question, Scorer
 from proxy.core.params import Method
 from proxy.core.thinking import Bridge, Reasoning, is_in_thought
-from proxy.core.types import Author, Scoring
+from proxy.core.types import Party, Scoring
+from proxy.engine.model_context import ModelContext, Prompts
 from proxy.engine.schedule import BreachRate, Line, MeasuredSchedule
 from proxy.engine.upstream import Template, Upstream
 from proxy.errors import MotabError, UnsupportedField
@@ -19,6 +20,8 @@ class Pair:
 
     student: Upstream | None
     teacher: Upstream | None
+    scorer: Upstream | None = field(default=None, kw_only=True)
+    """The pair's own scorer, in the place of the teacher's ways to score."""
     hazards: dict[Method, BreachRate] = field(default_factory=dict, compare=False, kw_only=True)
     """The observed rates of breaches, by method, because each has its own kind of breach."""
     answering: dict[Scoring, Line] = field(default_factory=dict, compare=False, kw_only=True)
@@ -26,20 +29,31 @@ class Pair:
     formats: Mapping[str, Reasoning] = field(default_factory=dict, compare=False, kw_only=True)
     """Formats of thoughts that are not the upstream's usual format, by its name; see `under`."""
 
-    def of(self, author: Author) -> Upstream:
-        """The upstream of `author`; the method never asks for a missing upstream."""
-        upstream = self.student if author == "student" else self.teacher
-        if upstream is None:
-            raise MotabError(f"this model has no {author}")
+    def of(self, party: Party) -> Upstream:
+        """The upstream of `party`; the method never asks for a missing upstream."""
+        known = {"student": self.student, "teacher": self.teacher, "scorer": self.scorer}
+        if (upstream := known[party]) is None:
+            raise MotabError(f"this model has no {party}")
         return upstream
 
-    def bridge(self, author: Author, question: Question) -> Bridge:
+    def scored_by(self, scorer: Scorer | None) -> Party:
+        """Return whose way to score that is; the teacher stands in where nothing is scored."""
+        return "scorer" if scorer is not None and scorer.scoring == "http" else "teacher"
+
+    def context(
+        self, party: Party, question: Question, call: Call, prompts: Prompts | None = None
+    ) -> ModelContext:
+        """Return the context of a new trajectory, as that upstream's model reads it."""
+        bridge = self.bridge(party, question)
+        return ModelContext(self.of(party), bridge, question, call, prompts or Prompts())
+
+    def bridge(self, party: Party, question: Question) -> Bridge:
         """The bridge between the visible text, which is the student's, and that model.
 
         It maps nothing for a raw prompt, which itself decides how its answer begins, for a model
         that reads no markup, and if one of the formats is not known.
         """
-        model = self.of(author)
+        model = self.of(party)
         student, own = self._format_of(self.visible), self._format_of(model)
         reads_markup = model.markup is not None and question.prompt is None
         if not reads_markup or own is None or student is None:
@@ -80,14 +94,14 @@ class Pair:
 
     def schedule(self, method: Method, scorer: Scorer) -> MeasuredSchedule:
         """A trajectory's schedule for the calls of a scorer."""
-        student, teacher = self.of("student"), self.of("teacher")
+        student, server = self.of("student"), self.of(self.scored_by(scorer))
         return MeasuredSchedule(
             student.writing_speed,
-            teacher.computing_speed,
+            server.computing_speed,
             self.hazards.setdefault(method, BreachRate()),
             self.answering.setdefault(scorer.scoring, Line()),
             # A student's speed is that of all its servers together, a call is at one of them.
-            teacher.gpus / student.gpus_writing,
+            server.gpus / student.gpus_writing,
             recomputes=scorer.recomputes,
         )
 

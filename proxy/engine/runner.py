@@ -12,22 +12,14 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
-from proxy.backends.base import (
-    Call,
-    Context,
-    Draft,
-    Question,
-    Sampling,
-    Scorer,
-    Scores,
-)
+from proxy.backends.base import Call, Context, Draft, Question, Sampling, Scorer, Scores
 from proxy.core.lookahead import AT_ONCE
 from proxy.core.monitor import Monitor, ScoringMonitor, monitor_for
 from proxy.core.params import Params
 from proxy.core.stitch import quality_of
 from proxy.core.thinking import Translator
 from proxy.core.types import (
-    JUDGES,
+    NO_PROBABILITIES,
     Author,
     Breached,
     Command,
@@ -36,6 +28,7 @@ from proxy.core.types import (
     Finish,
     Halt,
     Judged,
+    Party,
     Pause,
     Resume,
     Score,
@@ -76,7 +69,7 @@ class TrajectoryRun:
     call: Call
     observer: Observer
     scorer: Scorer | None = None
-    """One of the teacher's scorers, if the method scores."""
+    """One of the pair's scorers, if the method scores."""
     prompts: Prompts = field(default_factory=Prompts)
     """Shared by all trajectories of the question."""
     outlet: Outlet = field(default_factory=WideOutlet)
@@ -91,7 +84,7 @@ class TrajectoryRun:
     _group: asyncio.TaskGroup = field(init=False)
     usage: Usage = field(init=False, default_factory=Usage)
     """The cost so far; `completion_tokens` are those of the text that the observer has."""
-    _contexts: dict[Author, ModelContext] = field(init=False, default_factory=dict)
+    _contexts: dict[Party, ModelContext] = field(init=False, default_factory=dict)
     _first_step: str = field(init=False, default="")
     """The first step that was scored."""
     _num_read: int = field(init=False, default=0)
@@ -279,27 +272,30 @@ class TrajectoryRun:
         if self.scorer is None:
             raise MotabError("nothing scores this trajectory; please report this")
         self._first_step = command.steps[0]
-        following = "" if self.scorer.scoring in JUDGES else await self._following(command.steps)
-        teacher = self.pair.of("teacher")
+        is_cut = self.scorer.scoring not in NO_PROBABILITIES
+        following = await self._following(command.steps) if is_cut else ""
+        party = self.pair.scored_by(self.scorer)
+        server = self.pair.of(party)
         wanted = StepsToScore(command.steps, command.num_new, command.entropy_known)
 
         async def context_at(steps: tuple[str, ...]) -> Context:
             rest = "".join(command.steps[len(steps) :]) + following
-            return await self._model_context("teacher").at(steps, following=rest)
+            return await self._model_context(party).at(steps, following=rest)
 
-        async with teacher.place_to_score(self.call) as call:
+        async with server.place_to_score(self.call) as call:
             score = partial(self._scores_of, self.scorer, call)
-            scored = await score_what_fits(wanted, teacher.budget, context_at, score)
+            scored = await score_what_fits(wanted, server.budget, context_at, score)
         if scored.is_full:
-            limits = teacher.budget.limits
-            self._limited_by = LimitedBy("teacher", "context_tokens", limits.context_tokens)
-        self._tell(scored, teacher)
+            limit = server.budget.limits.context_tokens
+            self._limited_by = LimitedBy(party, "context_tokens", limit)
+        self._tell(scored, server)
 
     async def _scores_of(
         self, scorer: Scorer, call: Call, context: Context, steps: StepsToScore
     ) -> Scores:
         """Make one scoring call."""
-        with self.pair.of("teacher").computing_speed.computing(len(context.token_ids)):
+        server = self.pair.of(self.pair.scored_by(scorer))
+        with server.computing_speed.computing(len(context.token_ids)):
             found = await score_by_ladder(
                 (scorer, *self.fallbacks),
                 context,
@@ -319,9 +315,10 @@ class TrajectoryRun:
         return found.scores
 
     def _has_room(self) -> bool:
-        """Return whether text may be sent before its verdict: the teacher can surely give one."""
+        """Return whether text may be sent before its verdict, which can surely be given."""
         most = min(self.params.max_step_tokens, self.params.max_total_tokens)
-        return self.streams and self.pair.of("teacher").budget.has_room(self._num_read, most)
+        server = self.pair.of(self.pair.scored_by(self.scorer))
+        return self.streams and server.budget.has_room(self._num_read, most)
 
     async def _following(self, steps: Sequence[str]) -> str:
         """Wait until the text after the steps shows which tokens end in them; return that text."""
@@ -339,14 +336,12 @@ class TrajectoryRun:
                 self._wrote.clear()
                 await self._wrote.wait()
 
-    def _model_context(self, author: Author) -> ModelContext:
-        """The author's context, which grows with the trajectory."""
-        if author not in self._contexts:
-            bridge = self._formats().bridge(author, self.question)
-            self._contexts[author] = ModelContext(
-                self.pair.of(author), bridge, self.question, self.call, self.prompts
-            )
-        return self._contexts[author]
+    def _model_context(self, party: Party) -> ModelContext:
+        """The party's context, which grows with the trajectory."""
+        if party not in self._contexts:
+            made = self._formats().context(party, self.question, self.call, self.prompts)
+            self._contexts[party] = made
+        return self._contexts[party]
 
     def _formats(self) -> Pair:
         """The pair whose formats count: a teacher that writes everything writes in its own."""

@@ -7,7 +7,7 @@ from typing import Any
 from proxy.backends.base import Call, Scorer, TokenScorer
 from proxy.core.params import PENALTIES, Method, SamplingValues
 from proxy.core.segmenter import texts_of
-from proxy.core.types import JUDGES, Author
+from proxy.core.types import JUDGES, NO_PROBABILITIES, Author
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
 from proxy.errors import RequestError, ScoringUnavailable, TokenizerFailed, UnsupportedField
@@ -121,10 +121,10 @@ class ServedModel:
         if options.method == "motab":
             return self.scorer(options, asked)
         scorer = self._scorer(options)
-        if scorer.scoring in JUDGES:
+        if scorer.scoring in NO_PROBABILITIES:
             message = (
-                f"method '{options.method}' compares probabilities, but the teacher's values come"
-                f" from '{scorer.scoring}', which gives none"
+                f"method '{options.method}' compares probabilities, but the values come from"
+                f" '{scorer.scoring}', which gives none"
             )
             raise RequestError(message, param="motab.method")
         return scorer
@@ -133,7 +133,7 @@ class ServedModel:
         """Raise `RequestError` if `scorer` needs to know which tokens end with each step, and the
         teacher's server hides that at some of these delimiters.
         """
-        if scorer is None or scorer.scoring in {*JUDGES, "echo"}:
+        if scorer is None or scorer.scoring in {*NO_PROBABILITIES, "echo"}:
             return
         for text in texts_of(options.delimiter):
             try:
@@ -157,10 +157,26 @@ class ServedModel:
         teacher = self.pair.teacher
         if teacher is None:
             raise RequestError("this model has no teacher to score with", param="model")
+        if options.scoring == "http" or self._is_scored_by_its_own(options):
+            return self._own_scorer()
         scorer = teacher.scorer(options.scoring)
         if scorer.scoring not in JUDGES:  # which take no entropy
             check_candidates(options.entropy_top_k, teacher, "motab.entropy_top_k")
         return scorer
+
+    def _is_scored_by_its_own(self, options: Options) -> bool:
+        """Return whether `auto` is the pair's own scorer: not where probabilities are compared."""
+        is_open = options.scoring == "auto" and options.method != "skd"
+        return is_open and self.pair.scorer is not None
+
+    def _own_scorer(self) -> Scorer:
+        if self.pair.scorer is None:
+            message = (
+                "this model has no scorer of its own: scoring 'http' needs 'scoring: {http: URL}'"
+                " under the model in the server's configuration"
+            )
+            raise ScoringUnavailable(message)
+        return self.pair.scorer.scorer("http")
 
     def token_scorer(self, author: Author, options: Options) -> TokenScorer:
         """Return the scorer that gives every token's log-probability under one of the models.
@@ -183,14 +199,16 @@ class ServedModel:
         raise ScoringUnavailable(message)
 
     def scorer(self, options: Options, asked: Mapping[str, Any]) -> Scorer:
-        """Return the teacher's scorer that the options call for.
+        """Return the scorer that the options call for.
 
-        Raises `ScoringUnavailable`, and `RequestError` if a judge's values would be compared with a
-        boundary for V_t: they are a different quantity, and no entropy comes with them.
+        Raises `ScoringUnavailable`, and `RequestError` if the values of a judge or of a scorer
+        would be compared with a boundary for V_t: they are a different quantity, and no entropy
+        comes with them.
         """
         scorer = self._scorer(options)
-        if scorer.scoring in JUDGES:
-            about = f"the teacher's values come from '{scorer.scoring}' and are not probabilities"
+        if scorer.scoring in NO_PROBABILITIES:
+            whose = f"the {self.pair.scored_by(scorer)}'s values"
+            about = f"{whose} come from '{scorer.scoring}' and are not probabilities"
             if options.boundary != "static":
                 message = f"{about}: no entropy comes with them, so boundary must be 'static'"
                 raise RequestError(message, param="motab.boundary")

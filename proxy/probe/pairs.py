@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from proxy.config import ModelConfig
-from proxy.core.types import JUDGES, Scoring
+from proxy.core.types import NO_PROBABILITIES, Scoring
 from proxy.engine.pair import Pair
 from proxy.engine.served_model import ServedModel
 from proxy.engine.upstream import Upstream
@@ -16,8 +16,11 @@ def judge_pair(
     model: ModelConfig,
     reports: Mapping[str, UpstreamReport],
     upstreams: Mapping[str, Upstream],
+    scorer: str | None = None,
 ) -> PairReport:
-    """Return the verdict on one model. `upstreams` holds the upstreams that could be opened."""
+    """Return the verdict on one model. `upstreams` holds the upstreams that could be opened, and
+    `scorer` is the name of the model's own scorer, if it has one.
+    """
     options = parse_options(model.options)
     roles = {"student": model.student, "teacher": model.teacher}
     if options.method in roles:
@@ -28,7 +31,8 @@ def judge_pair(
         checks = reports[name].checks
         reasons += [f"{role} '{name}': {reason}" for reason in _writing_faults(checks)]
         notes += [f"{role} '{name}': {note}" for note in _notes(checks)]
-    pair = Pair(upstreams.get(model.student), upstreams.get(model.teacher))
+    own = None if scorer is None else upstreams.get(scorer)
+    pair = Pair(upstreams.get(model.student), upstreams.get(model.teacher), scorer=own)
     served = ServedModel(pair, model.options, {}, model.sampling)
     if pair.student is not None and pair.teacher is not None:
         try:
@@ -37,17 +41,22 @@ def judge_pair(
             reasons.append(str(error))
     scoring: Scoring | None = None
     # A teacher that does not even answer is among the reasons already.
-    if options.scores and model.teacher in upstreams:
+    if options.scores and scorer is not None and own is None:
+        reasons += [f"scorer: {fault}" for fault in _opening_faults(reports[scorer].checks)]
+    elif options.scores and model.teacher in upstreams:
         teacher = f"teacher '{model.teacher}': "
         try:
             scoring = _scoring(served, options)
         except RequestError as error:
-            reasons.append(teacher + str(error).removeprefix(f"upstream '{model.teacher}' "))
+            why = str(error).removeprefix(f"upstream '{model.teacher}' ")
+            reasons.append(teacher + why if own is None else str(error))
         else:
-            checks = reports[model.teacher].checks
-            reasons += [teacher + why for why in _scoring_faults(checks, scoring, options)]
+            by = own.name if own is not None and scoring == "http" else model.teacher
+            whose = teacher if by == model.teacher else "scorer: "
+            checks = reports[by].checks
+            reasons += [whose + why for why in _scoring_faults(checks, scoring, options)]
             self_test = checks.scoring[scoring].self_test
-            if self_test.result == "not_applicable" and scoring not in JUDGES:
+            if self_test.result == "not_applicable" and scoring not in NO_PROBABILITIES:
                 notes.append(f"{teacher}{scoring} was not self-tested: {self_test.detail}")
     return PairReport(
         student=model.student,
@@ -67,11 +76,16 @@ def _scoring(served: ServedModel, options: Options) -> Scoring:
     return scorer.scoring
 
 
-def _writing_faults(checks: UpstreamChecks) -> list[str]:
+def _opening_faults(checks: UpstreamChecks) -> list[str]:
     for name, check in (("not reachable", checks.reachable), ("model", checks.model)):
         if check.result != "ok":
             return [f"{name}: {check.detail}"]
-    faults = []
+    return []
+
+
+def _writing_faults(checks: UpstreamChecks) -> list[str]:
+    if faults := _opening_faults(checks):
+        return faults
     if checks.tokenizer.result in {"no", "failed"}:
         faults.append(f"tokenizer: {checks.tokenizer.detail}")
     if checks.writes.result != "ok":

@@ -70,7 +70,7 @@ class UpstreamChecks:
     stop_strings: Check
     decode_logprobs: Check
     scoring: Mapping[Scoring, WayChecks]
-    """Every rung of the ladder, best first."""
+    """Every rung of the ladder, best first; `http` alone for a scorer."""
     reasoning: Check = Check("not_applicable", "it was not asked")
 
 
@@ -78,12 +78,12 @@ class UpstreamChecks:
 class UpstreamReport:
     """An upstream's configuration, its checks and its model's limits, as far as they are known.
 
-    `base_url` is None for an embedded upstream.
+    `base_url` is None for an embedded upstream, `model` for a scorer.
     """
 
     kind: str
     base_url: str | None
-    model: str
+    model: str | None
     checks: UpstreamChecks
     limits: ModelLimits = NO_LIMITS
 

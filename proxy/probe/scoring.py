@@ -3,7 +3,7 @@
 import time
 from typing import get_args
 
-from proxy.backends.base import Context, Scorer, Scores
+from proxy.backends.base import Context, Message, Question, Scorer, Scores
 from proxy.backends.self_test import TOLERANCE, self_test
 from proxy.core.types import JUDGES, Scoring
 from proxy.engine.budget import WRITTEN_BY_A_SCORE
@@ -11,8 +11,8 @@ from proxy.errors import ContextExceeded, UpstreamMalformed, UpstreamRefused
 from proxy.probe.checks import Subject
 from proxy.probe.report import Check, WayChecks, failed, no, not_applicable, ok
 
-LADDER: tuple[Scoring, ...] = get_args(Scoring)
-"""Every rung, best first."""
+LADDER: tuple[Scoring, ...] = tuple(way for way in get_args(Scoring) if way != "http")
+"""Every rung, best first: the ways that a teacher's server may offer."""
 NOT_OFFERED = "not offered by this kind of server as it is configured"
 _DEEPEST = 128
 _SMALLEST_K = 2
@@ -42,6 +42,19 @@ def unavailable(available: Check) -> WayChecks:
     """The checks of a rung that cannot be used."""
     rest = not_applicable("it cannot be used")
     return WayChecks(available, rest, rest, rest, rest)
+
+
+async def way_of_scorer(subject: Subject) -> WayChecks:
+    """Check the only way of a pair's own scorer."""
+    subject.question = Question((Message("user", "What is one and two?"),))
+    scorer = subject.upstream.scorer("http")
+    available = await subject.attempt(_available(subject, scorer))
+    if available.result != "ok":
+        return unavailable(available)
+    values = not_applicable("its values are the server's own, and no probabilities")
+    cache = not_applicable("such a server reports nothing")
+    speed = await subject.attempt(_speed_in_steps(subject, scorer))
+    return WayChecks(available, values, values, speed, cache)
 
 
 async def _way(subject: Subject, scorer: Scorer, wanted_k: int, decode: Check) -> WayChecks:
@@ -176,6 +189,15 @@ async def _speed(subject: Subject, scorer: Scorer) -> Check:
         num_context_tokens=context.bounds[0],
         seconds=round(seconds, 4),
     )
+
+
+async def _speed_in_steps(subject: Subject, scorer: Scorer) -> Check:
+    context = await subject.context(_LONG_STEPS)
+    started = time.perf_counter()
+    num_steps = len((await _score(subject, scorer, context, _SMALLEST_K)).steps)
+    seconds = time.perf_counter() - started
+    detail = f"{num_steps} steps in {seconds:.2f} s"
+    return ok(detail, num_steps=num_steps, seconds=round(seconds, 4))
 
 
 async def _prefix_cache(subject: Subject, scorer: Scorer) -> Check:

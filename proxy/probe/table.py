@@ -62,7 +62,9 @@ def _heading(name: str, upstream: UpstreamReport) -> Text:
         "answer": upstream.limits.output_tokens,
     }
     known = [f"{what} {num:,} tokens" for what, num in limits.items() if num is not None]
-    about = f"  {upstream.kind}{at}, {upstream.model} ({', '.join(known) or 'limits not known'})"
+    about = f"  {upstream.kind}{at}"
+    if upstream.model is not None:
+        about += f", {upstream.model} ({', '.join(known) or 'limits not known'})"
     return Text.assemble((name, "bold"), about)
 
 

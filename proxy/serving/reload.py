@@ -36,9 +36,18 @@ def reread(read: ReadConfig, current: Config) -> Config | None:
         if isinstance(old, RemoteUpstream) and isinstance(new, type(old)):
             urls = {"base_url": new.base_url, "base_urls": new.base_urls}
             upstreams[name] = old.model_copy(update=urls)
-    reloaded = current.model_copy(update={"upstreams": upstreams})
+    models = dict(current.models)
+    for name, model in current.models.items():
+        other = found.models.get(name)
+        if model.scoring and other and other.scoring:
+            scoring = model.scoring.model_copy(update={"http": other.scoring.http})
+            models[name] = model.model_copy(update={"scoring": scoring})
+    reloaded = current.model_copy(update={"upstreams": upstreams, "models": models})
     if others := _changed(reloaded.model_dump(), found.model_dump()):
-        message = "only base_url and base_urls are reloaded; restart motab for the changes of %s"
+        message = (
+            "only base_url, base_urls and scoring.http are reloaded; restart motab for the changes"
+            " of %s"
+        )
         _log.warning(message, ", ".join(others))
     return reloaded
 
@@ -80,8 +89,9 @@ class Reloader:
     async def _obey(self, service: Service) -> None:
         while True:
             config = await self._waiting.get()
+            called = {**config.upstreams, **config.scorers}
             for upstream in service.upstreams():
-                urls = config.upstreams[upstream.name].urls
+                urls = called[upstream.name].urls
                 if upstream.replicas is not None and urls:
                     await _replace(upstream.name, upstream.replicas, urls)
 

@@ -61,19 +61,19 @@ def supervise(
 
 
 def _check_can_be_divided(config: Config, num_workers: int) -> None:
-    for name, upstream in config.upstreams.items():
-        if isinstance(upstream, EmbeddedConfig):
+    for where, server in config.called().items():
+        if isinstance(server, EmbeddedConfig):
             message = (
                 "every worker would load an embedded model for itself: use one worker, or run a "
                 "llama.cpp server and kind llamacpp"
             )
-            raise ConfigError(f"upstreams.{name}.kind: {message}")
-        if upstream.max_concurrent < num_workers:
+            raise ConfigError(f"{where}.kind: {message}")
+        if server.max_concurrent < num_workers:
             message = (
                 f"is divided among the workers and must be at least their number, {num_workers}, "
-                f"not {upstream.max_concurrent}"
+                f"not {server.max_concurrent}"
             )
-            raise ConfigError(f"upstreams.{name}.max_concurrent: {message}")
+            raise ConfigError(f"{where}.max_concurrent: {message}")
 
 
 @dataclass(frozen=True, slots=True)

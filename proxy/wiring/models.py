@@ -22,8 +22,10 @@ from proxy.engine.served_model import ServedModel
 from proxy.engine.upstream import Upstream, num_revise_tokens
 from proxy.errors import ConfigError, RequestError, StartError
 from proxy.options import parse_options, parse_sampling
+from proxy.remote_config import scorer_name
 from proxy.server_config import RecordsConfig
 from proxy.tracing.tracer import NO_TRACER, Tracer
+from proxy.wiring.own_scorer import open_scorer
 from proxy.wiring.upstreams import open_upstream
 from trajectory_records.appender import Appender, open_appender
 from trajectory_records.record import RecordError
@@ -64,7 +66,13 @@ async def open_service(
             )
             for name in config.upstreams
         }
-        models = _models(config, upstreams)
+        scorers = {
+            name: await stack.enter_async_context(
+                open_scorer(name, scorer, resources.metrics, wait_s, resources.worker_slots)
+            )
+            for name, scorer in config.scorers.items()
+        }
+        models = _models(config, upstreams, scorers)
         for name, model in models.items():
             await _check_delimiter(name, model)
             await _count_revise_token(model)
@@ -101,11 +109,14 @@ async def _open_records(config: RecordsConfig, stack: AsyncExitStack) -> Appende
         raise StartError(message) from error
 
 
-def _models(config: Config, upstreams: dict[str, Upstream]) -> dict[str, ServedModel]:
+def _models(
+    config: Config, upstreams: dict[str, Upstream], scorers: dict[str, Upstream]
+) -> dict[str, ServedModel]:
     """The configured pairs, then each upstream alone under each of its roles."""
     models: dict[str, ServedModel] = {}
     for name, model in config.models.items():
-        pair = Pair(upstreams[model.student], upstreams[model.teacher])
+        scorer = scorers.get(scorer_name(name))
+        pair = Pair(upstreams[model.student], upstreams[model.teacher], scorer=scorer)
         labels = {
             "student": config.upstreams[model.student].model,
             "teacher": config.upstreams[model.teacher].model,

@@ -53,7 +53,7 @@ from proxy.wiring.scorers import judges_of, scorers_of
 from proxy.wiring.templates import HostedTemplate, ReadTemplate
 
 _POLL_S = 1.0
-_TIMEOUTS_OF_A_PROBE = Timeouts(answer_s=30, stall_s=30)
+TIMEOUTS_OF_A_PROBE = Timeouts(answer_s=30, stall_s=30)
 # llama.cpp has more samplers than ours, which a request for its own route may name.
 _SAMPLERS = {"samplers", "mirostat", "dynatemp_range"}
 _log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ async def _open_server(
 
     def client_of_one(url: str) -> UpstreamClient:
         observe = metrics.upstream_request
-        return UpstreamClient(name, url, api_key, 4, observe, timeouts=_TIMEOUTS_OF_A_PROBE)
+        return UpstreamClient(name, url, api_key, 4, observe, timeouts=TIMEOUTS_OF_A_PROBE)
 
     async def connect(to: UpstreamClient) -> Backend:
         if isinstance(config, OpenAIConfig) and local is not None:
@@ -180,7 +180,7 @@ async def _open_server(
             limits=await _limits(name, config, same, local),
         )
 
-    upstream = await _once_up(connected, wait_s)
+    upstream = await once_up(connected, wait_s)
     client.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
     same.promise(upstream.limits)
     upstream.replicas = replicas
@@ -325,7 +325,7 @@ async def _open_hosted(
     if config.chat_template_kwargs and not backend.takes_template_kwargs:
         message = "only a model of hosted_vllm/ has a chat template that takes variables"
         raise ConfigError(f"upstreams.{name}.chat_template_kwargs: {message}")
-    await _once_up(lambda: backend.connect(scores=scores), wait_s)
+    await once_up(lambda: backend.connect(scores=scores), wait_s)
     calls.retry = RetryPolicy(config.retries.attempts, config.retries.total_s)
     # Its thoughts are written in tags; it reads the text unchanged, as it has no prompt to tag.
     reasoning = Reasoning("think" if config.reasoning == "keep" else "none")
@@ -361,7 +361,7 @@ def _timeouts(config: UpstreamConfig) -> Timeouts:
     return Timeouts(config.answer_timeout_s, config.stall_timeout_s)
 
 
-async def _once_up(connect: Callable[[], Awaitable[T]], wait_s: float) -> T:
+async def once_up(connect: Callable[[], Awaitable[T]], wait_s: float) -> T:
     """Return the result of `connect`, tried for `wait_s` seconds. Until a server has answered once,
     this limit and not the retry policy decides how long to try.
     """

@@ -15,7 +15,7 @@ from typing import Final
 from proxy.core.boundary import boundary
 from proxy.core.credit import bifurcation
 from proxy.core.params import Params
-from proxy.core.types import JUDGES
+from proxy.core.types import JUDGES, NO_PROBABILITIES
 from synth_client.errors import ClientError
 from trajectory_records.record import Record
 
@@ -342,9 +342,10 @@ def _scored_of(record: Record, *, with_entropy: bool) -> Scored:
             f"record {record.id} is of method {record.method}, which has no MOTAB thresholds:"
             " rescoring needs records of method motab"
         )
-    if record.scoring in JUDGES:
+    if record.scoring in NO_PROBABILITIES:
+        whose = "a judge's marks" if record.scoring in JUDGES else "a scorer's values"
         raise RescoreError(
-            f"record {record.id} was scored by {record.scoring}: a judge's marks are not"
+            f"record {record.id} was scored by {record.scoring}: {whose} are not"
             " probabilities, so thresholds for one do not fit the other"
         )
     values = tuple(step.value for step in record.steps if step.value is not None)

@@ -31,6 +31,7 @@ _PROXY_GROUND = _TRACER | frozenset(
         "proxy.options",
         "proxy.config",
         "proxy.log_context",
+        "proxy.remote_config",
         "proxy.secrets",
         "proxy.server_config",
     }
@@ -94,6 +95,7 @@ ALLOWED: dict[str, frozenset[str]] = {
             "proxy.errors",
             "proxy.near_names",
             "proxy.options",
+            "proxy.remote_config",
             "proxy.secrets",
             "proxy.server_config",
             "proxy.variables",
@@ -102,6 +104,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     ),
     "proxy.variables": frozenset({"proxy.errors", "proxy.secrets"}),
     "proxy.server_config": frozenset(),
+    "proxy.remote_config": frozenset({"proxy.secrets", "proxy.server_config"}),
     # The tracer's protocols, which all folders know, and the library behind them, which only the
     # wiring does.
     "proxy.tracing": frozenset(),
@@ -230,6 +233,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.errors",
         "proxy.options",
         "proxy.probe",
+        "proxy.remote_config",
         "proxy.secrets",
         "proxy.serving",
         "proxy.variables",

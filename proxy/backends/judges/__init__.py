@@ -1,1 +1,1 @@
-"""Scores steps by a judge's marks where a teacher gives no log-probabilities."""
+"""Scores steps by a judge's marks, or by the values of a server of the user's own."""

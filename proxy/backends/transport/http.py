@@ -30,6 +30,7 @@ from proxy.secrets import excerpt, hide, without_userinfo
 # that no request goes out on a connection that the server is just closing.
 _KEEPALIVE_S = 4.0
 _CONNECT_TIMEOUT_S = 10.0
+_JSON_HEADERS = {"content-type": "application/json"}
 DONE = b"[DONE]"
 """The payload after a stream's last event, of the servers that send it."""
 # A byte order mark, which the standard for event streams allows before the first line.
@@ -93,11 +94,28 @@ class UpstreamClient(Calls):
         """Return the JSON answer to GET `path`, by any replica. Never repeated by the server that
         failed: it asks how the server is now.
         """
+        return await self._by_any("GET", path, None, {})
+
+    async def post_once(
+        self, path: str, body: dict[str, Any], loads: Callable[[bytes], Any] = orjson.loads
+    ) -> Any:  # noqa: ANN401
+        """Return the JSON answer to POST `path` as `get` does, with `loads` as for `post`."""
+        content = request_bytes(body)
+        return await self._by_any("POST", path, content, _JSON_HEADERS, loads)
+
+    async def _by_any(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: dict[str, str],
+        loads: Callable[[bytes], Any] = orjson.loads,
+    ) -> Any:  # noqa: ANN401
         place, num_left = self._replicas.visitor(), self._replicas.num_in
         while True:
             try:
                 with place.serving() as base_url:
-                    return await self._json("GET", base_url, path, None, {})
+                    return await self._json(method, base_url, path, content, headers, loads)
             except UpstreamError as error:
                 num_left -= 1
                 if num_left < 1 or not error.retryable:
@@ -305,4 +323,4 @@ def _fragment(value: object) -> orjson.Fragment:
 
 
 def _headers(call: Call) -> dict[str, str]:
-    return {"content-type": "application/json", **call_headers(call)}
+    return {**_JSON_HEADERS, **call_headers(call)}

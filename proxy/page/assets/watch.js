@@ -129,8 +129,8 @@
         `Tokens: student ${spent.student_tokens.toLocaleString("en")} (${spent.student_tokens_discarded.toLocaleString("en")} discarded), ` +
         `scored ${spent.teacher_scored_tokens.toLocaleString("en")}, teacher ${spent.teacher_tokens.toLocaleString("en")}; ` +
         `${plural(spent.score_calls, "scoring call")}.`));
-      const judged = String(trace.scoring).startsWith("judge");
-      rethreshold.show(find("again"), judged ? [] : this.steps, trace.params, this.breach,
+      const isNoProbability = /^(judge_|http$)/.test(trace.scoring);
+      rethreshold.show(find("again"), isNoProbability ? [] : this.steps, trace.params, this.breach,
         (steps, bifurcation) => this.draw(steps, bifurcation));
     }
   }
