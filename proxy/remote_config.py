@@ -85,7 +85,11 @@ class ScorerConfig(CalledServer):
     @field_validator("http", mode="before")
     @classmethod
     def _may_be_one(cls, urls: object) -> object:
-        return [urls] if isinstance(urls, str) else urls
+        if isinstance(urls, str):
+            return [urls]
+        if isinstance(urls, list):
+            return urls
+        raise ValueError("must be a URL such as http://127.0.0.1:9000, or a list of them")
 
     @field_validator("http")
     @classmethod

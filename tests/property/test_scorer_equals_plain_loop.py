@@ -29,7 +29,7 @@ class DirectClient(UpstreamClient):
 
     def __init__(self, answer: Callable[[Any], object]) -> None:
         Calls.__init__(self, "scorer", lambda *_: None)
-        self._answer = answer
+        self._served_by = answer
 
     async def post(
         self,
@@ -40,7 +40,7 @@ class DirectClient(UpstreamClient):
         loads: Callable[[bytes], Any] = orjson.loads,
     ) -> Any:
         del path, call, check
-        return loads(orjson.dumps(self._answer(orjson.loads(request_bytes(body)))))
+        return loads(orjson.dumps(self._served_by(orjson.loads(request_bytes(body)))))
 
 
 class ScoredWorld(World):

@@ -146,6 +146,10 @@ def test_entropies_may_be_missing_where_none_is_needed() -> None:
             unbroken(scoring="judge_logprob"),
             "record bags was scored by judge_logprob: a judge's marks are not probabilities",
         ),
+        (
+            unbroken(scoring="http"),
+            "record bags was scored by http: a scorer's values are not probabilities",
+        ),
     ],
 )
 def test_records_without_scores_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
