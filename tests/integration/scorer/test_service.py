@@ -1,14 +1,21 @@
 """Tests pairs with a scorer of their own, from the configuration to the record."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from proxy.errors import ConfigError, UpstreamMalformed, UpstreamUnreachable
+from proxy.serving.reload import Reloader
+from proxy.tracing.open_telemetry import OpenTelemetry
 from proxy.wiring.models import open_service
+from tests.support.patience import PATIENCE_S
 from tests.support.proxy.api import CHAT, MOTAB_CHAT, MOTAB_TEXT, SCORE, in_process, samples_of
 from tests.support.servers.own_scorer import OwnScorer, drawn
 from tests.support.servers.scored_pair import NAME, STATIC, scored_pair
@@ -222,17 +229,65 @@ async def test_replicas_of_a_scorer_take_over_from_each_other() -> None:
                 assert response.status_code == 200, response.text
 
 
-async def test_the_key_is_sent_and_the_limit_is_kept() -> None:
-    async with (
-        scored_pair() as pair,
-        open_service(pair.config(api_key="a-scorers-key", max_concurrent=2)) as service,
-    ):
+async def test_a_reload_moves_to_another_scorer() -> None:
+    async with scored_pair(2) as pair:
+        first, second = pair.scorers
+        reloader = Reloader()
+        async with open_service(pair.config(http=first.base_url)) as service:
+            async with reloader.running(service), asyncio.timeout(PATIENCE_S):
+                reloader.ask(pair.config(http=second.base_url))
+                replicas = service.models["pair"].pair.of("scorer").replicas
+                assert replicas is not None
+                while list(replicas.states()) != [second.base_url]:  # noqa: ASYNC110 - no event
+                    await asyncio.sleep(0)
+            async with in_process(service) as client:
+                response = await client.post(MOTAB_CHAT, json=asked())
+            assert response.status_code == 200, response.text
+        assert second.asked
+        assert not first.asked
+
+
+async def test_the_key_is_sent() -> None:
+    async with scored_pair() as pair, open_service(pair.config(api_key="a-scorers-key")) as service:
         async with in_process(service) as client:
             await client.post(MOTAB_CHAT, json=asked())
-            samples = await samples_of(client)
         keys = {headers["Authorization"] for headers in pair.scorers[0].headers}
     assert keys == {"Bearer a-scorers-key"}
-    assert samples["motab_upstream_max_concurrent", "score", NAME] == 2
+
+
+@pytest.mark.parametrize("limit", [1, 64])
+async def test_no_more_calls_are_open_than_the_scorer_takes(limit: int) -> None:
+    async with (
+        scored_pair() as pair,
+        open_service(pair.config(max_concurrent=limit)) as service,
+    ):
+        scorer = pair.scorers[0]
+        scorer.delay_s = 0.02
+        async with in_process(service) as client:
+            response = await client.post(MOTAB_CHAT, json={**asked(), "n": 6})
+            samples = await samples_of(client)
+    assert response.status_code == 200, response.text
+    assert samples["motab_upstream_max_concurrent", "score", NAME] == limit
+    assert (scorer.most_open == 1) == (limit == 1)
+
+
+async def test_a_call_of_the_scorer_is_a_span_of_its_own() -> None:
+    kept = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    async with scored_pair() as pair, open_service(pair.config()) as service:
+        service.tracer = OpenTelemetry(provider)
+        async with in_process(service) as client:
+            await client.post(MOTAB_CHAT, json=asked())
+        (*_, headers) = pair.scorers[0].headers
+    provider.shutdown()
+    scores = [dict(s.attributes or {}) for s in kept.get_finished_spans() if s.name == "score"]
+    assert scores
+    for known in scores:
+        assert (known["motab.upstream"], known["motab.scoring"]) == (NAME, "http")
+        assert known["motab.num_steps"] in range(1, 30)
+        assert "gen_ai.usage.input_tokens" not in known  # nobody counts them
+    assert headers["traceparent"]
 
 
 async def test_a_given_text_is_scored_by_the_scorer_in_one_call() -> None:

@@ -1,5 +1,6 @@
 """A scorer of a user's own, with a value for every step and faults on demand."""
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -35,9 +36,14 @@ class OwnScorer:
     value: Value = drawn
     fault: Callable[[], web.Response] | None = None
     is_down: bool = False
+    delay_s: float = 0.0
+    """How long every answer takes."""
     seen: list[dict[str, Any]] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
     num_checks: int = 0
+    num_open: int = 0
+    most_open: int = 0
+    """The most requests for values that were open at once."""
     base_url: str = ""
 
     @property
@@ -54,6 +60,10 @@ class OwnScorer:
             return web.Response(body=orjson.dumps({"values": []}))
         self.seen.append(body)
         self.headers.append(dict(request.headers))
+        self.num_open += 1
+        self.most_open = max(self.most_open, self.num_open)
+        await asyncio.sleep(self.delay_s)
+        self.num_open -= 1
         if self.fault is not None:
             return self.fault()
         return web.Response(body=orjson.dumps({"values": values_of(body, self.value)}))
