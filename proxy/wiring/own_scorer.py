@@ -21,11 +21,7 @@ _log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_scorer(
-    name: str,
-    config: ScorerConfig,
-    metrics: Metrics,
-    wait_s: float = 0.0,
-    worker_slots: WorkerSlots = ALL_SLOTS,
+    name: str, config: ScorerConfig, metrics: Metrics, wait_s: float, slots: WorkerSlots = ALL_SLOTS
 ) -> AsyncIterator[Upstream]:
     """Open the scorer as an upstream of that name; close it at the end.
 
@@ -33,10 +29,10 @@ async def open_scorer(
     seconds.
     """
     observe = metrics.upstream_request
-    num_places = len(worker_slots.of(range(config.max_concurrent)))
+    num_places = len(slots.of(range(config.max_concurrent)))
     async with AsyncExitStack() as stack:
         replicas = await stack.enter_async_context(
-            Replicas(name, config.urls, metrics, worker_slots.worker)
+            Replicas(name, config.urls, metrics, slots.worker)
         )
         client = await stack.enter_async_context(
             UpstreamClient(

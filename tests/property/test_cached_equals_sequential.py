@@ -54,11 +54,11 @@ class ServedTeacher(Teacher):
 
 
 class DirectClient(UpstreamClient):
-    """Calls the miniature server without a network."""
+    """Calls a server without a network: `served` gives its answer to the body of a path."""
 
-    def __init__(self, server: VllmV2) -> None:
+    def __init__(self, served: Callable[[str, Any], Any]) -> None:
         Calls.__init__(self, "up", lambda *_: None)
-        self._server = server
+        self._served = served
 
     async def post(
         self,
@@ -69,9 +69,7 @@ class DirectClient(UpstreamClient):
         loads: object = None,
     ) -> Any:
         del call, check, loads
-        status, reply = self._server.post(path, orjson.loads(request_bytes(body)))
-        assert status == 200
-        return reply
+        return self._served(path, orjson.loads(request_bytes(body)))
 
 
 class CachedWorld(World):
@@ -87,9 +85,14 @@ class CachedWorld(World):
         super().__init__(case, choose)
         self.teacher = teacher
         self.server = VllmV2(block=1 + choose(6))
-        client = DirectClient(self.server)
+        client = DirectClient(self._served)
         self.scorer = CachedVllm(Vllm(client, "t", None, FOLLOWER), client, "t")
         self.runner = runner
+
+    def _served(self, path: str, body: Any) -> Any:
+        status, reply = self.server.post(path, body)
+        assert status == 200
+        return reply
 
     def answer(self, score: Score) -> Scored:
         self.num_scored += score.num_new

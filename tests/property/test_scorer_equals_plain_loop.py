@@ -11,36 +11,16 @@ from hypothesis import strategies as st
 
 from proxy.backends.base import Call, Message, Question
 from proxy.backends.judges.http_scorer import HttpScorer
-from proxy.backends.transport.calls import Calls
-from proxy.backends.transport.http import UpstreamClient, request_bytes
 from proxy.core.types import Score, Scored
 from proxy.engine.pair import Pair
 from proxy.engine.upstream import Upstream
+from tests.property.test_cached_equals_sequential import DirectClient
 from tests.property.test_monitor_equals_sequential import Case, World, cases, run_and_compare
 from tests.support.cases import num_cases
 from tests.support.servers.own_scorer import values_of
 
 MESSAGES = [{"role": "user", "content": "Q"}]
 QUESTION = Question(tuple(Message(**message) for message in MESSAGES))
-
-
-class DirectClient(UpstreamClient):
-    """Calls a scorer in this process, with what would travel over a network."""
-
-    def __init__(self, answer: Callable[[Any], object]) -> None:
-        Calls.__init__(self, "scorer", lambda *_: None)
-        self._served_by = answer
-
-    async def post(
-        self,
-        path: str,
-        body: dict[str, Any],
-        call: Call,
-        check: Callable[[Any], None] = lambda _reply: None,
-        loads: Callable[[bytes], Any] = orjson.loads,
-    ) -> Any:
-        del path, call, check
-        return loads(orjson.dumps(self._served_by(orjson.loads(request_bytes(body)))))
 
 
 class ScoredWorld(World):
@@ -55,10 +35,10 @@ class ScoredWorld(World):
         self.runner = runner
         self.asked: list[str] = []
 
-    def _served(self, body: Any) -> dict[str, object]:
-        assert body["messages"] == MESSAGES
+    def _served(self, path: str, body: Any) -> Any:
+        assert (path, body["messages"]) == ("/score_steps", MESSAGES)
         self.asked = body["steps"]
-        return {"values": values_of(body, self.case.teacher.value)}
+        return orjson.loads(orjson.dumps({"values": values_of(body, self.case.teacher.value)}))
 
     def answer(self, score: Score) -> Scored:
         self.num_scored += score.num_new

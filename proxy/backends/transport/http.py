@@ -1,6 +1,6 @@
 """Sends an upstream's requests over pooled HTTP connections, and translates foreign errors."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -94,28 +94,23 @@ class UpstreamClient(Calls):
         """Return the JSON answer to GET `path`, by any replica. Never repeated by the server that
         failed: it asks how the server is now.
         """
-        return await self._by_any("GET", path, None, {})
+        return await self._by_any(lambda url: self._json("GET", url, path, None, {}))
 
     async def post_once(
         self, path: str, body: dict[str, Any], loads: Callable[[bytes], Any] = orjson.loads
     ) -> Any:  # noqa: ANN401
         """Return the JSON answer to POST `path` as `get` does, with `loads` as for `post`."""
-        content = request_bytes(body)
-        return await self._by_any("POST", path, content, _JSON_HEADERS, loads)
+        content, headers = request_bytes(body), _JSON_HEADERS
+        return await self._by_any(
+            lambda url: self._json("POST", url, path, content, headers, loads)
+        )
 
-    async def _by_any(
-        self,
-        method: str,
-        path: str,
-        content: bytes | None,
-        headers: dict[str, str],
-        loads: Callable[[bytes], Any] = orjson.loads,
-    ) -> Any:  # noqa: ANN401
+    async def _by_any(self, ask: Callable[[str], Awaitable[Any]]) -> Any:  # noqa: ANN401
         place, num_left = self._replicas.visitor(), self._replicas.num_in
         while True:
             try:
                 with place.serving() as base_url:
-                    return await self._json(method, base_url, path, content, headers, loads)
+                    return await ask(base_url)
             except UpstreamError as error:
                 num_left -= 1
                 if num_left < 1 or not error.retryable:
