@@ -72,6 +72,8 @@ def _rows(upstream: UpstreamReport) -> Iterator[tuple[str, Check]]:
     checks = upstream.checks
     for name in (field.name for field in fields(checks) if field.name != "scoring"):
         check: Check = getattr(checks, name)
+        if upstream.model is None and check.result == "not_applicable":
+            continue  # a scorer gives values and nothing else
         yield _LABELS.get(name, name), check
         if name in {"reachable", "model"} and check.result != "ok":
             return  # everything else is not applicable

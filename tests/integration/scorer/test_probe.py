@@ -1,6 +1,7 @@
 """Tests what the probe and the doctor find out about a pair's own scorer."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ async def test_a_scorer_is_probed_as_an_upstream_and_its_pair_can_work(tmp_path:
     text = console.export_text()
     assert f"{NAME}  http at {scorer.base_url}\n" in text
     assert "scored by http" in text
+    assert re.search(r"http +ok +gives two steps the values", text)
+    assert re.search(r"speed +ok +6 steps in", text)
+    assert "gives values and nothing else" not in text
     assert json.loads(orjson.dumps(report.to_json()))["upstreams"][NAME]["model"] is None
     said = [finding.text for finding in of_probe("pair", config, report)]
     assert "steps are scored by http" in said
