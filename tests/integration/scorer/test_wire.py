@@ -7,7 +7,10 @@ import pytest
 
 from proxy.backends.base import Call, Context, Message, Question, Sampling, Scores, Segment
 from proxy.backends.judges.http_scorer import HttpScorer
+from proxy.core.thinking import Reasoning
 from proxy.core.types import StepScore
+from proxy.engine.pair import Pair
+from proxy.engine.upstream import Upstream
 from proxy.errors import (
     ContextExceeded,
     UpstreamDenied,
@@ -17,6 +20,7 @@ from proxy.errors import (
     UpstreamRefused,
 )
 from tests.support.replay import Replay, json_reply
+from tests.support.scripted import ScriptedBackend, upstream
 
 PATH = "/score_steps"
 STEPS = ["A a.\n\n", " B\u00e9.\n\n", "\U0001f389"]
@@ -137,6 +141,21 @@ async def test_a_check_that_brings_anything_fails(up: Replay, answer: Any) -> No
     up.on("POST", PATH, json_reply(orjson.dumps(answer)))
     with pytest.raises(UpstreamMalformed):
         await HttpScorer(up.client).check()
+
+
+async def test_a_scorer_reads_the_students_thoughts_as_they_were_written(up: Replay) -> None:
+    up.on("POST", PATH, json_reply({"values": [1, 1]}))
+    student = upstream("student", ScriptedBackend(), Reasoning("think"))
+    teacher = upstream("teacher", ScriptedBackend(), Reasoning("harmony"))
+    scorer = HttpScorer(up.client)
+    own = Upstream("scoring/pair", scorer, scorer, (scorer,), 1)
+    pair = Pair(student, teacher, scorer=own)
+    steps = ["<think>\nA.\n\n", "B.\n</think>\n\n", "C."]
+    mapped = await pair.context("teacher", QUESTION, CALL).at(steps)
+    assert "".join(mapped.texts) != "".join(steps)
+    context = await pair.context("scorer", QUESTION, CALL).at(steps)
+    await scorer.score(context, 2, 20, CALL, entropy_known=False)
+    assert up.seen[0].body["steps"] == steps
 
 
 async def test_a_scorer_refuses_to_write(up: Replay) -> None:
