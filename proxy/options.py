@@ -11,7 +11,7 @@ import orjson
 from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
 from proxy.complaints import complaints_of, shortened
-from proxy.core.params import Delimiters, ParameterError, Params, SamplingValues
+from proxy.core.params import ONLY_MOTAB, Delimiters, ParameterError, Params, SamplingValues
 from proxy.core.types import Scoring
 from proxy.near_names import UNKNOWN_FIELD, did_you_mean
 
@@ -124,12 +124,15 @@ def _bound_fields(name: str, value: object, noun: str = "fields") -> None:
 
 def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Return one `motab` object; later layers override earlier ones, and so do the values within
-    `teacher`. `teacher_temperature` becomes `teacher.temperature`.
+    `teacher`. `teacher_temperature` becomes `teacher.temperature`. A layer that asks for another
+    method leaves the parameters of `motab` alone behind that earlier layers gave.
 
     Raises `OptionsError` if a layer gives both and they differ.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
+        if layer.get("method", "motab") != "motab":
+            merged = {name: value for name, value in merged.items() if name not in ONLY_MOTAB}
         below, teacher = merged.get("teacher"), layer.get("teacher", {})
         merged |= {name: value for name, value in layer.items() if name != "teacher_temperature"}
         if isinstance(teacher, dict):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from proxy.api.choices import Choices, failures_of
 from proxy.api.lengths import LoweredTokens
-from proxy.core.params import TeacherSampling
+from proxy.core.params import ONLY_MOTAB, TeacherSampling
 from proxy.core.types import Author, StepTrace
 from proxy.engine.given_text import ScoredText, TextLogprobs
 from proxy.engine.usage import Outcome, Usage
@@ -78,6 +78,8 @@ def trace(
             {"role": span.role, "start": span.start, "end": span.end} for span in trajectory.spans
         ],
     }
+    if trajectory.breaches:
+        found["breaches"] = [asdict(breached) for breached in trajectory.breaches]
     if outcome.limited_by is not None:
         found["limited_by"] = asdict(outcome.limited_by)
     if lowered is not None:
@@ -92,10 +94,13 @@ def trace(
 
 
 def params(options: Options) -> dict[str, Any]:
-    """The options; `teacher` only if one of its values changes something."""
+    """The options; `teacher` and the options of rounds only if they change something."""
     found = asdict(options)
     if options.teacher == TeacherSampling():
         del found["teacher"]
+    if options.rounds == 1:
+        for name in ONLY_MOTAB:
+            del found[name]
     return found
 
 

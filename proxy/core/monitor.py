@@ -7,13 +7,12 @@ is the same: decisions depend only on the step texts and their scores, in step o
 
 import math
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
-from proxy.core.imitkd import ImitKdMonitor
+from proxy.core.drawn import ImitKdMonitor, PrefixMonitor
 from proxy.core.lookahead import AT_ONCE, Schedule, ScoringQueue
 from proxy.core.params import Params
-from proxy.core.prefix import PrefixMonitor
-from proxy.core.segmenter import Segmenter, text_after
+from proxy.core.rounds import RoundsMonitor
+from proxy.core.segmenter import FencedCode, Segmenter, text_after
 from proxy.core.skd import SkdMonitor
 from proxy.core.solo import SoloMonitor
 from proxy.core.stitch import blank_line_after, blank_line_before, cover, stitch
@@ -27,6 +26,7 @@ from proxy.core.types import (
     Following,
     Halt,
     Judged,
+    Monitor,
     Score,
     Scored,
     Step,
@@ -38,29 +38,6 @@ from proxy.core.types import (
     Wrote,
 )
 from proxy.core.verdict import bifurcation_of, judge, placed, unscored
-
-
-class Monitor(Protocol):
-    """The state machine of a method of making a trajectory."""
-
-    def start(self) -> list[Command]:
-        """The commands that begin the trajectory."""
-        ...
-
-    def handle(self, event: Event) -> list[Command]:
-        """The commands that follow from an event; raises ValueError for an impossible score."""
-        ...
-
-
-@runtime_checkable
-class ScoringMonitor(Monitor, Protocol):
-    """A state machine that has steps scored."""
-
-    def following(self, num_steps: int, num_chars: int) -> Following:
-        """Return the text after the first `num_steps` steps, its first `num_chars` at least, as far
-        as its author has written it.
-        """
-        ...
 
 
 def monitor_for(
@@ -75,7 +52,11 @@ def monitor_for(
     """
     match params.method:
         case "motab":
-            return MotabMonitor(params, schedule, has_room)
+
+            def begin(own: Params, code: FencedCode | None = None) -> MotabMonitor:
+                return MotabMonitor(own, schedule, has_room, code)
+
+            return begin(params) if params.rounds == 1 else RoundsMonitor(params, begin)
         case "imitkd":
             return ImitKdMonitor(params, seed)
         case "skd":
@@ -97,11 +78,13 @@ class MotabMonitor:
         params: Params,
         schedule: Schedule = AT_ONCE,
         has_room: Callable[[], bool] = lambda: True,
+        code: FencedCode | None = None,
     ) -> None:
+        """`code` is where the text before stands, None at the start of a text."""
         self._params = params
         self._has_room = has_room
         self._segmenter = Segmenter(
-            params.delimiter, params.max_step_tokens, params.max_total_tokens
+            params.delimiter, params.max_step_tokens, params.max_total_tokens, code
         )
         self._queue = ScoringQueue(params.max_lookahead_tokens, schedule)
         self._steps: list[Step] = []

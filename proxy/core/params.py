@@ -15,6 +15,8 @@ _MAX_TOP_K = 2**30
 # A server makes this many candidates for every step, and one that is asked for more than it has
 # may die.
 _MOST_CANDIDATES = 1000
+ONLY_MOTAB = ("rounds", "correction_steps")
+"""Parameters that the other methods refuse, because they would change nothing there."""
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
@@ -171,6 +173,11 @@ class Params:
     """`none`: the teacher takes over at the breach itself (ablation "w/o back")."""
     stitch: Literal["flawed", "clean"] = "flawed"
     """`clean`: safe prefix and correction only (ablation "w/o stitch")."""
+    rounds: int = 1
+    """The most corrections of a trajectory, at least 1. Before the last the student takes the pen
+    back after `correction_steps` steps, and is monitored again."""
+    correction_steps: int = 1
+    """The steps of each correction before the last round's, at least 1."""
     gamma: float = 1.0
     """Method `skd`, above 0: a step is kept if V_t > gamma U_t."""
     beta: float = 0.5
@@ -200,6 +207,11 @@ class Params:
         _require(self, "at least 1", self.max_lookahead_tokens >= 1, "max_lookahead_tokens")
         for field in ("max_step_tokens", "max_total_tokens", "max_lookahead_tokens"):
             _require_at_most(self, _MOST_TOKENS, field)
+        for field in ONLY_MOTAB:
+            _require(self, "at least 1", getattr(self, field) >= 1, field)
+            _require_at_most(self, _MOST_TOKENS, field)
+            is_used = self.method == "motab" or getattr(self, field) == 1
+            _require(self, f"1 with method {self.method!r}", is_used, field)
         # The entropy of one renormalised entry is always 0, so the boundary would silently be
         # static.
         _require(self, "at least 2", self.entropy_top_k >= 2, "entropy_top_k")

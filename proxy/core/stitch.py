@@ -4,11 +4,12 @@ texts that would teach something wrong.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from proxy.core.params import Delimiters, Params
 from proxy.core.segmenter import split_steps
 from proxy.core.thinking import is_in_thought
-from proxy.core.types import Quality, Role, Span, Trajectory
+from proxy.core.types import Breached, Quality, Role, Span, Trajectory
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -57,17 +58,34 @@ def cover(*parts: tuple[Role, str]) -> Stitched:
 
 def quality_of(trajectory: Trajectory, params: Params, *, in_thought: bool) -> tuple[Quality, ...]:
     """Return the flags of a finished trajectory; see `quality` for `in_thought`."""
-    correction: str | None = None
-    flawed: list[str] = []
-    if trajectory.breach is not None:
-        flawed = [s.text for s in trajectory.steps[trajectory.bifurcation : trajectory.breach + 1]]
-    rejected = bool(trajectory.steps) and trajectory.steps[-1].safe is False
-    if trajectory.breach is not None or rejected or params.method == "prefix":
-        own = (s for s in trajectory.spans if s.role == "teacher")
-        correction = "".join(trajectory.text[span.start : span.end] for span in own)
-    if rejected and trajectory.breach is None:  # in `skd`, and nothing was written in its place
-        correction = ""
-    return quality(trajectory.text, flawed, correction, params.delimiter, in_thought=in_thought)
+    own = [trajectory.text[s.start : s.end] for s in trajectory.spans if s.role == "teacher"]
+    found: set[Quality] = set()
+    for flawed, correction in _corrected(trajectory, own, params):
+        found.update(
+            quality(trajectory.text, flawed, correction, params.delimiter, in_thought=in_thought)
+        )
+    return tuple(flag for flag in get_args(Quality) if flag in found)
+
+
+def _corrected(
+    trajectory: Trajectory, own: Sequence[str], params: Params
+) -> Iterator[tuple[Sequence[str], str | None]]:
+    """Yield the flawed steps of each breach with their correction; `own` is the teacher's text.
+
+    A trajectory without a breach has one pair, without flawed steps.
+    """
+    if trajectory.breach is None or trajectory.bifurcation is None:
+        rejected = bool(trajectory.steps) and trajectory.steps[-1].safe is False
+        if rejected:  # in `skd`, and nothing was written in its place
+            yield (), ""
+        else:
+            yield (), "".join(own) if params.method == "prefix" else None
+        return
+    only = Breached(trajectory.breach, trajectory.bifurcation)
+    for index, one in enumerate(trajectory.breaches or (only,)):
+        flawed = [step.text for step in trajectory.steps[one.bifurcation : one.breach + 1]]
+        # Every correction but the last has a step, and so a span.
+        yield flawed, own[index] if index < len(own) else ""
 
 
 def quality(

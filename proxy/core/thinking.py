@@ -82,23 +82,24 @@ class Bridge:
         `closed` says whether a step before `since` closes the thought, for a caller that knows and
         saves the search.
 
-        `before` is the beginning of the visible text if `steps` is empty, but text that the model
-        does not read comes before the text that it will write.
+        `before` is the beginning of the visible text if the model does not read it: `steps`, if
+        there are any, come after it.
         """
-        first = steps[0] if steps else before
+        first = before or (steps[0] if steps else "")
         free = self.visible == Reasoning("think")
         if free and not first:
             return MappedSteps("", (), "free")
         opens = free and is_opening(first)
         thinks = opens or self.visible.opened
         prefix = self.own.opening if thinks else self.own.no_thought
-        if (opens and steps) or (self.own == self.visible and not opens):
+        opens_in_steps = opens and bool(steps) and not before
+        if opens_in_steps or (self.own == self.visible and not opens):
             prefix = ""  # the first step has the tag, or no mapping is needed
         closed_before = closes_thought(steps[:since]) if closed is None else closed
         closes = closed_before or closes_thought(steps[since:])
         state: _State = "thinking" if thinks and not closes else "answering"
         mapped = self._mapped(
-            steps[since:], opens=opens and not since, thinks=thinks and not closed_before
+            steps[since:], opens=opens_in_steps and not since, thinks=thinks and not closed_before
         )
         return MappedSteps(prefix, tuple(mapped), state)
 

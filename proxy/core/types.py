@@ -1,7 +1,7 @@
-"""Defines the state machine's input (events), its output (commands), and the finished result."""
+"""Defines the state machine, its input (events), its output (commands), and the finished result."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 Author = Literal["student", "teacher"]
 Party = Literal["student", "teacher", "scorer"]
@@ -119,11 +119,20 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Breached:
+    """The student strayed at step `breach`; the teacher takes over at `bifurcation`."""
+
+    breach: int
+    bifurcation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """The finished output: `spans` are contiguous and cover `text`.
 
-    `breach` (t) and `bifurcation` (t*) are step indices, None without a breach. `student_tokens`
-    and `teacher_tokens` count each author's tokens in `text`; the revise token is neither's.
+    `breach` (t) and `bifurcation` (t*) are step indices, None without a breach; they are those of
+    the first breach, and `breaches` has all if there are two or more. `student_tokens` and
+    `teacher_tokens` count each author's tokens in `text`; the revise token is neither's.
     """
 
     text: str
@@ -134,6 +143,7 @@ class Trajectory:
     finish_reason: FinishReason
     student_tokens: int
     teacher_tokens: int
+    breaches: tuple[Breached, ...] = ()
 
 
 # Events: the monitor's input.
@@ -254,14 +264,6 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Breached:
-    """The student strayed at step `breach`; the teacher takes over at `bifurcation`."""
-
-    breach: int
-    bifurcation: int
-
-
-@dataclass(frozen=True, slots=True)
 class Finish:
     """The trajectory is complete; every character of its text was emitted."""
 
@@ -269,3 +271,26 @@ class Finish:
 
 
 Command = Write | Halt | Pause | Resume | Score | Emit | Judged | Breached | Finish
+
+
+class Monitor(Protocol):
+    """The state machine of a method of making a trajectory."""
+
+    def start(self) -> list[Command]:
+        """The commands that begin the trajectory."""
+        ...
+
+    def handle(self, event: Event) -> list[Command]:
+        """The commands that follow from an event; raises ValueError for an impossible score."""
+        ...
+
+
+@runtime_checkable
+class ScoringMonitor(Monitor, Protocol):
+    """A state machine that has steps scored."""
+
+    def following(self, num_steps: int, num_chars: int) -> Following:
+        """Return the text after the first `num_steps` steps, its first `num_chars` at least, as far
+        as its author has written it.
+        """
+        ...

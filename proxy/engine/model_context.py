@@ -83,6 +83,7 @@ class ModelContext:
         tokens then stand for all of it.
         """
         steps = (*self._beginning, *steps)
+        before = "" if self._beginning else before
         self._blank_lines_end = await self.upstream.blank_lines_end(self.call)
         if following:
             following = self._decisive(steps[-1], following)
@@ -93,7 +94,7 @@ class ModelContext:
         if mapped.prefix != self._prefix and num_common:  # another context begins
             num_common, closed = 0, False
             mapped = self.bridge.map_steps(wanted, before)
-        parts = await self._tags_apart(mapped.steps, wanted, closed=closed)
+        parts = await self._tags_apart(mapped.steps, wanted, before, closed=closed)
         context = await self._begun(mapped)
         context.truncate(num_common)
         del self._visible[num_common:]
@@ -118,7 +119,7 @@ class ModelContext:
         return context
 
     async def _tags_apart(
-        self, mapped: Sequence[Parts], wanted: Sequence[str], *, closed: bool
+        self, mapped: Sequence[Parts], wanted: Sequence[str], before: str, *, closed: bool
     ) -> Sequence[Parts]:
         """Make the tags of thoughts markup, if the model knows them and has tokens for them."""
         since = len(wanted) - len(mapped)
@@ -128,10 +129,10 @@ class ModelContext:
         tags = [tag for tag in THOUGHT_TAGS if await self.upstream.tag(tag, self.call)]
         prompt = self.question.prompt or ""
         opened = self.bridge.visible.opened or prompt.rstrip().endswith(THOUGHT_TAGS[0])
-        thinks = opened or is_opening(wanted[0])
+        thinks = opened or is_opening(before or wanted[0])
         apart: list[Parts] = []
         for index, parts in enumerate(mapped, since):
-            opens = not index and not opened and not self.bridge.own.opened
+            opens = not (index or before or opened or self.bridge.own.opened)
             apart.append(tags_apart(parts, tags, opens=opens, closes=thinks and not closed))
             closed = closed or closes_thought(wanted[index : index + 1])
         return apart
@@ -179,6 +180,7 @@ class ModelContext:
     def translator(self, steps: Sequence[str], before: str = "") -> Translator:
         """Return the translator of the text that the model writes after `at(steps, before)`."""
         steps = (*self._beginning, *steps)
+        before = "" if self._beginning else before
         return self.bridge.translator(self.bridge.map_steps(steps, before, len(steps)).state)
 
     async def _begun(self, mapped: MappedSteps) -> Context:

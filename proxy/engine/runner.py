@@ -14,7 +14,7 @@ from functools import partial
 
 from proxy.backends.base import Call, Context, Draft, Question, Sampling, Scorer, Scores
 from proxy.core.lookahead import AT_ONCE
-from proxy.core.monitor import Monitor, ScoringMonitor, monitor_for
+from proxy.core.monitor import monitor_for
 from proxy.core.params import Params
 from proxy.core.stitch import quality_of
 from proxy.core.thinking import Translator
@@ -28,11 +28,13 @@ from proxy.core.types import (
     Finish,
     Halt,
     Judged,
+    Monitor,
     Party,
     Pause,
     Resume,
     Score,
     Scoring,
+    ScoringMonitor,
     Trajectory,
     Write,
     WriteEnded,
@@ -87,6 +89,8 @@ class TrajectoryRun:
     _contexts: dict[Party, ModelContext] = field(init=False, default_factory=dict)
     _first_step: str = field(init=False, default="")
     """The first step that was scored."""
+    _before: str = field(init=False, default="")
+    """That step, once a correction stands in its place: the text begins with it all the same."""
     _num_read: int = field(init=False, default=0)
     """The tokens of the context that was read last."""
     _limited_by: LimitedBy | None = field(init=False, default=None)
@@ -173,6 +177,8 @@ class TrajectoryRun:
         if isinstance(notice, Breached):
             if self.params.stitch == "flawed":
                 self._group.create_task(self._count_revise())
+                if notice.bifurcation == 0:
+                    self._before = self._first_step
         elif self._schedule is not None:
             step = notice.step
             self._schedule.hazard.judged(step.student_tokens, safe=step.safe is True)
@@ -198,19 +204,16 @@ class TrajectoryRun:
         corrects = command.author == "teacher" and self.params.method == "motab"
         upstream = self.pair.of(command.author)
         with upstream.span(self.call, "correction" if corrects else "draft") as span:
-            await self._write_in(span, command, corrects=corrects)
+            await self._write_in(span, command)
 
-    async def _write_in(self, span: TraceSpan, command: Write, *, corrects: bool) -> None:
+    async def _write_in(self, span: TraceSpan, command: Write) -> None:
         upstream = self.pair.of(command.author)
         model_context = self._model_context(command.author)
         sampling = self._sampling_of(command, model_context)
-        # With `stitch: flawed`, the flawed steps come before its text.
-        follows = corrects and self.params.stitch == "flawed"
-        before = self._first_step if follows else ""
         with span.queued():
             await self._places[command.write_id]
-        context = await model_context.at(command.steps, before)
-        translator = model_context.translator(command.steps, before)
+        context = await model_context.at(command.steps, self._before)
+        translator = model_context.translator(command.steps, self._before)
         num_prompt = self._num_read = len(context.token_ids)
         self._limited_by = None
         write = BudgetedWrite(
@@ -280,7 +283,7 @@ class TrajectoryRun:
 
         async def context_at(steps: tuple[str, ...]) -> Context:
             rest = "".join(command.steps[len(steps) :]) + following
-            return await self._model_context(party).at(steps, following=rest)
+            return await self._model_context(party).at(steps, self._before, rest)
 
         async with server.place_to_score(self.call) as call:
             score = partial(self._scores_of, self.scorer, call)
@@ -372,7 +375,7 @@ class TrajectoryRun:
         num = await num_revise_tokens(student, self.params, self.call)
         if num is None:
             _log.warning("%s: completion_tokens lacks the revise token's", self.call.session_id)
-        self._revise_tokens = num or 0
+        self._revise_tokens += num or 0
 
     def _outcome(self, trajectory: Trajectory) -> Outcome:
         self.usage.conclude(trajectory, self._revise_tokens)

@@ -146,6 +146,7 @@ class Outcome:
             "motab.num_steps": len(found.steps),
             "motab.breach_step": found.breach,
             "motab.bifurcation_step": found.bifurcation,
+            "motab.num_breaches": len(found.breaches) or None,
             "motab.scoring": self.scoring,
             "motab.quality": self.quality or None,
             "motab.limited_by": None if self.limited_by is None else self.limited_by.limit,

@@ -2,9 +2,19 @@
 
 import pytest
 
-from proxy.core.monitor import Monitor, monitor_for
+from proxy.core.monitor import monitor_for
 from proxy.core.params import Params
-from proxy.core.types import Command, Emit, Finish, Halt, Scored, StepScore, Trajectory, Wrote
+from proxy.core.types import (
+    Command,
+    Emit,
+    Finish,
+    Halt,
+    Monitor,
+    Scored,
+    StepScore,
+    Trajectory,
+    Wrote,
+)
 
 STEPS = ("a.\n\n", "b.\n\n", "c.\n\n")
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from proxy.core.monitor import Monitor, monitor_for
+from proxy.core.monitor import monitor_for
 from proxy.core.params import ParameterError, Params
 from proxy.core.types import (
     Breached,
@@ -10,6 +10,7 @@ from proxy.core.types import (
     Emit,
     Finish,
     Halt,
+    Monitor,
     Score,
     Scored,
     StepScore,
