@@ -110,11 +110,13 @@ def run(
     entropy_of: Callable[[str], float],
     correction: str,
     correction_end: str,
+    before: str = "",
 ) -> Result:
-    """`value_of(context, step)` and `entropy_of(context)` are the fixed teacher."""
-    steps, counts, cut = cut_into_steps(
-        student_tokens, setting.delimiter, setting.max_step_tokens, setting.max_total_tokens
-    )
+    """`value_of(context, step)` and `entropy_of(context)` are the fixed teacher, and `before` is
+    the text that the student continues.
+    """
+    most = setting.max_step_tokens, setting.max_total_tokens
+    steps, counts, cut = cut_into_steps(student_tokens, setting.delimiter, *most, before)
     values: list[float] = []
     bounds: list[float] = []
     breach: int | None = None

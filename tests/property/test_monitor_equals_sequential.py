@@ -82,7 +82,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def params_of(setting: Setting, max_lookahead_tokens: int) -> Params:
+def params_of(setting: Setting, max_lookahead_tokens: int, **rounds: int) -> Params:
     return Params(
         max_lookahead_tokens=max_lookahead_tokens,
         base_threshold=setting.base_threshold,
@@ -94,6 +94,7 @@ def params_of(setting: Setting, max_lookahead_tokens: int) -> Params:
         boundary="adaptive" if setting.adaptive else "static",
         backtrack="td_error" if setting.backtrack else "none",
         stitch="flawed" if setting.flawed else "clean",
+        **rounds,  # type: ignore[arg-type]
     )
 
 
