@@ -14,7 +14,7 @@ from tests.property.rounded import Rounds, in_rounds
 from tests.property.schedules import any_limit, any_schedule
 from tests.property.sequential import Setting
 from tests.property.test_monitor_equals_sequential import params_of
-from tests.property.test_relay_equals_plain_loop import Models, World, some_models, timings
+from tests.property.test_relay_equals_plain_loop import Models, World, timings
 from tests.support.cases import num_cases
 
 
@@ -29,18 +29,27 @@ class Case:
         return (zlib.crc32(f"{self.models.seed}|{context}".encode()) % 7) / 2
 
 
+# Most trajectories shall have room for several breaches.
 some_settings = st.builds(
     Setting,
     delimiter=ENDS,
-    max_step_tokens=st.sampled_from([1, 2, 5, 1000]),
-    max_total_tokens=st.sampled_from([1, 3, 8, 20, 100, 1000]),
-    base_threshold=st.sampled_from([0.0, 0.1, 0.5, 0.7, 1.0]),
-    entropy_scale=st.sampled_from([0.0, 0.5, 1.0]),
+    max_step_tokens=st.sampled_from([1, 3, 20, 1000, 1000, 1000]),
+    max_total_tokens=st.sampled_from([1, 8, 30, 1000, 1000, 1000]),
+    base_threshold=st.sampled_from([0.1, 0.5, 0.7, 0.8, 1.0]),
+    entropy_scale=st.sampled_from([0.0, 0.1, 1.0]),
     adaptive=st.booleans(),
     backtrack=st.booleans(),
     flawed=st.booleans(),
 )
-some_cases = st.builds(Case, some_settings, some_models(), st.integers(1, 5), st.integers(1, 3))
+some_models = st.builds(
+    Models,
+    seed=st.integers(0, 9999),
+    longest=st.sampled_from([3, 20, 60, 60]),
+    levels=st.lists(st.sampled_from([0.0, 0.2, 0.6, 0.75, 0.9, 1.0]), min_size=2, max_size=6),
+)
+some_cases = st.builds(
+    Case, some_settings, some_models, st.sampled_from([1, 2, 3, 6]), st.sampled_from([1, 1, 2, 3])
+)
 
 
 class EntropyWorld(World):

@@ -162,6 +162,8 @@ OF_OPTIONS: dict[str, Bounds] = {
     "boundary": FLAG,
     "backtrack": FLAG,
     "stitch": FLAG,
+    "rounds": TOKENS,
+    "correction_steps": TOKENS,
     "gamma": Number(5e-324, 1000),
     "beta": Number(0, 1),
     "teacher_temperature": Number(0, 2),

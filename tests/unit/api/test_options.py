@@ -80,6 +80,8 @@ def test_a_bad_value_in_an_earlier_layer_does_no_harm_where_it_is_beaten() -> No
         {"revise": "x"},
         {"teacher_temperature": 0},
         {"events": True},
+        {"rounds": 2**31 - 1},
+        {"correction_steps": 2},
     ]
     + [{"method": name} for name in ("motab", "teacher", "student")]
     + [{"boundary": name} for name in ("adaptive", "static")]
@@ -103,6 +105,10 @@ def test_a_value_at_its_bound_is_taken(asked: dict[str, Any]) -> None:
         ("delimiter", "", "delimiter must be some text, not ''"),
         ("max_step_tokens", 0, "max_step_tokens must be at least 1, not 0"),
         ("max_total_tokens", 0, "max_total_tokens must be at least 1, not 0"),
+        ("rounds", 0, "rounds must be at least 1, not 0"),
+        ("rounds", 2**31, "rounds must be at most 2147483647, not 2147483648"),
+        ("rounds", 2.0, "rounds: input should be a valid integer"),
+        ("correction_steps", -1, "correction_steps must be at least 1, not -1"),
         ("revise", "", "revise must be some text, not ''"),
         ("teacher_temperature", -0.1, "teacher_temperature must be at least 0, not -0.1"),
         ("boundary", "none", "boundary: input should be 'adaptive' or 'static'"),
@@ -130,6 +136,22 @@ def test_a_value_that_cannot_be_used_is_refused_in_a_sentence(
 ) -> None:
     error = refusal_of({field: value})
     assert (error.field, str(error)) == (field, message)
+
+
+@pytest.mark.parametrize("field", ["rounds", "correction_steps"])
+def test_the_options_of_rounds_belong_to_motab_alone(field: str) -> None:
+    layers: tuple[dict[str, Any], ...]
+    for layers in (({"method": "teacher", field: 2},), ({"method": "skd"}, {field: 2})):
+        error = refusal_of(*layers)
+        method = layers[0]["method"]
+        assert (error.field, str(error)) == (
+            field,
+            f"{field} must be 1 with method '{method}', not 2",
+        )
+    # A model's default is no reason to refuse a request for another method.
+    options = parse_options({field: 2}, {"method": "student"}, {"max_total_tokens": 9})
+    assert (getattr(options, field), options.method) == (1, "student")
+    assert getattr(parse_options({"method": "student"}, {"method": "motab", field: 2}), field) == 2
 
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, "\ud800"], ids=["large", "low", "half"])
