@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from proxy.core.monitor import monitor_for
 from proxy.core.types import Breached, Command, Emit, Judged, Score, Scored, StepScore, StepTrace
 from tests.property.pieces import ENDS
-from tests.property.rounded import Rounds, in_rounds
+from tests.property.relayed import Rounds, in_rounds
 from tests.property.schedules import any_limit, any_schedule
 from tests.property.sequential import Setting
 from tests.property.test_monitor_equals_sequential import params_of
@@ -93,7 +93,7 @@ class EntropyWorld(World):
         return Scored(tuple(scores), after)
 
 
-@settings(max_examples=num_cases(10_000))
+@settings(max_examples=num_cases(3_000))
 @given(some_cases, timings)
 def test_any_timing_and_chunking_gives_the_rounds_of_the_plain_loop(
     case: Case, timing: object
