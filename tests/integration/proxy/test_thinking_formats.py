@@ -16,6 +16,7 @@ from proxy.engine.runner import TrajectoryRun
 from proxy.engine.upstream import Upstream
 from proxy.engine.usage import Outcome
 from tests.support.patience import PATIENCE_S
+from tests.support.proxy.api import iter_of
 from tests.support.scripted import ScriptedBackend, says, upstream, values
 
 NONE, THINK, OPENED = Reasoning(), Reasoning("think"), Reasoning("think", opened=True)
@@ -233,3 +234,50 @@ async def test_a_thought_that_is_never_closed_is_flagged_whatever_the_models_for
     teacher = ScriptedBackend(judge=values({}, otherwise=0.9))
     outcome = await outcome_of(student, teacher, formats, method=method, base_threshold=0.1)
     assert outcome.quality == flags
+
+
+@pytest.mark.parametrize("teacher_format", [THINK, HARMONY, OPENED, NONE])
+async def test_the_pen_goes_back_into_the_thought_that_a_flawed_step_opened(
+    teacher_format: Reasoning,
+) -> None:
+    flawed, right = "<think>\n" + A, "Right.\n\n"
+    student = ScriptedBackend(iter_of(says(flawed), says(B, "</think>\n\n4")))
+    teacher = ScriptedBackend(says(right, "more"), values({flawed: 0, A: 0, ANALYSIS + A: 0}))
+    outcome = await outcome_of(student, teacher, (THINK, teacher_format), rounds=2)
+    text = flawed + "However,\n\n" + right + B + "</think>\n\n4"
+    assert outcome.trajectory.text == text
+    assert outcome.quality == ()
+    # No model reads the flawed step, and each has its thought open in its own format.
+    assert student.writes[1].context == PROMPT + "<think>\n" + right
+    opening = {"think": "<think>\n", "harmony": ANALYSIS, "none": ""}[teacher_format.kind]
+    before = PROMPT + ("" if teacher_format.opened else opening) + right
+    end = {"think": "</think>\n\n4", "harmony": TO_FINAL + "4", "none": "4"}[teacher_format.kind]
+    assert teacher.scorings[-1].context == before + B + end
+    # The tag that closes it is no text of the thought, and so not the teacher's to spell.
+    assert not any("</think>" in words for words in teacher.encoded)
+
+
+@pytest.mark.parametrize("teacher_format", [THINK, HARMONY])
+async def test_a_thought_that_the_text_has_open_is_not_opened_again(
+    teacher_format: Reasoning,
+) -> None:
+    first, right = "<think>\n" + A, "Right.\n\n"
+    student = ScriptedBackend(iter_of(says(first, B), says("</think>\n\n4")))
+    teacher = ScriptedBackend(says(right), values({B: 0.01}))
+    outcome = await outcome_of(student, teacher, (THINK, teacher_format), rounds=2)
+    assert outcome.trajectory.text == first + B + "However,\n\n" + right + "</think>\n\n4"
+    assert student.writes[1].context == PROMPT + first + right
+
+
+async def test_a_harmony_student_continues_its_thought_after_a_correction() -> None:
+    flawed, right = "<think>\nSo.\n\n", "Right.\n\n"
+    student = ScriptedBackend(
+        iter_of(
+            says("<|channel|>", "analysis", "<|message|>", "So", ".\n\n"),
+            says("Then.\n\n", *TO_FINAL_TOKENS),
+        )
+    )
+    teacher = ScriptedBackend(says(right), values({flawed: 0.01, "So.\n\n": 0.01}))
+    outcome = await outcome_of(student, teacher, (HARMONY, THINK), rounds=2)
+    assert student.writes[1].context == PROMPT + ANALYSIS + right
+    assert outcome.trajectory.text == (f"{flawed}However,\n\n{right}Then.\n\n\n</think>\n\n4")
