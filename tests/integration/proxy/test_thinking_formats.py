@@ -253,8 +253,6 @@ async def test_the_pen_goes_back_into_the_thought_that_a_flawed_step_opened(
     before = PROMPT + ("" if teacher_format.opened else opening) + right
     end = {"think": "</think>\n\n4", "harmony": TO_FINAL + "4", "none": "4"}[teacher_format.kind]
     assert teacher.scorings[-1].context == before + B + end
-    # The tag that closes it is no text of the thought, and so not the teacher's to spell.
-    assert not any("</think>" in words for words in teacher.encoded)
 
 
 @pytest.mark.parametrize("teacher_format", [THINK, HARMONY])
@@ -281,3 +279,13 @@ async def test_a_harmony_student_continues_its_thought_after_a_correction() -> N
     outcome = await outcome_of(student, teacher, (HARMONY, THINK), rounds=2)
     assert student.writes[1].context == PROMPT + ANALYSIS + right
     assert outcome.trajectory.text == (f"{flawed}However,\n\n{right}Then.\n\n\n</think>\n\n4")
+
+
+async def test_an_answer_that_the_client_began_begins_with_its_own_text() -> None:
+    question = Question(messages=QUESTION.messages, begun="<think>\nIt is. ")
+    student = ScriptedBackend(iter_of(says(A), says("x")))
+    teacher = ScriptedBackend(says(B), values({A: 0.01}))
+    await outcome_of(student, teacher, (THINK, HARMONY), question, rounds=2)
+    assert teacher.writes[0].context == PROMPT + ANALYSIS + "It is. "
+    assert teacher.scorings[-1].context == PROMPT + ANALYSIS + "It is. " + B + "x"
+    assert student.writes[1].context == PROMPT + "<think>\nIt is. " + B

@@ -21,16 +21,20 @@ THOUGHT = ("<think>\n", "Is it 4?\n\n", "Yes.\n</think>\n\n", "It is </think> 4.
 
 
 async def tokens(
-    steps: tuple[str, ...], bridge: Bridge, prompt: str, reasoning: Reasoning | None
+    steps: tuple[str, ...],
+    bridge: Bridge,
+    prompt: str,
+    reasoning: Reasoning | None,
+    before: str = "",
 ) -> list[int]:
     server = ScriptedBackend()
     upstream = Upstream("up", READER, server, (server,), 1, reasoning, READER)
     reads = ModelContext(upstream, bridge, Question(prompt=prompt), CALL)
-    context = await reads.at(steps)
+    context = await reads.at(steps, before)
     stepwise = ModelContext(upstream, bridge, Question(prompt=prompt), CALL)
     for num in range(1, len(steps)):
-        await stepwise.at(steps[:num], following="".join(steps[num:]))
-    again = await stepwise.at(steps)
+        await stepwise.at(steps[:num], before, following="".join(steps[num:]))
+    again = await stepwise.at(steps, before)
     assert again.token_ids == context.token_ids
     found = context.token_ids[context.bounds[0] :]
     assert WHOLE.decode(found, skip_special_tokens=False) == "".join(steps)
@@ -49,6 +53,14 @@ async def test_the_first_tags_of_a_thought_are_tokens_and_the_others_text(bridge
 @pytest.mark.parametrize("bridge", [Bridge(OPENED, OPENED), Bridge(NONE, NONE)])
 async def test_a_thought_that_the_prompt_opened_is_closed_by_a_token(bridge: Bridge) -> None:
     found = await tokens(THOUGHT[1:], bridge, "Q<think>\n", OPENED)
+    assert [token for token in found if token in {OPEN, CLOSE}] == [CLOSE]
+
+
+async def test_a_thought_that_only_the_visible_text_opened_is_closed_by_a_token() -> None:
+    found = await tokens(THOUGHT[1:], Bridge(THINK, THINK), "Q", THINK, THOUGHT[0] + "Wrong.")
+    assert [token for token in found if token in {OPEN, CLOSE}] == [CLOSE]
+    # A step that says the opening tag once more says it as text.
+    found = await tokens(THOUGHT, Bridge(THINK, THINK), "Q", THINK, THOUGHT[0] + "Wrong.")
     assert [token for token in found if token in {OPEN, CLOSE}] == [CLOSE]
 
 
