@@ -170,6 +170,27 @@ async def test_a_correction_gets_what_is_left_of_the_teachers_window(kind: Kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["student", "teacher"])
+async def test_rounds_end_where_one_of_the_windows_is_full(kind: Kind, model: str) -> None:
+    sizes = [{"window": 90 if one == model else 1000} for one in ("student", "teacher")]
+    async with toys(kind, sizes[0], sizes[1]) as (student, teacher):
+        async with served(student, teacher) as client:
+            motab = {"base_threshold": 1.0, "boundary": "static", "rounds": 1000, "trace": "full"}
+            choice = checked(await asked(client, motab=motab))
+        assert student.refused == teacher.refused == []
+    trace = choice["motab"]
+    assert choice["finish_reason"] == "length"
+    assert trace["limited_by"] == {"model": model, "limit": "context_tokens", "tokens": 90}
+    assert len(trace["breaches"]) > 2
+    # One more step would not have fitted, or one of each model's.
+    kept = [s for s in trace["spans"] if s["role"] in {"student", "teacher"}]
+    text = choice["message"]["content"]
+    path = "".join(text[span["start"] : span["end"]] for span in kept)
+    num_step = len(MODEL.tokens("7 is the.\n\n"))
+    assert len(MODEL.tokens(path)) + NUM_PROMPT > 90 - 6 - 2 * num_step
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tells", [False, True])
 @pytest.mark.parametrize(("student", "teacher"), [(8, 1000), (1000, 8)])
 async def test_a_question_that_fits_no_window_is_the_clients(

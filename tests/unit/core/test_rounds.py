@@ -64,7 +64,7 @@ def test_a_later_round_is_scored_after_the_clean_path_and_counted_over_the_whole
     monitor.handle(Wrote(1, (C,)))
     # The first step of a round has no step before it, and the student may write ahead.
     assert Score((A, C, D), 1, False) in monitor.handle(Wrote(2, (D, "e")))
-    assert monitor.following(3, 9).text == "e"
+    assert monitor.following(2, 9).text == D + "e"
     safe, *_ = monitor.handle(scored(0.5))
     assert isinstance(safe, Judged)
     assert (safe.index, safe.step.td_error) == (2, None)
@@ -130,6 +130,7 @@ def test_a_cap_within_the_correction_ends_the_trajectory(
     late = monitor.handle(Wrote(1, ("late",)))
     assert late == ([] if is_halted else [Halt(1)])
     assert monitor.handle(Wrote(1, ("later",))) == []
+    assert monitor.handle(WriteEnded(1, "length")) == []
 
 
 def test_a_correction_is_held_against_the_flawed_steps_of_its_own_round() -> None:
@@ -159,7 +160,7 @@ def test_a_correction_is_held_against_the_flawed_steps_of_its_own_round() -> Non
     assert [span.role for span in found.spans] == ["student", "teacher", "teacher"]
 
 
-def test_code_that_a_correction_opens_is_not_cut_in_the_next_round() -> None:
+def test_code_in_a_correction_is_not_cut() -> None:
     delimiter = Delimiters(any=("\n",), keep_code=True)
     monitor = monitor_for(Params(rounds=2, delimiter=delimiter))
     monitor.start()
@@ -169,3 +170,15 @@ def test_code_that_a_correction_opens_is_not_cut_in_the_next_round() -> None:
     commands = monitor.handle(Wrote(1, ("```\n",)))
     assert Write(2, "student", ("```\nx\n```\n",), 32768 - 3) in commands
     assert Score(("```\nx\n```\n", "b\n"), 1, False) in monitor.handle(Wrote(2, ("b\n",)))
+
+
+@pytest.mark.parametrize("safe", ["", "a."])
+def test_a_fence_in_the_line_of_the_clean_path_opens_no_code(safe: str) -> None:
+    delimiter = Delimiters(any=(".",), keep_code=True)
+    monitor = monitor_for(Params(rounds=2, delimiter=delimiter))
+    monitor.start()
+    monitor.handle(Wrote(0, (safe, "b.") if safe else ("b.",)))
+    monitor.handle(scored(0.9, 0.0) if safe else scored(0.0))
+    assert any(isinstance(c, Halt) for c in monitor.handle(Wrote(1, ("```c." if safe else "c.",))))
+    (text,) = [c.steps[-1] for c in monitor.handle(Wrote(2, ("```", "d."))) if isinstance(c, Score)]
+    assert text == "```d."
