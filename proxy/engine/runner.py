@@ -106,6 +106,8 @@ class TrajectoryRun:
     _authors: dict[int, Author] = field(init=False, default_factory=dict)
     _num_writes: dict[Author, int] = field(init=False, default_factory=dict)
     _revise_tokens: int = field(init=False, default=0)
+    _ways: deque[Scoring] = field(init=False, default_factory=deque)
+    """The way in which each step was scored that the last call was for and that has no verdict."""
     _fell_back: dict[Scoring, tuple[int, ...]] = field(init=False, default_factory=dict)
     _trajectory: Trajectory | None = field(init=False, default=None)
 
@@ -179,8 +181,11 @@ class TrajectoryRun:
                 self._group.create_task(self._count_revise())
                 if notice.bifurcation == 0:
                     self._before = self._first_step
-        elif self._schedule is not None:
-            step = notice.step
+            return
+        way, step = self._ways.popleft(), notice.step
+        if self.scorer is not None and way != self.scorer.scoring:
+            self._fell_back[way] = (*self._fell_back.get(way, ()), notice.index)
+        if self._schedule is not None:
             self._schedule.hazard.judged(step.student_tokens, safe=step.safe is True)
 
     def _tell(self, event: Event, upstream: Upstream) -> None:
@@ -275,6 +280,7 @@ class TrajectoryRun:
         if self.scorer is None:
             raise MotabError("nothing scores this trajectory; please report this")
         self._first_step = command.steps[0]
+        self._ways.clear()
         is_cut = self.scorer.scoring not in NO_PROBABILITIES
         following = await self._following(command.steps) if is_cut else ""
         party = self.pair.scored_by(self.scorer)
@@ -310,10 +316,7 @@ class TrajectoryRun:
         self._num_read = len(context.token_ids)
         if self._schedule is not None:
             self._schedule.num_context = self._num_read
-        if found.scoring != scorer.scoring:
-            num_steps = len(steps.steps)
-            marked = range(num_steps - steps.num_new, num_steps)
-            self._fell_back[found.scoring] = (*self._fell_back.get(found.scoring, ()), *marked)
+        self._ways.extend([found.scoring] * steps.num_new)
         self.usage.count_scoring(found.scores)
         return found.scores
 

@@ -1,5 +1,6 @@
 """Tests the scoring of given texts, and teachers that judge."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +19,12 @@ from tests.support.proxy.api import (
     STITCHED,
     A,
     B,
+    C,
     answer,
     chat,
     error_of,
     in_process,
+    iter_of,
     over_http,
     payloads,
     samples_of,
@@ -30,7 +33,7 @@ from tests.support.proxy.api import (
     streamed_text,
     text,
 )
-from tests.support.scripted import Script, ScriptedBackend, values
+from tests.support.scripted import Script, ScriptedBackend, says, values
 
 
 @pytest.mark.parametrize("question", [text(), chat()], ids=["prompt", "messages"])
@@ -140,6 +143,31 @@ async def test_steps_that_a_cache_could_not_serve_are_named_in_trace_and_metric(
     assert choice["motab"]["scoring"] == "cached_logprobs"
     assert choice["motab"]["scoring_fallbacks"] == {"prompt_logprobs": [0, 1]}
     assert samples["motab_scoring_fallbacks_total", MODEL, "prompt_logprobs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("motab", "table", "marked"),
+    [
+        # The steps after the breach, which the same call scored, are none of the trajectory's.
+        ({}, {A: 0.05}, [0]),
+        # The index counts the steps that were rejected and written again.
+        ({"method": "skd"}, {A: 0.05}, [0, 2]),
+        ({"rounds": 2}, {A: 0.05}, [0, 1]),
+        ({"rounds": 2, "stitch": "clean"}, {B: 0.05}, [0, 1, 2]),
+    ],
+)
+async def test_the_steps_that_a_cache_could_not_serve_are_named_by_their_place_in_the_trace(
+    motab: dict[str, Any], table: dict[str, float], marked: list[int]
+) -> None:
+    student = ScriptedBackend(iter_of(says((A, B)), says((C,))), written_logprob=math.log(0.5))
+    teacher = ScriptedBackend(iter_of(says("T.\n\n"), says("U.")), values(table, otherwise=0.9))
+    teacher.scoring = "cached_logprobs"
+    teacher.distort = lambda scores: replace(scores, scoring="prompt_logprobs")
+    asked = chat(motab={"base_threshold": 0.1, "trace": "full", **motab})
+    (choice,) = (await answer(service_of(student, teacher), CHAT, asked)).json()["choices"]
+    assert choice["motab"]["scoring_fallbacks"] == {"prompt_logprobs": marked}
+    steps = choice["motab"]["steps"]
+    assert [index for index, step in enumerate(steps) if step["value"] is not None] == marked
 
 
 async def test_a_judges_stream_tells_it_too() -> None:

@@ -137,6 +137,17 @@ async def test_a_trajectory_is_a_span_and_its_calls_are_the_children(
     assert all(span.status.status_code == StatusCode.UNSET for span in (root, draft, *scores))
 
 
+async def test_every_round_has_a_draft_and_a_correction_of_its_own(traced: Traced) -> None:
+    student = ScriptedBackend(iter_of(says((A, B)), says((B, "tail"))))
+    teacher = ScriptedBackend(iter_of(says("C c.\n\n", "x"), says("Right.")), values({B: 0.05}))
+    async with in_process(traced.watch(service_of(student, teacher))) as client:
+        await client.post(CHAT, json=chat(motab={"rounds": 2}))
+    about = known(traced.one(f"chat {MODEL}"))
+    assert (about["motab.breach_step"], about["motab.num_breaches"]) == (1, 2)
+    assert about["motab.usage.correction_calls"] == 2
+    assert [len(traced.named(name)) for name in ("draft", "correction")] == [2, 2]
+
+
 async def test_a_draft_that_a_breach_halts_is_cancelled_and_no_error(traced: Traced) -> None:
     student, teacher = straying()
     student.script = says((A, B), asyncio.Event())
