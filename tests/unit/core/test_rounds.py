@@ -77,17 +77,8 @@ def test_a_later_round_is_scored_after_the_clean_path_and_counted_over_the_whole
     found = finished(monitor.handle(WriteEnded(3, "stop")))
     assert found.breaches == (Breached(1, 1), Breached(3, 3))
     assert (found.breach, found.bifurcation) == (1, 1)
-    texts = [(span.role, found.text[span.start : span.end]) for span in found.spans]
-    assert texts == [
-        ("student", A),
-        ("flawed", B),
-        ("revise", "However,\n\n"),
-        ("teacher", C),
-        ("student", D),
-        ("flawed", E),
-        ("revise", "However,\n\n"),
-        ("teacher", "f.\n\ng.\n\n"),
-    ]
+    assert found.text == f"{A}{B}However,\n\n{C}{D}{E}However,\n\nf.\n\ng.\n\n"
+    assert [span.role for span in found.spans] == ["student", "flawed", "revise", "teacher"] * 2
     assert [found.text[step.start : step.end] for step in found.steps] == [A, B, D, E]
     assert (found.student_tokens, found.teacher_tokens) == (5, 3)
     assert quality_of(found, params, in_thought=False) == ()
