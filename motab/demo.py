@@ -173,9 +173,7 @@ def _finish(tally: _Tally, output: Path, dataset: str, console: Console) -> None
     records = sorted(tally.records, key=lambda record: record.id)
     write_report(records, output / "report.html", name=dataset, baseline=tally.alone)
     strayed = sum(record.breach is not None for record in records)
-    went_back = sum(
-        record.breach is not None and record.bifurcation != record.breach for record in records
-    )
+    went_back = sum(record.went_back for record in records)
     correct, alone = (
         sum(record.correct is True for record in written) for written in (records, tally.alone)
     )

@@ -4,10 +4,12 @@ Records are the interchange between the server, synthesis, report, rescoring, ex
 so a line that breaks one of the format's promises is refused, never repaired.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import orjson
 from pydantic import (
@@ -21,9 +23,17 @@ from pydantic import (
 
 from proxy.core.params import Delimiters, Params
 from proxy.core.stitch import quality
-from proxy.core.types import Author, FinishReason, Role, Scoring
+from proxy.core.types import FinishReason, Quality, Role, Scoring
 from trajectory_records.complaints import complaints_of
 from trajectory_records.parts import Count, LimitedBy, Part, TokenLogprobs
+from trajectory_records.steps import (
+    Breach,
+    Span,
+    StepRecord,
+    check_breaches,
+    check_listed,
+    corrections_of,
+)
 
 Verdict = Literal["safe", "unsafe", "breach", "unscored"]
 
@@ -33,8 +43,6 @@ ROLE_LABELS: Final[Mapping[Role, str]] = {
     "revise": "revise token",
     "teacher": "teacher",
 }
-
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class RecordError(Exception):
@@ -52,43 +60,6 @@ class Message(Part):
 
     role: str
     content: str
-
-
-class Span(Part):
-    """Characters `start` to `end` (exclusive) of the output, and their role."""
-
-    role: Role
-    start: Count
-    end: Count
-
-
-class StepRecord(Part):
-    """One step and the numbers that decided about it.
-
-    `start` and `end` are character offsets into the output. They are None for a flawed step that
-    `stitch: clean` left out and for a step that `skd` rejected; `text` may then hold the step's
-    text. The teacher's numbers are None if nothing was scored; `entropy` is in nats. `boundary` may
-    be above 1 in `skd`, because its gamma may be.
-    """
-
-    start: Count | None
-    end: Count | None
-    value: Probability | None
-    entropy: Annotated[float, Field(ge=0.0)] | None
-    boundary: Annotated[float, Field(ge=0.0)] | None
-    td_error: Annotated[float, Field(ge=-1.0, le=1.0)] | None
-    safe: bool | None
-    student_tokens: Count
-    teacher_tokens: Count
-    author: Author
-    text: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_empty_text(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        if self.text is None:
-            del fields["text"]
-        return fields
 
 
 class Models(Part):
@@ -175,11 +146,13 @@ class Record(Part):
     """One trajectory. `spans` are contiguous and cover `output`; indices count from 0.
 
     `sample` numbers the trajectories of one question. `breach` (t) and `bifurcation` (t*) are
-    indices into `steps`, None without a breach. `scoring` is how the teacher obtained the values of
-    the steps, None if its method scores nothing. `predicted` is the answer read from the output and
-    `correct` whether it equals the reference `answer`, None if there is nothing to compare or
-    judging failed; `verification` names the rule, None if no rule was applied. `quality` are the
-    proxy's flags of a text that would teach something wrong, None if it gave none.
+    indices into `steps`, None without a breach. If there are several, `breaches` has all, in order,
+    and these two are the first; otherwise it is None. Readers use `all_breaches`. `scoring` is how
+    the teacher obtained the values of the steps, None if its method scores nothing. `predicted` is
+    the answer read from the output and `correct` whether it equals the reference `answer`, None if
+    there is nothing to compare or judging failed; `verification` names the rule, None if no rule
+    was applied. `quality` are the proxy's flags of a text that would teach something wrong, None if
+    it gave none.
     `scoring_fallbacks` are the steps, by index, that another way than `scoring` had to judge.
     `token_logprobs` are present once `motab score` has added them.
     `sampling` are the student's values that the request gave, `chat_template_kwargs` and
@@ -204,6 +177,7 @@ class Record(Part):
     scoring: Scoring | None
     breach: Count | None
     bifurcation: Count | None
+    breaches: tuple[Breach, ...] | None = None
     steps: tuple[StepRecord, ...]
     finish_reason: FinishReason
     usage: Usage
@@ -267,17 +241,11 @@ class Record(Part):
                 raise ValueError(f"{way} judged step {beyond[0]} of {len(self.steps)} steps")
 
     def _check_breach(self) -> None:
-        if self.breach is None or self.bifurcation is None:
-            if self.breach != self.bifurcation:
-                raise ValueError("only one of breach and bifurcation is given")
-            return
-        if not self.bifurcation <= self.breach < len(self.steps):
-            raise ValueError(
-                f"bifurcation {self.bifurcation} and breach {self.breach} do not fit"
-                f" {len(self.steps)} steps"
-            )
-        if self.steps[self.breach].safe is not False:
-            raise ValueError(f"step {self.breach} is said to be the breach, but is not unsafe")
+        if (self.breach is None) != (self.bifurcation is None):
+            raise ValueError("only one of breach and bifurcation is given")
+        if self.breaches is not None:
+            check_listed(self.breaches, self.breach, self.bifurcation)
+        check_breaches(self.all_breaches, self.steps, self.spans)
 
     def _check_logprobs(self) -> None:
         if self.token_logprobs is None:
@@ -308,25 +276,56 @@ class Record(Part):
             case _:
                 return Params().delimiter
 
-    def pieces(self) -> tuple[Piece, ...]:
-        """Return the output cut at the spans: joined, their texts are the output."""
-        return tuple(Piece(span.role, self.output[span.start : span.end]) for span in self.spans)
+    @property
+    def all_breaches(self) -> tuple[Breach, ...]:
+        """All breaches in order, however many there are."""
+        if self.breaches is not None:
+            return self.breaches
+        if self.breach is None or self.bifurcation is None:
+            return ()
+        return (Breach(breach=self.breach, bifurcation=self.bifurcation),)
+
+    @property
+    def went_back(self) -> bool:
+        """Return whether the teacher went back before a breach, to correct from an earlier step."""
+        return any(one.depth for one in self.all_breaches)
+
+    def pieces(self, start: int = 0, end: int | None = None) -> tuple[Piece, ...]:
+        """Return the output, or its characters `start` to `end` (exclusive), cut at the spans:
+        joined, their texts are the output.
+        """
+        end = len(self.output) if end is None else end
+        first = bisect_right(self.spans, start, key=lambda span: span.end)
+        spans = takewhile(lambda span: span.start < end, self.spans[first:])
+        cut = ((span.role, max(span.start, start), min(span.end, end)) for span in spans)
+        return tuple(Piece(role, self.output[one:two]) for role, one, two in cut if one < two)
+
+    def corrections(self) -> tuple[tuple[Piece, ...], ...]:
+        """Return what was written after each breach: the revise token and the teacher's text."""
+        found = corrections_of(self.all_breaches, self.steps, self.spans)
+        return tuple(self.pieces(start, end) for start, end in found)
 
     def flags(self) -> tuple[str, ...]:
         """Return `quality`; for a record without it, what its text and steps show."""
         if self.quality is not None:
             return self.quality
-        correction: str | None = None
-        flawed: list[str] = []
-        if self.breach is not None and self.bifurcation is not None:
-            own = (piece.text for piece in self.pieces() if piece.role == "teacher")
-            correction = "".join(own)
-            steps = range(self.bifurcation, self.breach + 1)
-            flawed = [text for text in map(self.step_text, steps) if text is not None]
         # Whether the prompt had opened the thought is not in the record.
         opened, closed = self.output.find("<think>"), self.output.find("</think>")
         in_thought = closed >= 0 and not 0 <= opened < closed
-        return quality(self.output, flawed, correction, self.delimiter, in_thought=in_thought)
+        # A correction that repeats a step repeats one of its own round.
+        rounds: list[tuple[list[str], str | None]] = [([], None)]
+        for one, pieces in zip(self.all_breaches, self.corrections(), strict=True):
+            steps = map(self.step_text, range(one.bifurcation, one.breach + 1))
+            own = "".join(piece.text for piece in pieces if piece.role == "teacher")
+            rounds.append(([text for text in steps if text is not None], own))
+        found = {
+            flag
+            for flawed, correction in rounds
+            for flag in quality(
+                self.output, flawed, correction, self.delimiter, in_thought=in_thought
+            )
+        }
+        return tuple(flag for flag in get_args(Quality) if flag in found)
 
     def step_text(self, index: int) -> str | None:
         """Return the text of a step, None if it was left out of the output and not kept."""
@@ -339,9 +338,9 @@ class Record(Part):
         """Return the role of a step; a step left out of the output is also flawed."""
         if self.steps[index].author == "teacher":
             return "teacher"
-        is_left_out = self.steps[index].start is None
-        is_flawed = is_left_out or (self.bifurcation is not None and index >= self.bifurcation)
-        return "flawed" if is_flawed else "student"
+        its = self.breach_from(index)
+        is_flawed = its is not None and its.bifurcation <= index
+        return "flawed" if is_flawed or self.steps[index].start is None else "student"
 
     def step_scoring(self, index: int) -> Scoring | None:
         """Return the way in which the value of a step was obtained, None if it has none."""
@@ -356,7 +355,14 @@ class Record(Part):
             return "unscored"
         if safe:
             return "safe"
-        return "breach" if index == self.breach else "unsafe"
+        its = self.breach_from(index)
+        return "breach" if its is not None and its.breach == index else "unsafe"
+
+    def breach_from(self, index: int) -> Breach | None:
+        """Return the breach of a step's round, None if the round ends without one."""
+        breaches = self.all_breaches
+        at = bisect_left(breaches, index, key=lambda one: one.breach)
+        return breaches[at] if at < len(breaches) else None
 
     def to_json_line(self) -> bytes:
         """Return one line of JSON in UTF-8, newline included; without the optional fields that are
@@ -376,6 +382,7 @@ class Record(Part):
 
 
 _OPTIONAL: Final = (
+    "breaches",
     "quality",
     "scoring_fallbacks",
     "limited_by",

@@ -23,10 +23,9 @@ from trajectory_records.record import (
     Models,
     MotabUsage,
     Record,
-    Span,
-    StepRecord,
     Usage,
 )
+from trajectory_records.steps import Breach, Span, StepRecord
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +97,7 @@ class Recording:
             scoring=outcome.scoring,
             breach=trajectory.breach,
             bifurcation=trajectory.bifurcation,
+            breaches=tuple(Breach(**one) for one in found.get("breaches", ())) or None,
             steps=tuple(StepRecord(**step) for step in found["steps"]),
             finish_reason=trajectory.finish_reason,
             usage=_usage_of(outcome.usage),

@@ -16,10 +16,9 @@ from trajectory_records.record import (
     Models,
     MotabUsage,
     Record,
-    Span,
-    StepRecord,
     Usage,
 )
+from trajectory_records.steps import Breach, Span, StepRecord
 
 PLAIN_METHOD: Final = "plain"
 EMPTY_OUTPUT: Final = "empty_output"
@@ -51,6 +50,7 @@ def traced_record(
             limited_by=trace.limited_by,
             breach=trace.breach,
             bifurcation=trace.bifurcation,
+            breaches=trace.breaches,
             steps=trace.steps,
             finish_reason=choice.finish_reason,
             usage=_usage_of(completion.usage),
@@ -213,6 +213,7 @@ class _Trace(_Wire):
     method: str
     breach: int | None
     bifurcation: int | None
+    breaches: tuple[Breach, ...] | None = None
     scoring: Scoring | None
     spans: tuple[Span, ...]
     steps: tuple[StepRecord, ...]

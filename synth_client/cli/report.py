@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -19,12 +19,14 @@ from synth_client.report.report import MAX_TRAJECTORIES, write_report
 from synth_client.report.rescore import (
     Calibrator,
     RescoreError,
+    Row,
     first_to_rescore,
     of_method,
     own_thresholds,
     rescore,
     scored_steps,
     sentence_of,
+    sentence_of_rounds,
 )
 from synth_client.report.threshold_rule import (
     SCALES,
@@ -138,20 +140,24 @@ def rescore_command(
     console.print(render_rows(rows, own))
     for note in found.notes:
         console.print(note, markup=False, highlight=False)
-    if others:
-        left_out = ", ".join(f"{number:,} of {method}" for method, number in others.items())
-        console.print(
-            f"left out, because other methods have no thresholds: {left_out}", style="dim"
-        )
-    if any(row.num_open for row in rows):
-        console.print(
-            "open: passes its stored steps but was cut at its breach, so it may breach later or"
-            " not at all",
-            style="dim",
-        )
+    for footnote in _footnotes(rows, others):
+        console.print(footnote, style="dim")
     if output is not None:
         write_page(rescore_page(rows, own, found.notes), output)
         typer.echo(f"Page in {output}")
+
+
+def _footnotes(rows: Sequence[Row], others: Mapping[str, int]) -> Iterator[str]:
+    if others:
+        left_out = ", ".join(f"{number:,} of {method}" for method, number in others.items())
+        yield f"left out, because other methods have no thresholds: {left_out}"
+    if any(row.num_open for row in rows):
+        yield (
+            "open: passes its stored steps but was cut at its breach, so it may breach later or"
+            " not at all"
+        )
+    if sentence := sentence_of_rounds(rows[0]):
+        yield sentence
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,12 +123,15 @@ def add_band(
 
 def _absolute(run: Statistics) -> Plot:
     average = mean(run.unsafe_points)
-    figure = _counts("step of the breach", run.unsafe_points, _whole(run.unsafe_points))
+    figure = _counts(run, "step of the breach", run.unsafe_points, _whole(run.unsafe_points))
     figure.add_trace(_bars(run.unsafe_points, "flawed", "step %{x}: %{y:,}<extra></extra>"))
-    caption = (
-        f"The index of the breach, over the {run.num_breached:,} trajectories that have one"
-        f" (mean {average:.2f})."
-    )
+    over = f"The index of the breach, over the {run.num_breached:,} trajectories that have one"
+    if _has_several(run):
+        over = (
+            f"The index of each breach, over the {run.num_breaches:,} breaches of"
+            f" {run.num_breached:,} trajectories"
+        )
+    caption = f"{over} (mean {average:.2f})."
     return Plot("unsafe-absolute", "Unsafe points, absolute", caption, figure)
 
 
@@ -136,17 +139,17 @@ def _relative(run: Statistics) -> Plot:
     width = 1 / RELATIVE_BINS
     shares = {(index + 0.5) * width: run.relative_points[index] for index in range(RELATIVE_BINS)}
     x_axis = {"tickformat": ".0%", "range": [0, 1]}
-    figure = _counts("share of the text written", run.relative_points, x_axis)
+    figure = _counts(run, "share of the text written", run.relative_points, x_axis)
     bars = _bars(shares, "flawed", "around %{x:.0%}: %{y:,}<extra></extra>")
     figure.add_trace(bars.update(width=width * 0.88))
-    caption = "The student's text up to the breach's end, as a share of this text plus correction."
+    caption = "The text of both models up to the breach's end, as a share of all that they wrote."
     if run.num_unplaced:
         caption += f" {run.num_unplaced:,} records lack the text of their left-out steps."
     return Plot("unsafe-relative", "Unsafe points, relative", caption, figure)
 
 
 def _depths(run: Statistics) -> Plot:
-    figure = _counts("steps taken back", run.depths, _whole(run.depths))
+    figure = _counts(run, "steps taken back", run.depths, _whole(run.depths))
     figure.add_trace(_bars(run.depths, "revise", "%{x} steps: %{y:,}<extra></extra>"))
     caption = (
         f"Breach minus bifurcation (mean {mean(run.depths):.2f}); 0: the teacher took over at the"
@@ -198,6 +201,8 @@ def _margins(run: Statistics) -> tuple[Plot, ...]:
         figure = _margin_figure("steps from the breach", {}, {})
         _add_medians(figure, run.margins_to_breach, "flawed", "V - eps")
         caption = "The same trajectories, aligned at the breach (0)."
+        if _has_several(run):
+            caption = "The rounds of these trajectories, aligned at their breaches (0)."
         caption += _count_thin(figure, run.margins_to_breach)
         plots.append(Plot("margin-breach", "On the way to the breach", caption, figure))
     plots.append(_margin_distribution(run, named))
@@ -317,10 +322,18 @@ def _count_thin(figure: go.Figure, spreads: Mapping[int, Spread]) -> str:
     )
 
 
-def _counts(x: str, counts: Mapping[Any, int], x_axis: Mapping[str, Any]) -> go.Figure:
-    """A figure that counts trajectories, so its y axis has whole numbers only."""
+def _has_several(run: Statistics) -> bool:
+    """Return whether a trajectory has more than one breach."""
+    return run.num_breaches > run.num_breached
+
+
+def _counts(
+    run: Statistics, x: str, counts: Mapping[Any, int], x_axis: Mapping[str, Any]
+) -> go.Figure:
+    """A figure that counts breaches, so its y axis has whole numbers only."""
     y_axis = {"dtick": 1} if max(counts.values(), default=0) <= 5 else {}
-    return new_figure(x=x, y="trajectories", x_axis=x_axis, y_axis=y_axis)
+    y = "breaches" if _has_several(run) else "trajectories"
+    return new_figure(x=x, y=y, x_axis=x_axis, y_axis=y_axis)
 
 
 def _whole(counts: Mapping[int, object]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Judges records again under other thresholds, from the values and entropies that they hold.
 
-The rules are the proxy's own (`proxy.core`). A record's steps end at its breach, because nothing
-after it was scored. So a trajectory that passes all its stored steps under other thresholds is
-settled only if it had no breach; otherwise it may breach later or not at all, and counts as open.
+The rules are the proxy's own (`proxy.core`). Only steps up to the first breach are judged: nothing
+after it was scored or, in a trajectory of several rounds, it follows a correction that other
+thresholds may not have asked for. So a trajectory that passes all these steps under other
+thresholds is settled only if it had no breach; otherwise it may breach later or not at all, and
+counts as open.
 """
 
 import math
@@ -31,7 +33,7 @@ class RescoreError(ClientError):
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The scored steps of a record's student text, in order, each with V, H and tokens.
+    """The scored steps of a record's first round, in order, each with V, H and tokens.
 
     An entropy is None if the teacher's server gave none, as it may under a static boundary.
     """
@@ -43,6 +45,8 @@ class Scored:
     """The last step was the breach, and the text after it was not scored."""
     backtracks: bool
     """The teacher goes back to t*, not only to the breach."""
+    is_continued: bool = False
+    """The student wrote again after the breach's correction, in further rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,8 @@ class Row:
     entropy_scale: float
     num_trajectories: int = 0
     num_open: int = 0
+    num_continued: int = 0
+    """Trajectories with further rounds, which are not judged again."""
     depths: Counter[int] = field(default_factory=Counter)
     """Breach minus bifurcation, over the known breaches."""
     accepted_tokens: int = 0
@@ -110,6 +116,7 @@ class Row:
         outcome = outcome_of(scored, params)
         self.num_trajectories += 1
         self.num_open += outcome.is_open
+        self.num_continued += scored.is_continued
         self.accepted_tokens += outcome.accepted_tokens
         self.student_tokens += sum(scored.tokens)
         if outcome.breach is not None and outcome.bifurcation is not None:
@@ -297,6 +304,16 @@ def sentence_of(calibration: Calibration, rate: float) -> str:
     )
 
 
+def sentence_of_rounds(row: Row) -> str:
+    """Say which rounds are judged again; empty where no trajectory has several."""
+    if not row.num_continued:
+        return ""
+    return (
+        f"{row.num_continued:,} of {row.num_trajectories:,} trajectories have several rounds, of"
+        " which only the first is judged again: what follows a correction depends on it"
+    )
+
+
 def _gap(limits: Sequence[float], wanted: float) -> tuple[float, float]:
     """Return the interval of eps_0 in which the number of lower `limits` is closest to `wanted`."""
     counts = Counter(limits)
@@ -348,9 +365,10 @@ def _scored_of(record: Record, *, with_entropy: bool) -> Scored:
             f"record {record.id} was scored by {record.scoring}: {whose} are not"
             " probabilities, so thresholds for one do not fit the other"
         )
-    values = tuple(step.value for step in record.steps if step.value is not None)
-    entropies = tuple(step.entropy for step in record.steps)
-    if len(values) < len(record.steps):
+    steps = record.steps if record.breach is None else record.steps[: record.breach + 1]
+    values = tuple(step.value for step in steps if step.value is not None)
+    entropies = tuple(step.entropy for step in steps)
+    if len(values) < len(steps):
         raise RescoreError(f"record {record.id}: not all of its steps have a value")
     if with_entropy and None in entropies:
         raise RescoreError(
@@ -360,7 +378,8 @@ def _scored_of(record: Record, *, with_entropy: bool) -> Scored:
     return Scored(
         values=values,
         entropies=entropies,
-        tokens=tuple(step.student_tokens for step in record.steps),
+        tokens=tuple(step.student_tokens for step in steps),
         is_open=record.breach is not None,
         backtracks=record.params.get("backtrack") != "none",
+        is_continued=len(steps) < len(record.steps),
     )

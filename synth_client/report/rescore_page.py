@@ -9,7 +9,7 @@ from rich.table import Table
 
 from synth_client.report.page import asset, page
 from synth_client.report.plots import Plot, PlotGroup, add_band, colour, new_figure
-from synth_client.report.rescore import Row
+from synth_client.report.rescore import Row, sentence_of_rounds
 
 _COLUMNS: Final = ("eps_0", "theta", "breached", "open", "breach rate", "mean depth", "accepted")
 _LINES: Final = ("student", "teacher", "revise", "flawed")
@@ -59,6 +59,7 @@ def rescore_page(
         rows=[(cells(row), (row.base_threshold, row.entropy_scale) == own) for row in rows],
         num_trajectories=rows[0].num_trajectories,
         num_open=max(row.num_open for row in rows),
+        rounds=sentence_of_rounds(rows[0]),
         notes=notes,
     )
 

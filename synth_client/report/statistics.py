@@ -8,10 +8,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 from synth_client.prices import PRICED, priced_tokens
-from trajectory_records.record import Record, StepRecord
+from trajectory_records.record import Record
+from trajectory_records.steps import StepRecord
 
 NUM_STEPS_SHOWN: Final = 60
 """Plots over steps end here: only smaller step indices are kept."""
@@ -27,6 +29,8 @@ PARAM_LABELS: Final[Mapping[str, str]] = {
     "backtrack": "backtrack",
     "stitch": "stitch",
 }
+_ONE_ROUND: Final[Mapping[str, int]] = {"rounds": 1, "correction_steps": 1}
+"""The options of rounds, as in records from before there were any."""
 USAGE_LABELS: Final[Mapping[str, str]] = {
     "student_tokens": "written by the student",
     "student_tokens_discarded": "of the student, discarded",
@@ -131,16 +135,21 @@ class Margins:
 class Statistics:
     """A run in numbers. Steps count from 0.
 
-    The *absolute* unsafe point is the breach's index. The *relative* unsafe point is the student's
-    text up to the end of the breach, as a share of that text plus the correction, in characters;
-    it is unknown (`num_unplaced`) if the text of left-out steps was not kept. The *depth* of
-    backtracking is breach minus bifurcation, in steps. Margins are separate for trajectories with
-    and without a breach; with a breach, they are also kept over the steps before it
+    The *absolute* unsafe point is the breach's index. The *relative* unsafe point is the text that
+    both models had written at the end of the breach, as a share of all that they wrote, in
+    characters; it is unknown (`num_unplaced`) if the text of left-out steps was not kept. The
+    *depth* of backtracking is breach minus bifurcation, in steps. A trajectory of several rounds
+    counts in all three with each of its breaches. Margins are separate for trajectories with and
+    without a breach; with a breach, they are also kept over the steps of its round
     (`margins_to_breach`; key -1 is the step before the breach).
     """
 
     num_records: int = 0
     num_breached: int = 0
+    """Trajectories with at least one breach."""
+    num_breaches: int = 0
+    num_backtracked: int = 0
+    """Trajectories corrected from a step before a breach."""
     num_scored: int = 0
     """Trajectories with at least one scored step."""
     num_long: int = 0
@@ -154,6 +163,9 @@ class Statistics:
     versions: Names = field(default_factory=Names)
     params: Mapping[str, Names] = field(
         default_factory=lambda: {name: Names() for name in PARAM_LABELS}
+    )
+    rounds: Mapping[str, Names] = field(
+        default_factory=lambda: {name: Names() for name in _ONE_ROUND}
     )
     outcomes: Mapping[bool, Outcomes] = field(
         default_factory=lambda: {False: Outcomes(), True: Outcomes()}
@@ -191,15 +203,16 @@ class Statistics:
         self.outcomes[record.breach is not None].add(record.correct)
         self._add_setting(record)
         self._add_tokens(record)
-        if record.breach is not None and record.bifurcation is not None:
-            self._add_breach(record, record.breach, record.bifurcation)
+        self.num_breached += record.breach is not None
+        self.num_backtracked += record.went_back
+        self._add_breaches(record)
         scored = [
             (index, step) for index, step in enumerate(record.steps) if step.value is not None
         ]
         self.num_scored += bool(scored)
         self.num_long += any(index >= NUM_STEPS_SHOWN for index, _ in scored)
         for index, step in scored:
-            self._add_step(index, step, record.breach)
+            self._add_step(index, step, record)
 
     @property
     def num_checked(self) -> int:
@@ -208,11 +221,6 @@ class Statistics:
     @property
     def num_right(self) -> int:
         return sum(outcomes.num_right for outcomes in self.outcomes.values())
-
-    @property
-    def num_backtracked(self) -> int:
-        """Trajectories corrected from a step before the breach."""
-        return self.num_breached - self.depths[0]
 
     def _add_setting(self, record: Record) -> None:
         self.students.found.add(record.models.student or "none")
@@ -226,6 +234,8 @@ class Statistics:
         self.versions.found.add(record.motab_version)
         for name, names in self.params.items():
             names.found.add(str(record.params.get(name, "not recorded")))
+        for name, names in self.rounds.items():
+            names.found.add(str(record.params.get(name, _ONE_ROUND[name])))
 
     def _add_tokens(self, record: Record) -> None:
         usage = record.usage.motab
@@ -239,21 +249,30 @@ class Statistics:
             self.wasted.update(wasted)
         self.num_cache_unknown += usage.teacher_cached_tokens is None
 
-    def _add_breach(self, record: Record, breach: int, bifurcation: int) -> None:
-        self.num_breached += 1
-        self.unsafe_points[breach] += 1
-        self.depths[breach - bifurcation] += 1
-        texts = [record.step_text(index) for index in range(breach + 1)]
-        num_draft = sum(len(text) for text in texts if text is not None)
-        whole = num_draft + sum(
-            span.end - span.start for span in record.spans if span.role == "teacher"
-        )
+    def _add_breaches(self, record: Record) -> None:
+        breaches = record.all_breaches
+        self.num_breaches += len(breaches)
+        for one in breaches:
+            self.unsafe_points[one.breach] += 1
+            self.depths[one.depth] += 1
+        if not breaches:
+            return
+        texts = [record.step_text(index) for index in range(len(record.steps))]
+        sizes = [len(text) for text in texts if text is not None]
+        corrections = [
+            sum(len(piece.text) for piece in pieces if piece.role == "teacher")
+            for pieces in record.corrections()
+        ]
+        whole = sum(sizes) + sum(corrections)
         if None in texts or not whole:
             self.num_unplaced += 1
             return
-        self.relative_points[min(RELATIVE_BINS * num_draft // whole, RELATIVE_BINS - 1)] += 1
+        ends, corrected = list(accumulate(sizes)), accumulate(corrections, initial=0)
+        for one, before in zip(breaches, corrected, strict=False):
+            written = ends[one.breach] + before
+            self.relative_points[min(RELATIVE_BINS * written // whole, RELATIVE_BINS - 1)] += 1
 
-    def _add_step(self, index: int, step: StepRecord, breach: int | None) -> None:
+    def _add_step(self, index: int, step: StepRecord, record: Record) -> None:
         is_shown = index < NUM_STEPS_SHOWN
         if is_shown:
             shown = (self.values, self.entropies, self.boundaries)
@@ -265,12 +284,13 @@ class Statistics:
         if step.value is None or step.boundary is None:
             return
         margin = step.value - step.boundary
-        margins = self.margins[breach is not None]
+        margins = self.margins[record.breach is not None]
         margins.of_all.add(margin)
         if is_shown:
             margins.over_steps[index].add(margin)
-        if breach is not None and breach - index < NUM_STEPS_SHOWN:
-            self.margins_to_breach[index - breach].add(margin)
+        its = record.breach_from(index)
+        if its is not None and its.breach - index < NUM_STEPS_SHOWN:
+            self.margins_to_breach[index - its.breach].add(margin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +320,7 @@ def summarise(run: Statistics) -> Summary:
         Fact("questions", f"{len(run.questions):,}"),
         _share("strayed", run.num_breached, run.num_records),
         _share("of these, corrected from an earlier step", run.num_backtracked, run.num_breached),
+        *_breaches_of(run),
         _share("right answers, of those checked", run.num_right, run.num_checked),
     )
     setting = (
@@ -308,6 +329,7 @@ def summarise(run: Statistics) -> Summary:
         *(Fact(f"steps marked by {way}", f"{num:,}") for way, num in run.num_fallbacks.items()),
         *(Fact(f"texts cut at {limit}", f"{num:,}") for limit, num in run.num_limited.items()),
         *(Fact(label, str(run.params[name])) for name, label in PARAM_LABELS.items()),
+        *_rounds_of(run),
         Fact("motab version", str(run.versions)),
     )
     cost = (
@@ -319,6 +341,22 @@ def summarise(run: Statistics) -> Summary:
         ),
     )
     return Summary(models, headline, setting, cost)
+
+
+def _rounds_of(run: Statistics) -> Sequence[Fact]:
+    """Return the settings of several rounds, where a trajectory may have them."""
+    if run.rounds["rounds"].found <= {str(_ONE_ROUND["rounds"])}:
+        return ()
+    return tuple(Fact(name.replace("_", " "), str(names)) for name, names in run.rounds.items())
+
+
+def _breaches_of(run: Statistics) -> Sequence[Fact]:
+    """Return the breaches of a trajectory that strayed, where one has several."""
+    if run.num_breaches == run.num_breached:
+        return ()
+    number = f"{run.num_breaches / run.num_breached:.2f}"
+    detail = f"{run.num_breaches:,} in {run.num_breached:,}"
+    return (Fact("breaches of these", number, detail),)
 
 
 def _share(label: str, part: int, whole: int) -> Fact:

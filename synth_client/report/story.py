@@ -139,7 +139,7 @@ def _rank_of(record: Record) -> int:
     """The place of the record in `_RULES`."""
     if record.breach is None:
         return 5 if record.correct else 6
-    if record.correct and record.bifurcation != record.breach:
+    if record.correct and record.went_back:
         return 0
     if record.correct:
         return 1 if record.breach else 2

@@ -94,7 +94,7 @@ def _mark(record: Record, index: int) -> Text:
     verdict = record.step_verdict(index)
     styles = {"safe": "green", "unsafe": "red", "breach": _BREACH_STYLE, "unscored": "dim"}
     mark = Text(verdict, styles[verdict])
-    if index == record.bifurcation:
+    if any(index == one.bifurcation for one in record.all_breaches):
         mark.append(" t*", _BIFURCATION_STYLE)
     return mark
 
@@ -107,15 +107,17 @@ def _number(number: float | None, *, signed: bool = False) -> Text:
 
 def _verdict_line(record: Record) -> Text:
     line = Text()
+    breaches = record.all_breaches
     num_rejected = sum(step.safe is False for step in record.steps)
-    if record.breach is None and num_rejected:
+    if not breaches and num_rejected:
         line.append(f"{num_rejected} of the student's steps rejected.", _BREACH_STYLE)
-    elif record.breach is None:
+    elif not breaches:
         line.append("No breach.")
-    else:
-        line.append(f"Breach at step {record.breach}", _BREACH_STYLE)
+    for place, one in enumerate(breaches):
+        line.append(" " if place else "")
+        line.append(f"Breach at step {one.breach}", _BREACH_STYLE)
         line.append(", ")
-        line.append(f"went back to step {record.bifurcation}", _BIFURCATION_STYLE)
+        line.append(f"went back to step {one.bifurcation}", _BIFURCATION_STYLE)
         line.append(".")
     if record.finish_reason == "length":
         line.append(" Cut at the token limit.")

@@ -185,9 +185,7 @@ def _share(role: Role) -> Callable[[Record], float | None]:
 
 
 def _depth(record: Record) -> int | None:
-    if record.breach is None or record.bifurcation is None:
-        return None
-    return record.breach - record.bifurcation
+    return max((one.depth for one in record.all_breaches), default=None)
 
 
 def _mean_value(record: Record) -> float | None:
@@ -225,6 +223,7 @@ _NUMBERS: Final[Mapping[str, Callable[[Record], float | None]]] = {
     "chars": lambda record: len(record.output),
     "tokens": lambda record: record.usage.completion_tokens,
     "value": _mean_value,
+    "breaches": lambda record: len(record.all_breaches),
     "bifurcation": lambda record: record.bifurcation,
     "depth": _depth,
     "student": _share("student"),

@@ -7,7 +7,8 @@ from typing import Final, Literal
 
 from proxy.core.segmenter import split_steps
 from proxy.core.types import Role
-from trajectory_records.record import Record, Span
+from trajectory_records.record import Record
+from trajectory_records.steps import Span
 
 Mask = Literal["all", "correction", "unflawed"]
 _LEARNED: Final[Mapping[Mask, frozenset[Role]]] = {

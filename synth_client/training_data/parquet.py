@@ -131,6 +131,7 @@ def _schema() -> Any:  # noqa: ANN401
             "scoring": text,
             "breach": count,
             "bifurcation": count,
+            "breaches": listed(breach=count, bifurcation=count),
             "steps": listed(
                 start=count,
                 end=count,

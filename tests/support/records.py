@@ -166,6 +166,57 @@ def left_out() -> dict[str, Any]:
     return fields
 
 
+def several(
+    *rounds: tuple[int, int], tail: int = 0, clean: bool = False, **changes: Any
+) -> dict[str, Any]:
+    """A record, as JSON, with a breach in every round, which has a number of safe and of
+    flawed steps.
+    `tail` steps follow the last correction; `clean` leaves the flawed steps out of the output.
+    """
+    fields = breached()
+    parts: list[tuple[Role, str]] = []
+    steps: list[dict[str, Any]] = []
+    breaches: list[dict[str, int]] = []
+
+    def write(role: Role, number: int, values: list[float]) -> None:
+        texts = [f"{role} {number}.{index}\U0001f34e.\n\n" for index in range(len(values))]
+        start = sum(len(text) for _, text in parts)
+        made = steps_of(texts, values)
+        if role == "flawed" and clean:
+            for step, text in zip(made, texts, strict=True):
+                step |= {"start": None, "end": None, "text": text}
+        elif texts:
+            parts.append((role, "".join(texts)))
+            for step in made:
+                step |= {"start": start + step["start"], "end": start + step["end"]}
+        is_first = not steps or (bool(breaches) and breaches[-1]["breach"] == len(steps) - 1)
+        if made and not is_first:
+            made[0]["td_error"] = made[0]["value"] - steps[-1]["value"]
+        steps.extend(made)
+
+    for number, (num_safe, num_flawed) in enumerate(rounds):
+        write("student", number, [0.8] * num_safe)
+        cut = len(steps)
+        write("flawed", number, [0.3] * (num_flawed - 1) + [0.05])
+        breaches.append({"breach": len(steps) - 1, "bifurcation": cut})
+        correction = f"teacher {number}.\n\n"
+        parts.extend(
+            [("teacher", correction)] if clean else [("revise", REVISE), ("teacher", correction)]
+        )
+    write("student", len(rounds), [0.7] * tail)
+    first = breaches[0] if breaches else {"breach": None, "bifurcation": None}
+    several = {"breaches": breaches} if len(breaches) > 1 else {}
+    output = "".join(text for _, text in parts)
+    fields |= {
+        "id": f"{len(rounds)} rounds",
+        "output": output,
+        "spans": spans_of(parts),
+        "steps": steps,
+    }
+    fields["params"] = {**fields["params"], "stitch": "clean" if clean else "flawed"}
+    return fields | first | several | changes
+
+
 def scored(**changes: Any) -> dict[str, Any]:
     """An unbroken record's fields with the log-probabilities of a few tokens."""
     fields = unbroken()

@@ -4,9 +4,10 @@ Only this file and the scripts in `assets` know the format: an entry, which is a
 and a view, which is a whole trajectory.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final
 
-from trajectory_records.record import Record
+from trajectory_records.record import Piece, Record
 from trajectory_records.text_logprobs import MODELS, BothModels
 
 _INDEX_CHARS: Final = 200
@@ -15,15 +16,20 @@ _MIN_WINDOW: Final = 8
 
 
 def entry_of(record: Record) -> tuple[Any, ...]:
-    """A row of the list: id, sample, shortened question, answers, breach, bifurcation, outcome."""
+    """A row of the list: id, sample, shortened question, answers, breach, bifurcation, outcome.
+
+    Of several breaches, and their bifurcations, it has lists.
+    """
+    breaches = [one.breach for one in record.all_breaches]
+    bifurcations = [one.bifurcation for one in record.all_breaches]
     return (
         record.id,
         record.sample,
         record.question[:_INDEX_CHARS],
         record.predicted,
         record.answer,
-        record.breach,
-        record.bifurcation,
+        breaches if len(breaches) > 1 else record.breach,
+        bifurcations if len(breaches) > 1 else record.bifurcation,
         record.correct,
         len(record.steps),
     )
@@ -45,7 +51,7 @@ def view_of(record: Record) -> dict[str, Any]:
         },
         "models": [record.models.student, record.models.teacher],
         "steps": [_step_of(record, index) for index in range(len(record.steps))],
-        "rest": _rest_of(record),
+        **_after_steps(record),
         "logprobs": _windows_of(record),
         "finish": record.finish_reason,
         "tokens": [
@@ -90,11 +96,17 @@ def _windows_of(record: Record) -> dict[str, Any] | None:
     return {"width": width, "length": length, "parts": parts, **means}
 
 
-def _rest_of(record: Record) -> list[tuple[str, str]]:
-    """The output after the last step, by role."""
+def _after_steps(record: Record) -> dict[str, list[Any]]:
+    """The output that is no step, by role: `rest` is what follows the last step, `corrections` are
+    the corrections before it.
+    """
+    corrections = [_texts(pieces) for pieces in record.corrections()]
+    breaches = record.all_breaches
+    if breaches and breaches[-1].breach == len(record.steps) - 1:
+        return {"rest": corrections.pop(), "corrections": corrections}
     end = max((step.end for step in record.steps if step.end is not None), default=0)
-    return [
-        (span.role, record.output[max(span.start, end) : span.end])
-        for span in record.spans
-        if span.end > end
-    ]
+    return {"rest": _texts(record.pieces(end)), "corrections": corrections}
+
+
+def _texts(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
+    return [(piece.role, piece.text) for piece in pieces]

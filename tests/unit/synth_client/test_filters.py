@@ -188,7 +188,8 @@ def test_what_is_no_filter_is_refused_with_those_there_are(text: str) -> None:
         f"--filter {text}: no such filter; known filters are correct, breach, no-breach,"
         " sound, no-media-words, whole-answers, no-control-words,"
         " finish=stop|length|content_filter, unique=first|shortest|best, chars<=N, tokens<=N,"
-        " value<=N, bifurcation<=N, depth<=N, student<=N, flawed<=N, teacher<=N (or >=)"
+        " value<=N, breaches<=N, bifurcation<=N, depth<=N, student<=N, flawed<=N, teacher<=N"
+        " (or >=)"
     )
 
 

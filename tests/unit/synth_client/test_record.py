@@ -21,7 +21,8 @@ from tests.support.records import (
     steps_of,
     unbroken,
 )
-from trajectory_records.record import Piece, Record, RecordError, Span, StepRecord
+from trajectory_records.record import Piece, Record, RecordError
+from trajectory_records.steps import Span, StepRecord
 
 
 def test_a_record_survives_the_way_through_its_line() -> None:

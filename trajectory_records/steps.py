@@ -1,0 +1,201 @@
+"""Defines spans, steps and breaches, and checks that those of a trajectory fit together.
+
+A *round* begins with the student's text and ends with a breach and its correction. After a
+correction that is not the last the student writes again, which begins the next round.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from proxy.core.types import Author, Role
+from trajectory_records.parts import Count, Part
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+_LETTERS: Final[dict[Role, str]] = {"student": "s", "flawed": "f", "revise": "r", "teacher": "t"}
+# Only the last correction may be empty: a student writes again after a correction's last step.
+_STITCHED: Final = re.compile(r"(s?frt)*s?fr(ts?)?")
+# Between two corrections there is no student's text where t* is the first step after the first.
+_CLEAN: Final = re.compile(r"s?(t+s)*t*")
+
+
+class Span(Part):
+    """Characters `start` to `end` (exclusive) of the output, and their role."""
+
+    role: Role
+    start: Count
+    end: Count
+
+
+class StepRecord(Part):
+    """One step and the numbers that decided about it.
+
+    `start` and `end` are character offsets into the output. They are None for a flawed step that
+    `stitch: clean` left out and for a step that `skd` rejected; `text` may then hold the step's
+    text. The teacher's numbers are None if nothing was scored; `entropy` is in nats. `boundary` may
+    be above 1 in `skd`, because its gamma may be.
+    """
+
+    start: Count | None
+    end: Count | None
+    value: Probability | None
+    entropy: Annotated[float, Field(ge=0.0)] | None
+    boundary: Annotated[float, Field(ge=0.0)] | None
+    td_error: Annotated[float, Field(ge=-1.0, le=1.0)] | None
+    safe: bool | None
+    student_tokens: Count
+    teacher_tokens: Count
+    author: Author
+    text: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty_text(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if self.text is None:
+            del fields["text"]
+        return fields
+
+
+class Breach(Part):
+    """The step at which the student strayed (t), and the step that the teacher went back to (t*),
+    as indices into the steps.
+    """
+
+    breach: Count
+    bifurcation: Count
+
+    @property
+    def depth(self) -> int:
+        """The number of steps between the two."""
+        return self.breach - self.bifurcation
+
+
+def check_listed(breaches: Sequence[Breach], breach: int | None, bifurcation: int | None) -> None:
+    """Raise ValueError unless the list is of several breaches, and begins with the first."""
+    if len(breaches) < 2:
+        raise ValueError(
+            f"breaches lists {len(breaches)}, but must be there only for two or more: breach and"
+            " bifurcation are enough for one"
+        )
+    first = breaches[0]
+    if (first.breach, first.bifurcation) != (breach, bifurcation):
+        raise ValueError(
+            f"breaches begins with breach {first.breach} and bifurcation {first.bifurcation}, but"
+            f" breach is {_or_null(breach)} and bifurcation {_or_null(bifurcation)}"
+        )
+
+
+def _or_null(index: int | None) -> str:
+    return "null" if index is None else str(index)
+
+
+def check_breaches(
+    breaches: Sequence[Breach], steps: Sequence[StepRecord], spans: Sequence[Span]
+) -> None:
+    """Raise ValueError if the breaches do not fit the steps or, in a trajectory of several rounds,
+    the spans.
+    """
+    last = -1
+    for one in breaches:
+        if not one.bifurcation <= one.breach < len(steps):
+            raise ValueError(
+                f"bifurcation {one.bifurcation} and breach {one.breach} do not fit"
+                f" {len(steps)} steps"
+            )
+        if one.bifurcation <= last:
+            raise ValueError(
+                f"bifurcation {one.bifurcation} is not after breach {last}, the breach before it"
+            )
+        if steps[one.breach].safe is not False:
+            raise ValueError(f"step {one.breach} is said to be the breach, but is not unsafe")
+        last = one.breach
+    if breaches and breaches[0].breach + 1 < len(steps):
+        _check_rounds(breaches, steps)
+        _check_spans_of_rounds(breaches, steps, spans)
+
+
+def _check_rounds(breaches: Sequence[Breach], steps: Sequence[StepRecord]) -> None:
+    at = {one.breach for one in breaches}
+    flawed = {index for one in breaches for index in range(one.bifurcation, one.breach + 1)}
+    end = 0
+    for index, step in enumerate(steps):
+        if step.safe is False and index not in at and index > breaches[0].breach:
+            raise ValueError(f"step {index} is unsafe, but is not among the breaches")
+        if step.td_error is not None and index - 1 in at:
+            raise ValueError(
+                f"step {index} begins a round, after breach {index - 1}, but has a td_error:"
+                " there is no step before it to fall from"
+            )
+        if step.start is None or step.end is None:
+            if index not in flawed:
+                raise ValueError(f"step {index} is left out of the output, but is not flawed")
+            continue
+        if step.start < end:
+            raise ValueError(f"step {index} starts at {step.start}, before the end of another")
+        end = step.end
+
+
+def _check_spans_of_rounds(
+    breaches: Sequence[Breach], steps: Sequence[StepRecord], spans: Sequence[Span]
+) -> None:
+    flawed = [step for one in breaches for step in steps[one.bifurcation : one.breach + 1]]
+    num_left_out = sum(step.start is None for step in flawed)
+    if num_left_out not in {0, len(flawed)}:
+        raise ValueError(
+            f"{num_left_out} of {len(flawed)} flawed steps are left out of the output, but all or"
+            " none must be"
+        )
+    is_clean = num_left_out > 0
+    roles = "".join(_LETTERS[span.role] for span in spans)
+    if not (_CLEAN if is_clean else _STITCHED).fullmatch(roles):
+        wanted = "student and teacher" if is_clean else "student, flawed, revise and teacher"
+        raise ValueError(
+            f"the spans' roles ({', '.join(span.role for span in spans)}) are not {wanted} in turn,"
+            " as the steps ask for"
+        )
+    if is_clean:
+        return
+    found = [(span.start, span.end) for span in spans if span.role == "flawed"]
+    wanted_spans = [(steps[one.bifurcation].start, steps[one.breach].end) for one in breaches]
+    if found != wanted_spans:
+        raise ValueError(
+            f"the flawed steps are at {_listed(wanted_spans)}, the flawed spans at {_listed(found)}"
+        )
+
+
+def _listed(stretches: Sequence[tuple[int | None, int | None]]) -> str:
+    return ", ".join(f"{start} to {end}" for start, end in stretches)
+
+
+def corrections_of(
+    breaches: Sequence[Breach], steps: Sequence[StepRecord], spans: Sequence[Span]
+) -> tuple[tuple[int, int], ...]:
+    """Return the characters from each breach's correction to the next step: revise token and
+    teacher's text.
+
+    Where `stitch: clean` left no text between two corrections, each is a span of its own.
+    """
+    following = [spans[-1].end if spans else 0]
+    for step in reversed(steps):
+        following.append(following[-1] if step.start is None else step.start)
+    following.reverse()  # at each index: the start of the first step from there on
+    found: list[tuple[int, int]] = []
+    end, last = 0, -1
+    for index, one in enumerate(breaches):
+        ends = (step.end for step in reversed(steps[last + 1 : one.breach + 1]))
+        start = next((place for place in ends if place is not None), end)
+        end, last = following[one.breach + 1], one.breach
+        if index + 1 < len(breaches) and end == following[breaches[index + 1].breach + 1]:
+            end = _end_of_span(spans, start)
+        found.append((start, end))
+    return tuple(found)
+
+
+def _end_of_span(spans: Sequence[Span], start: int) -> int:
+    """Return the end of the first span that begins at `start` or later; `start` without a span."""
+    at = bisect_left(spans, start, key=lambda span: span.start)
+    return spans[at].end if at < len(spans) else start
