@@ -169,9 +169,8 @@ def left_out() -> dict[str, Any]:
 def several(
     *rounds: tuple[int, int], tail: int = 0, clean: bool = False, **changes: Any
 ) -> dict[str, Any]:
-    """A record, as JSON, with a breach in every round, which has a number of safe and of
-    flawed steps.
-    `tail` steps follow the last correction; `clean` leaves the flawed steps out of the output.
+    """A record, as JSON, with a breach in every round, which is a number of safe and of flawed
+    steps. `tail` steps follow the last correction; `clean` leaves out the flawed steps.
     """
     fields = breached()
     parts: list[tuple[Role, str]] = []

@@ -25,15 +25,22 @@ const rethreshold = (() => {
     return { limits, breach, bifurcation: cut };
   }
 
-  function sentence({ breach, bifurcation }, steps, wasBreached) {
+  function sentence({ breach, bifurcation }, steps, wasBreached, isFirst) {
+    return judgement({ breach, bifurcation }, steps, wasBreached)
+      + (isFirst ? " Only the steps before the first correction are judged again: what follows depends on it." : "");
+  }
+
+  function judgement({ breach, bifurcation }, steps, wasBreached) {
     if (breach !== null) return `Breach at step ${breach} (V ${number(steps[breach][STEP.VALUE])}); the teacher would go back to t* = ${bifurcation}.`;
     if (!wasBreached) return "No breach: the student's whole text would stand.";
     return "No breach in these steps. What the student would have written after them is not known, because it was stopped.";
   }
 
   // Fills `place` with the sliders; leaves it empty where the steps have no values to compare.
-  // `draw` gets the steps with their new boundaries, and the new bifurcation.
-  function show(place, steps, params, breach, draw) {
+  // `breach` is the first, and steps after it are left out. `draw` gets the other steps with their
+  // new boundaries, and the new bifurcations.
+  function show(place, all, params, breach, draw) {
+    const steps = breach === null ? all : all.slice(0, breach + 1);
     const adaptive = params.boundary !== "static";
     const usable = steps.length && steps.every((step) => step[STEP.VALUE] !== null && (!adaptive || step[STEP.ENTROPY] !== null));
     place.hidden = !usable;
@@ -43,13 +50,13 @@ const rethreshold = (() => {
     const said = el("p", { class: "said", role: "status" });
     function judge() {
       const found = outcome(steps, base.value(), scale.value(), params.backtrack !== "none");
-      said.textContent = sentence(found, steps, breach !== null);
+      said.textContent = sentence(found, steps, breach !== null, steps.length < all.length);
       draw(steps.map((step, index) => {
         const again = [...step];
         again[STEP.BOUNDARY] = found.limits[index];
         again[STEP.VERDICT] = step[STEP.VALUE] < found.limits[index] ? "breach" : "safe";
         return again;
-      }), found.bifurcation);
+      }), found.bifurcation === null ? [] : [found.bifurcation]);
     }
     for (const one of [base, scale]) one.input.addEventListener("input", judge);
     place.replaceChildren(el("summary", {}, "The same steps under other thresholds"), el("div", { class: "options two-options" }, base.field, ...(adaptive ? [scale.field] : [])), said);

@@ -21,7 +21,8 @@
       this.text = "";
       this.steps = [];
       this.judged = 0; // characters of the judged steps
-      this.breach = this.bifurcation = null;
+      this.breaches = []; // pairs of breach and bifurcation
+      this.corrections = []; // those that the student's next steps follow
       this.open = el("p", { class: "text" });
       this.waiting = el("div", { class: "step student open" }, el("div", { class: "number" }, "…"), this.open,
         el("div", { class: "side" }, el("p", { class: "note" }, "no verdict yet")));
@@ -42,21 +43,41 @@
       this.write();
     }
 
+    isCorrecting() {
+      return this.breaches.length > this.corrections.length;
+    }
+
     write() {
-      if (this.breach === null) {
+      if (!this.isCorrecting()) {
         this.open.textContent = this.text.slice(this.judged);
         this.waiting.hidden = !this.open.textContent;
       } else {
         const begun = this.text.slice(this.judged);
-        const at = begun.indexOf(this.revise);
-        const correction = at < 0 ? begun : begun.slice(at + this.revise.length);
         find("revise")?.replaceChildren(this.clean ? "" : this.revise);
-        find("correction")?.replaceChildren(correction.replace(/^\n+/, ""));
+        find("correction")?.replaceChildren(this.corrected(begun).replace(/^\n+/, ""));
         if (find("correction")) follow(find("correction").parentElement);
       }
     }
 
+    // The text after the revise token, if that is there.
+    corrected(begun) {
+      const at = begun.indexOf(this.revise);
+      return at < 0 ? begun : begun.slice(at + this.revise.length);
+    }
+
+    // A step after a breach: the correction is over, and the student writes again.
+    resume(text) {
+      const begun = this.text.slice(this.judged), own = this.corrected(begun);
+      const before = begun.length - own.length, at = own.indexOf(text);
+      const correction = at < 0 ? own : own.slice(0, at);
+      this.corrections.push([...(this.clean ? [] : [["revise", this.revise]]), ["teacher", correction]]);
+      this.judged += before + correction.length;
+      this.lay([]);
+      find("pair").append(this.waiting);
+    }
+
     judge({ step, text, value, boundary, entropy, td_error, safe, author }) {
+      if (this.isCorrecting()) this.resume(text);
       const verdict = safe === null ? "unscored" : safe ? "safe" : "breach";
       const made = [text, author, verdict, value, boundary, entropy, td_error, false, null];
       this.steps.push(made);
@@ -71,8 +92,8 @@
       this.say(verdict === "breach" ? "bad" : "", verdict === "breach" ? `step ${step}: V is below ε` : `${plural(this.steps.length, "step")} judged`);
     }
 
-    draw(steps = this.steps, bifurcation = this.bifurcation) {
-      find("pair-chart").replaceChildren(trajectory.valueChart(steps, bifurcation, (index) => this.go(index)));
+    draw(steps = this.steps, bifurcations = this.breaches.map(([, cut]) => cut)) {
+      find("pair-chart").replaceChildren(trajectory.valueChart(steps, bifurcations, (index) => this.go(index)));
     }
 
     go(index) {
@@ -81,21 +102,22 @@
 
     // The breach stands out, then each step back to t*, and then the two ways lie next to each other.
     async turn({ breach, bifurcation }, stitch, revise) {
-      [this.breach, this.bifurcation, this.revise, this.clean] = [breach, bifurcation, revise, stitch === "clean"];
-      if (this.clean) this.judged = this.steps.slice(0, bifurcation).reduce((sum, one) => sum + one[STEP.TEXT].length, 0);
+      this.breaches.push([breach, bifurcation]);
+      [this.revise, this.clean] = [revise, stitch === "clean"];
+      if (this.clean) this.judged -= this.steps.slice(bifurcation).reduce((sum, one) => sum + one[STEP.TEXT].length, 0);
       this.waiting.hidden = true;
-      this.say("bad", `breach at step ${this.breach}`);
+      this.say("bad", `breach at step ${breach}`);
       await pause(900, this.signal);
-      for (let index = this.breach; index >= this.bifurcation; index--) {
+      for (let index = breach; index >= bifurcation; index--) {
         this.steps[index][STEP.ROLE] = "flawed";
         find("pair").querySelector(`[data-step="${index}"]`)?.classList.add("flawed", "passed");
-        this.say("turn", index > this.bifurcation ? `back past step ${index}` : `back to t* = ${index}`);
+        this.say("turn", index > bifurcation ? `back past step ${index}` : `back to t* = ${index}`);
         await pause(450, this.signal);
       }
       this.draw();
       await pause(500, this.signal);
       this.lay([]);
-      find("pair").querySelector(".pair > div:last-child").append(
+      [...find("pair").querySelectorAll(".pair > div:last-child")].at(-1).append(
         ...(this.clean ? [] : [el("div", { class: "step rest revise" }, el("p", { class: "text", id: "revise" }))]),
         el("div", { class: "step rest teacher" }, el("p", { class: "text", id: "correction" })));
       this.say("teacher", "the teacher continues");
@@ -103,35 +125,54 @@
     }
 
     lay(rest, backtrack = "td_error") {
-      find("pair").replaceChildren(...trajectory.course(this.breach, this.bifurcation, this.steps, rest, backtrack));
+      find("pair").replaceChildren(...trajectory.course(this.breaches, this.steps, this.corrections, rest, backtrack));
     }
 
     // The trace has what is certain only at the end: the spans, and each step's place.
     finish(reason, trace, usage) {
       const whole = Array.from(this.text); // offsets count characters, JavaScript counts UTF-16 units
+      const listed = trace.breaches ?? (trace.breach === null ? [] : [trace]);
+      this.breaches = listed.map(({ breach, bifurcation }) => [breach, bifurcation]);
+      const isBreach = (index) => this.breaches.some(([breach]) => breach === index);
+      const isFlawed = (index) => this.breaches.some(([breach, cut]) => cut <= index && index <= breach);
       this.steps = trace.steps.map((one, index) => [
         one.start === null ? one.text ?? null : whole.slice(one.start, one.end).join(""),
-        one.author === "teacher" ? "teacher" : one.start === null || (trace.bifurcation !== null && index >= trace.bifurcation) ? "flawed" : "student",
-        one.safe === null ? "unscored" : one.safe ? "safe" : index === trace.breach ? "breach" : "unsafe",
+        one.author === "teacher" ? "teacher" : one.start === null || isFlawed(index) ? "flawed" : "student",
+        one.safe === null ? "unscored" : one.safe ? "safe" : isBreach(index) ? "breach" : "unsafe",
         one.value, one.boundary, one.entropy, one.td_error, one.start === null, null,
       ]);
-      const end = Math.max(0, ...trace.steps.map((one) => one.end ?? 0));
-      const rest = trace.spans.filter((span) => span.end > end)
-        .map((span) => [span.role, whole.slice(Math.max(span.start, end), span.end).join("")]);
-      [this.breach, this.bifurcation] = [trace.breach, trace.bifurcation];
+      const { corrections, rest } = this.afterSteps(trace, whole);
+      this.corrections = corrections;
       this.lay(rest, trace.params.backtrack);
       if (this.steps.some((one) => one[STEP.VALUE] !== null)) this.draw();
       const spent = usage?.motab;
       const cut = reason === "length" ? ", cut at the token limit" : "";
-      const found = this.breach === null ? "no breach" : `breach at step ${this.breach}, back to t* = ${this.bifurcation}`;
-      this.say(this.breach === null ? "good" : "turn", `${found}${cut}`);
+      const found = this.breaches.map(([breach, bifurcation]) => `breach at step ${breach}, back to t* = ${bifurcation}`);
+      this.say(found.length ? "turn" : "good", `${found.join("; ") || "no breach"}${cut}`);
       if (spent) find("pair").append(el("p", { class: "note" },
         `Tokens: student ${spent.student_tokens.toLocaleString("en")} (${spent.student_tokens_discarded.toLocaleString("en")} discarded), ` +
         `scored ${spent.teacher_scored_tokens.toLocaleString("en")}, teacher ${spent.teacher_tokens.toLocaleString("en")}; ` +
         `${plural(spent.score_calls, "scoring call")}.`));
       const isNoProbability = /^(judge_|http$)/.test(trace.scoring);
-      rethreshold.show(find("again"), isNoProbability ? [] : this.steps, trace.params, this.breach,
-        (steps, bifurcation) => this.draw(steps, bifurcation));
+      rethreshold.show(find("again"), isNoProbability ? [] : this.steps, trace.params, trace.breach,
+        (steps, bifurcations) => this.draw(steps, bifurcations));
+    }
+
+    // The text that is no step, by role: what follows the last step, and each correction before it.
+    afterSteps({ steps, spans }, whole) {
+      const cut = (start, end) => whole.slice(start, end).join("");
+      if (!this.breaches.length) {
+        const end = Math.max(0, ...steps.map((one) => one.end ?? 0));
+        const rest = spans.filter((span) => span.end > end).map((span) => [span.role, cut(Math.max(span.start, end), span.end)]);
+        return { corrections: [], rest };
+      }
+      const corrections = [];
+      for (const { role, start, end } of spans.filter((span) => span.role === "revise" || span.role === "teacher")) {
+        if (role === "revise" || corrections.at(-1)?.at(-1)[0] !== "revise") corrections.push([]);
+        corrections.at(-1).push([role, cut(start, end)]);
+      }
+      const isLast = this.breaches.at(-1)[0] === steps.length - 1;
+      return { rest: isLast ? corrections.splice(this.breaches.length - 1).flat() : [], corrections };
     }
   }
 

@@ -14,7 +14,7 @@ from synth_client.errors import InputError, OutputError
 from synth_client.training_data.export import FORMATS, MARKER, Export, Format, export
 from synth_client.training_data.filters import Filters
 from synth_client.training_data.masks import Mask
-from tests.support.records import breached, record_of, unbroken
+from tests.support.records import breached, record_of, several, unbroken
 from tests.support.synth_client.exports import RECORDS, THINKING, written
 from trajectory_records.record import Record
 
@@ -136,6 +136,18 @@ def test_a_dataset_folder_keeps_every_record_whole_and_nothing_else(tmp_path: Pa
         "dataset_info.json",
         "state.json",
     ]
+
+
+def test_parquet_lists_the_breaches_where_there_are_several(tmp_path: Path) -> None:
+    rounds = ((1, 2), (0, 1), (1, 1))
+    records = [record_of(several(*rounds[:num], tail=1)) for num in range(4)]
+    lines = b"".join(record.to_json_line() for record in records)
+    (tmp_path / "records.jsonl").write_bytes(lines)
+    path = run(tmp_path, "parquet", mask="correction") / "train.parquet"
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    assert [back(row) for row in rows] == records
+    assert [row["breaches"] and len(row["breaches"]) for row in rows] == [None, None, 2, 3]
+    assert [len(row["loss_spans"]) for row in rows] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

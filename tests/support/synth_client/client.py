@@ -30,7 +30,7 @@ AsyncHandler = Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]
 def answer_of(fields: dict[str, Any]) -> dict[str, Any]:
     """The proxy's answer, from which the record `fields` should come."""
     traced = ("method", "breach", "bifurcation", "spans", "steps", "params", "models", "scoring")
-    only_there = {k: fields[k] for k in ("quality", "scoring_fallbacks") if k in fields}
+    only_there = {k: fields[k] for k in ("quality", "scoring_fallbacks", "breaches") if k in fields}
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",

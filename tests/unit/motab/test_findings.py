@@ -24,7 +24,7 @@ from proxy.probe.report import (
     ok,
 )
 from synth_client.judging.rules import PLAIN_RULES
-from tests.support.records import SAFE, record_of, steps_of, unbroken
+from tests.support.records import SAFE, record_of, several, steps_of, unbroken
 from trajectory_records.record import Record
 
 FINE = ok("")
@@ -209,3 +209,12 @@ def test_a_note_that_is_too_long_for_its_line_stands_above_it() -> None:
     (at,) = [i for i, line in enumerate(lines) if line.startswith("    model: ")]
     assert lines[at - 1].startswith("    # a note a note")
     assert "#" not in lines[at]
+
+
+def test_a_trajectory_of_several_rounds_strayed_once() -> None:
+    records = [record_of(several(*[(1, 1)] * num, tail=1)) for num in range(4)]
+    assert breach_rate(records) == 0.75
+    (strayed,) = of_rate(records, records)
+    assert strayed.text == "3 of 4 trajectories strayed"
+    (advice,) = of_rate(records[1:], records[1:])
+    assert advice.text.startswith("3 of 3 trajectories strayed, at base_threshold 0.2: ")

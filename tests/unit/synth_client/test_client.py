@@ -16,7 +16,7 @@ from synth_client.asking.client import SynthClient
 from synth_client.asking.errors import SynthesisError
 from synth_client.errors import RunAborted
 from synth_client.questions.question import Synthesis, scoring_body, scoring_unit, seed_of
-from tests.support.records import SAFE, breached, record_of, steps_of, unbroken
+from tests.support.records import SAFE, breached, record_of, several, steps_of, unbroken
 from tests.support.synth_client.client import (
     PLAIN,
     SYNTHESIS,
@@ -36,6 +36,23 @@ async def test_an_answer_becomes_the_record_it_describes() -> None:
     asked = {"sampling": {"temperature": 0.6}, "seconds": record.seconds}
     expected = record_of(breached() | unverified | asked)
     assert record == expected.model_copy(update={"motab_version": version("motab")})
+
+
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("num", [0, 1, 2, 3])
+async def test_an_answer_of_any_number_of_rounds_becomes_its_record(num: int, clean: bool) -> None:
+    fields = several(*[(1, 2), (0, 1), (2, 1)][:num], tail=1, clean=clean)
+    record = await ask(answering(answer_of(fields)))
+    assert record.all_breaches == record_of(fields).all_breaches
+    assert len(record.all_breaches) == num
+    assert (b'"breaches"' in record.to_json_line()) == (num > 1)
+
+
+async def test_an_answer_whose_list_of_breaches_contradicts_it_is_malformed() -> None:
+    answer = answer_of(several((1, 1), (1, 1)))
+    answer["choices"][0]["motab"]["breaches"].pop()
+    error = await refused(answering(answer))
+    assert "malformed answer: breaches lists 1, but must be there only for two" in str(error)
 
 
 @pytest.mark.parametrize("scoring", ["forced_decode", "judge_sample"])

@@ -11,6 +11,7 @@ from tests.support.records import (
     SAFE,
     breached,
     record_of,
+    several,
     spans_of,
     steps_of,
     unbroken,
@@ -197,3 +198,23 @@ def test_two_kinds_of_unique_are_refused_and_a_repeat_is_not() -> None:
     with pytest.raises(InputError, match="given twice"):
         Filters(["unique=first", "unique=best"])
     assert Filters(["correct", "unique=first", "correct"]).names == ("correct", "unique=first")
+
+
+@pytest.mark.parametrize(
+    ("text", "passed"),
+    [
+        ("breach", [1, 2, 3]),
+        ("no-breach", [0]),
+        ("breaches>=2", [2, 3]),
+        ("breaches<=0", [0]),
+        ("breaches<=2", [0, 1, 2]),
+        ("bifurcation<=2", [1, 2, 3]),  # of the first breach
+        ("depth>=2", [3]),  # the deepest
+        ("depth<=1", [1, 2]),
+        ("sound", [0, 1, 2, 3]),
+    ],
+)
+def test_filters_know_several_breaches(text: str, passed: list[int]) -> None:
+    rounds = ((2, 2), (0, 1), (1, 3))
+    records = [record_of(several(*rounds[:num], tail=1)) for num in range(4)]
+    assert sift(records, text)[0] == passed

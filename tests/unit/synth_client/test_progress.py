@@ -12,7 +12,7 @@ from synth_client.asking.pool import Failed, Outcome, Pool
 from synth_client.errors import OutputError
 from synth_client.questions.question import Unit
 from synth_client.runs.progress import Progress, Tally, render_progress
-from tests.support.records import breached, record_of, unbroken
+from tests.support.records import breached, record_of, several, unbroken
 from tests.support.synth_client.client import SYNTHESIS, unit_of
 from trajectory_records.record import Record
 
@@ -149,3 +149,12 @@ async def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     progress = progress_of(Tally(), Clock(), file=tmp_path / "none" / "progress.jsonl")
     with pytest.raises(OutputError, match="No such file or directory"):
         await progress.run()
+
+
+def test_a_trajectory_of_several_rounds_strayed_once_and_its_first_turn_counts() -> None:
+    tally = Tally()
+    for fields in (several((3, 1), (1, 1), tail=1), several((1, 2)), unbroken()):
+        tally.add(Outcome(UNIT, record_of(fields)))
+    figures = progress_of(tally, Clock()).figures()
+    assert figures.breach_rate == pytest.approx(2 / 3)
+    assert figures.mean_bifurcation == 2.0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synth_client.training_data.filters import Filters
-from tests.support.records import breached, record_of, unbroken
+from tests.support.records import breached, record_of, several, unbroken
 from tests.support.synth_client.exports import written
 from tests.support.trainer.recipes import FILE
 from trainer.errors import RecipeError
@@ -256,3 +256,22 @@ def test_dft_can_be_masked() -> None:
 def test_weights_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         weighted(**changes)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_every_correction_is_learned_and_weighted_by_its_own_steps(num: int) -> None:
+    fields = several(*[(1, 1), (0, 2), (2, 1)][:num], tail=1)
+    logprobs = {"ends": [len(fields["output"])], "logprobs": [-1.0]}
+    fields["token_logprobs"] = {"student": logprobs, "teacher": logprobs}
+    record = record_of(fields)
+    units = learned(record, weighted("step", mask="correction"))["units"]
+    starts = [0, *(unit["end"] for unit in units)]
+    by_fit = [
+        record.output[a : one["end"]]
+        for a, one in zip(starts, units, strict=False)
+        if one["weighted"]
+    ]
+    assert by_fit == [f"teacher {number}.\n\n" for number in range(num)]
+    assert [unit["learned"] for unit in units] == [
+        span.role in {"revise", "teacher"} for span in record.spans
+    ]

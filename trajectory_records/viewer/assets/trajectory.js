@@ -17,6 +17,8 @@ const trajectory = (() => {
   const svg = (tag, attributes = {}, ...children) => filled(document.createElementNS(SVG, tag), attributes, children);
   const number = (value) => (value === null ? "–" : value.toFixed(3));
   const signed = (value) => (value === null ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3));
+  // The breaches of a row: pairs of breach and bifurcation. Only several are lists in the row.
+  const breachesOf = (row) => [row[BREACH] ?? []].flat().map((breach, index) => [breach, [row[BIFURCATION]].flat()[index]]);
   const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
   // Charts, as wide as their place.
@@ -83,11 +85,11 @@ const trajectory = (() => {
       .filter((tick) => tick <= high);
   };
 
-  function valueChart(steps, bifurcation, onclick = () => undefined, extra = []) {
+  function valueChart(steps, bifurcations, onclick = () => undefined, extra = []) {
     const over = (column) => steps.map((step, index) => [index, step[column]]);
     const highest = Math.max(1, ...steps.map((step) => step[BOUNDARY] ?? 0));
-    const notes = bifurcation === null || !steps[bifurcation] || steps[bifurcation][VALUE] === null ? []
-      : [{ x: bifurcation, y: steps[bifurcation][VALUE], tone: "turn", text: "t*" }];
+    const notes = bifurcations.filter((index) => (steps[index]?.[VALUE] ?? null) !== null)
+      .map((index) => ({ x: index, y: steps[index][VALUE], tone: "turn", text: "t*" }));
     return chart({
       label: "Value and boundary at each step",
       x: [-0.5, Math.max(steps.length, 1) - 0.5], y: [0, highest * 1.05],
@@ -149,9 +151,10 @@ const trajectory = (() => {
     return box;
   }
 
-  function fork(breach, bifurcation, steps, backtrack) {
-    const chosen = steps[bifurcation], before = steps[bifurcation - 1];
-    let why = "the first step is its own bifurcation";
+  // `first` is the first step of the breach's round.
+  function fork(breach, bifurcation, steps, backtrack, first) {
+    const chosen = steps[bifurcation], before = bifurcation > first && steps[bifurcation - 1];
+    let why = `the first step ${first ? "after a correction " : ""}is its own bifurcation`;
     if (backtrack === "none") why = "the teacher takes over at the breach (backtrack: none)";
     else if (before && chosen[TD_ERROR] !== null) {
       why = `the value fell by ${Math.abs(chosen[TD_ERROR]).toFixed(3)}, from ${number(before[VALUE])} to ${number(chosen[VALUE])}: the steepest fall after a safe step`;
@@ -166,23 +169,34 @@ const trajectory = (() => {
       el("div", { class: `step rest ${role}` }, el("p", { class: "text" }, text.replace(/^\n+|\s+$/g, ""))));
   }
 
-  // The steps, and after a breach the attempt next to the correction.
-  function course(breach, bifurcation, steps, parts, backtrack) {
-    const cut = bifurcation ?? steps.length;
-    const shown = steps.map((one, index) => step(one, index, bifurcation));
-    const found = [el("h4", {}, breach === null ? "Output" : "Safe steps")];
-    if (cut === 0 && breach !== null) found.push(el("p", { class: "note" }, "None: the teacher goes back to the first step."));
-    found.push(...shown.slice(0, cut));
-    if (breach === null) return [...found, ...rest(parts)];
-    return [...found, fork(breach, bifurcation, steps, backtrack), el("div", { class: "pair" },
-      el("div", {}, el("h4", {}, "Flawed attempt"), ...shown.slice(cut)),
-      el("div", {}, el("h4", {}, "Correction"), ...rest(parts)))];
+  // The steps, and after each breach the attempt next to its correction. The last correction is the
+  // rest of the text (`parts`), if no step follows it.
+  function course(breaches, steps, corrections, parts, backtrack) {
+    const found = [];
+    let first = 0;
+    for (const [round, [breach, bifurcation]] of breaches.entries()) {
+      found.push(...safeSteps(steps, first, bifurcation, "Safe steps"));
+      if (first === bifurcation) found.push(el("p", { class: "note" }, `None: the teacher goes back to the first step${first ? " after its correction" : ""}.`));
+      const flawed = steps.slice(bifurcation, breach + 1).map((one, index) => step(one, bifurcation + index, bifurcation));
+      found.push(fork(breach, bifurcation, steps, backtrack, first), el("div", { class: "pair" },
+        el("div", {}, el("h4", {}, "Flawed attempt"), ...flawed),
+        el("div", {}, el("h4", {}, "Correction"), ...rest(corrections[round] ?? parts))));
+      first = breach + 1;
+    }
+    if (breaches.length && corrections.length < breaches.length) return found;
+    return [...found, ...safeSteps(steps, first, steps.length, breaches.length ? "Safe steps" : "Output"), ...rest(parts)];
+  }
+
+  function safeSteps(steps, first, end, title) {
+    const shown = steps.slice(first, end).map((one, index) => step(one, first + index, null));
+    return [el("h4", {}, title + (first ? ` after the correction of step ${first - 1}` : "")), ...shown];
   }
 
   function heading(row, view) {
     const badge = (kind, text) => el("span", { class: `badge ${kind}` }, text);
     const badges = row[BREACH] === null ? [badge("soft", "no breach")]
-      : [badge("bad", `breach at step ${row[BREACH]}`), badge("turn", `back to step ${row[BIFURCATION]}`)];
+      : breachesOf(row).flatMap(([breach, bifurcation]) =>
+        [badge("bad", `breach at step ${breach}`), badge("turn", `back to step ${bifurcation}`)]);
     badges.push(row[CORRECT] === null ? badge("soft", "answer unknown")
       : row[CORRECT] ? badge("good", "right") : badge("bad", "wrong"));
     if (view.finish === "length") badges.push(badge("soft", "cut at the token limit"));
@@ -216,12 +230,13 @@ const trajectory = (() => {
   // All of a record. `go` is called with the index of a step that is chosen in the chart.
   function whole(row, view, go) {
     const scored = view.steps.some((one) => one[VALUE] !== null);
+    const breaches = breachesOf(row);
     return [
       heading(row, view), question(view),
-      ...(scored ? [el("h4", {}, "Value and boundary"), valueChart(view.steps, row[BIFURCATION], go)]
+      ...(scored ? [el("h4", {}, "Value and boundary"), valueChart(view.steps, breaches.map(([, cut]) => cut), go)]
         : [el("p", { class: "note" }, "The teacher scored no step.")]),
       ...(view.logprobs ? [el("h4", {}, "Log-probability of a token"), logprobChart(view.logprobs)] : []),
-      ...course(row[BREACH], row[BIFURCATION], view.steps, view.rest, view.params.backtrack),
+      ...course(breaches, view.steps, view.corrections, view.rest, view.params.backtrack),
       el("h4", {}, "Answer"), answer(row),
     ];
   }
@@ -229,6 +244,6 @@ const trajectory = (() => {
   return {
     ROW: { ID, SAMPLE, QUESTION, PREDICTED, ANSWER, BREACH, BIFURCATION, CORRECT, STEPS },
     STEP: { TEXT, ROLE, VERDICT, VALUE, BOUNDARY, ENTROPY, TD_ERROR, LEFT_OUT, MARKED_BY },
-    el, svg, number, signed, plural, chart, wholeTicks, valueChart, step, course, whole,
+    breachesOf, el, svg, number, signed, plural, chart, wholeTicks, valueChart, step, course, whole,
   };
 })();

@@ -1,12 +1,12 @@
 "use strict";
 // Drives the list of trajectories and the keyboard. All text of a record is set as text, never as HTML.
 const viewer = (() => {
-  const { el, plural, ROW } = trajectory;
+  const { breachesOf, el, plural, ROW } = trajectory;
   const HEIGHT = 58; // of a row in pixels, as in viewer.css
   const FILTERS = {
     all: () => true,
     breach: (row) => row[ROW.BREACH] !== null,
-    early: (row) => row[ROW.BREACH] !== row[ROW.BIFURCATION],
+    early: (row) => breachesOf(row).some(([breach, bifurcation]) => breach !== bifurcation),
     clean: (row) => row[ROW.BREACH] === null,
     right: (row) => row[ROW.CORRECT] === true,
     wrong: (row) => row[ROW.CORRECT] === false,
@@ -47,8 +47,9 @@ const viewer = (() => {
   function rowOf(place) {
     const row = rows[matches[place]];
     const mark = row[ROW.CORRECT] === null ? "" : row[ROW.CORRECT] ? "right" : "wrong";
-    const strayed = row[ROW.BREACH] === null ? plural(row[ROW.STEPS], "step")
-      : `breach ${row[ROW.BREACH]} → ${row[ROW.BIFURCATION]}`;
+    const [first, ...more] = breachesOf(row);
+    const strayed = first ? `breach ${first[0]} → ${first[1]}${more.length ? ` and ${more.length} more` : ""}`
+      : plural(row[ROW.STEPS], "step");
     const element = el("div", {
       class: "row", role: "option", id: `row-${place}`, "aria-selected": String(place === selected),
       "aria-setsize": matches.length, "aria-posinset": place + 1,
@@ -81,7 +82,7 @@ const viewer = (() => {
   }
 
   function show(row, view) {
-    article.replaceChildren(...trajectory.whole(row, view, (place) => go(place, true)));
+    article.replaceChildren(...trajectory.whole(row, view, goToStep));
     article.scrollTop = 0;
     stop = -1;
     stops = [...article.querySelectorAll(".step")];
@@ -96,6 +97,18 @@ const viewer = (() => {
     if (scroll) stops[stop].scrollIntoView({ block: "center" });
   }
 
+  // Corrections lie between the steps, so a step's index is not its place.
+  function goToStep(index) {
+    go(stops.findIndex((one) => one.dataset.step === String(index)), true);
+  }
+
+  // The first t* after the step that is chosen; after the last, the first.
+  function goToTurn() {
+    const turns = breachesOf(rows[matches[selected]]).map(([, bifurcation]) => bifurcation);
+    const here = Number(stops[stop]?.dataset.step ?? -1);
+    goToStep(turns.find((index) => index > here) ?? turns[0]);
+  }
+
   function move(place) {
     list.closest(".viewer").scrollIntoView({ block: "nearest" });
     select(Math.min(Math.max(place, 0), matches.length - 1));
@@ -108,7 +121,7 @@ const viewer = (() => {
     G: () => move(matches.length - 1),
     n: () => go(Math.min(stop + 1, stops.length - 1), true),
     p: () => go(Math.max(stop - 1, 0), true),
-    b: () => matches.length && go(rows[matches[selected]][ROW.BIFURCATION] ?? -1, true),
+    b: () => matches.length && goToTurn(),
     "/": () => search.focus(),
     "?": () => find("keys").toggleAttribute("open"),
   };
