@@ -102,7 +102,7 @@ def test_keys_and_marks_lead_to_the_steps_behind_a_correction(
 
 
 def events_of(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the proxy streams of this trajectory, step by step."""
+    """Yield the events of this trajectory as the proxy streams them, step by step."""
 
     def text(piece: str) -> tuple[str, dict[str, Any]]:
         delta = {"index": 0, "delta": {"content": piece}, "finish_reason": None}
