@@ -137,20 +137,27 @@ def streamed(record: Record, num_events: int | None = None) -> str:
     return "".join(map("".join, zip(names, data, strict=True)))
 
 
+@contextmanager
+def watching(browser: Browser, record: Record, num_events: int | None = None) -> Iterator[Watched]:
+    """Open the page on a pair that writes this trajectory, and watch it to its end."""
+
+    def answer(route: Route) -> None:
+        route.fulfill(body=streamed(record, num_events), content_type="text/event-stream")
+
+    with served(straying_service()) as url, opened(browser, url) as one:
+        one.page.route("**/v1/chat/completions", answer)
+        one.page.uncheck("#alone")
+        one.page.select_option("#option-stitch", str(record.params["stitch"]))
+        one.run()
+        yield one
+
+
 @pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("num", [0, 1, 2, 3])
 def test_every_round_is_watched(browser: Browser, num: int, clean: bool) -> None:
     record = record_of(several(*SHAPES[:num], tail=2, clean=clean))
-
-    def answer(route: Route) -> None:
-        route.fulfill(body=streamed(record), content_type="text/event-stream")
-
-    with served(straying_service()) as url, opened(browser, url) as one:
+    with watching(browser, record) as one:
         page = one.page
-        page.route("**/v1/chat/completions", answer)
-        page.uncheck("#alone")
-        page.select_option("#option-stitch", "clean" if clean else "flawed")
-        one.run()
         said = "; ".join(
             f"breach at step {breach}, back to t* = {turn}" for breach, turn in TURNS[:num]
         )
@@ -171,16 +178,8 @@ def test_a_correction_ends_where_the_student_writes_again(browser: Browser, clea
     events = [*events_of(record)]
     judged = [place for place, (name, _) in enumerate(events) if name == "motab.step"]
     cut = judged[9] + 1  # the first step after the last correction has its verdict
-
-    def answer(route: Route) -> None:
-        route.fulfill(body=streamed(record, cut), content_type="text/event-stream")
-
-    with served(straying_service()) as url, opened(browser, url) as one:
+    with watching(browser, record, cut) as one:
         page = one.page
-        page.route("**/v1/chat/completions", answer)
-        page.uncheck("#alone")
-        page.select_option("#option-stitch", "clean" if clean else "flawed")
-        one.run()
         expect(page.locator("#pair-state")).to_have_text("the stream ended before the text did")
         for number in range(3):
             attempt, correction = page.locator("#pair .pair").nth(number).locator("> div").all()

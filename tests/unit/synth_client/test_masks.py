@@ -1,16 +1,7 @@
 import pytest
 
 from synth_client.training_data.masks import LossSpan, Mask, loss_spans, step_ends
-from tests.support.records import (
-    CORRECTION,
-    FLAWED,
-    REVISE,
-    SAFE,
-    breached,
-    record_of,
-    several,
-    unbroken,
-)
+from tests.support.records import CORRECTION, FLAWED, REVISE, SAFE, breached, record_of, unbroken
 
 SAFE_END = len("".join(SAFE))
 FLAWED_END = SAFE_END + len("".join(FLAWED))
@@ -53,27 +44,3 @@ def test_steps_end_where_the_recorded_delimiters_do(keep_code: bool, ends: list[
     )
     found = [end for span in record.spans for end in step_ends(record, span)]
     assert found == ends
-
-
-@pytest.mark.parametrize(
-    ("mask", "roles"),
-    [
-        ("all", [{"student", "flawed", "revise", "teacher"}]),
-        ("correction", [{"revise", "teacher"}] * 2),
-        ("unflawed", [{"student"}, {"revise", "teacher", "student"}, {"revise", "teacher"}]),
-    ],
-)
-def test_a_mask_is_about_the_text_of_every_round(mask: Mask, roles: list[set[str]]) -> None:
-    record = record_of(several((1, 1), (1, 2)))
-    found = [
-        {span.role for span in record.spans if one.start <= span.start and span.end <= one.end}
-        for one in loss_spans(record, mask)
-    ]
-    assert found == roles
-
-
-def test_without_the_flawed_attempts_all_that_is_there_is_unflawed() -> None:
-    record = record_of(several((1, 1), (0, 2), clean=True))
-    assert loss_spans(record, "unflawed") == (LossSpan(0, len(record.output)),)
-    corrections = [record.output[one.start : one.end] for one in loss_spans(record, "correction")]
-    assert corrections == ["teacher 0.\n\nteacher 1.\n\n"]

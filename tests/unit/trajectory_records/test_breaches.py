@@ -1,4 +1,4 @@
-"""Records with no breach, one and several: what they say, and what is refused."""
+"""Records with no breach, one and several: what they say, what is learned, what is refused."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
+from synth_client.training_data.masks import LossSpan, Mask, loss_spans
 from tests.support.records import FIELDS, breached, left_out, record_of, several, unbroken
 from trajectory_records.record import Record, RecordError
 
@@ -228,3 +229,27 @@ def test_a_record_of_a_thousand_rounds_is_read() -> None:
     record = record_of(several(*[(0, 1)] * 1000, clean=True))
     assert [len(pieces) for pieces in record.corrections()] == [1] * 1000
     assert record.step_verdict(999) == "breach"
+
+
+@pytest.mark.parametrize(
+    ("mask", "roles"),
+    [
+        ("all", [{"student", "flawed", "revise", "teacher"}]),
+        ("correction", [{"revise", "teacher"}] * 2),
+        ("unflawed", [{"student"}, {"revise", "teacher", "student"}, {"revise", "teacher"}]),
+    ],
+)
+def test_a_mask_is_about_the_text_of_every_round(mask: Mask, roles: list[set[str]]) -> None:
+    record = record_of(several((1, 1), (1, 2)))
+    found = [
+        {span.role for span in record.spans if one.start <= span.start and span.end <= one.end}
+        for one in loss_spans(record, mask)
+    ]
+    assert found == roles
+
+
+def test_without_the_flawed_attempts_all_that_is_there_is_unflawed() -> None:
+    record = record_of(several((1, 1), (0, 2), clean=True))
+    assert loss_spans(record, "unflawed") == (LossSpan(0, len(record.output)),)
+    corrections = [record.output[one.start : one.end] for one in loss_spans(record, "correction")]
+    assert corrections == ["teacher 0.\n\nteacher 1.\n\n"]
