@@ -16,6 +16,8 @@ from trajectory_records.parts import Count, Part
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
+_MOST_LISTED: Final = 20
+"""In a message."""
 _LETTERS: Final[dict[Role, str]] = {"student": "s", "flawed": "f", "revise": "r", "teacher": "t"}
 # Only the last correction may be empty: a student writes again after a correction's last step.
 _STITCHED: Final = re.compile(r"(s?frt)*s?fr(ts?)?")
@@ -154,21 +156,23 @@ def _check_spans_of_rounds(
     if not (_CLEAN if is_clean else _STITCHED).fullmatch(roles):
         wanted = "student and teacher" if is_clean else "student, flawed, revise and teacher"
         raise ValueError(
-            f"the spans' roles ({', '.join(span.role for span in spans)}) are not {wanted} in turn,"
-            " as the steps ask for"
+            f"the spans' roles ({_listed([span.role for span in spans])}) are not {wanted} in turn"
         )
     if is_clean:
         return
-    found = [(span.start, span.end) for span in spans if span.role == "flawed"]
-    wanted_spans = [(steps[one.bifurcation].start, steps[one.breach].end) for one in breaches]
-    if found != wanted_spans:
+    found = [f"{span.start} to {span.end}" for span in spans if span.role == "flawed"]
+    attempts = ((steps[one.bifurcation].start, steps[one.breach].end) for one in breaches)
+    expected = [f"{start} to {end}" for start, end in attempts]
+    if found != expected:
         raise ValueError(
-            f"the flawed steps are at {_listed(wanted_spans)}, the flawed spans at {_listed(found)}"
+            f"the flawed steps are at {_listed(expected)}, the flawed spans at {_listed(found)}"
         )
 
 
-def _listed(stretches: Sequence[tuple[int | None, int | None]]) -> str:
-    return ", ".join(f"{start} to {end}" for start, end in stretches)
+def _listed(texts: Sequence[str]) -> str:
+    hidden = len(texts) - _MOST_LISTED
+    more = f" and {hidden:,} more" if hidden > 0 else ""
+    return ", ".join(texts[:_MOST_LISTED]) + more
 
 
 def corrections_of(

@@ -225,6 +225,14 @@ def test_steps_and_spans_that_are_not_those_of_rounds_are_refused(
     assert fault in str(caught.value)
 
 
+def test_a_message_about_many_spans_is_short() -> None:
+    fields = several(*[(0, 1)] * 1000)
+    fields["spans"][-1]["role"] = "student"
+    with pytest.raises(RecordError, match="revise and 2,980 more") as caught:
+        record_of(fields)
+    assert len(str(caught.value)) < 400
+
+
 def test_a_record_of_a_thousand_rounds_is_read() -> None:
     record = record_of(several(*[(0, 1)] * 1000, clean=True))
     assert [len(pieces) for pieces in record.corrections()] == [1] * 1000
