@@ -32,6 +32,8 @@ from trajectory_records.steps import (
     StepRecord,
     check_breaches,
     check_listed,
+    check_spans,
+    check_steps,
     corrections_of,
 )
 
@@ -202,38 +204,14 @@ class Record(Part):
 
     @model_validator(mode="after")
     def _keeps_its_promises(self) -> "Record":
-        self._check_spans()
-        self._check_steps()
+        check_spans(self.spans, self.output)
+        check_steps(self.steps, self.output, scoring=self.scoring)
         self._check_fallbacks()
         self._check_breach()
         self._check_logprobs()
         if self.raw_prompt and len(self.messages) != 1:
             raise ValueError(f"a raw prompt is one message, not {len(self.messages)}")
         return self
-
-    def _check_spans(self) -> None:
-        end = 0
-        for index, span in enumerate(self.spans):
-            if span.start != end:
-                raise ValueError(f"span {index} starts at {span.start}, not at {end}")
-            if span.end <= span.start:
-                raise ValueError(f"span {index} ends at {span.end}, not after its start")
-            end = span.end
-        if end != len(self.output):
-            raise ValueError(f"the spans end at {end}, the output at {len(self.output)}")
-
-    def _check_steps(self) -> None:
-        for index, step in enumerate(self.steps):
-            if step.value is not None and self.scoring is None:
-                raise ValueError(f"step {index} has a value, but scoring is null")
-            if step.start is None or step.end is None:
-                if step.start != step.end:
-                    raise ValueError(f"step {index} has only one of start and end")
-                continue
-            if not step.start < step.end <= len(self.output):
-                raise ValueError(f"step {index} ({step.start} to {step.end}) is not in the output")
-            if step.text not in {None, self.output[step.start : step.end]}:
-                raise ValueError(f"the text of step {index} is not what the output has there")
 
     def _check_fallbacks(self) -> None:
         for way, indices in (self.scoring_fallbacks or {}).items():

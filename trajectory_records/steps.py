@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from proxy.core.types import Author, Role
+from proxy.core.types import Author, Role, Scoring
 from trajectory_records.parts import Count, Part
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -74,6 +74,34 @@ class Breach(Part):
     def depth(self) -> int:
         """The number of steps between the two."""
         return self.breach - self.bifurcation
+
+
+def check_spans(spans: Sequence[Span], output: str) -> None:
+    """Raise ValueError unless the spans cover the output one after another."""
+    end = 0
+    for index, span in enumerate(spans):
+        if span.start != end:
+            raise ValueError(f"span {index} starts at {span.start}, not at {end}")
+        if span.end <= span.start:
+            raise ValueError(f"span {index} ends at {span.end}, not after its start")
+        end = span.end
+    if end != len(output):
+        raise ValueError(f"the spans end at {end}, the output at {len(output)}")
+
+
+def check_steps(steps: Sequence[StepRecord], output: str, *, scoring: Scoring | None) -> None:
+    """Raise ValueError for a step that is not in the output, or whose value nothing gave."""
+    for index, step in enumerate(steps):
+        if step.value is not None and scoring is None:
+            raise ValueError(f"step {index} has a value, but scoring is null")
+        if step.start is None or step.end is None:
+            if step.start != step.end:
+                raise ValueError(f"step {index} has only one of start and end")
+            continue
+        if not step.start < step.end <= len(output):
+            raise ValueError(f"step {index} ({step.start} to {step.end}) is not in the output")
+        if step.text not in {None, output[step.start : step.end]}:
+            raise ValueError(f"the text of step {index} is not what the output has there")
 
 
 def check_listed(breaches: Sequence[Breach], breach: int | None, bifurcation: int | None) -> None:
