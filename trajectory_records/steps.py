@@ -143,6 +143,10 @@ def check_breaches(
         if steps[one.breach].safe is not False:
             raise ValueError(f"step {one.breach} is said to be the breach, but is not unsafe")
         last = one.breach
+    at = {one.breach for one in breaches}
+    for index, step in enumerate(steps if at else ()):
+        if step.safe is False and index not in at:
+            raise ValueError(f"step {index} is unsafe, but is not among the breaches")
     if breaches and breaches[0].breach + 1 < len(steps):
         _check_rounds(breaches, steps)
         _check_spans_of_rounds(breaches, steps, spans)
@@ -153,8 +157,6 @@ def _check_rounds(breaches: Sequence[Breach], steps: Sequence[StepRecord]) -> No
     flawed = {index for one in breaches for index in range(one.bifurcation, one.breach + 1)}
     end = 0
     for index, step in enumerate(steps):
-        if step.safe is False and index not in at and index > breaches[0].breach:
-            raise ValueError(f"step {index} is unsafe, but is not among the breaches")
         if step.td_error is not None and index - 1 in at:
             raise ValueError(
                 f"step {index} begins a round, after breach {index - 1}, but has a td_error:"

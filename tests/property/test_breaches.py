@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from synth_client.report.rescore import scored_steps
 from synth_client.training_data.masks import loss_spans
+from tests.support.cases import num_cases
 from tests.support.records import record_of, several
 from trajectory_records.record import RecordError
 from trajectory_records.viewer.view import view_of
@@ -20,6 +21,7 @@ def put_together(shapes: list[tuple[int, int]], tail: int, clean: bool) -> dict[
     return several(*shapes, tail=tail, clean=clean)
 
 
+@settings(max_examples=num_cases(500))
 @given(SHAPES, st.integers(0, 2), st.booleans())
 def test_every_reader_finds_the_rounds_that_were_put_together(
     shapes: list[tuple[int, int]], tail: int, clean: bool
@@ -47,6 +49,7 @@ def test_every_reader_finds_the_rounds_that_were_put_together(
     assert "".join(record.output[span.start : span.end] for span in spans) == learned
 
 
+@settings(max_examples=num_cases(500))
 @given(SHAPES, st.integers(0, 2), st.booleans())
 def test_the_viewer_gets_every_character_once(
     shapes: list[tuple[int, int]], tail: int, clean: bool
@@ -59,6 +62,7 @@ def test_the_viewer_gets_every_character_once(
     assert len(view["corrections"]) == len(shapes) - (not tail and bool(shapes))
 
 
+@settings(max_examples=num_cases(500))
 @given(SHAPES, st.integers(0, 2), st.booleans())
 def test_only_the_first_round_is_judged_again(
     shapes: list[tuple[int, int]], tail: int, clean: bool
@@ -74,6 +78,7 @@ def test_only_the_first_round_is_judged_again(
 INDICES = st.tuples(st.integers(0, 30), st.integers(0, 30))
 
 
+@settings(max_examples=num_cases(1_000))
 @given(SHAPES, st.integers(0, 2), st.booleans(), st.data())
 def test_no_other_list_of_breaches_fits_the_record(
     shapes: list[tuple[int, int]], tail: int, clean: bool, data: st.DataObject

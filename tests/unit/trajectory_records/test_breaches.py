@@ -137,6 +137,14 @@ def at(*places: tuple[int, int]) -> list[dict[str, int]]:
         ({"breaches": at((3, 2), (11, 9))}, "bifurcation 9 and breach 11 do not fit 11 steps"),
         ({"breaches": at((3, 2), (7, 6))}, "step 7 is said to be the breach, but is not unsafe"),
         ({"breaches": at((3, 2), (8, 6))}, "step 4 is unsafe, but is not among the breaches"),
+        (
+            {"breaches": at((4, 4), (8, 6)), "breach": 4, "bifurcation": 4},
+            "step 3 is unsafe, but is not among the breaches",
+        ),
+        (
+            {"breaches": None, "breach": 8, "bifurcation": 6},
+            "step 3 is unsafe, but is not among the breaches",
+        ),
         ({"breaches": None}, "step 4 is unsafe, but is not among the breaches"),
         (
             {"breaches": at((3, 2), (4, 4), (8, 7))},
