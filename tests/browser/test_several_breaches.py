@@ -11,6 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.browser.page import Watched, opened, served, straying_service
+from tests.integration.proxy.api.test_rounds import straying_twice
+from tests.support.proxy.api import service_of
 from tests.support.records import record_of, several
 from trajectory_records.record import Record
 
@@ -186,4 +188,20 @@ def test_a_correction_ends_where_the_student_writes_again(browser: Browser, clea
             assert texts(attempt) == flawed(record, number)
             assert texts(correction) == [*([] if clean else ["However,"]), f"teacher {number}."]
         assert page.locator("#pair [data-step]").count() == 10
+        assert one.complaints == []
+
+
+@pytest.mark.parametrize("stitch", ["flawed", "clean"])
+def test_the_rounds_of_a_real_proxy_are_watched(browser: Browser, stitch: str) -> None:
+    defaults = {"rounds": 2, "base_threshold": 0.1, "stitch": stitch}
+    service = service_of(*straying_twice(), defaults, page={})
+    with served(service) as url, opened(browser, url) as one:
+        one.page.uncheck("#alone")
+        one.run()
+        said = "breach at step 1, back to t* = 1; breach at step 3, back to t* = 3"
+        expect(one.page.locator("#pair-state")).to_have_text(said)
+        first, second = one.page.locator("#pair .pair").all()
+        revise = ["However,"] if stitch == "flawed" else []
+        assert texts(first) == ["B b.", *revise, "C c."]
+        assert texts(second) == ["E e.", *revise, "Right."]
         assert one.complaints == []

@@ -18,6 +18,7 @@ from proxy.errors import UpstreamInterrupted
 from synth_client.asking.answer import traced_record
 from synth_client.files.record_file import read_records
 from synth_client.questions.question import Question, scoring_body
+from tests.integration.proxy.api.test_rounds import TWICE, straying_twice
 from tests.support.patience import PATIENCE_S
 from tests.support.proxy.api import (
     CHAT,
@@ -28,6 +29,7 @@ from tests.support.proxy.api import (
     SCORE,
     STITCHED,
     TEXT,
+    C,
     answer,
     chat,
     error_in,
@@ -304,3 +306,24 @@ async def test_no_trajectory_begins_until_the_disk_has_room_and_none_is_lost(
 async def test_without_records_ready_does_not_mention_them() -> None:
     async with in_process(service_of(ScriptedBackend())) as client:
         assert set((await client.get("/ready")).json()) == {"status", "upstreams"}
+
+
+@pytest.mark.parametrize("stitch", ["flawed", "clean"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_record_of_two_rounds_lists_both_breaches(
+    recorded: Recorded, stream: bool, stitch: str
+) -> None:
+    body = chat(stream=stream, motab={**TWICE, "stitch": stitch})
+    response = await asked(recorded, service_of(*straying_twice()), CHAT, body)
+    (record,) = recorded.records()
+    assert [(one.breach, one.bifurcation) for one in record.all_breaches] == [(1, 1), (3, 3)]
+    corrections = [[piece.text for piece in pieces] for pieces in record.corrections()]
+    revise = ["However,\n\n"] if stitch == "flawed" else []
+    assert corrections == [[*revise, C], [*revise, "Right."]]
+    assert [record.step_role(index) for index in range(4)] == ["student", "flawed"] * 2
+    if not stream:
+        question = Question(record.id, (Message(role="user", content="Q"),))
+        seconds = record.seconds
+        made = traced_record(response.content, question, sample=0, attempts=1, seconds=seconds)
+        ids = {"request_id": record.request_id, "response_id": record.response_id}
+        assert made.model_copy(update=ids) == record
