@@ -16,17 +16,23 @@ from trajectory_records.viewer.view import view_of
 SHAPES = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), max_size=5)
 
 
-def put_together(shapes: list[tuple[int, int]], tail: int, clean: bool) -> dict[str, Any]:
-    assume(shapes or tail)
+CASES = st.tuples(SHAPES, st.integers(0, 2), st.booleans()).filter(
+    lambda one: bool(one[0] or one[1])
+)
+"""The rounds, the number of steps after the last correction, and whether the stitch is clean."""
+Case = tuple[list[tuple[int, int]], int, bool]
+
+
+def put_together(case: Case) -> dict[str, Any]:
+    shapes, tail, clean = case
     return several(*shapes, tail=tail, clean=clean)
 
 
 @settings(max_examples=num_cases(500))
-@given(SHAPES, st.integers(0, 2), st.booleans())
-def test_every_reader_finds_the_rounds_that_were_put_together(
-    shapes: list[tuple[int, int]], tail: int, clean: bool
-) -> None:
-    record = record_of(put_together(shapes, tail, clean))
+@given(CASES)
+def test_every_reader_finds_the_rounds_that_were_put_together(case: Case) -> None:
+    shapes, tail, clean = case
+    record = record_of(put_together(case))
     expected: list[tuple[int, int]] = []
     roles: list[str] = []
     output: list[str] = []
@@ -50,11 +56,10 @@ def test_every_reader_finds_the_rounds_that_were_put_together(
 
 
 @settings(max_examples=num_cases(500))
-@given(SHAPES, st.integers(0, 2), st.booleans())
-def test_the_viewer_gets_every_character_once(
-    shapes: list[tuple[int, int]], tail: int, clean: bool
-) -> None:
-    record = record_of(put_together(shapes, tail, clean))
+@given(CASES)
+def test_the_viewer_gets_every_character_once(case: Case) -> None:
+    shapes, tail, _ = case
+    record = record_of(put_together(case))
     view = view_of(record)
     steps = [step[0] for step in view["steps"] if not step[7]]
     parts = [text for part in [*view["corrections"], view["rest"]] for _, text in part]
@@ -63,11 +68,10 @@ def test_the_viewer_gets_every_character_once(
 
 
 @settings(max_examples=num_cases(500))
-@given(SHAPES, st.integers(0, 2), st.booleans())
-def test_only_the_first_round_is_judged_again(
-    shapes: list[tuple[int, int]], tail: int, clean: bool
-) -> None:
-    record = record_of(put_together(shapes, tail, clean))
+@given(CASES)
+def test_only_the_first_round_is_judged_again(case: Case) -> None:
+    shapes, tail, _ = case
+    record = record_of(put_together(case))
     (scored,) = scored_steps([record], with_entropy=True)
     first = sum(shapes[0]) if shapes else tail
     assert scored.values == tuple(step.value for step in record.steps[:first])
@@ -79,12 +83,10 @@ INDICES = st.tuples(st.integers(0, 30), st.integers(0, 30))
 
 
 @settings(max_examples=num_cases(1_000))
-@given(SHAPES, st.integers(0, 2), st.booleans(), st.data())
-def test_no_other_list_of_breaches_fits_the_record(
-    shapes: list[tuple[int, int]], tail: int, clean: bool, data: st.DataObject
-) -> None:
-    fields = put_together(shapes, tail, clean)
-    assume(len(shapes) > 1)
+@given(CASES, st.data())
+def test_no_other_list_of_breaches_fits_the_record(case: Case, data: st.DataObject) -> None:
+    assume(len(case[0]) > 1)
+    fields = put_together(case)
     right = [(one["breach"], one["bifurcation"]) for one in fields["breaches"]]
     edits = st.tuples(st.integers(0, len(right)), st.integers(0, 2), st.lists(INDICES, max_size=2))
     place, num_removed, added = data.draw(edits)
