@@ -100,6 +100,7 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
             raise OptionsError(name, message)
     teacher = merged.get("teacher")
     _bound_fields("teacher", teacher)
+    _bound_fields("boundary_values", merged.get("boundary_values"), "values")
     if isinstance(delimiter := merged.get("delimiter"), dict):
         _bound_fields("delimiter", delimiter)
         _bound_fields("delimiter.any", delimiter.get("any"), "texts")
@@ -125,7 +126,8 @@ def _bound_fields(name: str, value: object, noun: str = "fields") -> None:
 def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Return one `motab` object; later layers override earlier ones, and so do the values within
     `teacher`. `teacher_temperature` becomes `teacher.temperature`. A layer that asks for another
-    method leaves the parameters of `motab` alone behind that earlier layers gave.
+    method leaves the parameters of `motab` alone behind that earlier layers gave, and a layer that
+    chooses another boundary than `quantile` leaves the `boundary_values` behind.
 
     Raises `OptionsError` if a layer gives both and they differ.
     """
@@ -134,6 +136,8 @@ def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
         if layer.get("method", "motab") != "motab":
             merged = {name: value for name, value in merged.items() if name not in ONLY_MOTAB}
         below, teacher = merged.get("teacher"), layer.get("teacher", {})
+        if layer.get("boundary", "quantile") != "quantile":
+            merged.pop("boundary_values", None)
         merged |= {name: value for name, value in layer.items() if name != "teacher_temperature"}
         if isinstance(teacher, dict):
             below = below if isinstance(below, dict) else {}

@@ -51,6 +51,7 @@ _OPTIONS_OF_A_GIVEN_TEXT = {
     "backtrack",
     "base_threshold",
     "boundary",
+    "boundary_values",
     "delimiter",
     "entropy_scale",
     "entropy_top_k",

@@ -94,14 +94,23 @@ def trace(
 
 
 def params(options: Options) -> dict[str, Any]:
-    """The options; `teacher` and the options of rounds only if they change something."""
-    found = asdict(options)
+    """The options; `teacher`, `boundary_values` and the options of rounds only if they change
+    something.
+    """
+    found = asdict(options, dict_factory=_as_json)
     if options.teacher == TeacherSampling():
         del found["teacher"]
+    if not options.boundary_values:
+        del found["boundary_values"]
     if options.rounds == 1:
         for name in ONLY_MOTAB:
             del found[name]
     return found
+
+
+def _as_json(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Records take JSON's values only, which tuples are not.
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
 
 
 def step_trace(step: StepTrace) -> dict[str, Any]:

@@ -185,6 +185,7 @@ class MotabMonitor:
                 StepScore(score.value, entropy, score.num_tokens),
                 self._judged[-1] if self._judged else None,
                 self._params,
+                index,
             )
             self._judged.append(step)
             # All steps before a breach are safe, so each step may follow a bifurcation.

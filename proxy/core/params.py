@@ -8,6 +8,7 @@ _MOST_TOKENS = 2**31 - 1
 _MOST_SCALE = 1000
 _LONGEST_TEXT = 1000
 _MOST_DELIMITERS = 16
+MOST_BOUNDARY_VALUES = 64
 
 Method = Literal["motab", "teacher", "student", "imitkd", "skd", "prefix"]
 # SGLang takes no larger value than this for all tokens of the vocabulary.
@@ -167,8 +168,10 @@ class Params:
     result depends on it."""
     revise: str = "However,"
     """The revise token of Eq. 10, set as a paragraph of its own."""
-    boundary: Literal["adaptive", "static"] = "adaptive"
-    """`static`: eps_t = eps_0 (the paper's ablation "w/o adapt")."""
+    boundary: Literal["adaptive", "static", "quantile"] = "adaptive"
+    """`static`: eps_t = eps_0 (the paper's ablation "w/o adapt"). `quantile`: `boundary_values`."""
+    boundary_values: tuple[float, ...] = ()
+    """Boundary `quantile`, in [0, 1]: eps_t of each step; the last holds for all later steps."""
     backtrack: Literal["td_error", "none"] = "td_error"
     """`none`: the teacher takes over at the breach itself (ablation "w/o back")."""
     stitch: Literal["flawed", "clean"] = "flawed"
@@ -219,3 +222,18 @@ class Params:
         for field in ("delimiter", "revise"):
             if isinstance(text := getattr(self, field), str):
                 _require_text(field, text)
+        self._check_boundary_values()
+
+    def _check_boundary_values(self) -> None:
+        name, values = "boundary_values", self.boundary_values
+        if self.boundary != "quantile":
+            if values:
+                message = f"are for boundary 'quantile', and boundary is {self.boundary!r}"
+                raise ParameterError(name, message)
+            return
+        if not 1 <= len(values) <= MOST_BOUNDARY_VALUES:
+            message = f"must have 1 to {MOST_BOUNDARY_VALUES} values for boundary 'quantile', not"
+            raise ParameterError(name, f"{message} {len(values)}")
+        for index, value in enumerate(values):
+            if not 0.0 <= value <= 1.0:
+                raise ParameterError(name, f"must be in [0, 1], and value {index} is {value!r}")

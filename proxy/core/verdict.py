@@ -10,15 +10,17 @@ from proxy.core.params import Params
 from proxy.core.types import Author, Step, StepScore, StepTrace
 
 
-def judge(step: Step, score: StepScore, previous: StepTrace | None, params: Params) -> StepTrace:
-    """Decide on one step of the student: safe if V_t >= eps_t.
+def judge(
+    step: Step, score: StepScore, previous: StepTrace | None, params: Params, index: int
+) -> StepTrace:
+    """Decide on one step of the student, t = `index`: safe if V_t >= eps_t.
 
     Raises ValueError if the score is impossible.
     """
     check_value(score.value)
     if score.entropy is not None and not 0.0 <= score.entropy < math.inf:
         raise ValueError(f"an entropy must be a finite number of nats, not {score.entropy}")
-    limit = boundary(score.entropy, params)
+    limit = boundary(score.entropy, params, index)
     before = None if previous is None else previous.value
     return StepTrace(
         text=step.text,

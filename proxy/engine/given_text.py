@@ -62,7 +62,7 @@ async def score_steps(
     try:
         for step_text, score in zip(texts, scores.steps, strict=True):
             previous = steps[-1] if steps else None
-            steps.append(judge(Step(step_text, 0), score, previous, params))
+            steps.append(judge(Step(step_text, 0), score, previous, params, len(steps)))
     except ValueError as error:
         raise UpstreamMalformed(server.name, str(error)) from error
     breach = next((index for index, step in enumerate(steps) if not step.safe), None)

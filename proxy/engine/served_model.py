@@ -210,7 +210,10 @@ class ServedModel:
             whose = f"the {self.pair.scored_by(scorer)}'s values"
             about = f"{whose} come from '{scorer.scoring}' and are not probabilities"
             if options.boundary != "static":
-                message = f"{about}: no entropy comes with them, so boundary must be 'static'"
+                why = "no entropy comes with them"
+                if options.boundary == "quantile":
+                    why = "boundary_values are quantiles of probabilities"
+                message = f"{about}: {why}, so boundary must be 'static'"
                 raise RequestError(message, param="motab.boundary")
             if "base_threshold" not in {**self.defaults, **asked}:
                 message = f"{about}: they need a base_threshold of their own"

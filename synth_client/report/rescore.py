@@ -71,7 +71,7 @@ def outcome_of(scored: Scored, params: Params) -> RescoredOutcome:
     """
     boundaries: list[float] = []
     for index, (value, entropy) in enumerate(zip(scored.values, scored.entropies, strict=True)):
-        boundaries.append(boundary(entropy, params))
+        boundaries.append(boundary(entropy, params, index))
         if value < boundaries[-1]:
             cut = index
             if scored.backtracks:
@@ -225,7 +225,7 @@ def lowest_limit(
     """
     params = thresholds(1.0, entropy_scale)
     # At eps_0 = 1, these are the boundaries.
-    units = [boundary(entropy, params) for entropy in entropies]
+    units = [boundary(entropy, params, index) for index, entropy in enumerate(entropies)]
     limits = (
         value / unit if unit > 0.0 else math.inf for value, unit in zip(values, units, strict=True)
     )

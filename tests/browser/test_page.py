@@ -186,7 +186,7 @@ def test_other_thresholds_are_judged_as_the_algorithm_does(browser: Browser, url
                 [steps, base, scale],
             )
             params = Params(base_threshold=base, entropy_scale=scale)
-            limits = [boundary(entropy, params) for entropy in entropies]
+            limits = [boundary(entropy, params, t) for t, entropy in enumerate(entropies)]
             below = [i for i, (v, e) in enumerate(zip(found, limits, strict=True)) if v < e]
             assert seen["limits"] == pytest.approx(limits)
             assert seen["breach"] == (below[0] if below else None)

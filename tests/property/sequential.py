@@ -29,6 +29,8 @@ class Setting:
     backtrack: bool
     flawed: bool
     revise: str = "However,"
+    by_step: tuple[float, ...] = ()
+    """The boundary of each step, if it does not come from `base_threshold`."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,10 @@ def run(
         context = "".join(steps[:t])
         values.append(value_of(context, step))
         scale = math.exp(-setting.entropy_scale * entropy_of(context)) if setting.adaptive else 1.0
-        bounds.append(setting.base_threshold * scale)
+        if setting.by_step:
+            bounds.append([*setting.by_step, *[setting.by_step[-1]] * t][t])
+        else:
+            bounds.append(setting.base_threshold * scale)
         if values[t] < bounds[t]:
             breach = t
             break

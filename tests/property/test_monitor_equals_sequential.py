@@ -1,6 +1,7 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,9 @@ from tests.property.pieces import ENDS, PIECES, delimiter_of
 from tests.property.schedules import any_limit, any_schedule
 from tests.property.sequential import Setting, run
 from tests.support.cases import num_cases
+
+LEVELS = st.sampled_from([0.0, 0.04, 0.3, 0.5, 0.7, 1.0])
+BY_STEP: st.SearchStrategy[list[float]] = st.just([]) | st.lists(LEVELS, min_size=1, max_size=4)
 
 
 @dataclass
@@ -66,10 +70,9 @@ def cases(draw: st.DrawFn) -> Case:
         adaptive=draw(st.booleans()),
         backtrack=draw(st.booleans()),
         flawed=draw(st.booleans()),
+        by_step=tuple(draw(BY_STEP)),
     )
-    levels = draw(
-        st.lists(st.sampled_from([0.0, 0.04, 0.3, 0.5, 0.7, 1.0]), min_size=1, max_size=6)
-    )
+    levels = draw(st.lists(LEVELS, min_size=1, max_size=6))
     end = st.sampled_from(["stop", "length"])
     pieces = st.lists(st.sampled_from(PIECES), max_size=40)
     return Case(
@@ -82,6 +85,12 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
+def boundary_of(setting: Setting) -> Literal["adaptive", "static", "quantile"]:
+    if setting.by_step:
+        return "quantile"
+    return "adaptive" if setting.adaptive else "static"
+
+
 def params_of(setting: Setting, max_lookahead_tokens: int, **rounds: int) -> Params:
     return Params(
         max_lookahead_tokens=max_lookahead_tokens,
@@ -91,7 +100,8 @@ def params_of(setting: Setting, max_lookahead_tokens: int, **rounds: int) -> Par
         max_step_tokens=setting.max_step_tokens,
         max_total_tokens=setting.max_total_tokens,
         revise=setting.revise,
-        boundary="adaptive" if setting.adaptive else "static",
+        boundary=boundary_of(setting),
+        boundary_values=setting.by_step,
         backtrack="td_error" if setting.backtrack else "none",
         stitch="flawed" if setting.flawed else "clean",
         **rounds,  # type: ignore[arg-type]

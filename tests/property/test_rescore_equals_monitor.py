@@ -35,7 +35,7 @@ def decide(steps: list[tuple[float, float, int]], params: Params) -> Decided:
     for value, entropy, num_tokens in steps:
         previous = judged[-1] if judged else None
         score = StepScore(value, entropy, num_tokens)
-        judged.append(judge(Step("a", num_tokens), score, previous, params))
+        judged.append(judge(Step("a", num_tokens), score, previous, params, len(judged)))
         if not judged[-1].safe:
             cut = bifurcation_of(judged, params)
             return Decided(len(judged) - 1, cut, sum(one[2] for one in steps[:cut]))

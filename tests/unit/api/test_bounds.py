@@ -108,6 +108,18 @@ class Choice:
         return isinstance(value, bool) or (isinstance(value, str) and len(value) < 100)
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """A list of at most that many numbers."""
+
+    each: Number
+    most_items: int
+
+    def holds(self, value: object) -> bool:
+        are_numbers = isinstance(value, list | tuple) and all(map(self.each.holds, value))
+        return are_numbers and len(value) <= self.most_items  # type: ignore[arg-type]
+
+
 LENGTH, SEED, NAME, FLAG = Number(1, INT64), Number(-INT64 - 1, INT64), Text(1000), Choice()
 OF_SAMPLING: dict[str, Bounds] = {
     "top_k": Number(-1, 2**30),
@@ -160,6 +172,7 @@ OF_OPTIONS: dict[str, Bounds] = {
     "max_lookahead_tokens": TOKENS,
     "revise": Text(1000),
     "boundary": FLAG,
+    "boundary_values": Numbers(Number(0, 1), 64),
     "backtrack": FLAG,
     "stitch": FLAG,
     "rounds": TOKENS,
@@ -241,6 +254,15 @@ def test_options_take_values_within_the_bounds_only(name: str, value: object) ->
         assert options is None or OF_OPTIONS[name].holds(getattr(options, name))
 
 
+@pytest.mark.parametrize("value", HOSTILE, ids=shown)
+def test_a_boundary_by_step_takes_values_within_the_bounds_only(value: object) -> None:
+    for values in (value, [value], [0.1, value]):
+        asked = {"boundary": "quantile", "boundary_values": values}
+        options = chosen("boundary_values", asked)
+        assert options is None or OF_OPTIONS["boundary_values"].holds(values)
+        assert options is None or options.boundary_values
+
+
 # Requests with integers beyond 64 bits are refused before their options are read.
 @pytest.mark.parametrize("value", [one for one in HOSTILE if one != 10**400], ids=shown)
 @pytest.mark.parametrize("name", [*OF_SAMPLING, "temperature"])
@@ -277,7 +299,8 @@ def chosen(field: str, options: dict[str, Any]) -> Options | None:
     try:
         return parse_options(options)
     except OptionsError as error:
-        is_within = isinstance(options.get(field), dict) and error.field.startswith(f"{field}.")
+        has_parts = isinstance(options.get(field), dict | list)
+        is_within = has_parts and error.field.startswith(f"{field}.")
         assert error.field == field or is_within, error  # noqa: PT017 - it may be taken as well
         assert len(str(error)) < 500  # noqa: PT017
         return None

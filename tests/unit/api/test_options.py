@@ -111,7 +111,7 @@ def test_a_value_at_its_bound_is_taken(asked: dict[str, Any]) -> None:
         ("correction_steps", -1, "correction_steps must be at least 1, not -1"),
         ("revise", "", "revise must be some text, not ''"),
         ("teacher_temperature", -0.1, "teacher_temperature must be at least 0, not -0.1"),
-        ("boundary", "none", "boundary: input should be 'adaptive' or 'static'"),
+        ("boundary", "none", "boundary: input should be 'adaptive', 'static' or 'quantile'"),
         ("backtrack", "all", "backtrack: input should be 'td_error' or 'none'"),
         ("stitch", "none", "stitch: input should be 'flawed' or 'clean'"),
         ("trace", True, "trace: input should be 'none', 'summary' or 'full'"),
@@ -158,6 +158,76 @@ def test_the_options_of_rounds_belong_to_motab_alone(field: str) -> None:
 def test_a_value_that_json_cannot_carry_is_refused_by_its_field(value: object) -> None:
     field = "delimiter" if isinstance(value, str) else "max_total_tokens"
     assert refusal_of({field: value}).field == field
+
+
+QUANTILE = {"boundary": "quantile"}
+
+
+@pytest.mark.parametrize("values", [[0.5], [0, 1, 0.25], [0.1] * 64])
+def test_a_boundary_by_step_takes_a_value_for_each_step(values: list[float]) -> None:
+    assert parse_options(QUANTILE, {"boundary_values": values}).boundary_values == tuple(values)
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "message"),
+    [
+        (QUANTILE, "", "must have 1 to 64 values for boundary 'quantile', not 0"),
+        (
+            QUANTILE | {"boundary_values": []},
+            "",
+            "must have 1 to 64 values for boundary 'quantile', not 0",
+        ),
+        (QUANTILE | {"boundary_values": [0.1] * 65}, "", "has more than 64 values"),
+        (
+            {"boundary_values": [0.1]},
+            "",
+            "are for boundary 'quantile', and boundary is 'adaptive'",
+        ),
+        (
+            {"boundary": "static", "boundary_values": [0.1]},
+            "",
+            "are for boundary 'quantile', and boundary is 'static'",
+        ),
+        (
+            QUANTILE | {"boundary_values": [0.1, 1.5]},
+            "",
+            "must be in [0, 1], and value 1 is 1.5",
+        ),
+        (QUANTILE | {"boundary_values": [-0.1]}, "", "must be in [0, 1], and value 0 is -0.1"),
+        (QUANTILE | {"boundary_values": 0.1}, "", ": input should be a valid array"),
+        (QUANTILE | {"boundary_values": None}, "", ": input should be a valid array"),
+        (QUANTILE | {"boundary_values": {"0": 0.1}}, "", ": input should be a valid array"),
+        (QUANTILE | {"boundary_values": [0.1, math.nan]}, ".1", ": input should be a valid number"),
+        (QUANTILE | {"boundary_values": [True]}, ".0", ": input should be a valid number"),
+        (QUANTILE | {"boundary_values": ["0.1"]}, ".0", ": input should be a valid number"),
+        (QUANTILE | {"boundary_values": [[0.1]]}, ".0", ": input should be a valid number"),
+    ],
+    ids=str,
+)
+def test_a_boundary_by_step_that_makes_no_sense_is_refused(
+    asked: dict[str, Any], field: str, message: str
+) -> None:
+    error, path = refusal_of(asked), f"boundary_values{field}"
+    assert error.field == path
+    assert str(error) == f"{path}{message if message.startswith(':') else ' ' + message}"
+
+
+def test_a_layer_that_chooses_another_boundary_leaves_the_values_behind() -> None:
+    own = QUANTILE | {"boundary_values": [0.1, 0.2]}
+    assert parse_options(own, {"base_threshold": 0.3}).boundary_values == (0.1, 0.2)
+    assert parse_options(own, QUANTILE).boundary_values == (0.1, 0.2)
+    assert parse_options(own, {"boundary": "static"}).boundary_values == ()
+    assert parse_options(own, {"boundary_values": [0.3]}).boundary_values == (0.3,)
+    assert refusal_of(own, {"boundary": "static", "boundary_values": [0.3]}).field == (
+        "boundary_values"
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.5])
+def test_a_boundary_by_step_made_in_code_is_checked_too(value: float) -> None:
+    with pytest.raises(ParameterError, match="and value 1 is ") as caught:
+        Params(boundary="quantile", boundary_values=(0.5, value))
+    assert caught.value.field == "boundary_values"
 
 
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:

@@ -22,11 +22,16 @@ def test_entropy_is_of_the_renormalised_top_k() -> None:
 
 def test_boundary_loosens_with_entropy() -> None:
     params = Params(base_threshold=0.2, entropy_scale=1.0)
-    assert boundary(0.955700, params) == pytest.approx(0.076909, abs=1e-6)
+    assert boundary(0.955700, params, 0) == pytest.approx(0.076909, abs=1e-6)
 
 
 def test_static_boundary_ignores_entropy() -> None:
-    assert boundary(0.955700, Params(base_threshold=0.2, boundary="static")) == 0.2
+    assert boundary(0.955700, Params(base_threshold=0.2, boundary="static"), 0) == 0.2
+
+
+def test_a_boundary_by_step_holds_its_last_value_for_all_later_steps() -> None:
+    params = Params(boundary="quantile", boundary_values=(0.1, 0.3, 0.2))
+    assert [boundary(None, params, index) for index in range(5)] == [0.1, 0.3, 0.2, 0.2, 0.2]
 
 
 @pytest.mark.parametrize(

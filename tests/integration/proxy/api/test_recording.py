@@ -119,6 +119,26 @@ async def test_a_record_has_all_whatever_the_client_gets(
     assert record.seconds > 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"delimiter": {"any": ["\n\n", ";"], "keep_code": False}},
+        {"boundary": "quantile", "boundary_values": [0.1, 0.2]},
+    ],
+    ids=["delimiter", "boundary_values"],
+)
+async def test_a_record_keeps_params_that_are_lists(
+    recorded: Recorded, options: dict[str, Any]
+) -> None:
+    response = await asked(recorded, service_of(*straying()), CHAT, chat(motab=options))
+    assert response.status_code == 200
+    (record,) = recorded.records()
+    assert {name: record.params[name] for name in options} == options
+    assert [step.boundary for step in record.steps][:2] == (
+        [0.1, 0.2] if "boundary" in options else [0.2, 0.2]
+    )
+
+
 async def test_a_record_has_the_sampling_and_the_templates_variables_of_the_request(
     recorded: Recorded,
 ) -> None:

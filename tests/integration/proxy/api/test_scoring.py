@@ -105,6 +105,63 @@ async def test_a_teacher_that_fails_to_score_is_a_502(fault: str) -> None:
     assert (status, error["type"]) == (502, "upstream_error")
 
 
+@pytest.mark.parametrize("path", [SCORE, CHAT], ids=str)
+@pytest.mark.parametrize(
+    ("own", "boundaries", "breach"),
+    [([0.9, 0.02], [0.9, 0.02, 0.02, 0.02], None), ([0.9, 0.9, 0.95], [0.9, 0.9, 0.95], 2)],
+    ids=["the last holds on", "a breach"],
+)
+async def test_each_step_is_held_against_a_boundary_of_its_own(
+    path: str, own: list[float], boundaries: list[float], breach: int | None
+) -> None:
+    student, (_, teacher) = ScriptedBackend(says((A, A, A, B))), straying()
+    teacher.distort = lambda scores: replace(  # no entropy is needed
+        scores, steps=tuple(replace(step, entropy=None) for step in scores.steps)
+    )
+    options = {"boundary": "quantile", "boundary_values": own}
+    if path == SCORE:
+        body = chat() | {"text": A + A + A + B, "motab": options}
+        found = (await answer(service_of(student, teacher), path, body)).json()
+    else:
+        body = chat() | {"motab": {**options, "trace": "full"}}
+        found = (await answer(service_of(student, teacher), path, body)).json()
+        found = found["choices"][0]["motab"]
+    assert [step["boundary"] for step in found["steps"]][: len(boundaries)] == boundaries
+    assert found["breach"] == breach
+    assert {name: found["params"][name] for name in options} == options
+
+
+@pytest.mark.parametrize("path", [SCORE, CHAT], ids=str)
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"boundary": "quantile"}, "boundary_values"),
+        ({"boundary": "quantile", "boundary_values": []}, "boundary_values"),
+        ({"boundary": "quantile", "boundary_values": [0.1] * 65}, "boundary_values"),
+        ({"boundary": "quantile", "boundary_values": [True]}, "boundary_values.0"),
+        ({"boundary": "quantile", "boundary_values": [0.1, 2]}, "boundary_values"),
+        ({"boundary": "static", "boundary_values": [0.1]}, "boundary_values"),
+        ({"boundary_values": [0.1]}, "boundary_values"),
+    ],
+    ids=str,
+)
+async def test_boundary_values_that_make_no_sense_are_a_400(
+    path: str, asked: dict[str, Any], field: str
+) -> None:
+    body = {**text(), "text": A} if path == SCORE else chat()
+    status, error = await error_of(service_of(*straying()), path, {**body, "motab": asked})
+    assert (status, error["param"]) == (400, f"motab.{field}")
+
+
+async def test_a_request_may_leave_the_boundary_by_step_of_its_model() -> None:
+    service = service_of(*straying(), {"boundary": "quantile", "boundary_values": [0.01]})
+    for asked, breach in (({}, None), ({"boundary": "static"}, 1)):
+        body = chat(motab={**asked, "trace": "full"})
+        found = (await answer(service, CHAT, body)).json()["choices"][0]["motab"]
+        assert found["breach"] == breach
+        assert ("boundary_values" in found["params"]) == (breach is None)
+
+
 STATIC = {"boundary": "static", "base_threshold": 0.5}
 
 
@@ -193,6 +250,7 @@ async def test_what_is_not_scored_tells_no_way_of_scoring() -> None:
         ({}, {"base_threshold": 0.5}, "motab.boundary"),
         ({}, {"boundary": "static"}, "motab.base_threshold"),
         (STATIC, {"boundary": "adaptive"}, "motab.boundary"),
+        ({}, {"boundary": "quantile", "boundary_values": [0.5]}, "motab.boundary"),
         (STATIC, {"scoring": "prompt_logprobs"}, "motab.scoring"),
         (STATIC, {"scoring": "judge_logprob"}, "motab.scoring"),
     ],
@@ -200,6 +258,7 @@ async def test_what_is_not_scored_tells_no_way_of_scoring() -> None:
         "adaptive by default",
         "no threshold",
         "adaptive",
+        "of probabilities",
         "no log-probs",
         "no judge of that kind",
     ],
