@@ -48,6 +48,19 @@ class Options(Params):
     """Whether streams carry named events (`motab.step`, `motab.breach`) as decisions are made."""
 
 
+FIELDS_OF_A_GIVEN_TEXT = frozenset(
+    {
+        "backtrack",
+        "base_threshold",
+        "boundary",
+        "boundary_values",
+        "delimiter",
+        "entropy_scale",
+        "entropy_top_k",
+        "scoring",
+    }
+)
+"""The options that decide on a text that is given (`/v1/motab/score`)."""
 SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingValues))
 """The values that each author has: the student's are at a request's top level."""
 

@@ -38,7 +38,7 @@ from proxy.errors import (
     first_error,
 )
 from proxy.near_names import did_you_mean
-from proxy.options import Options, merge_layers, values_of
+from proxy.options import FIELDS_OF_A_GIVEN_TEXT, Options, merge_layers, values_of
 from proxy.server_config import ServerConfig
 from proxy.tracing.attributes import of_request, of_trajectory
 from proxy.tracing.tracer import NO_TRACER, Tracer
@@ -47,16 +47,6 @@ from trajectory_records.appender import Appender
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _AUTHORS: tuple[Author, ...] = ("student", "teacher")
-_OPTIONS_OF_A_GIVEN_TEXT = {
-    "backtrack",
-    "base_threshold",
-    "boundary",
-    "boundary_values",
-    "delimiter",
-    "entropy_scale",
-    "entropy_top_k",
-    "scoring",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +310,7 @@ class Service:
     ) -> dict[str, Any]:
         """Judge a given text."""
         model = self._model(request.model)
-        has_part = {"scoring"} if request.token_logprobs else _OPTIONS_OF_A_GIVEN_TEXT
+        has_part = {"scoring"} if request.token_logprobs else FIELDS_OF_A_GIVEN_TEXT
         for name in request.motab:
             if name not in has_part:
                 raise UnsupportedField(f"{name} does not apply to scoring", param=f"motab.{name}")

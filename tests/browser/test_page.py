@@ -15,7 +15,15 @@ from playwright.sync_api import Browser, expect
 from proxy.core.boundary import boundary
 from proxy.core.credit import bifurcation
 from proxy.core.params import Params
-from tests.browser.page import CORRECTION, STEPS, opened, served, straying_service
+from tests.browser.page import (
+    CORRECTION,
+    STEPS,
+    opened,
+    served,
+    straying_pair,
+    straying_service,
+)
+from tests.support.proxy.api import service_of
 from tests.support.records import breached, record_of, unbroken
 from tests.support.synth_client.reports import EVIL, hostile
 
@@ -193,6 +201,30 @@ def test_other_thresholds_are_judged_as_the_algorithm_does(browser: Browser, url
             if below:
                 cut = bifurcation(found[: below[0] + 1], limits)
                 assert seen["bifurcation"] == cut
+
+
+def test_a_boundary_by_step_is_shown_and_can_be_left(browser: Browser) -> None:
+    own = {"boundary": "quantile", "boundary_values": [0.9, 0.1, 0.15]}
+    service = service_of(*straying_pair(), own, page={"questions": ["Q?"]})
+    with served(service) as url, opened(browser, url) as one:
+        page = one.page
+        one.run()
+        labels = [meter.get_attribute("aria-label") for meter in page.locator("#pair .meter").all()]
+        assert labels == [
+            "value 0.900, boundary 0.900",
+            "value 0.300, boundary 0.100",
+            "value 0.100, boundary 0.150",
+        ]
+        expect(page.locator("#again")).to_be_hidden()
+        expect(page.locator("#option-boundary")).to_have_value("quantile")
+        page.select_option("#option-boundary", "static")
+        one.run()
+        expect(page.locator("#again")).to_be_visible()
+        page.evaluate("document.getElementById('copying').open = true")
+        page.click("[data-copy=yaml]")
+        written = yaml.safe_load(page.locator("#snippet").text_content() or "")
+        assert written["models"]["motab/small+large"]["params"] == {"boundary": "static"}
+        assert one.complaints == []
 
 
 def test_a_request_is_copied_for_a_shell_for_python_and_for_yaml(

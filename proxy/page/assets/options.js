@@ -11,7 +11,7 @@ const options = (() => {
     ["max_total_tokens", "", "motab", 16, 4096, 16, "The tokens after which the text is cut."],
   ];
   const CHOICES = [
-    ["boundary", ["adaptive", "static"], "Static: ε is ε₀, whatever the entropy."],
+    ["boundary", ["adaptive", "static"], "Static: ε is ε₀, whatever the entropy. Quantile, if the model has it: each step has an ε of its own."],
     ["backtrack", ["td_error", "none"], "None: the teacher takes over at the breach itself."],
     ["stitch", ["flawed", "clean"], "Clean: the flawed steps are left out of the text."],
   ];
@@ -43,7 +43,8 @@ const options = (() => {
   }
 
   function choice([name, values, about]) {
-    const select = el("select", {}, ...values.map((value) => el("option", { value }, value)));
+    const known = new Set([...values, model.params[name]]);
+    const select = el("select", {}, ...[...known].map((value) => el("option", { value }, value)));
     select.value = model.params[name];
     inputs.set(name, { place: "motab", initial: model.params[name], read: () => select.value });
     return field(name, "", about, select);
@@ -121,6 +122,7 @@ const options = (() => {
     const params = Object.fromEntries([...inputs].filter(([name, one]) => name !== "seed" && one.read() !== one.initial)
       .map(([name, one]) => [name, one.read()]));
     const kept = { ...model.own, ...params };
+    if (kept.boundary !== "quantile") delete kept.boundary_values;
     return `models:\n  ${JSON.stringify(model.name)}:\n    student: ${JSON.stringify(model.student)}\n` +
       `    teacher: ${JSON.stringify(model.teacher)}\n    params: ${JSON.stringify(kept)}\n`;
   }

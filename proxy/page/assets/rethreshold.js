@@ -36,13 +36,14 @@ const rethreshold = (() => {
     return "No breach in these steps. What the student would have written after them is not known, because it was stopped.";
   }
 
-  // Fills `place` with the sliders; leaves it empty where the steps have no values to compare.
-  // `breach` is the first, and steps after it are left out. `draw` gets the other steps with their
-  // new boundaries, and the new bifurcations.
+  // Fills `place` with the sliders; leaves it empty where the steps have no values to compare, or
+  // each step has a boundary of its own, which no slider sets. `breach` is the first, and steps
+  // after it are left out. `draw` gets the other steps with their new boundaries, and the new
+  // bifurcations.
   function show(place, all, params, breach, draw) {
     const steps = breach === null ? all : all.slice(0, breach + 1);
     const adaptive = params.boundary !== "static";
-    const usable = steps.length && steps.every((step) => step[STEP.VALUE] !== null && (!adaptive || step[STEP.ENTROPY] !== null));
+    const usable = params.boundary !== "quantile" && steps.length && steps.every((step) => step[STEP.VALUE] !== null && (!adaptive || step[STEP.ENTROPY] !== null));
     place.hidden = !usable;
     if (!usable) return;
     const base = control("again-base", "ε₀", 0, 1, 0.01, params.base_threshold);
