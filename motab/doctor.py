@@ -25,6 +25,7 @@ from proxy.serving.serve import run
 from synth_client.cli import options
 from synth_client.cli.shared import parse_prices
 from synth_client.questions.question import Question
+from synth_client.report.step_boundary import is_by_step
 
 SCHEMA: Final = 1
 _STYLES: Final = {"fault": "red", "advice": "yellow", "ok": "green"}
@@ -172,7 +173,9 @@ async def _tried(
     strict = [
         name
         for name, trial in tried.items()
-        if breach_rate(trial.records) == 1 and report.models[name].scoring not in NO_PROBABILITIES
+        if breach_rate(trial.records) == 1
+        and report.models[name].scoring not in NO_PROBABILITIES
+        and not is_by_step(trial.records[0])
     ]
     return tried, await trials(working, strict, {"base_threshold": 0}, questions, say)
 

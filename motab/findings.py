@@ -20,6 +20,7 @@ from synth_client.report.rescore import (
     own_thresholds,
     scored_steps,
 )
+from synth_client.report.step_boundary import is_by_step
 from trajectory_records.record import Record, Usage
 
 Level = Literal["fault", "advice", "ok"]
@@ -167,6 +168,11 @@ def of_rate(records: Sequence[Record], pilot: Sequence[Record]) -> Iterator[Find
     strayed = f"{num} of {len(records)} trajectories strayed"
     if 0 < rate < 1:
         yield Finding("ok", strayed)
+        return
+    if is_by_step(records[0]):
+        advice = "learn its boundary again: motab rescore --calibrate quantile"
+        text = f"{strayed}, each step at a boundary of its own: {advice}"
+        yield Finding("advice", f"{text} (docs/choosing-thresholds.md)")
         return
     base, _ = own_thresholds(records[0])
     yield Finding("advice", f"{strayed}, at base_threshold {base:g}: {_threshold(pilot)}")

@@ -2,42 +2,32 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from synth_client.cli import options
 from synth_client.cli.shared import check_output, parse_prices
+from synth_client.files.atomic import write_whole
 from synth_client.files.record_file import read_records
+from synth_client.report.calibrate import LABELS, QUANTILE, Wanted
 from synth_client.report.page import require_plotly, write_page
 from synth_client.report.report import MAX_TRAJECTORIES, write_report
 from synth_client.report.rescore import (
-    Calibrator,
     RescoreError,
     Row,
     first_to_rescore,
     of_method,
-    own_thresholds,
-    rescore,
+    rescore_under,
     scored_steps,
-    sentence_of,
     sentence_of_rounds,
 )
-from synth_client.report.threshold_rule import (
-    SCALES,
-    best_of,
-    best_of_scale,
-    labelled_groups,
-    sentence_of_learned,
-)
+from synth_client.report.step_boundary import own_boundary, parse_boundary
 from trajectory_records.record import Record
-
-_LABELS: Final = "labels"
 
 
 def report_command(
@@ -95,21 +85,46 @@ def rescore_command(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            metavar="RATE|labels",
+            metavar="RATE|labels|quantile",
             help="Find the base threshold that gives this breach rate, for each entropy scale; or"
             " the thresholds that catch the most wrong and the fewest right parts of a labelled"
-            " trial.",
+            " trial; or a boundary for each step, a quantile of the right parts' values there.",
+        ),
+    ] = None,
+    quantile: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="With --calibrate quantile: the share of the right steps' values that may lie"
+            " below the boundary. Default: the share that catches the most wrong and the fewest"
+            " right parts.",
+        ),
+    ] = None,
+    boundary_values: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIST",
+            help="A boundary for each step, as '[0.1, 0.2]'; the last value holds for all later"
+            " steps. Repeat it for several.",
+        ),
+    ] = None,
+    params_output: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="With --calibrate quantile: write the boundary as YAML for a model's params.",
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write a page with plots, too.")] = None,
 ) -> None:
     """Compute the breaches of other thresholds from stored values, without asking a model."""
-    numbers = [*(base_threshold or []), *(entropy_scale or [])]
-    if any(not math.isfinite(number) for number in numbers):
-        raise typer.BadParameter("a threshold must be a finite number")
-    if output is not None:
-        check_output(output, records)
-    rate = _rate(calibrate)
+    for name, path in (("--output", output), ("--params-output", params_output)):
+        if path is not None:
+            check_output(path, records, name)
+    wanted = _wanted(base_threshold, entropy_scale, boundary_values, calibrate, quantile)
+    if params_output is not None and wanted.calibration != QUANTILE:
+        raise typer.BadParameter(f"--params-output needs --calibrate {QUANTILE}")
     first = first_to_rescore(read_records(records))
     if first is None:
         raise RescoreError(f"{records} holds no records")
@@ -119,19 +134,11 @@ def rescore_command(
         others.clear()
         return of_method(first.method, read_records(records), others)
 
-    own = own_thresholds(first)
-    scales = entropy_scale or [own[1]]
-    if calibrate == _LABELS:
-        found = _learned(alike(), entropy_scale or SCALES)
-    else:
-        found = _calibrated(alike(), scales, rate)
-    bases = base_threshold or ([own[0]] if calibrate is None else [])
-    pairs = sorted(
-        {*product(bases, scales), *found.pairs},
-        key=lambda pair: (pair[1], pair[0]),
-    )
-    with_entropy = any(scale for _, scale in pairs)
-    rows = rescore(scored_steps(alike(), with_entropy=with_entropy), pairs)
+    own = own_boundary(first)
+    found = wanted.calibrated(alike, own)
+    boundaries = wanted.boundaries(own, found)
+    with_entropy = any(one.boundary == "adaptive" for one in boundaries)
+    rows = rescore_under(scored_steps(alike(), with_entropy=with_entropy), boundaries)
     require_plotly()
     # It imports Plotly, which is slow.
     from synth_client.report.rescore_page import render_rows, rescore_page  # noqa: PLC0415
@@ -140,14 +147,20 @@ def rescore_command(
     console.print(render_rows(rows, own))
     for note in found.notes:
         console.print(note, markup=False, highlight=False)
-    for footnote in _footnotes(rows, others):
-        console.print(footnote, style="dim")
+    for remark in _remarks(rows, others):
+        console.print(remark, style="dim")
+    # The console would break long lines.
+    typer.echo(found.yaml, nl=False)
+    if params_output is not None:
+        about = "".join(f"# {note}\n" for note in (*found.notes, f"from {records}"))
+        write_whole(params_output, (about + found.yaml).encode())
+        typer.echo(f"Params in {params_output}")
     if output is not None:
         write_page(rescore_page(rows, own, found.notes), output)
         typer.echo(f"Page in {output}")
 
 
-def _footnotes(rows: Sequence[Row], others: Mapping[str, int]) -> Iterator[str]:
+def _remarks(rows: Sequence[Row], others: Mapping[str, int]) -> Iterator[str]:
     if others:
         left_out = ", ".join(f"{number:,} of {method}" for method, number in others.items())
         yield f"left out, because other methods have no thresholds: {left_out}"
@@ -160,55 +173,42 @@ def _footnotes(rows: Sequence[Row], others: Mapping[str, int]) -> Iterator[str]:
         yield sentence
 
 
-@dataclass(frozen=True, slots=True)
-class _Calibrated:
-    """The pairs of eps_0 and theta that a calibration found, and its sentences about them."""
-
-    pairs: Sequence[tuple[float, float]] = ()
-    notes: Sequence[str] = ()
-
-
-def _rate(calibrate: str | None) -> float | None:
-    """Return the breach rate that is wanted, None if none is."""
-    if calibrate in {None, _LABELS}:
-        return None
+def _wanted(
+    bases: Sequence[float] | None,
+    scales: Sequence[float] | None,
+    by_step: Sequence[str] | None,
+    calibrate: str | None,
+    quantile: float | None,
+) -> Wanted:
+    """Return what the options ask for; raises `BadParameter` saying what would be right."""
+    numbers = [*(bases or ()), *(scales or ()), quantile or 0.0]
+    if any(not math.isfinite(number) for number in numbers):
+        raise typer.BadParameter("a threshold must be a finite number")
+    if quantile is not None and calibrate != QUANTILE:
+        raise typer.BadParameter(f"--quantile needs --calibrate {QUANTILE}")
+    if calibrate == QUANTILE and scales and not bases:
+        raise typer.BadParameter(
+            "--entropy-scale needs --base-threshold here: a boundary by step knows no entropy"
+        )
     try:
-        rate = float(calibrate or "")
+        given = [parse_boundary(text) for text in by_step or ()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--boundary-values") from error
+    return Wanted(bases or (), scales or (), given, _calibration(calibrate), quantile)
+
+
+def _calibration(text: str | None) -> float | Literal["labels", "quantile"] | None:
+    """Return the breach rate or the way of learning that is wanted, None if none is."""
+    match text:
+        case None | "labels" | "quantile":
+            return text
+    try:
+        rate = float(text)
     except ValueError:
         rate = math.nan
     if not 0 <= rate <= 1:
         raise typer.BadParameter(
-            f"must be a breach rate from 0 to 1, or {_LABELS}, not {calibrate}",
+            f"must be a breach rate from 0 to 1, {LABELS} or {QUANTILE}, not {text}",
             param_hint="--calibrate",
         )
     return rate
-
-
-def _calibrated(
-    records: Iterable[Record], scales: Sequence[float], rate: float | None
-) -> _Calibrated:
-    if rate is None:
-        return _Calibrated()
-    calibrators = [Calibrator(scale) for scale in scales]
-    for scored in scored_steps(records, with_entropy=any(scales)):
-        for calibrator in calibrators:
-            calibrator.add(scored)
-    found = [calibrator.threshold(rate) for calibrator in calibrators]
-    return _Calibrated(
-        [(one.base_threshold, one.entropy_scale) for one in found],
-        [sentence_of(one, rate) for one in found],
-    )
-
-
-def _learned(records: Iterable[Record], scales: Sequence[float]) -> _Calibrated:
-    unlabelled: Counter[str] = Counter()
-    groups = list(labelled_groups(records, with_entropy=any(scales), left_out=unlabelled))
-    found = [best_of_scale(groups, scale) for scale in scales]
-    best = best_of(found)
-    notes = [sentence_of_learned(one) for one in found]
-    notes.append(
-        f"the rule takes entropy_scale {best.entropy_scale:g} and base_threshold"
-        f" {best.base_threshold:g}"
-    )
-    notes += [f"left out of the rule: {num:,} {why}" for why, num in unlabelled.items()]
-    return _Calibrated([(one.base_threshold, one.entropy_scale) for one in found], notes)

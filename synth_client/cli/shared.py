@@ -56,10 +56,10 @@ def _checked_url(text: str) -> str:
     return text
 
 
-def check_output(output: Path, source: Path) -> None:
+def check_output(output: Path, source: Path, name: str = "--output") -> None:
     """Raise `BadParameter` where the output would overwrite the input."""
     if output.exists() and source.exists() and output.samefile(source):
-        raise typer.BadParameter("--output is the input itself")
+        raise typer.BadParameter(f"{name} is the input itself")
 
 
 def log_console() -> Console:

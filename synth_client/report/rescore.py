@@ -97,10 +97,9 @@ def thresholds(base_threshold: float, entropy_scale: float) -> Params:
 
 @dataclass(slots=True)
 class Row:
-    """All trajectories under one pair of thresholds."""
+    """All trajectories under the boundary of `params`."""
 
-    base_threshold: float
-    entropy_scale: float
+    params: Params
     num_trajectories: int = 0
     num_open: int = 0
     num_continued: int = 0
@@ -111,9 +110,9 @@ class Row:
     student_tokens: int = 0
     """The number of tokens in the scored steps."""
 
-    def add(self, scored: Scored, params: Params) -> None:
-        """Add a trajectory; `params` are this row's."""
-        outcome = outcome_of(scored, params)
+    def add(self, scored: Scored) -> None:
+        """Add a trajectory."""
+        outcome = outcome_of(scored, self.params)
         self.num_trajectories += 1
         self.num_open += outcome.is_open
         self.num_continued += scored.is_continued
@@ -121,6 +120,14 @@ class Row:
         self.student_tokens += sum(scored.tokens)
         if outcome.breach is not None and outcome.bifurcation is not None:
             self.depths[outcome.breach - outcome.bifurcation] += 1
+
+    @property
+    def base_threshold(self) -> float:
+        return self.params.base_threshold
+
+    @property
+    def entropy_scale(self) -> float:
+        return self.params.entropy_scale
 
     @property
     def num_breached(self) -> int:
@@ -188,7 +195,7 @@ def scored_records(
 
 
 def own_thresholds(record: Record) -> tuple[float, float]:
-    """Return eps_0 and theta of a record; theta is 0 if its boundary was static."""
+    """Return eps_0 and theta of a record that has such; theta is 0 if its boundary was static."""
     found = []
     for name in ("base_threshold", "entropy_scale"):
         number = record.params.get(name)
@@ -199,17 +206,21 @@ def own_thresholds(record: Record) -> tuple[float, float]:
     return base_threshold, 0.0 if record.params.get("boundary") == "static" else entropy_scale
 
 
-def rescore(steps: Iterable[Scored], pairs: Sequence[tuple[float, float]]) -> list[Row]:
+def rescore(steps: Iterable[Scored], pairs: Iterable[tuple[float, float]]) -> list[Row]:
     """Return a row for each pair of eps_0 and theta, over all trajectories.
 
-    Raises `RescoreError` if there are no trajectories, and `ParameterError` (a ValueError) for a
-    threshold out of bounds.
+    Raises as `rescore_under` does, and `ParameterError` (a ValueError) for a threshold out of
+    bounds.
     """
-    rows = [Row(*pair) for pair in pairs]
-    params = [thresholds(*pair) for pair in pairs]
+    return rescore_under(steps, [thresholds(*pair) for pair in pairs])
+
+
+def rescore_under(steps: Iterable[Scored], boundaries: Iterable[Params]) -> list[Row]:
+    """Return a row for each boundary. Raises `RescoreError` if there are no trajectories."""
+    rows = [Row(params) for params in boundaries]
     for scored in steps:
-        for row, its in zip(rows, params, strict=True):
-            row.add(scored, its)
+        for row in rows:
+            row.add(scored)
     if rows and not rows[0].num_trajectories:
         raise RescoreError("there are no records to rescore")
     return rows

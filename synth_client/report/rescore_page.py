@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from rich import box
 from rich.table import Table
 
+from proxy.core.params import Params
 from synth_client.report.page import asset, page
 from synth_client.report.plots import Plot, PlotGroup, add_band, colour, new_figure
 from synth_client.report.rescore import Row, sentence_of_rounds
@@ -15,14 +16,13 @@ _COLUMNS: Final = ("eps_0", "theta", "breached", "open", "breach rate", "mean de
 _LINES: Final = ("student", "teacher", "revise", "flawed")
 
 
-def render_rows(rows: Sequence[Row], own: tuple[float, float]) -> Table:
-    """Return a table with a line for each pair of thresholds, the records' own marked."""
+def render_rows(rows: Sequence[Row], own: Params) -> Table:
+    """Return a table with a line for each boundary, the records' own marked."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=column in {"breach rate", "accepted"})
     for row in rows:
-        is_own = (row.base_threshold, row.entropy_scale) == own
-        table.add_row(*cells(row), style="bold" if is_own else None)
+        table.add_row(*cells(row), style="bold" if row.params == own else None)
     return table
 
 
@@ -33,9 +33,12 @@ def cells(row: Row) -> tuple[str, ...]:
     if row.num_open:
         rate = f"{rate} to {row.highest_rate:.1%}"
         at_least = "\u2265 "
+    first = f"{row.base_threshold:g}", f"{row.entropy_scale:g}"
+    if _is_by_step(row):
+        values = row.params.boundary_values
+        first = f"{min(values):g} to {max(values):g}", "by step"
     return (
-        f"{row.base_threshold:g}",
-        f"{row.entropy_scale:g}",
+        *first,
         f"{row.num_breached:,}",
         f"{row.num_open:,}",
         rate,
@@ -46,22 +49,29 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def rescore_page(
     rows: Sequence[Row],
-    own: tuple[float, float],
+    own: Params,
     notes: Sequence[str],
     more: Sequence[PlotGroup] = (),
 ) -> Iterator[str]:
-    """Yield the page in pieces; `notes` are sentences above the table, `more` further plots."""
+    """Yield the page in pieces; `notes` are sentences above the table, `more` further plots. A
+    boundary by step has no place on the plots' axes, and is in the table only.
+    """
+    drawn = [row for row in rows if not _is_by_step(row)]
     return page(
         "rescore.html.j2",
         scripts=(asset("page.js"),),
-        groups=(_plots(rows), *more),
+        groups=(*([_plots(drawn)] if drawn else []), *more),
         columns=_COLUMNS,
-        rows=[(cells(row), (row.base_threshold, row.entropy_scale) == own) for row in rows],
+        rows=[(cells(row), row.params == own) for row in rows],
         num_trajectories=rows[0].num_trajectories,
         num_open=max(row.num_open for row in rows),
         rounds=sentence_of_rounds(rows[0]),
         notes=notes,
     )
+
+
+def _is_by_step(row: Row) -> bool:
+    return row.params.boundary == "quantile"
 
 
 def _plots(rows: Sequence[Row]) -> PlotGroup:

@@ -40,12 +40,10 @@ class Labelled:
     is_wrong: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """The thresholds that the rule takes, with the numbers of wrong and right groups they catch."""
+class Catches:
+    """The numbers of wrong and right groups, and how many of each a boundary catches."""
 
-    base_threshold: float
-    entropy_scale: float
+    __slots__ = ()
     num_caught: int
     num_falsely_caught: int
     num_wrong: int
@@ -62,12 +60,29 @@ class Learned:
         return self.num_falsely_caught / self.num_right
 
     @property
-    def rank(self) -> tuple[int, int, float]:
+    def gain(self) -> tuple[int, int]:
         """The larger, the better: the difference of the shares, times both numbers of groups, which
-        is whole, so that equals are equal; then fewer false catches; then a smaller theta.
+        is whole, so that equals are equal; then fewer false catches.
         """
         margin = self.num_caught * self.num_right - self.num_falsely_caught * self.num_wrong
-        return margin, -self.num_falsely_caught, -self.entropy_scale
+        return margin, -self.num_falsely_caught
+
+
+@dataclass(frozen=True, slots=True)
+class Learned(Catches):
+    """The thresholds that the rule takes, with the numbers of wrong and right groups they catch."""
+
+    base_threshold: float
+    entropy_scale: float
+    num_caught: int
+    num_falsely_caught: int
+    num_wrong: int
+    num_right: int
+
+    @property
+    def rank(self) -> tuple[int, int, float]:
+        """The larger, the better: the gain, then a smaller theta."""
+        return *self.gain, -self.entropy_scale
 
 
 def choose(groups: Sequence[Labelled], scales: Sequence[float] = SCALES) -> Learned:
@@ -83,24 +98,24 @@ def choose(groups: Sequence[Labelled], scales: Sequence[float] = SCALES) -> Lear
 def best_of(found: Sequence[Learned]) -> Learned:
     """Return the best; raises `RescoreError` if none is better than a boundary without catches."""
     best = max(found, key=lambda one: one.rank)
-    if best.rank[0] <= 0:
+    require_gain(best)
+    return best
+
+
+def require_gain(best: Catches) -> None:
+    """Raise `RescoreError` if even the best boundary is no better than one without catches."""
+    if best.gain[0] <= 0:
         raise RescoreError(
             "no thresholds catch a larger share of the wrong parts than of the right parts: the"
             " teacher's values do not tell them apart"
         )
-    return best
 
 
 def best_of_scale(groups: Sequence[Labelled], entropy_scale: float) -> Learned:
     """Return the best thresholds with one theta; see `choose`."""
     num_wrong = sum(group.is_wrong for group in groups)
     num_right = len(groups) - num_wrong
-    if not num_wrong or not num_right:
-        lacking = "wrong" if num_right else "right"
-        raise RescoreError(
-            f"of the labelled parts ({len(groups):,}) none is {lacking}: thresholds can only be"
-            " learned from right and wrong parts; use more records, or easier or harder questions"
-        )
+    require_both(num_wrong, num_right)
     at_limit: dict[float, Counter[bool]] = {0.0: Counter()}
     for group in groups:
         limit = lowest_limit(group.values, group.entropies, entropy_scale)
@@ -123,6 +138,17 @@ def best_of_scale(groups: Sequence[Labelled], entropy_scale: float) -> Learned:
     return max(found, key=lambda one: one.rank)
 
 
+def require_both(num_wrong: int, num_right: int) -> None:
+    """Raise `RescoreError` if only right or only wrong groups are there."""
+    if not num_wrong or not num_right:
+        lacking = "wrong" if num_right else "right"
+        raise RescoreError(
+            f"of the labelled parts ({num_wrong + num_right:,}) none is {lacking}: thresholds can"
+            " only be learned from right and wrong parts; use more records, or easier or harder"
+            " questions"
+        )
+
+
 def sentence_of_learned(learned: Learned) -> str:
     """Describe what the rule found with one theta in a sentence."""
     return (
@@ -132,9 +158,25 @@ def sentence_of_learned(learned: Learned) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A group, and the index of its first step in its trajectory."""
+
+    first: int
+    group: Labelled
+
+
 def labelled_groups(
     records: Iterable[Record], *, with_entropy: bool, left_out: Counter[str]
 ) -> Iterator[Labelled]:
+    """Yield the groups of trial records; see `placed_groups`."""
+    placed = placed_groups(records, with_entropy=with_entropy, left_out=left_out)
+    return (one.group for one in placed)
+
+
+def placed_groups(
+    records: Iterable[Record], *, with_entropy: bool, left_out: Counter[str]
+) -> Iterator[Placed]:
     """Yield the groups of trial records, and count the records without a label in `left_out`.
 
     Where the verification rule gives `right_steps`, every step up to the first wrong step is a
@@ -148,12 +190,7 @@ def labelled_groups(
         if num_right is None and record.correct is None:
             left_out["without a verdict"] += 1
             continue
-        if scored.is_open:
-            raise RescoreError(
-                f"record {record.id} breached, so its answer is the teacher's and says nothing"
-                " about the student's steps: learn thresholds from a trial that was made with"
-                " base_threshold 0"
-            )
+        require_own(record, scored)
         first = first or record
         if (RIGHT_STEPS in _scores(first)) != (num_right is not None):
             raise RescoreError(
@@ -161,12 +198,23 @@ def labelled_groups(
                 " judge all records by the same rule"
             )
         if num_right is None:
-            yield Labelled(scored.values, scored.entropies, is_wrong=not record.correct)
+            group = Labelled(scored.values, scored.entropies, is_wrong=not record.correct)
+            yield Placed(0, group)
             continue
         steps = zip(scored.values, scored.entropies, strict=True)
         for index, (value, entropy) in enumerate(steps):
             if index <= num_right:
-                yield Labelled((value,), (entropy,), is_wrong=index == num_right)
+                yield Placed(index, Labelled((value,), (entropy,), is_wrong=index == num_right))
+
+
+def require_own(record: Record, scored: Scored) -> None:
+    """Raise `RescoreError` if the student did not write all of the text."""
+    if scored.is_open:
+        raise RescoreError(
+            f"record {record.id} breached, so its answer is the teacher's and says nothing"
+            " about the student's steps: learn thresholds from a trial that was made with"
+            " base_threshold 0"
+        )
 
 
 def _scores(record: Record) -> dict[str, float]:

@@ -13,6 +13,7 @@ import orjson
 from synth_client.files.atomic import output_errors
 from synth_client.files.record_file import read_records
 from synth_client.report.rescore import METHOD, own_thresholds
+from synth_client.report.step_boundary import is_by_step
 from synth_client.training_data.filters import Filters, Kept
 from trainer.evaluation.evaluate import RECORDS, RESULTS
 from trainer.evaluation.paired import Difference, difference
@@ -237,7 +238,9 @@ def _data(unit: Unit) -> Data:
     used = [record for record, passes in split if passes]
     usages = [record.usage.motab for record in records]
     base_threshold, entropy_scale = (
-        own_thresholds(records[0]) if records[0].method == METHOD else (None, None)
+        own_thresholds(records[0])
+        if records[0].method == METHOD and not is_by_step(records[0])
+        else (None, None)
     )
     return Data(
         num_examples=len(used),

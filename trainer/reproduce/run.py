@@ -15,6 +15,7 @@ from rich.console import Console
 from synth_client.files.atomic import output_errors, write_whole
 from synth_client.files.record_file import read_records
 from synth_client.report.page import require_plotly, write_page
+from synth_client.report.rescore import thresholds
 from trainer.errors import GateFailed, RunExists
 from trainer.evaluation.cost_plot import cost_plots
 from trainer.evaluation.evaluate import RECORDS, RESULTS
@@ -191,7 +192,7 @@ def _draw(job: Reproduction, results: Comparison, learned: Thresholds) -> None:
     from synth_client.report.rescore_page import rescore_page  # noqa: PLC0415
 
     more = [cost_plots(cost_points(results))]
-    own = (learned.adaptive.base_threshold, learned.adaptive.entropy_scale)
+    own = thresholds(learned.adaptive.base_threshold, learned.adaptive.entropy_scale)
     with output_errors(job.folder / CURVE):
         write_page(rescore_page(results.curve.rows, own, (), more), job.folder / CURVE)
 

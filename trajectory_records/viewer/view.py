@@ -10,6 +10,14 @@ from typing import Any, Final
 from trajectory_records.record import Piece, Record
 from trajectory_records.text_logprobs import MODELS, BothModels
 
+_PARAMS: Final = {
+    "base_threshold",
+    "entropy_scale",
+    "boundary",
+    "boundary_values",
+    "backtrack",
+    "stitch",
+}
 _INDEX_CHARS: Final = 200
 _MAX_WINDOWS: Final = 120
 _MIN_WINDOW: Final = 8
@@ -44,11 +52,7 @@ def view_of(record: Record) -> dict[str, Any]:
     return {
         "messages": [[message.role, message.content] for message in record.messages],
         "method": record.method,
-        "params": {
-            name: value
-            for name, value in record.params.items()
-            if name in {"base_threshold", "entropy_scale", "boundary", "backtrack", "stitch"}
-        },
+        "params": {name: value for name, value in record.params.items() if name in _PARAMS},
         "models": [record.models.student, record.models.teacher],
         "steps": [_step_of(record, index) for index in range(len(record.steps))],
         **_after_steps(record),
