@@ -13,6 +13,7 @@ from synth_client.report.plots import Plot, PlotGroup, add_band, colour, new_fig
 from synth_client.report.rescore import Row, sentence_of_rounds
 
 _COLUMNS: Final = ("eps_0", "theta", "breached", "open", "breach rate", "mean depth", "accepted")
+_UNBROKEN: Final = {"eps_0", "breach rate", "accepted"}
 _LINES: Final = ("student", "teacher", "revise", "flawed")
 
 
@@ -20,7 +21,7 @@ def render_rows(rows: Sequence[Row], own: Params) -> Table:
     """Return a table with a line for each boundary, the records' own marked."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=column in {"breach rate", "accepted"})
+        table.add_column(column, justify="right", no_wrap=column in _UNBROKEN)
     for row in rows:
         table.add_row(*cells(row), style="bold" if row.params == own else None)
     return table
@@ -35,8 +36,8 @@ def cells(row: Row) -> tuple[str, ...]:
         at_least = "\u2265 "
     first = f"{row.base_threshold:g}", f"{row.entropy_scale:g}"
     if _is_by_step(row):
-        values = row.params.boundary_values
-        first = f"{min(values):g} to {max(values):g}", "by step"
+        low, high = min(row.params.boundary_values), max(row.params.boundary_values)
+        first = f"{low:g} to {high:g}" if low < high else f"{low:g}", "by step"
     return (
         *first,
         f"{row.num_breached:,}",

@@ -156,12 +156,12 @@ def learn_by_step(placed: Sequence[Placed], share: Fraction | None = None) -> St
 
 def sentence_of_steps(found: StepBoundary) -> str:
     """Describe a boundary by step in a sentence."""
-    num = len(found.values)
+    num = f"{len(found.values)} values" if len(found.values) > 1 else "1 value"
     return (
-        f"boundary quantile: at most {float(found.share):.3g} of the right steps' values lie below"
-        f" it at each step, with a value of its own for each of the first {num:,}, the last for"
-        f" all later steps; it catches {found.num_caught:,} of {found.num_wrong:,} wrong and"
-        f" {found.num_falsely_caught:,} of {found.num_right:,} right parts"
+        f"boundary quantile: at each step at most {float(found.share):.1%} of the right steps lie"
+        f" below it; it has {num}, the last for all later steps, and catches"
+        f" {found.num_caught:,} of {found.num_wrong:,} wrong and {found.num_falsely_caught:,} of"
+        f" {found.num_right:,} right parts"
     )
 
 

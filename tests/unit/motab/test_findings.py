@@ -165,6 +165,14 @@ def test_a_rate_of_none_or_all_gets_a_threshold_that_the_values_show() -> None:
     assert text.startswith("5 of 5 trajectories strayed, at base_threshold 0.2: with base_thre")
 
 
+def test_a_pair_with_a_boundary_by_step_is_to_learn_it_again() -> None:
+    params = {"boundary": "quantile", "boundary_values": [0.5], "base_threshold": 0.2}
+    records = [scored(0.9).model_copy(update={"params": params})] * 5
+    ((level, text),) = said(of_rate(records, records))
+    assert level == "advice"
+    assert text.startswith("0 of 5 trajectories strayed, each step at a boundary of its own: learn")
+
+
 def test_values_that_no_threshold_divides_are_said_to_be_so() -> None:
     sure = [scored(1.0)] * 5
     ((_, text),) = said(of_rate(sure, sure))

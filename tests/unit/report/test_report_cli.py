@@ -4,9 +4,11 @@ from typing import Any
 
 import orjson
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from motab.cli import app
+from proxy.options import parse_options
 from synth_client.errors import ClientError, InputError, OutputError
 from synth_client.report.rescore import RescoreError
 from tests.support.pages import data_of
@@ -192,6 +194,71 @@ def test_calibration_by_labels_refuses_what_has_none(tmp_path: Path) -> None:
     )
 
 
+def trials(path: Path, *, labelled: bool = True) -> Path:
+    """20 right trajectories with 0.5 to 0.69 at their second step, and two wrong ones."""
+    correct = True if labelled else None
+    right = [trial(f"r{n}", (50 + n) / 100, correct=correct) for n in range(20)]
+    wrong = [trial(f"w{n}", 0.3, correct=False if labelled else None) for n in range(2)]
+    return written(path, *right, *wrong, trial("u", 0.1, correct=None))
+
+
+def test_a_boundary_by_step_is_printed_and_written_as_params(tmp_path: Path) -> None:
+    records, params = trials(tmp_path / "records.jsonl"), tmp_path / "params.yaml"
+    result = run("rescore", records, "--calibrate", "quantile", "--params-output", params)
+    # 0.5 and all first values of 0.81 are right; 0.3 and 0.1 are below.
+    row = rows_of(result)[0]
+    assert row == ["0.5", "to", "0.81", "by", "step", "3", "0", "13.0%", "0.00", "387", "(93%)"]
+    said = " ".join(result.output.split())
+    assert "at most 0.0% of the right steps lie below it; it has 2 values" in said
+    assert "catches 2 of 2 wrong and 0 of 20 right parts" in said
+    assert "left out of the rule: 1 without a verdict" in said
+    assert "boundary: quantile\nboundary_values: [0.81, 0.5]\n" in result.output
+    options = yaml.safe_load(params.read_text(encoding="utf-8"))
+    assert options == {"boundary": "quantile", "boundary_values": [0.81, 0.5]}
+    assert parse_options(options).boundary_values == (0.81, 0.5)
+    page = tmp_path / "page.html"
+    again = run("rescore", records, "--boundary-values", "[0.81, 0.5]", "--output", page)
+    assert rows_of(again)[1] == row
+    html = page.read_text(encoding="utf-8")
+    assert '<td class="number">0.5 to 0.81</td>' in html
+    assert len(data_of(html)["plots"]["rate"]["data"][0]["x"]) == 1
+
+
+def test_a_boundary_by_step_takes_a_share_instead_of_labels(tmp_path: Path) -> None:
+    records = trials(tmp_path / "records.jsonl", labelled=False)
+    assert "of the labelled parts (0) none is right" in str(
+        error_of("rescore", records, "--calibrate", "quantile")
+    )
+    page = tmp_path / "page.html"
+    asked = ("--calibrate", "quantile", "--quantile", 0.1, "--output", page)
+    result = run("rescore", records, *asked)
+    # At index 1 are 23 values, and two of them, 0.1 and 0.3, lie below 0.3 and 0.5.
+    assert rows_of(result)[0][:5] == ["0.3", "to", "0.81", "by", "step"]
+    assert "no record has a verdict: all 23 trajectories count as right" in result.output
+    assert data_of(page.read_text(encoding="utf-8"))["plots"] == {}
+
+
+def test_records_made_by_step_are_rescored_under_their_own_boundary(tmp_path: Path) -> None:
+    own = {"boundary": "quantile", "boundary_values": [0.2, 0.1]}
+    fields = [unbroken(id=name, params={**unbroken()["params"], **own}) for name in "ab"]
+    records = written(tmp_path / "records.jsonl", *fields)
+    assert rows_of(run("rescore", records)) == [
+        ["0.1", "to", "0.2", "by", "step", "0", "0", "0.0%", "-", "36", "(100%)"]
+    ]
+    (first, second) = rows_of(run("rescore", records, "--base-threshold", 0.75))
+    assert first == ["0.75", "0", "2", "0", "100.0%", "0.00", "18", "(50%)"]
+    assert second[:5] == ["0.1", "to", "0.2", "by", "step"]
+    assert "no base_threshold" in str(error_of("rescore", records, "--entropy-scale", 1))
+
+
+def test_the_records_are_never_overwritten_by_params(records: Path) -> None:
+    before = records.read_bytes()
+    result = run("rescore", records, "--calibrate", "quantile", "--params-output", records)
+    assert result.exit_code == 2
+    assert "--params-output is the input itself" in " ".join(result.output.split())
+    assert records.read_bytes() == before
+
+
 def test_rescoring_writes_a_page_with_its_table_and_plots(records: Path, tmp_path: Path) -> None:
     output = tmp_path / "page.html"
     assert run("rescore", records, "--base-threshold", 0.1, "--output", output).exit_code == 0
@@ -210,6 +277,15 @@ def test_rescoring_writes_a_page_with_its_table_and_plots(records: Path, tmp_pat
         ("--calibrate", 2),
         ("--calibrate", "nan"),
         ("--calibrate", "label"),
+        ("--calibrate", "labels", "--quantile", 0.1),
+        ("--calibrate", "quantile", "--quantile", 1.1),
+        ("--calibrate", "quantile", "--quantile", "nan"),
+        ("--calibrate", "quantile", "--entropy-scale", 1),
+        ("--params-output", "params.yaml"),
+        ("--boundary-values", "0.1"),
+        ("--boundary-values", "[]"),
+        ("--boundary-values", "[1.1]"),
+        ("--boundary-values", "[true]"),
     ],
 )
 def test_thresholds_out_of_bounds_are_usage_errors(
