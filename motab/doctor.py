@@ -9,12 +9,11 @@ import orjson
 import typer
 from rich.console import Console
 
-from motab.findings import Finding, breach_rate, of_probe, of_rate, of_settings, of_trial
+from motab.findings import Finding, of_probe, of_rate, of_settings, of_trial, wants_pilot
 from motab.options import ConfigFile, Wait
 from motab.trial import NUM_QUESTIONS, Say, Trial, trial_questions, trials
 from proxy import __version__
 from proxy.config import Config, RemoteUpstream, load_config
-from proxy.core.types import NO_PROBABILITIES
 from proxy.errors import ConfigError
 from proxy.near_names import did_you_mean
 from proxy.probe.identify import ServerSettings, settings_of
@@ -25,7 +24,6 @@ from proxy.serving.serve import run
 from synth_client.cli import options
 from synth_client.cli.shared import parse_prices
 from synth_client.questions.question import Question
-from synth_client.report.step_boundary import is_by_step
 
 SCHEMA: Final = 1
 _STYLES: Final = {"fault": "red", "advice": "yellow", "ok": "green"}
@@ -130,7 +128,7 @@ async def _diagnose(
     report = await probe(config, wait_s)
     settings = await _settings(config, report)
     can = [name for name, pair in report.models.items() if pair.can]
-    tried, pilots = await _tried(config, report, can, questions, say)
+    tried, pilots = await _tried(config, can, questions, say)
     found = {}
     for name, pair in config.models.items():
         own = {key: one for key, one in settings.items() if key in {pair.student, pair.teacher}}
@@ -157,7 +155,6 @@ async def _settings(config: Config, report: Report) -> dict[str, list[ServerSett
 
 async def _tried(
     config: Config,
-    report: Report,
     names: Sequence[str],
     questions: Sequence[Question],
     say: Say,
@@ -170,13 +167,7 @@ async def _tried(
     # A model that cannot work would keep the proxy from starting.
     working = _with_models(config, names)
     tried = await trials(working, names, {}, questions, say)
-    strict = [
-        name
-        for name, trial in tried.items()
-        if breach_rate(trial.records) == 1
-        and report.models[name].scoring not in NO_PROBABILITIES
-        and not is_by_step(trial.records[0])
-    ]
+    strict = [name for name, trial in tried.items() if wants_pilot(trial.records)]
     return tried, await trials(working, strict, {"base_threshold": 0}, questions, say)
 
 

@@ -156,6 +156,15 @@ def breach_rate(records: Sequence[Record]) -> float | None:
     return sum(record.breach is not None for record in of_motab) / len(of_motab)
 
 
+def wants_pilot(records: Sequence[Record]) -> bool:
+    """Return whether the same questions without a threshold would show which one to try: all
+    trajectories strayed, at a threshold for probabilities.
+    """
+    if breach_rate(records) != 1:
+        return False
+    return records[0].scoring not in NO_PROBABILITIES and not is_by_step(records[0])
+
+
 def of_rate(records: Sequence[Record], pilot: Sequence[Record]) -> Iterator[Finding]:
     """Say how many trajectories strayed and, if that were all or none, which threshold to try.
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from motab.draft import Draft, Section, Setting, pair_name
-from motab.findings import breach_rate, of_probe, of_rate, of_settings, of_trial
+from motab.findings import breach_rate, of_probe, of_rate, of_settings, of_trial, wants_pilot
 from motab.found import amend
 from motab.trial import Trial, trial_questions
 from proxy.backends.limits import ModelLimits
@@ -171,6 +171,24 @@ def test_a_pair_with_a_boundary_by_step_is_to_learn_it_again() -> None:
     ((level, text),) = said(of_rate(records, records))
     assert level == "advice"
     assert text.startswith("0 of 5 trajectories strayed, each step at a boundary of its own: learn")
+
+
+@pytest.mark.parametrize(
+    ("record", "params", "wanted"),
+    [
+        (scored(0.1, breach=0), {}, True),
+        (scored(0.9), {}, False),
+        (scored(0.1, breach=0, scoring="judge_sample"), {}, False),
+        (scored(0.1, breach=0), {"boundary": "quantile", "boundary_values": [0.5]}, False),
+    ],
+)
+def test_a_second_trial_is_for_thresholds_that_all_trajectories_fell_below(
+    record: Record, params: dict[str, Any], wanted: bool
+) -> None:
+    records = [record.model_copy(update={"params": {**record.params, **params}})] * 5
+    assert wants_pilot(records) is wanted
+    assert not wants_pilot([*records, scored(0.9)])
+    assert not wants_pilot([])
 
 
 def test_values_that_no_threshold_divides_are_said_to_be_so() -> None:
