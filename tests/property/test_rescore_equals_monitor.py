@@ -1,6 +1,6 @@
 """Rescoring stored values agrees with what the monitor's rules decide on the whole text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -14,11 +14,18 @@ PROBABILITY = st.floats(0.0, 1.0) | st.sampled_from([0.05, 0.1, 0.2, 0.5])
 STEPS = st.lists(
     st.tuples(PROBABILITY, st.floats(0.0, 3.0), st.integers(1, 30)), min_size=1, max_size=12
 )
-PARAMS = st.builds(
+BACKTRACK = st.sampled_from(["td_error", "none"])
+PAIRS = st.builds(
     Params,
     base_threshold=PROBABILITY,
     entropy_scale=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
-    backtrack=st.sampled_from(["td_error", "none"]),
+    backtrack=BACKTRACK,
+)
+PARAMS = PAIRS | st.builds(
+    Params,
+    boundary=st.just("quantile"),
+    boundary_values=st.lists(PROBABILITY, min_size=1, max_size=5).map(tuple),
+    backtrack=BACKTRACK,
 )
 
 
@@ -59,11 +66,7 @@ def stored(steps: list[tuple[float, float, int]], params: Params) -> Scored:
 def test_an_outcome_is_the_monitors_or_open_with_a_true_bound(
     steps: list[tuple[float, float, int]], made_under: Params, asked: Params
 ) -> None:
-    asked = Params(
-        base_threshold=asked.base_threshold,
-        entropy_scale=asked.entropy_scale,
-        backtrack=made_under.backtrack,
-    )
+    asked = replace(asked, backtrack=made_under.backtrack)
     scored = stored(steps, made_under)
     outcome = outcome_of(scored, asked)
     truth = decide(steps, asked)
@@ -81,7 +84,7 @@ def test_under_its_own_thresholds_nothing_is_open(
     assert not outcome_of(stored(steps, params), params).is_open
 
 
-@given(st.lists(STEPS, min_size=1, max_size=8), PARAMS, st.integers(1, 8))
+@given(st.lists(STEPS, min_size=1, max_size=8), PAIRS, st.integers(1, 8))
 def test_a_calibrated_threshold_gives_the_closest_rate_there_is(
     texts: list[list[tuple[float, float, int]]], made_under: Params, wanted: int
 ) -> None:
