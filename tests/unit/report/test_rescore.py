@@ -61,6 +61,17 @@ def test_without_backtracking_the_breach_is_its_own_bifurcation() -> None:
     assert (outcome.breach, outcome.bifurcation, outcome.accepted_tokens) == (4, 4, 40)
 
 
+@pytest.mark.parametrize(
+    ("values", "breach"),
+    [((0.0,), None), ((0.1,), 4), ((0.6, 0.5, 0.3, 0.1), 4), ((0.6, 0.5, 0.31), 2)],
+)
+def test_a_boundary_by_step_judges_each_step_by_its_own(
+    values: tuple[float, ...], breach: int | None
+) -> None:
+    params = Params(boundary="quantile", boundary_values=values)
+    assert outcome_of(scored(entropies=(9.0,) * 5), params).breach == breach
+
+
 def test_entropy_loosens_the_boundary() -> None:
     uncertain = scored(entropies=(0.0, 0.0, 0.0, 0.0, 1.0))
     assert outcome_of(uncertain, under(0.1, 0.5)).breach == 4
