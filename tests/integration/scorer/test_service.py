@@ -100,6 +100,11 @@ async def test_a_request_may_name_the_scorer_or_a_way_of_the_teachers() -> None:
     ("motab", "param", "words"),
     [
         ({"boundary": "adaptive"}, "motab.boundary", "boundary must be 'static'"),
+        (
+            {"boundary": "quantile", "boundary_values": [0.5]},
+            "motab.boundary",
+            "boundary_values are quantiles of probabilities, so boundary must be 'static'",
+        ),
         ({"method": "skd", "scoring": "http"}, "motab.method", "'skd' compares probabilities"),
     ],
 )
