@@ -1,9 +1,16 @@
-"""Defines the base of a record's parts, a model's limit, and token log-probabilities."""
+"""Defines the base of a record's parts, and the parts that few records have."""
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from proxy.core.types import Party
 
@@ -22,6 +29,33 @@ class LimitedBy(Part):
     model: Party
     limit: Literal["context_tokens", "max_output_tokens"]
     tokens: Count | None
+
+
+class Chosen(Part):
+    """The correction that was kept of several: its index, what decided, and the answer read from
+    each, None where there was none. `lost` are those whose server failed, None without a loss.
+    """
+
+    index: Count
+    by: Literal["reference", "majority"]
+    answers: Annotated[tuple[str | None, ...], Field(min_length=2)]
+    lost: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> "Chosen":
+        num, lost = len(self.answers), self.lost or ()
+        if beyond := [index for index in (self.index, *lost) if index >= num]:
+            raise ValueError(f"there is no correction {beyond[0]} among {num}")
+        if self.index in lost:
+            raise ValueError(f"correction {self.index} is chosen, but lost")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_losses(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if self.lost is None:
+            del fields["lost"]
+        return fields
 
 
 class ModelLogprobs(Part):

@@ -25,7 +25,7 @@ from proxy.core.params import Delimiters, Params
 from proxy.core.stitch import quality
 from proxy.core.types import FinishReason, Quality, Role, Scoring
 from trajectory_records.complaints import complaints_of
-from trajectory_records.parts import Count, LimitedBy, Part, TokenLogprobs
+from trajectory_records.parts import Chosen, Count, LimitedBy, Part, TokenLogprobs
 from trajectory_records.steps import (
     Breach,
     Span,
@@ -159,7 +159,8 @@ class Record(Part):
     `token_logprobs` are present once `motab score` has added them.
     `sampling` are the student's values that the request gave, `chat_template_kwargs` and
     `reasoning_effort` its variables of the chat templates; None for what it did not give.
-    `limited_by` is the model's limit that ended the text, None if none did.
+    `limited_by` is the model's limit that ended the text, None if none did. `chosen` says which of
+    several corrections was kept, None unless there were several.
     `seconds` is the wall-clock time of the attempt that succeeded, and `usage` is its cost;
     `wasted` is the cost of the attempts that failed, None if no answer named any.
 
@@ -193,6 +194,7 @@ class Record(Part):
     quality: tuple[str, ...] | None = None
     scoring_fallbacks: Mapping[Scoring, tuple[Count, ...]] | None = None
     limited_by: LimitedBy | None = None
+    chosen: Chosen | None = None
     sampling: dict[str, JsonValue] | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
     reasoning_effort: str | None = None
@@ -219,6 +221,8 @@ class Record(Part):
                 raise ValueError(f"{way} judged step {beyond[0]} of {len(self.steps)} steps")
 
     def _check_breach(self) -> None:
+        if self.chosen is not None and self.breach is None:
+            raise ValueError("a correction was chosen, but there is no breach")
         if (self.breach is None) != (self.bifurcation is None):
             raise ValueError("only one of breach and bifurcation is given")
         if self.breaches is not None:
@@ -364,6 +368,7 @@ _OPTIONAL: Final = (
     "quality",
     "scoring_fallbacks",
     "limited_by",
+    "chosen",
     "sampling",
     "chat_template_kwargs",
     "reasoning_effort",

@@ -11,7 +11,7 @@ from proxy.secrets import masked
 from synth_client.asking.errors import REASONING_APART, SynthesisError
 from synth_client.questions.question import Question, Synthesis
 from trajectory_records.complaints import complaints_of
-from trajectory_records.parts import Count, LimitedBy, TokenLogprobs
+from trajectory_records.parts import Chosen, Count, LimitedBy, TokenLogprobs
 from trajectory_records.record import (
     Models,
     MotabUsage,
@@ -48,6 +48,7 @@ def traced_record(
             quality=trace.quality,
             scoring_fallbacks=trace.scoring_fallbacks,
             limited_by=trace.limited_by,
+            chosen=trace.chosen,
             breach=trace.breach,
             bifurcation=trace.bifurcation,
             breaches=trace.breaches,
@@ -222,6 +223,7 @@ class _Trace(_Wire):
     quality: tuple[str, ...] | None = None
     scoring_fallbacks: dict[Scoring, tuple[Count, ...]] | None = None
     limited_by: LimitedBy | None = None
+    chosen: Chosen | None = None
 
 
 class _Choice(_Wire):

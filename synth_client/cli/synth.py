@@ -184,6 +184,8 @@ def _params(texts: Iterable[str]) -> tuple[dict[str, JsonValue], dict[str, JsonV
         path, value = _param(text)
         if path in _OPTIONS:
             raise typer.BadParameter(f"--param {text}: write {_OPTIONS[path]} {value}")
+        if path == "reference":
+            raise typer.BadParameter(f"--param {text}: a row's answer is sent as its reference")
         name, _, inner = path.partition(".")
         place = fields if name in TOP_LEVEL else params
         if not inner:

@@ -111,8 +111,10 @@ class Verifier:
     def verify(self, record: Record) -> Record:
         """Return the record with `predicted`, `correct` and `verification`, by the time limit."""
         plain = PLAIN_RULES.get(self.rule)
-        judge = self._judge if plain is None else (lambda one: plain(one.output, one.answer))
-        judgement = judge(record)
+        if plain is None:
+            judgement = self._judge(record.to_json_line())
+        else:
+            judgement = plain(record.output, record.answer)
         return record.model_copy(
             update={
                 "predicted": judgement.predicted,
@@ -133,8 +135,20 @@ class Verifier:
             return self.verify(record)
         return await asyncio.wrap_future(self.submit(record))
 
-    def _judge(self, record: Record) -> Judgement:
-        line = record.to_json_line()
+    async def judged(self, output: str, answer: str | None) -> Judgement:
+        """Judge a text that is no record's, in a thread; a user's own rule gets these two fields
+        only.
+        """
+        fields = {"output": output, "answer": answer}
+        plain = PLAIN_RULES.get(self.rule)
+        if plain is None:
+            line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+            judging = self._threads.submit(self._judge, line)
+        else:
+            judging = self._threads.submit(plain, output, answer)
+        return await asyncio.wrap_future(judging)
+
+    def _judge(self, line: bytes) -> Judgement:
         with self._places:
             while True:
                 with self._lock:

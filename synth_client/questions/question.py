@@ -1,6 +1,6 @@
 """Defines a question, how it is asked, and the key under which its answer is stored."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final
@@ -64,20 +64,27 @@ class Synthesis:
     def body(self, question: Question, sample: int) -> dict[str, JsonValue]:
         """Return the request for one sample; the server decides whatever was not chosen."""
         seed = None if self.seed is None else seed_of(self.seed, question.id, sample)
-        return self.body_with(question.messages, seed)
+        return self.body_with(question, seed)
 
-    def body_with(self, messages: Iterable[Message], seed: int | None) -> dict[str, JsonValue]:
+    def body_with(self, question: Question, seed: int | None) -> dict[str, JsonValue]:
         """Return the request with the seed that is sent."""
         body: dict[str, JsonValue] = {
             "model": self.model,
-            "messages": [message.model_dump() for message in messages],
+            "messages": [message.model_dump() for message in question.messages],
             "n": 1,
         }
         if not self.plain:
-            body["motab"] = dict(self.params)
+            body["motab"] = {**self.params, **self._reference(question)}
         chosen: dict[str, int | None] = {"max_tokens": self.max_tokens, "seed": seed}
         given = {name: value for name, value in chosen.items() if value is not None}
         return {**body, **given, **self.sampling(), **self.of_templates()}
+
+    def _reference(self, question: Question) -> dict[str, JsonValue]:
+        """Return the reference, if one of several corrections is chosen by it."""
+        is_asked = self.params.get("corrections", 1) != 1
+        if not is_asked or self.params.get("choose") == "majority" or question.answer is None:
+            return {}
+        return {"reference": question.answer}
 
     def sampling(self) -> dict[str, JsonValue]:
         """Return the sampling values that were chosen."""
@@ -104,8 +111,8 @@ class Unit:
     """One unit of work: one sample of one question.
 
     `key` is 16 bytes of hash over the request, with the run's seed, and the sample's number. The
-    question's id and answer are not part of it, so a row may get another id: nothing is asked
-    twice.
+    question's id is not part of it, so a row may get another id: nothing is asked twice. Its answer
+    is part of it only where the request has it as the reference.
     """
 
     question: Question
@@ -116,7 +123,7 @@ class Unit:
 def units_of(question: Question, synthesis: Synthesis, num_samples: int) -> Iterator[Unit]:
     """Yield the samples of a question, in order."""
     for sample in range(num_samples):
-        asked = synthesis.body_with(question.messages, synthesis.seed)
+        asked = synthesis.body_with(question, synthesis.seed)
         content = orjson.dumps([asked, sample, synthesis.plain], option=orjson.OPT_SORT_KEYS)
         yield Unit(question, sample, blake2b(content, digest_size=_KEY_BYTES).digest())
 

@@ -157,6 +157,14 @@ def _schema() -> Any:  # noqa: ANN401
             "raw_prompt": truth,
             "scoring_fallbacks": text,
             "limited_by": arrow.struct({"model": text, "limit": text, "tokens": count}),
+            "chosen": arrow.struct(
+                {
+                    "index": count,
+                    "by": text,
+                    "answers": arrow.list_(text),
+                    "lost": arrow.list_(count),
+                }
+            ),
             "sampling": text,
             "chat_template_kwargs": text,
             "reasoning_effort": text,

@@ -116,6 +116,7 @@ def test_parquet_keeps_what_a_record_only_sometimes_has(tmp_path: Path) -> None:
     fields = breached() | {"scoring_fallbacks": {"judge_sample": [1]}}
     fields |= {
         "limited_by": {"model": "teacher", "limit": "context_tokens", "tokens": 4096},
+        "chosen": {"index": 2, "by": "majority", "answers": ["5", None, "7"]},
         "sampling": {"temperature": 0.6, "top_k": 20},
         "chat_template_kwargs": {"enable_thinking": False},
         "reasoning_effort": "low",

@@ -24,6 +24,8 @@ from tests.support.records import (
 from trajectory_records.record import Piece, Record, RecordError
 from trajectory_records.steps import Span, StepRecord
 
+CHOSEN = {"index": 2, "by": "majority", "answers": ["5", None, "7"]}
+
 
 def test_a_record_survives_the_way_through_its_line() -> None:
     record = record_of(breached())
@@ -80,6 +82,19 @@ def test_the_proxys_flags_are_believed() -> None:
     assert record_of(breached() | {"quality": ["of_a_later_version"]}).flags() == (
         "of_a_later_version",
     )
+
+
+@pytest.mark.parametrize("more", [{}, {"lost": [1]}])
+def test_a_record_says_which_correction_was_chosen_only_where_there_were_several(
+    more: dict[str, Any],
+) -> None:
+    fields = breached() | {"chosen": CHOSEN | more}
+    record = record_of(fields)
+    assert record.chosen is not None
+    assert orjson.loads(record.to_json_line()) == fields
+    # Records of before have no such field.
+    assert record_of(breached()).chosen is None
+    assert b"chosen" not in record_of(breached()).to_json_line()
 
 
 def test_text_beyond_ascii_keeps_its_offsets_in_characters() -> None:
@@ -154,6 +169,13 @@ def test_spans_that_do_not_cover_the_output_one_after_another_are_refused(
         ({"surprise": 1}, "surprise is not a known field"),
         ({"scoring": "guessed"}, "scoring: "),
         ({"scoring": None}, "step 0 has a value, but scoring is null"),
+        ({"chosen": CHOSEN}, "a correction was chosen, but there is no breach"),
+        ({"chosen": {**CHOSEN, "index": 3}}, "there is no correction 3 among 3"),
+        ({"chosen": {**CHOSEN, "lost": [3]}}, "there is no correction 3 among 3"),
+        ({"chosen": {**CHOSEN, "lost": [2]}}, "correction 2 is chosen, but lost"),
+        ({"chosen": {**CHOSEN, "lost": []}}, "chosen.lost"),
+        ({"chosen": {**CHOSEN, "by": "luck"}}, "chosen.by"),
+        ({"chosen": {**CHOSEN, "answers": ["5"]}}, "chosen.answers"),
     ],
 )
 def test_a_record_that_contradicts_the_format_is_refused(

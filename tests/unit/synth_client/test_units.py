@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from synth_client.asking.servers import Servers
 from synth_client.errors import RunMismatch
@@ -35,6 +36,21 @@ def test_units_have_a_key_for_what_is_asked_and_not_for_what_it_is_called() -> N
     assert len(others | {unit_of(SYNTHESIS).key}) == 9
     said = replace(QUESTION, messages=(Message(role="user", content="another"),))
     assert unit_of(SYNTHESIS, said).key != unit_of(SYNTHESIS).key
+
+
+def test_an_answer_is_a_part_of_what_is_asked_only_as_a_reference() -> None:
+    other = replace(QUESTION, answer="37")
+    cases: list[tuple[dict[str, JsonValue], bool]] = [
+        ({"corrections": 2}, False),
+        ({"corrections": 2, "choose": "verified"}, False),
+        ({"corrections": 2, "choose": "majority"}, True),
+        ({"corrections": 1}, True),
+    ]
+    for params, are_alike in cases:
+        synthesis = replace(SYNTHESIS, params=params)
+        assert (unit_of(synthesis).key == unit_of(synthesis, other).key) == are_alike
+        motab = synthesis.body(QUESTION, 0)["motab"]
+        assert motab == params | ({} if are_alike else {"reference": "36"})
 
 
 def test_no_two_samples_share_their_random_numbers() -> None:
