@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from motab.answers import JudgedAnswers
 from proxy.config import Config, load_config
 from proxy.errors import MotabError
 from proxy.serving.serve import run, running
@@ -28,6 +29,7 @@ from synth_client.report.terminal import legend, render_trajectory
 from trajectory_records.record import Message, Record
 
 MODEL = "motab/demo"
+_RULE = "number"
 # Two trajectories keep both cores busy; more would only share them.
 _CONCURRENCY = 2
 _NUM_OFFERED = 4
@@ -91,17 +93,19 @@ async def demo(
     questions = demo_questions(pair)[:limit]
     page = {"runs": str(output), "questions": _offered(pair)}
     console.print("Starting the student and the teacher ...", style="dim")
-    async with running(demo_config(pair).with_server({"page": page})) as base_url:
-        console.print(f"The proxy serves {MODEL} at {base_url}", style="dim")
-        console.print(legend())
-        with _progress(len(questions), console) as step:
-            synthesis = Synthesis(model=MODEL, temperature=_TEMPERATURES[pair], seed=0)
-            tally = await _synthesise(base_url, questions, synthesis, output, console, step)
-        _finish(tally, output, _dataset(pair), console)
-        if serves:
-            url = base_url.removesuffix("/v1")
-            console.print(f"\n[bold]open {url} to watch[/] (Ctrl+C ends it)", highlight=False)
-            await _until_signal()
+    config = demo_config(pair).with_server({"page": page})
+    with JudgedAnswers(_RULE) as reader:
+        async with running(config, reader) as base_url:
+            console.print(f"The proxy serves {MODEL} at {base_url}", style="dim")
+            console.print(legend())
+            with _progress(len(questions), console) as step:
+                synthesis = Synthesis(model=MODEL, temperature=_TEMPERATURES[pair], seed=0)
+                tally = await _synthesise(base_url, questions, synthesis, output, console, step)
+            _finish(tally, output, _dataset(pair), console)
+            if serves:
+                url = base_url.removesuffix("/v1")
+                console.print(f"\n[bold]open {url} to watch[/] (Ctrl+C ends it)", highlight=False)
+                await _until_signal()
 
 
 def _offered(pair: DemoPair) -> list[str]:
@@ -127,7 +131,7 @@ async def _synthesise(
     tally = _Tally([], [], [])
     waiting = iter([unit for asked in questions for unit in units_of(asked, synthesis, 1)])
     path = output / "records.jsonl"
-    verifier = Verifier("number")
+    verifier = Verifier(_RULE)
     alone = replace(synthesis, params={"method": "student"})
     async with SynthClient(base_url, synthesis) as client, SynthClient(base_url, alone) as solo:
         # Whole or not at all: a demo that is stopped leaves the last complete one as it was.

@@ -6,13 +6,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from motab.answers import JudgedAnswers
 from motab.options import ConfigFile, Wait
 from proxy.config import Config, load_config
 from proxy.serving.logs import LogFormat, show_logs
 from proxy.serving.serve import run, serve
+from synth_client.judging.rules import MATH, check_rule
 
 
 def serve_command(
+    *,
     config: ConfigFile,
     host: Annotated[str | None, typer.Option(help="The address. Default: server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="The port. Default: server.port.")] = None,
@@ -29,6 +32,13 @@ def serve_command(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that serve the one address (above 1: on Linux).")
     ] = 1,
+    verify: Annotated[
+        str,
+        typer.Option(
+            help="The rule that reads answers, where one of several corrections is chosen: math,"
+            " exact, choice, number or MODULE:FUNCTION."
+        ),
+    ] = MATH,
     log_format: Annotated[
         LogFormat, typer.Option(help="The log's lines; json has a line for every request, too.")
     ] = LogFormat.TEXT,
@@ -47,10 +57,11 @@ def serve_command(
         file = {**(kept.model_dump() if kept else {}), "file": records}
         return loaded.with_server({**changes, "records": file})
 
-    loaded = read()
+    loaded, rule = read(), check_rule(verify)
     if workers == 1:
-        run(serve(loaded, wait, read))
+        with JudgedAnswers(rule) as reader:
+            run(serve(loaded, wait, reader, read))
         return
     from proxy.serving.supervisor import supervise  # noqa: PLC0415 - one process needs nothing of it
 
-    supervise(loaded, wait, workers, read)
+    supervise(loaded, wait, workers, ("motab.worker", rule), read)

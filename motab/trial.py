@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
+from motab.answers import JudgedAnswers
 from proxy.config import Config, LiteLLMConfig
 from proxy.serving.serve import running
 from synth_client.asking.client import SynthClient
@@ -73,16 +74,17 @@ async def trials(
     """
     if not models:
         return {}
-    async with running(config.with_server(dict(_SERVER))) as base_url:
-        return {
-            name: await _trial(
-                base_url,
-                Synthesis(model=name, params=params, seed=_seed(config, name)),
-                questions,
-                say,
-            )
-            for name in models
-        }
+    with JudgedAnswers(_RULE) as reader:
+        async with running(config.with_server(dict(_SERVER)), reader) as base_url:
+            return {
+                name: await _trial(
+                    base_url,
+                    Synthesis(model=name, params=params, seed=_seed(config, name)),
+                    questions,
+                    say,
+                )
+                for name in models
+            }
 
 
 def _seed(config: Config, name: str) -> int | None:

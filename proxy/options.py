@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from proxy.complaints import complaints_of, shortened
 from proxy.core.params import ONLY_MOTAB, Delimiters, ParameterError, Params, SamplingValues
@@ -33,6 +33,9 @@ _Delimiter = Annotated[
 ]
 
 
+_LONGEST_REFERENCE = 100_000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(Params):
     """`Params`, the way of scoring, and the wanted part of the trace."""
@@ -40,6 +43,11 @@ class Options(Params):
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     delimiter: _Delimiter = ".\n\n"
+    choose: Literal["auto", "verified", "majority"] = "auto"
+    """How one of several corrections is chosen: by the reference, or by what most of them answer;
+    `auto`: by the reference if the request has one."""
+    reference: Annotated[str, Field(max_length=_LONGEST_REFERENCE)] | None = None
+    """The right answer to the request's question."""
     scoring: Scoring | Literal["auto"] = "auto"
     """The teacher's way of scoring; `auto` takes the best way that its server offers."""
     trace: Literal["none", "summary", "full"] = "summary"
@@ -111,6 +119,8 @@ def parse_options(*layers: Mapping[str, Any]) -> Options:
         if name in SAMPLING_FIELDS:
             message = f"{name} is set at the request's top level, or in teacher for the teacher"
             raise OptionsError(name, message)
+    if isinstance(merged.get("reference"), float):  # JSON has null for the value that is no number
+        raise OptionsError("reference", "reference: input should be a valid string")
     teacher = merged.get("teacher")
     _bound_fields("teacher", teacher)
     _bound_fields("boundary_values", merged.get("boundary_values"), "values")

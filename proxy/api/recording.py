@@ -17,7 +17,7 @@ from proxy.engine.usage import Usage as Spent
 from proxy.errors import MotabError, RecordNotWritten
 from proxy.options import Options
 from trajectory_records.appender import Appender, Problem
-from trajectory_records.parts import LimitedBy
+from trajectory_records.parts import Chosen, LimitedBy
 from trajectory_records.record import (
     Message,
     Models,
@@ -110,6 +110,7 @@ class Recording:
             quality=tuple(outcome.quality),
             scoring_fallbacks=dict(outcome.fallbacks) or None,
             limited_by=LimitedBy(**found["limited_by"]) if "limited_by" in found else None,
+            chosen=Chosen(**found["chosen"]) if "chosen" in found else None,
             sampling=self.request.sampled() or None,
             chat_template_kwargs=self.request.chat_template_kwargs or None,
             reasoning_effort=self.request.reasoning_effort,

@@ -21,6 +21,8 @@ from proxy.backends.clock import UpstreamClock
 from proxy.core.params import SamplingValues
 from proxy.core.types import Author
 from proxy.engine.admission import Admission, OwnSeats, Seats
+from proxy.engine.corrections.answers import AnswerReader, check_corrections, check_reference
+from proxy.engine.corrections.candidates import Candidates
 from proxy.engine.given_text import TextLogprobs, score_steps, score_tokens
 from proxy.engine.model_context import Prompts, with_text
 from proxy.engine.outlet import Outlet, WideOutlet
@@ -68,6 +70,7 @@ class Job:
     """None if the method does not score."""
     lowered: LoweredTokens | None
     """The `max_tokens` that could not be honoured, if it could not."""
+    reader: AnswerReader | None = None
     tracer: Tracer = NO_TRACER
     prompts: dict[int, Prompts] = field(default_factory=lambda: defaultdict(Prompts))
     """The rendered prompts of each question."""
@@ -97,6 +100,7 @@ class Job:
             outlet=outlet,
             streams=request.stream,
             fallbacks=self.model.fallbacks(self.options, self.scorer),
+            candidates=Candidates(self.reader, self.options.reference),
         )
         observer.usage = run.usage
         return run
@@ -134,6 +138,8 @@ class Service:
     records: Appender | None = None
     """None: no trajectory is recorded."""
     tracer: Tracer = NO_TRACER
+    reader: AnswerReader | None = None
+    """None: there are no several corrections."""
     admission: Admission = field(init=False)
     started_at: float = field(init=False, default_factory=time.time)
 
@@ -168,6 +174,7 @@ class Service:
         sampling = model.sampling_with(request.sampled())
         model.check_sampling(options, sampling, request.sampled())
         model.check_method(options)
+        await check_corrections(options, request.motab, self.reader)
         scorer = model.scorer_of_method(options, request.motab)
         model.check_temperature(options, sampling.temperature)
         if request.n > self.config.max_n:
@@ -180,6 +187,7 @@ class Service:
         call = Call(request_id, clock)
         await model.check_delimiter(options, scorer, call)
         questions, stops = request.questions(), request.stops()
+        check_reference(options, len(questions))
         self._check_number(len(questions), request.n)
         questions = tuple([await _asked(request, q, model.pair, call) for q in questions])
         _log.debug(
@@ -204,6 +212,7 @@ class Service:
             clock,
             scorer,
             resolved.lowered,
+            self.reader,
             self.tracer,
         )
 

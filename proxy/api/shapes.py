@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from proxy.api.choices import Choices, failures_of
 from proxy.api.lengths import LoweredTokens
-from proxy.core.params import ONLY_MOTAB, TeacherSampling
-from proxy.core.types import Author, StepTrace
+from proxy.core.params import TeacherSampling
+from proxy.core.types import Author, Chosen, StepTrace
 from proxy.engine.given_text import ScoredText, TextLogprobs
 from proxy.engine.usage import Outcome, Usage
 from proxy.options import Options
@@ -80,6 +80,8 @@ def trace(
     }
     if trajectory.breaches:
         found["breaches"] = [asdict(breached) for breached in trajectory.breaches]
+    if trajectory.chosen is not None:
+        found["chosen"] = chosen(trajectory.chosen)
     if outcome.limited_by is not None:
         found["limited_by"] = asdict(outcome.limited_by)
     if lowered is not None:
@@ -93,18 +95,28 @@ def trace(
     return found
 
 
+def chosen(chosen: Chosen) -> dict[str, Any]:
+    """The choice among several corrections; `lost` only if some were."""
+    found = asdict(chosen)
+    if not chosen.lost:
+        del found["lost"]
+    return found
+
+
 def params(options: Options) -> dict[str, Any]:
-    """The options; `teacher`, `boundary_values` and the options of rounds only if they change
-    something.
+    """The options; `teacher`, `boundary_values` and those of rounds and corrections only if they
+    change something.
     """
     found = asdict(options, dict_factory=_as_json)
+    del found["reference"]  # it belongs to the question
+    if options.corrections == 1:
+        del found["corrections"], found["choose"]
     if options.teacher == TeacherSampling():
         del found["teacher"]
     if not options.boundary_values:
         del found["boundary_values"]
     if options.rounds == 1:
-        for name in ONLY_MOTAB:
-            del found[name]
+        del found["rounds"], found["correction_steps"]
     return found
 
 

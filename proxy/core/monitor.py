@@ -8,6 +8,7 @@ is the same: decisions depend only on the step texts and their scores, in step o
 import math
 from collections.abc import Callable
 
+from proxy.core.corrections.monitor import CorrectionsMonitor
 from proxy.core.drawn import ImitKdMonitor, PrefixMonitor
 from proxy.core.lookahead import AT_ONCE, Schedule, ScoringQueue
 from proxy.core.params import Params
@@ -29,6 +30,7 @@ from proxy.core.types import (
     Monitor,
     Score,
     Scored,
+    ScoringMonitor,
     Step,
     StepScore,
     StepTrace,
@@ -53,8 +55,9 @@ def monitor_for(
     match params.method:
         case "motab":
 
-            def begin(own: Params, code: FencedCode | None = None) -> MotabMonitor:
-                return MotabMonitor(own, schedule, has_room, code)
+            def begin(own: Params, code: FencedCode | None = None) -> ScoringMonitor:
+                monitor = MotabMonitor(own, schedule, has_room, code)
+                return monitor if own.corrections == 1 else CorrectionsMonitor(monitor, own)
 
             return begin(params) if params.rounds == 1 else RoundsMonitor(params, begin)
         case "imitkd":

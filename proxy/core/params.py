@@ -16,7 +16,9 @@ _MAX_TOP_K = 2**30
 # A server makes this many candidates for every step, and one that is asked for more than it has
 # may die.
 _MOST_CANDIDATES = 1000
-ONLY_MOTAB = ("rounds", "correction_steps")
+# Each is a text of its own that the teacher writes to its end.
+_MOST_CORRECTIONS = 64
+ONLY_MOTAB = ("rounds", "correction_steps", "corrections")
 """Parameters that the other methods refuse, because they would change nothing there."""
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 
@@ -181,6 +183,8 @@ class Params:
     back after `correction_steps` steps, and is monitored again."""
     correction_steps: int = 1
     """The steps of each correction before the last round's, at least 1."""
+    corrections: int = 1
+    """The number of corrections that the teacher writes at the breach, of which one is kept."""
     gamma: float = 1.0
     """Method `skd`, above 0: a step is kept if V_t > gamma U_t."""
     beta: float = 0.5
@@ -215,6 +219,7 @@ class Params:
             _require_at_most(self, _MOST_TOKENS, field)
             is_used = self.method == "motab" or getattr(self, field) == 1
             _require(self, f"1 with method {self.method!r}", is_used, field)
+        _require_at_most(self, _MOST_CORRECTIONS, "corrections")
         # The entropy of one renormalised entry is always 0, so the boundary would silently be
         # static.
         _require(self, "at least 2", self.entropy_top_k >= 2, "entropy_top_k")

@@ -8,13 +8,17 @@ from proxy.core.relay import Stretch
 from proxy.core.segmenter import FencedCode, code_before
 from proxy.core.types import (
     Breached,
+    ChoosingMonitor,
     Command,
     Event,
     Finish,
     Following,
+    FoundAnswer,
     Halt,
     Judged,
+    Keep,
     Pause,
+    ReadAnswers,
     Resume,
     Score,
     ScoringMonitor,
@@ -83,10 +87,30 @@ class RoundsMonitor:
     def following(self, num_steps: int, num_chars: int) -> Following:
         return self._round.following(num_steps - len(self._path), num_chars)
 
+    def lost(self, write_id: int) -> list[Command]:
+        """See `ChoosingMonitor`."""
+        return self._passed_on(self._choosing.lost(write_id - self._first_write))
+
+    def read(self, answers: tuple[FoundAnswer, ...]) -> list[Command]:
+        """See `ChoosingMonitor`."""
+        return self._passed_on(self._choosing.read(answers))
+
+    @property
+    def _choosing(self) -> ChoosingMonitor:
+        if not isinstance(self._round, ChoosingMonitor):
+            raise ValueError("this round has no corrections to choose from")  # noqa: TRY004
+        return self._round
+
+    @property
+    def _is_last(self) -> bool:
+        """Return whether this is the last round, in which the teacher writes to its end."""
+        return len(self._ended) + 1 == self._params.rounds
+
     def _begin(self) -> list[Command]:
         self._first_write = self._num_writes
         self._correction = None
-        own = replace(self._params, max_total_tokens=self._budget)
+        num_corrections = self._params.corrections if self._is_last else 1
+        own = replace(self._params, max_total_tokens=self._budget, corrections=num_corrections)
         self._round = self._begin_round(own, self._code)
         return self._passed_on(self._round.start())
 
@@ -130,7 +154,10 @@ class RoundsMonitor:
             match command:
                 case Write():
                     passed.append(self._written(command))
-                case Halt(write_id) | Pause(write_id) | Resume(write_id):
+                case ReadAnswers(texts):
+                    before = "".join(one.text for one in self._ended)
+                    passed.append(ReadAnswers(tuple(before + text for text in texts)))
+                case Halt(write_id) | Pause(write_id) | Resume(write_id) | Keep(write_id):
                     passed.append(replace(command, write_id=self._first_write + write_id))
                 case Score(steps):
                     passed.append(replace(command, steps=(*self._path, *steps)))
@@ -148,7 +175,7 @@ class RoundsMonitor:
         write_id = self._first_write + command.write_id
         self._num_writes = write_id + 1
         write = replace(command, write_id=write_id, steps=(*self._path, *command.steps))
-        if command.author == "teacher" and len(self._ended) + 1 < self._params.rounds:
+        if command.author == "teacher" and not self._is_last:
             self._path += command.steps
             self._budget = command.max_tokens
             if self._code is not None:
@@ -190,6 +217,7 @@ def _joined(rounds: Sequence[Trajectory]) -> Trajectory:
         student_tokens=sum(one.student_tokens for one in rounds),
         teacher_tokens=sum(one.teacher_tokens for one in rounds),
         breaches=tuple(breaches) if len(breaches) > 1 else (),
+        chosen=rounds[-1].chosen,
     )
 
 

@@ -6,6 +6,7 @@ model's context is made from the visible text by mapping the tags, and each mode
 back; the words are never touched, only the blank lines that belong to a tag.
 """
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -224,6 +225,17 @@ class _FromHarmony(Translator):
             self._state = "answering"
             return f"\n{_CLOSE}\n\n"
         return "\n\n"
+
+
+def first_logprobs(
+    logprobs: deque[tuple[float, ...]], num_pieces: int
+) -> tuple[tuple[float, ...], ...] | None:
+    """Take those of the oldest pieces, because a translator may have kept some back. None, which
+    the monitors refuse, if fewer came.
+    """
+    if len(logprobs) < num_pieces:
+        return None
+    return tuple(logprobs.popleft() for _ in range(num_pieces))
 
 
 def closes_thought(steps: Sequence[str]) -> bool:

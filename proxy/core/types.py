@@ -127,12 +127,40 @@ class Breached:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundAnswer:
+    """The answer that was read from one of several texts, None if it has none that can be read.
+
+    `is_right` compares it with the reference, None without a reference or where that cannot be
+    said. Equal answers have the same `group`; one that is None equals no other.
+    """
+
+    text: str | None
+    is_right: bool | None = None
+    group: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The correction that was kept of several, by its index, and what decided.
+
+    `answers` has the answer that was read from each, None where none was. `lost` are those whose
+    server failed, so that nothing was read.
+    """
+
+    index: int
+    by: Literal["reference", "majority"]
+    answers: tuple[str | None, ...]
+    lost: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """The finished output: `spans` are contiguous and cover `text`.
 
     `breach` (t) and `bifurcation` (t*) are step indices, None without a breach; they are those of
     the first breach, and `breaches` has all if there are two or more. `student_tokens` and
-    `teacher_tokens` count each author's tokens in `text`; the revise token is neither's.
+    `teacher_tokens` count each author's tokens in `text`; the revise token is neither's. `chosen`
+    is None unless one of several corrections was kept.
     """
 
     text: str
@@ -144,6 +172,7 @@ class Trajectory:
     student_tokens: int
     teacher_tokens: int
     breaches: tuple[Breached, ...] = ()
+    chosen: Chosen | None = None
 
 
 # Events: the monitor's input.
@@ -198,7 +227,8 @@ Event = Wrote | WriteEnded | Scored
 class Write:
     """Let `author` continue the question plus `steps`, for at most `max_tokens` of its tokens.
 
-    With `logprobs`, its text must come with log-probabilities.
+    With `logprobs`, its text must come with log-probabilities. With `is_candidate`, it is one of
+    several texts of which one is kept: where its server fails, the others may suffice.
     """
 
     write_id: int
@@ -206,6 +236,7 @@ class Write:
     steps: tuple[str, ...]
     max_tokens: int
     logprobs: bool = False
+    is_candidate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +276,20 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadAnswers:
+    """Read the answers of these texts, of which one is kept. There are none if all were lost."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Say that the text of this write is kept, of several. Information only."""
+
+    write_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     """This text of the output can no longer change.
 
@@ -270,7 +315,9 @@ class Finish:
     trajectory: Trajectory
 
 
-Command = Write | Halt | Pause | Resume | Score | Emit | Judged | Breached | Finish
+Command = (
+    Write | Halt | Pause | Resume | Score | ReadAnswers | Keep | Emit | Judged | Breached | Finish
+)
 
 
 class Monitor(Protocol):
@@ -293,4 +340,17 @@ class ScoringMonitor(Monitor, Protocol):
         """Return the text after the first `num_steps` steps, its first `num_chars` at least, as far
         as its author has written it.
         """
+        ...
+
+
+@runtime_checkable
+class ChoosingMonitor(ScoringMonitor, Protocol):
+    """A state machine that has several corrections written, and keeps one of them."""
+
+    def lost(self, write_id: int) -> list[Command]:
+        """The commands that follow where the server of a candidate has failed."""
+        ...
+
+    def read(self, answers: tuple[FoundAnswer, ...]) -> list[Command]:
+        """The commands that follow from the answer to `ReadAnswers`: one for each text."""
         ...

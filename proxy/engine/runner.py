@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from proxy.backends.base import Call, Context, Draft, Question, Sampling, Scorer, Scores
@@ -17,20 +17,23 @@ from proxy.core.lookahead import AT_ONCE
 from proxy.core.monitor import monitor_for
 from proxy.core.params import Params
 from proxy.core.stitch import quality_of
-from proxy.core.thinking import Translator
+from proxy.core.thinking import Translator, first_logprobs
 from proxy.core.types import (
     NO_PROBABILITIES,
     Author,
     Breached,
+    ChoosingMonitor,
     Command,
     Emit,
     Event,
     Finish,
     Halt,
     Judged,
+    Keep,
     Monitor,
     Party,
     Pause,
+    ReadAnswers,
     Resume,
     Score,
     Scoring,
@@ -42,16 +45,17 @@ from proxy.core.types import (
 )
 from proxy.engine.borders import MAX_AHEAD, ahead_of
 from proxy.engine.budget import BudgetedWrite, LimitedBy
+from proxy.engine.corrections.candidates import Candidates
 from proxy.engine.fitting import StepsToScore, score_what_fits
 from proxy.engine.ladder import score_by_ladder
 from proxy.engine.model_context import ModelContext, Prompts, about_tokens
 from proxy.engine.outlet import Observer, Outlet, WideOutlet
 from proxy.engine.pair import Pair
 from proxy.engine.schedule import MeasuredSchedule
-from proxy.engine.seeds import seed_of_draws, seed_of_write
+from proxy.engine.seeds import sampling_of_write, seed_of_draws
 from proxy.engine.upstream import Gate, Upstream, num_revise_tokens
 from proxy.engine.usage import Outcome, Usage, WriteMeter
-from proxy.errors import MotabError, UpstreamMalformed, first_error
+from proxy.errors import MotabError, UpstreamError, UpstreamMalformed, first_error
 from proxy.tracing.attributes import INPUT_TOKENS
 from proxy.tracing.tracer import TraceSpan
 
@@ -80,6 +84,7 @@ class TrajectoryRun:
     """Whether the observer's text is sent at once, so that it cannot be taken back."""
     fallbacks: tuple[Scorer, ...] = ()
     """The scorers for steps of which `scorer` makes no sense twice, best first."""
+    candidates: Candidates = field(default_factory=Candidates)
     _monitor: Monitor = field(init=False)
     _scoring_monitor: ScoringMonitor | None = field(init=False, default=None)
     """`_monitor`, if it has steps scored."""
@@ -95,6 +100,7 @@ class TrajectoryRun:
     """The tokens of the context that was read last."""
     _limited_by: LimitedBy | None = field(init=False, default=None)
     """The limit that ended the last text, if one did."""
+    _limits: dict[int, LimitedBy | None] = field(init=False, default_factory=dict)
     _writes: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
     _places: dict[int, asyncio.Future[None]] = field(init=False, default_factory=dict)
     _halted: set[int] = field(init=False, default_factory=set)
@@ -143,7 +149,7 @@ class TrajectoryRun:
         self.usage.abandon()
         return self.usage
 
-    def _obey(self, commands: list[Command]) -> None:
+    def _obey(self, commands: list[Command]) -> None:  # noqa: C901 - one for each command
         for command in commands:
             match command:
                 case Emit(text, num_tokens):  # the most frequent first
@@ -159,6 +165,10 @@ class TrajectoryRun:
                     self._gates[write_id].resume()
                 case Score():
                     self._group.create_task(self._score(command))
+                case ReadAnswers(texts):
+                    self._group.create_task(self._read(texts))
+                case Keep(write_id):
+                    self._limited_by = self._limits[write_id]
                 case Judged() | Breached():
                     self._notice(command)
                 case Finish(trajectory):
@@ -208,8 +218,20 @@ class TrajectoryRun:
     async def _write(self, command: Write) -> None:
         corrects = command.author == "teacher" and self.params.method == "motab"
         upstream = self.pair.of(command.author)
-        with upstream.span(self.call, "correction" if corrects else "draft") as span:
-            await self._write_in(span, command)
+        try:
+            with upstream.span(self.call, "correction" if corrects else "draft") as span:
+                await self._write_in(span, command)
+        except UpstreamError as error:
+            if not (command.is_candidate and isinstance(self._monitor, ChoosingMonitor)):
+                raise
+            self.candidates.lose(self.call.session_id, error)
+            self._obey(self._monitor.lost(command.write_id))
+
+    async def _read(self, texts: tuple[str, ...]) -> None:
+        answers = await self.candidates.read(texts)
+        if not isinstance(self._monitor, ChoosingMonitor):
+            raise MotabError("nothing chooses among these texts; please report this")
+        self._obey(self._monitor.read(answers))
 
     async def _write_in(self, span: TraceSpan, command: Write) -> None:
         upstream = self.pair.of(command.author)
@@ -217,7 +239,8 @@ class TrajectoryRun:
         sampling = self._sampling_of(command, model_context)
         with span.queued():
             await self._places[command.write_id]
-        context = await model_context.at(command.steps, self._before)
+        at = partial(model_context.at, command.steps, self._before)
+        context = await (self.candidates.context(at) if command.is_candidate else at())
         translator = model_context.translator(command.steps, self._before)
         num_prompt = self._num_read = len(context.token_ids)
         self._limited_by = None
@@ -259,10 +282,10 @@ class TrajectoryRun:
             if draft.end is not None:
                 pieces += translator.end()
             if pieces:
-                piece_logprobs = _first(logprobs, len(pieces)) if command.logprobs else None
+                piece_logprobs = first_logprobs(logprobs, len(pieces)) if command.logprobs else None
                 self._tell(Wrote(command.write_id, pieces, piece_logprobs), upstream)
             if draft.end is not None:
-                self._limited_by = write.limited_by
+                self._limited_by = self._limits[command.write_id] = write.limited_by
                 self._tell(WriteEnded(command.write_id, draft.end), upstream)
             if draft.end is not None or command.write_id in self._halted:
                 return
@@ -355,27 +378,15 @@ class TrajectoryRun:
         return replace(self.pair, student=None) if alone else self.pair
 
     def _sampling_of(self, command: Write, model_context: ModelContext) -> Sampling:
-        if command.author == "student":
-            sampling = self.sampling
-            if command.logprobs:
-                sampling = replace(sampling, logprobs=True)
-        else:
-            sampling = Sampling(
-                self.params.teacher_temperature,
-                stop=self.sampling.stop,
-                **asdict(self.params.teacher),
-            )
         num_before = self._num_writes.get(command.author, 0)
         self._num_writes[command.author] = num_before + 1
-        if self.sampling.seed is not None:
-            sampling = replace(sampling, seed=seed_of_write(self.sampling.seed, num_before))
+        sampling = sampling_of_write(command, self.sampling, self.params, num_before)
         if model_context.bridge.own.kind == "harmony":
             sampling = replace(sampling, special_tokens=True)
         return sampling
 
     async def _count_revise(self) -> None:
-        student = self.pair.of("student")
-        num = await num_revise_tokens(student, self.params, self.call)
+        num = await num_revise_tokens(self.pair.of("student"), self.params, self.call)
         if num is None:
             _log.warning("%s: completion_tokens lacks the revise token's", self.call.session_id)
         self._revise_tokens += num or 0
@@ -387,14 +398,3 @@ class TrajectoryRun:
         quality = quality_of(trajectory, self.params, in_thought=in_thought)
         limited_by = self._limited_by if trajectory.finish_reason == "length" else None
         return Outcome(trajectory, self.usage, scoring, quality, self._fell_back, limited_by)
-
-
-def _first(
-    logprobs: deque[tuple[float, ...]], num_pieces: int
-) -> tuple[tuple[float, ...], ...] | None:
-    """Take those of the oldest pieces, because a translator may have kept some back. None, which
-    core refuses, if fewer came.
-    """
-    if len(logprobs) < num_pieces:
-        return None
-    return tuple(logprobs.popleft() for _ in range(num_pieces))

@@ -18,6 +18,7 @@ import uvicorn
 from proxy.api.app import create_app
 from proxy.api.service import Service
 from proxy.config import Config
+from proxy.engine.corrections.answers import AnswerReader
 from proxy.errors import StartError
 from proxy.server_config import ServerConfig
 from proxy.serving.connection import Limits, connecting
@@ -133,10 +134,13 @@ def listen_for_health(config: ServerConfig) -> Iterator[socket.socket | None]:
         yield listener
 
 
-async def serve(config: Config, wait_s: float, read: ReadConfig | None = None) -> None:
+async def serve(
+    config: Config, wait_s: float, reader: AnswerReader, read: ReadConfig | None = None
+) -> None:
     """Open everything that the configuration names and serve until a signal.
 
-    `read` reads the configuration again when a SIGHUP asks for that.
+    `reader` reads the answers of corrections, and `read` the configuration again when a SIGHUP asks
+    for that.
     """
     with (
         listen(config.server.host, config.server.port) as listener,
@@ -145,7 +149,7 @@ async def serve(config: Config, wait_s: float, read: ReadConfig | None = None) -
         answering(health_listener, pulse),
     ):
         async with (
-            open_service(config, wait_s) as service,
+            open_service(config, wait_s, reader=reader) as service,
             pulse.beating(),
             reloading(service, config, read),
         ):
@@ -198,10 +202,10 @@ def settle_memory() -> None:
 
 
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[str]:
+async def running(config: Config, reader: AnswerReader | None = None) -> AsyncIterator[str]:
     """The proxy inside this event loop, as the demo uses it; gives its base URL."""
     with listen(config.server.host, config.server.port) as listener:
-        async with open_service(config) as service:
+        async with open_service(config, reader=reader) as service:
             server = Server(service, on_signals=False)
             task = asyncio.create_task(server.serve(sockets=[listener]))
             try:

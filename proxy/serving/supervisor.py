@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,9 +34,15 @@ _LONGEST_PAUSE_S = 60.0
 
 
 def supervise(
-    config: Config, wait_s: float, num_workers: int, read: ReadConfig | None = None
+    config: Config,
+    wait_s: float,
+    num_workers: int,
+    worker: Sequence[str],
+    read: ReadConfig | None = None,
 ) -> None:
     """Serve with `num_workers` processes until a signal, as `serve` does with one.
+
+    `worker` is the module that a process runs, with what it gets after the two descriptors.
 
     Raises `ConfigError` if the configuration cannot be divided among the processes, `StartError` if
     they cannot be started.
@@ -57,7 +63,7 @@ def supervise(
         slots, log_format = WorkerSlots(0, num_workers), shown_format()
         order = Order(config, wait_s, slots, Path(path), log_level, log_format)
         with order.seats() as seats, order.pulse() as pulse, answering(health_listener, pulse):
-            asyncio.run(_Supervisor(order, listener, seats, pulse, read).run())
+            asyncio.run(_Supervisor(order, listener, seats, pulse, read, worker).run())
 
 
 def _check_can_be_divided(config: Config, num_workers: int) -> None:
@@ -101,8 +107,10 @@ class _Supervisor:
         seats: SharedSeats,
         pulse: Pulse,
         read: ReadConfig | None,
+        worker: Sequence[str],
     ) -> None:
         self._order = order
+        self._module, *self._further = worker
         self._read = read
         self._num_workers = order.worker_slots.num_workers
         self._seats = seats
@@ -226,8 +234,9 @@ class _Supervisor:
             with theirs, self._listener() as listener:
                 handed = (theirs.fileno(), listener.fileno())
                 process = await asyncio.create_subprocess_exec(
-                    *command_of("proxy.serving.worker"),
+                    *command_of(self._module),
                     *map(str, handed),
+                    *self._further,
                     pass_fds=handed,
                     stdin=asyncio.subprocess.DEVNULL,
                     # Otherwise Ctrl-C would reach it, too.

@@ -1,9 +1,9 @@
 """Runs one of the processes of `motab serve --workers N`.
 
-`proxy.serving.supervisor` starts it; it is not for use by hand. It gets commands over a socket:
-first its order, then perhaps configurations with other replicas, and `DRAIN`. When the socket
-closes it stops at once, so it cannot outlive its supervisor, however that ends. It sends one line
-back: that it serves, or why it does not.
+`proxy.serving.supervisor` starts it, by way of a module that gives it what reads answers; it is not
+for use by hand. It gets commands over a socket: first its order, then perhaps configurations
+with other replicas, and `DRAIN`. When the socket closes it stops at once, so it cannot outlive its
+supervisor, however that ends. It sends one line back: that it serves, or why it does not.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from rich.console import Console
 from proxy.api.metrics import Metrics
 from proxy.backends.worker_slots import WorkerSlots
 from proxy.config import Config
+from proxy.engine.corrections.answers import AnswerReader
 from proxy.errors import MotabError
 from proxy.serving.health import Pulse
 from proxy.serving.logs import LogFormat, show_logs
@@ -86,8 +87,15 @@ def started(problem: str | None = None) -> bytes:
 
 
 class _Worker:
-    def __init__(self, order: Order, listener: socket.socket, say: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        order: Order,
+        listener: socket.socket,
+        say: asyncio.StreamWriter,
+        reader: AnswerReader,
+    ) -> None:
         self._order = order
+        self._reader = reader
         self._listener = listener
         self._say = say
         self._server: Server | None = None
@@ -115,7 +123,7 @@ class _Worker:
             with order.seats() as seats, order.pulse() as pulse:
                 resources = WorkerResources(order.worker_slots, _shared_metrics(order), seats)
                 async with (
-                    open_service(order.config, order.wait_s, resources) as service,
+                    open_service(order.config, order.wait_s, resources, self._reader) as service,
                     pulse.beating(order.worker_slots.worker),
                     self._reloader.running(service),
                 ):
@@ -160,7 +168,7 @@ def _shared_metrics(order: Order) -> Metrics:
     return Metrics(order.folder)
 
 
-async def _work(channel: socket.socket, listener: socket.socket) -> int:
+async def _work(channel: socket.socket, listener: socket.socket, answers: AnswerReader) -> int:
     reader, writer = await asyncio.open_connection(sock=channel, limit=_MAX_LINE_BYTES)
     try:
         line = await reader.readline()
@@ -169,17 +177,13 @@ async def _work(channel: socket.socket, listener: socket.socket) -> int:
         order = Order.read(line)
         speaker = f"worker {order.worker_slots.worker + 1}: "
         show_logs(Console(stderr=True), order.log_level, speaker, order.log_format)
-        return await _Worker(order, listener, writer).run(reader)
+        return await _Worker(order, listener, writer, answers).run(reader)
     finally:
         writer.close()
         await writer.wait_closed()
 
 
-def main() -> None:
+def main(answers: AnswerReader) -> None:
     """Arguments: the descriptors of the socket to the supervisor and of the socket to serve on."""
-    channel, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
-    sys.exit(run(_work(channel, listener)))
-
-
-if __name__ == "__main__":
-    main()
+    channel, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    sys.exit(run(_work(channel, listener, answers)))

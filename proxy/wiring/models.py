@@ -17,6 +17,7 @@ from proxy.backends.servers.litellm import LiteLLM
 from proxy.backends.worker_slots import ALL_SLOTS, WorkerSlots
 from proxy.config import Config
 from proxy.engine.admission import OwnSeats, Seats
+from proxy.engine.corrections.answers import AnswerReader, check_corrections
 from proxy.engine.pair import Pair
 from proxy.engine.served_model import ServedModel
 from proxy.engine.upstream import Upstream, num_revise_tokens
@@ -45,9 +46,13 @@ class WorkerResources:
 
 @asynccontextmanager
 async def open_service(
-    config: Config, wait_s: float = 0.0, resources: WorkerResources | None = None
+    config: Config,
+    wait_s: float = 0.0,
+    resources: WorkerResources | None = None,
+    reader: AnswerReader | None = None,
 ) -> AsyncIterator[Service]:
-    """Start everything that `config` names; stop and close it at the end.
+    """Start everything that `config` names; stop and close it at the end. `reader` reads the
+    answers of several corrections; without it there are none.
 
     Raises the `UpstreamError` of an upstream that does not answer within `wait_s` seconds, and
     `StartError` if the file of records cannot be used.
@@ -75,6 +80,7 @@ async def open_service(
         models = _models(config, upstreams, scorers)
         for name, model in models.items():
             await _check_delimiter(name, model)
+            await _check_corrections(name, model, reader)
             await _count_revise_token(model)
         yield Service(
             config.server,
@@ -83,6 +89,7 @@ async def open_service(
             resources.seats,
             records,
             tracer,
+            reader,
         )
 
 
@@ -177,6 +184,16 @@ async def _check_delimiter(name: str, model: ServedModel) -> None:
     with _as_a_setting(name):
         scorer = model.scorer_of_method(options, {})
         await model.check_delimiter(options, scorer, Call("connect"))
+
+
+async def _check_corrections(name: str, model: ServedModel, reader: AnswerReader | None) -> None:
+    """Refuse a pair whose own corrections could not be chosen. Raises `ConfigError`."""
+    options = parse_options(model.defaults)
+    with _as_a_setting(name):
+        if options.reference is not None:
+            message = "belongs to a request, because each question has its own"
+            raise RequestError(f"reference {message}", param="motab.reference")
+        await check_corrections(options, model.defaults, reader)
 
 
 @contextmanager

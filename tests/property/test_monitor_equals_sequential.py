@@ -197,9 +197,12 @@ class World:
             self.obey(self.monitor.handle(Wrote(move, tuple(pieces))))
         else:
             self.writing.discard(move)
-            reason = self.ends[move]
-            assert reason in ("stop", "length")
-            self.obey(self.monitor.handle(WriteEnded(move, reason)))  # type: ignore[arg-type]
+            self.end(move)
+
+    def end(self, write_id: int) -> None:
+        reason = self.ends[write_id]
+        assert reason in ("stop", "length")
+        self.obey(self.monitor.handle(WriteEnded(write_id, reason)))  # type: ignore[arg-type]
 
 
 @settings(max_examples=num_cases(10_000))

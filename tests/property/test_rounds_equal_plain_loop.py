@@ -55,7 +55,7 @@ some_cases = st.builds(
 class EntropyWorld(World):
     """Gives entropies, and keeps what was noticed."""
 
-    def __init__(self, case: Case, timing: Any) -> None:
+    def __init__(self, case: Case, timing: Any, corrections: int = 1) -> None:
         self.case = case
         choose = timing.randrange
         params = params_of(
@@ -63,6 +63,7 @@ class EntropyWorld(World):
             any_limit(choose),
             rounds=case.num_rounds,
             correction_steps=case.correction_steps,
+            corrections=corrections,
         )
         monitor = monitor_for(params, schedule=any_schedule(choose))
         super().__init__(monitor, case.models, choose)

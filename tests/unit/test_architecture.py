@@ -27,6 +27,8 @@ _TRACER = frozenset({"proxy.tracing.attributes", "proxy.tracing.tracer"})
 _PROXY_GROUND = _TRACER | frozenset(
     {
         "proxy.core",
+        "proxy.engine",
+        "proxy.engine.corrections",
         "proxy.errors",
         "proxy.options",
         "proxy.config",
@@ -80,7 +82,8 @@ _CLIENT = frozenset(
 # import. A folder's own modules always may; a row that is named does not open the rows inside it.
 ALLOWED: dict[str, frozenset[str]] = {
     "proxy": frozenset(),
-    "proxy.core": frozenset(),
+    "proxy.core": frozenset({"proxy.core.corrections"}),
+    "proxy.core.corrections": _CORE,
     "proxy.errors": frozenset({"proxy.secrets"}),
     "proxy.secrets": frozenset(),
     **dict.fromkeys(("proxy.log_context", "proxy.near_names", "proxy.processes"), frozenset()),
@@ -134,14 +137,14 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.backends.tokens",
         "proxy.backends.transport",
     },
-    "proxy.engine": _WIRE | {"proxy.options"},
+    "proxy.engine": _WIRE | {"proxy.options", "proxy.engine.corrections"},
+    "proxy.engine.corrections": _WIRE | {"proxy.options"},
     "proxy.api": _PROXY_GROUND
     | {
         "proxy",
         "proxy.backends.base",
         "proxy.backends.clock",
         "proxy.complaints",
-        "proxy.engine",
         "proxy.near_names",
         "proxy.page",
         "trajectory_records",
@@ -149,14 +152,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "proxy.page": _PROXY_GROUND
     | {
         "proxy",
-        "proxy.engine",
         "trajectory_records",
         "trajectory_records.viewer",
     },
     "proxy.wiring": _PROXY_GROUND
     | {
         "proxy.api",
-        "proxy.engine",
         "proxy.backends.base",
         "proxy.backends.limits",
         "proxy.backends.worker_slots",
@@ -177,7 +178,6 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.backends.limits",
         "proxy.backends.self_test",
         "proxy.backends.transport",
-        "proxy.engine",
         "proxy.wiring",
     },
     "proxy.serving": _PROXY_GROUND
@@ -186,7 +186,6 @@ ALLOWED: dict[str, frozenset[str]] = {
         "proxy.api",
         "proxy.backends.base",
         "proxy.backends.worker_slots",
-        "proxy.engine",
         "proxy.wiring",
     },
     # Both the proxy and the client make records, and neither may import the other.

@@ -268,6 +268,8 @@ def test_a_command_does_not_wait_for_the_modules_of_others() -> None:
 
 def test_a_worker_does_not_load_what_few_configurations_need() -> None:
     assert loaded_by("proxy.serving.worker").isdisjoint({"httpx", "litellm"})
+    # What reads answers comes with it, and loads the algebra system in processes of its own.
+    assert loaded_by("motab.worker").isdisjoint({"httpx", "litellm", "sympy", "math_verify"})
 
 
 def test_a_chat_template_that_does_not_parse_is_told_in_one_line(

@@ -82,7 +82,7 @@ def test_its_key_comes_from_the_environment_and_is_shown_nowhere(
 def test_its_requests_are_divided_among_the_workers(tmp_path: Path) -> None:
     config = loaded(scored_by(http=A, max_concurrent=1), tmp_path)
     with pytest.raises(ConfigError, match=r"pair\.scoring\.max_concurrent: is divided among"):
-        supervise(config, 0.0, 2)
+        supervise(config, 0.0, 2, ("motab.worker", "math"))
 
 
 def test_a_reload_takes_its_addresses_and_nothing_else(

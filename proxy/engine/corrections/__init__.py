@@ -1,0 +1,1 @@
+"""Has the answers of several corrections read, and says where corrections may be asked for."""

@@ -1,0 +1,1 @@
+"""Tests several corrections at a breach, through the HTTP interface."""
