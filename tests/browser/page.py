@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from proxy.api.service import Service
@@ -84,3 +85,13 @@ def opened(
         yield one
     finally:
         context.close()
+
+
+def serious(page: Page) -> list[str]:
+    """Return what axe-core finds that keeps people from using the page."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {[node['html'] for node in one['nodes']]}"
+        for one in found
+        if one["impact"] in {"serious", "critical"}
+    ]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
 from proxy.core.boundary import boundary
@@ -19,6 +18,7 @@ from tests.browser.page import (
     CORRECTION,
     STEPS,
     opened,
+    serious,
     served,
     straying_pair,
     straying_service,
@@ -48,16 +48,6 @@ def url(runs: Path) -> Iterator[str]:
     }
     with served(straying_service(page=page)) as address:
         yield address
-
-
-def serious(page: Any) -> list[str]:
-    """Return what axe-core finds that keeps people from using the page."""
-    found = Axe().run(page).response["violations"]
-    return [
-        f"{one['id']}: {[node['html'] for node in one['nodes']]}"
-        for one in found
-        if one["impact"] in {"serious", "critical"}
-    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

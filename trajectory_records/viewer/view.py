@@ -52,6 +52,7 @@ def view_of(record: Record) -> dict[str, Any]:
     return {
         "messages": [[message.role, message.content] for message in record.messages],
         "method": record.method,
+        "scoring": record.scoring,
         "params": {name: value for name, value in record.params.items() if name in _PARAMS},
         "models": [record.models.student, record.models.teacher],
         "steps": [_step_of(record, index) for index in range(len(record.steps))],

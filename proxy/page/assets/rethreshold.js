@@ -46,8 +46,8 @@ const rethreshold = (() => {
     const usable = params.boundary !== "quantile" && steps.length && steps.every((step) => step[STEP.VALUE] !== null && (!adaptive || step[STEP.ENTROPY] !== null));
     place.hidden = !usable;
     if (!usable) return;
-    const base = control("again-base", "ε₀", 0, 1, 0.01, params.base_threshold);
-    const scale = control("again-scale", "θ", 0, 5, 0.1, adaptive ? params.entropy_scale : 0);
+    const base = control(`${place.id}-base`, "ε₀", 0, 1, 0.01, params.base_threshold);
+    const scale = control(`${place.id}-scale`, "θ", 0, 5, 0.1, adaptive ? params.entropy_scale : 0);
     const said = el("p", { class: "said", role: "status" });
     function judge() {
       const found = outcome(steps, base.value(), scale.value(), params.backtrack !== "none");

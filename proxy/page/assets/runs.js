@@ -1,7 +1,7 @@
 "use strict";
 // Shows the files of records that the server's configuration names, in the viewer of the report.
 (() => {
-  const { el } = trajectory;
+  const { el, valueChart, ROW } = trajectory;
   const AT = 9; // of a row: the byte where its record begins
   const AT_FIRST = 2000; // rows that are read without being asked for
   const find = (id) => document.getElementById(id);
@@ -46,10 +46,22 @@
     document.documentElement.dataset.runs = "ready";
   }
 
+  // Lays the sliders under the chart, where the values are a teacher's and the thresholds are known.
+  function extended(article, row, { method, scoring, params, steps }, go) {
+    const place = article.querySelector(".values");
+    if (!place || method !== "motab" || /^(judge_|http$)/.test(scoring)) return;
+    const known = params.boundary === "static" ? ["base_threshold"] : ["base_threshold", "entropy_scale"];
+    if (!known.every((name) => Number.isFinite(params[name]))) return;
+    const again = el("details", { class: "again", id: "run-again" });
+    place.after(again);
+    rethreshold.show(again, steps, params, row[ROW.BREACH],
+      (judged, bifurcation) => place.replaceChildren(valueChart(judged, bifurcation, go)));
+  }
+
   const trying = (work) => () => work().catch(app.trouble);
 
   app.view("runs", () => {
-    viewer.open({ view: (row) => app.json(address("view", row[AT])), trouble: app.trouble, active: () => isShown });
+    viewer.open({ view: (row) => app.json(address("view", row[AT])), trouble: app.trouble, active: () => isShown, extended });
     find("file").addEventListener("change", trying(open));
     find("refresh").addEventListener("click", trying(list));
     find("more").addEventListener("click", trying(() => read(AT_FIRST)));

@@ -233,7 +233,7 @@ const trajectory = (() => {
     const breaches = breachesOf(row);
     return [
       heading(row, view), question(view),
-      ...(scored ? [el("h4", {}, "Value and boundary"), valueChart(view.steps, breaches.map(([, cut]) => cut), go)]
+      ...(scored ? [el("h4", {}, "Value and boundary"), el("div", { class: "values" }, valueChart(view.steps, breaches.map(([, cut]) => cut), go))]
         : [el("p", { class: "note" }, "The teacher scored no step.")]),
       ...(view.logprobs ? [el("h4", {}, "Log-probability of a token"), logprobChart(view.logprobs)] : []),
       ...course(breaches, view.steps, view.corrections, view.rest, view.params.backtrack),

@@ -15,7 +15,7 @@ const viewer = (() => {
   const canvas = el("div", { class: "canvas" });
   let search, filter, count, list, article;
   let rows = [], haystack = [], matches = [], selected = -1, stops = [], stop = -1, wanted = 0;
-  let viewOf, fail, isActive;
+  let viewOf, fail, isActive, extend;
 
   // The list: only visible rows are in the document.
 
@@ -83,6 +83,7 @@ const viewer = (() => {
 
   function show(row, view) {
     article.replaceChildren(...trajectory.whole(row, view, goToStep));
+    extend(article, row, view, goToStep);
     article.scrollTop = 0;
     stop = -1;
     stops = [...article.querySelectorAll(".step")];
@@ -140,10 +141,10 @@ const viewer = (() => {
     action();
   }
 
-  // Once for a page. `view` gives the view of a row, `trouble` shows an error, and keys count while
-  // `active` says so.
-  function open({ view, trouble, active = () => true }) {
-    [viewOf, fail, isActive] = [view, trouble, active];
+  // Once for a page. `view` gives the view of a row, `trouble` shows an error, keys count while
+  // `active` says so, and `extended` may add to the article of a trajectory.
+  function open({ view, trouble, active = () => true, extended = () => undefined }) {
+    [viewOf, fail, isActive, extend] = [view, trouble, active, extended];
     [search, filter, count, list, article] = ["search", "filter", "count", "rows", "trajectory"].map(find);
     list.append(canvas);
     list.addEventListener("scroll", paint);
