@@ -133,15 +133,17 @@ clean:  ## remove what make made
 # The lock files hold every hash; `make lock` renews them. TORCH says where PyTorch's CPU build is,
 # such as TORCH="--extra-index-url https://download.pytorch.org/whl/cpu".
 TORCH ?=
-# What the container leaves out: the rule `math` of the client judges with all but the last, and the
-# last speeds up downloads of whole models, where a proxy downloads a tokenizer.
-NOT_SERVED := $(addprefix --no-emit-package ,math-verify latex2sympy2-extended antlr4-python3-runtime sympy mpmath hf-xet)
+# What the container leaves out: what the client's rule `math` judges with, what embedded models and
+# reports need, and hf-xet, which speeds up downloads of whole models, where a proxy downloads a
+# tokenizer.
+NOT_SERVED := $(addprefix --no-emit-package ,math-verify latex2sympy2-extended antlr4-python3-runtime sympy mpmath \
+	gguf numpy xllamacpp plotly narwhals hf-xet)
 .PHONY: lock
 lock: $(VENV)/.dev
 	$(PIP) uv
 	export UV_CUSTOM_COMPILE_COMMAND="make lock"; \
 	compile="$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate"; \
-	$$compile pyproject.toml requirements/build.in --extra embedded --extra report -o requirements/demo.lock && \
+	$$compile pyproject.toml requirements/build.in --extra embedded -o requirements/demo.lock && \
 	$$compile pyproject.toml requirements/build.in --extra embedded --extra dev \
 		-c requirements/demo.lock -o requirements/dev.lock && \
 	$$compile pyproject.toml --extra otel -c requirements/dev.lock $(NOT_SERVED) -o requirements/serve.lock && \

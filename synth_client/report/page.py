@@ -114,7 +114,7 @@ def asset(name: str) -> str:
 
 
 def require_plotly() -> None:
-    """Raise `PageError` if Plotly, which the extra `report` brings, is not installed."""
+    """Raise `PageError` if Plotly is not installed, as in the proxy's image."""
     if find_spec("plotly") is None:
         raise PageError("pages need plotly: pip install 'motab[report]'")
 

@@ -22,7 +22,7 @@ _FINGERPRINT_BYTES = 16 * 1024 * 1024
 
 
 def require_library() -> None:
-    """Raise `ConfigError` where the packages that serve GGUF files are not installed."""
+    """Raise `ConfigError` where a package that serves GGUF files is not installed."""
     if missing := [name for name in _LIBRARY if find_spec(name) is None]:
         message = f"embedded models need {', '.join(missing)}: pip install 'motab[embedded]'"
         raise ConfigError(message)

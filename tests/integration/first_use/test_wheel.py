@@ -1,12 +1,18 @@
-"""Tests the built wheel in an empty folder: a stranger's first commands need no repository."""
+"""Tests the built wheel in an empty folder: a stranger's first commands need neither the repository
+nor an extra.
+"""
 
 import json
-import os
 import subprocess
 import sys
+import venv
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from proxy.config import load_config
 from synth_client.files.record_file import read_records
@@ -17,19 +23,51 @@ from tests.support.proxy.live import pretrained_server
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder into which the wheel is installed; its dependencies are this environment's."""
-    built, folder = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("installed")
+    """An environment with the wheel and the packages that it requires without any extra.
+
+    The packages are links to this environment's, so nothing is downloaded.
+    """
+    built, environment = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("installed")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_S)
     (file,) = built.glob("*.whl")
-    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet"]
+    venv.create(environment, symlinks=True)
+    install = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
     subprocess.run(
-        [*install, "--target", str(folder), str(file)],
+        [*install, "install", "--no-deps", "--no-index", "--quiet", str(file)],
         check=True,
         capture_output=True,
         timeout=PATIENCE_S,
     )
-    return folder
+    (installed,) = environment.glob("lib/python*/site-packages")
+    (own,) = metadata.distributions(name="motab", path=[str(installed)])
+    for name in required(own.requires or []):
+        link(metadata.distribution(name), installed)
+    return environment
+
+
+def required(requirements: Sequence[str]) -> set[str]:
+    """Return the names of all distributions that these requirements lead to."""
+    found: dict[str, set[str]] = {}
+    waiting = [(text, "") for text in requirements]
+    while waiting:
+        text, extra = waiting.pop()
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
+            continue
+        known = found.setdefault(canonicalize_name(wanted.name), set())
+        for new in {"", *wanted.extras} - known:
+            known.add(new)
+            waiting += [(one, new) for one in metadata.requires(wanted.name) or []]
+    return set(found)
+
+
+def link(distribution: metadata.Distribution, folder: Path) -> None:
+    """Link what the distribution has in its own folder into another."""
+    for name in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+        target = folder / name
+        if not target.exists():
+            target.symlink_to(str(distribution.locate_file(name)))
 
 
 @pytest.fixture
@@ -40,11 +78,10 @@ def empty(tmp_path: Path) -> Path:
 
 
 def run(wheel: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the installed command in that folder."""
+    """Run the installed command in that folder, without any extra's package."""
     return subprocess.run(
         [wheel / "bin" / "motab", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(wheel)},
         capture_output=True,
         text=True,
         check=False,
@@ -61,11 +98,11 @@ def motab(wheel: Path, folder: Path, *arguments: str, code: int = 0) -> str:
 
 def test_the_wheel_s_own_code_runs(wheel: Path, empty: Path) -> None:
     names = "motab, proxy, synth_client, trainer, trajectory_records, configs"
-    script = f"import {names}; print([m.__file__ for m in ({names})])"
+    of_an_extra = "import importlib.util as u; assert u.find_spec('ray') is None"
+    script = f"import {names}; print([m.__file__ for m in ({names})]); {of_an_extra}"
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [wheel / "bin" / "python", "-c", script],
         cwd=empty,
-        env={**os.environ, "PYTHONPATH": str(wheel)},
         capture_output=True,
         text=True,
         check=True,
