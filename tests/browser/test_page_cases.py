@@ -72,6 +72,24 @@ def test_upstreams_replicas_and_errors_are_shown_by_their_names(browser: Browser
         assert tiles[6] == "4\ncalls wait for a place; students waited 5 times"
 
 
+@pytest.mark.parametrize(
+    ("others", "state", "tone"),
+    [({"REPLICA": "ok"}, "out", "bad"), ({"http://three": "ok"}, "drained", "soft")],
+)
+def test_a_replica_without_new_trajectories_is_out_or_drained(
+    browser: Browser, others: dict[str, str], state: str, tone: str
+) -> None:
+    replicas = {"up": {"http://one": "ok", **others}}
+    ready = {"status": "ready", "upstreams": {"up": "ok"}, "replicas": replicas}
+    with served(straying_service()) as url, opened(browser, url) as one:
+        one.page.route("**/metrics", lambda route: route.fulfill(body=METRICS))
+        one.page.route("**/ready", lambda route: route.fulfill(json=ready))
+        one.page.click("nav a[href='#fleet']")
+        cell = one.page.locator("#upstreams tr", has_text="REPLICA").locator("td").first
+        expect(cell).to_have_text(state)
+        expect(cell).to_have_class(f"number {tone}")
+
+
 def test_a_server_that_goes_away_is_said_and_seen_again(browser: Browser) -> None:
     with served(straying_service()) as url, opened(browser, url) as one:
         one.page.route("**/metrics", lambda route: route.abort())

@@ -106,29 +106,44 @@
         (index ? el("td", { class: `number ${tone[index] ?? ""}` }, cell) : el("th", { scope: "row" }, cell)))))));
   }
 
+  const toneOf = (state) => ({ ok: "good", drained: "soft" }[state] ?? "bad");
+
+  // A fault is a sentence, which wraps; the row has its upstream's name already.
+  const health = (state, upstream) => el("span", { class: state.includes(" ") ? "health fault" : "health" },
+    state.replace(`upstream '${upstream}': `, ""));
+
+  // `answers` has the replicas that are configured now; the metrics still have those of before. One
+  // that answers again is out until a check has found it.
+  function stateOf(replica, up, answers) {
+    if (answers && !(replica in answers)) return "drained";
+    const answer = answers?.[replica] ?? "ok";
+    return up || answer !== "ok" ? answer : "out";
+  }
+
   function upstreams(now, then, ready) {
     const rows = [];
     const metric = "motab_upstream_request_seconds";
     const known = new Set([...Object.keys(ready.upstreams ?? {}), ...names(now, "motab_upstream_max_concurrent", "upstream")]);
     for (const upstream of known) {
-      const health = ready.upstreams?.[upstream] ?? "unknown";
+      const state = ready.upstreams?.[upstream] ?? "unknown";
       const places = ["write", "score"].map((kind) => {
         const most = sum(now, "motab_upstream_max_concurrent", { upstream, kind });
         return most ? `${whole(sum(now, "motab_upstream_running", { upstream, kind }))} / ${whole(most)}` : "–";
       });
       const all = sum(now, `${metric}_count`, { upstream });
       const failed = all - sum(now, `${metric}_count`, { upstream, outcome: "ok" }) - sum(now, `${metric}_count`, { upstream, outcome: "cancelled" });
-      rows.push({ cells: [upstream, health, ...places, whole(sum(now, "motab_upstream_waiting", { upstream })), whole(all), whole(failed),
+      rows.push({ cells: [upstream, health(state, upstream), ...places, whole(sum(now, "motab_upstream_waiting", { upstream })), whole(all), whole(failed),
         time(quantile(now, then, metric, { upstream, outcome: "ok" }, 0.5)), time(quantile(now, then, metric, { upstream, outcome: "ok" }, 0.95))],
-      tone: ["", health === "ok" ? "good" : "bad", "", "", "", "", failed ? "bad" : ""] });
+      tone: ["", toneOf(state), "", "", "", "", failed ? "bad" : ""] });
       const replicas = (now.metrics.get("motab_replica_up") ?? []).filter((one) => one.labels.upstream === upstream).map((one) => one.labels.replica);
       for (const replica of replicas.length > 1 ? replicas : []) {
         const up = sum(now, "motab_replica_up", { upstream, replica });
-        const said = ready.replicas?.[upstream]?.[replica] ?? (up ? "ok" : "out");
+        const said = stateOf(replica, up, ready.replicas?.[upstream]);
         const done = sum(now, "motab_replica_requests_total", { upstream, replica });
         const bad = done - sum(now, "motab_replica_requests_total", { upstream, replica, outcome: "ok" }) - sum(now, "motab_replica_requests_total", { upstream, replica, outcome: "cancelled" });
-        rows.push({ sub: true, cells: [replica, said, plural(sum(now, "motab_replica_trajectories", { upstream, replica }), "trajectory").replace("trajectorys", "trajectories"),
-          `${whole(sum(now, "motab_replica_running_requests", { upstream, replica }))} running`, "", whole(done), whole(bad), "", ""], tone: ["", up ? "good" : "bad"] });
+        rows.push({ sub: true, cells: [replica, health(said, upstream), plural(sum(now, "motab_replica_trajectories", { upstream, replica }), "trajectory").replace("trajectorys", "trajectories"),
+          `${whole(sum(now, "motab_replica_running_requests", { upstream, replica }))} running`, "", whole(done), whole(bad), "", ""],
+        tone: ["", toneOf(said), "", "", "", "", bad ? "bad" : ""] });
       }
     }
     find("upstreams").replaceChildren(table(["upstream", "health", "writing", "scoring", "waiting", "requests", "failed", "half within", "95% within"], rows, "There are none."));
@@ -145,8 +160,10 @@
 
   function errors(now) {
     const rows = [];
-    for (const status of names(now, "motab_requests_total", "status").filter((one) => Number(one) >= 400).sort())
-      rows.push({ cells: [`answered ${status}`, whole(sum(now, "motab_requests_total", { status }))] });
+    // This page's own looks at a server that is not ready are answered 503.
+    const answered = (now.metrics.get("motab_requests_total") ?? []).filter(({ labels }) => Number(labels.status) >= 400 && labels.route !== "/ready");
+    for (const status of [...new Set(answered.map((one) => one.labels.status))].sort())
+      rows.push({ cells: [`answered ${status}`, whole(answered.filter((one) => one.labels.status === status).reduce((total, one) => total + one.value, 0))] });
     for (const outcome of names(now, "motab_upstream_request_seconds_count", "outcome").filter((one) => !["ok", "cancelled"].includes(one)).sort())
       rows.push({ cells: [outcome, whole(sum(now, "motab_upstream_request_seconds_count", { outcome }))] });
     for (const code of names(now, "motab_upstream_retries_total", "code").sort())

@@ -52,9 +52,9 @@ def llama_server(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def proxy(config: Path) -> Iterator[str]:
+def proxy(config: Path, *options: str) -> Iterator[str]:
     """`motab serve` with that configuration on a free port; gives its base URL."""
-    command = [str(_BIN / "motab"), "serve", "--config", str(config), "--port", "0"]
+    command = [str(_BIN / "motab"), "serve", "--config", str(config), "--port", "0", *options]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "400"}
     ) as process:
