@@ -19,6 +19,9 @@ _PICTURES: Final = ROOT / "docs" / "images"
 _MOST_BYTES: Final = 300_000
 # The demo's first question with this seed: a breach, and a bifurcation before it.
 _SEED: Final = "5"
+_NUM_WATCHED: Final = 16
+"""As many trajectories make lines in Fleet that one can read."""
+_IN_RUNS: Final = "What is 15 plus 83"
 
 
 def main() -> None:
@@ -44,7 +47,7 @@ def photograph(browser: Browser, url: str) -> None:
     page.click("nav a[href='#fleet']")
     page.wait_for_selector("html[data-fleet=ready]")
     phone = _opened(browser, url, width=390, height=844, color_scheme="dark")
-    for _ in range(3):
+    for _ in range(_NUM_WATCHED):
         _watch(phone)
     page.wait_for_function(
         "parseFloat(document.querySelector('#tiles div:nth-child(3) dd').textContent) > 0"
@@ -56,7 +59,10 @@ def photograph(browser: Browser, url: str) -> None:
     page.click("nav a[href='#runs']")
     page.wait_for_selector("html[data-runs=ready]")
     page.select_option("#filter", "breach")
+    page.locator(".row", has_text=_IN_RUNS).click()
     page.wait_for_selector("#trajectory .fork")
+    page.click("#run-again summary")
+    page.fill("#run-again-base", "0.15")
     page.evaluate("document.activeElement.blur()")
     _keep(page, "runs.png")
     phone.evaluate("document.querySelector('.fork').scrollIntoView({ block: 'center' })")

@@ -19,7 +19,7 @@ PICTURE: Final = ROOT / "docs" / "images" / "trajectory.png"
 _WIDTH, _MARGIN = 1040, 16
 _TALLEST: Final = 2000
 _MOST_BYTES: Final = 300_000
-# A slip of arithmetic after three safe steps, and a short correction.
+# A slip of arithmetic after two safe steps, and a short correction.
 _SHOWN: Final = "demo-14"
 
 

@@ -178,10 +178,20 @@ class UpstreamClient(Calls):
         content: bytes | None,
         headers: dict[str, str],
     ) -> aiohttp.ClientResponse:
-        try:
+        async def request() -> aiohttp.ClientResponse:
             return await self._session.request(
                 method, base_url + path, data=content, headers=headers, allow_redirects=False
             )
+
+        try:
+            try:
+                return await request()
+            except aiohttp.ClientOSError as error:
+                # llama.cpp closes a connection after 100 requests, at times just before the next
+                # one is written to it. The server is well, and has nothing of this request.
+                if not isinstance(error.__cause__, aiohttp.ClientConnectionResetError):
+                    raise
+                return await request()
         except (aiohttp.ClientError, OSError) as error:
             raise self._unreachable(base_url, error) from error
 

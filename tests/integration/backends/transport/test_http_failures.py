@@ -1,7 +1,9 @@
 """Checks which of our errors each failure of a request becomes."""
 
 import socket
+from typing import Any
 
+import aiohttp
 import pytest
 
 from proxy.backends.base import Call
@@ -42,6 +44,29 @@ async def test_an_error_hides_the_key_that_was_sent() -> None:
         up.on("POST", "/x", json_reply({"error": "wrong key: key-of-this-test"}, 401))
         with pytest.raises(UpstreamDenied, match=r"wrong key: \*\*\*"):
             await up.client.post("/x", {}, Call("s"))
+
+
+@pytest.mark.parametrize("num_closing", [1, 2])
+async def test_a_connection_that_closes_before_the_request_is_written_is_replaced_once(
+    up: Replay, num_closing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up.on("POST", "/echo", json_reply({"whole": True}))
+    request = up.client._session.request
+    closing = iter(range(num_closing))
+
+    async def written(*args: Any, **options: Any) -> aiohttp.ClientResponse:
+        for _ in closing:
+            cause = aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+            raise aiohttp.ClientOSError(None, "Can not write request body") from cause
+        return await request(*args, **options)
+
+    monkeypatch.setattr(up.client._session, "request", written)
+    if num_closing == 1:
+        assert await up.client.post("/echo", {}, Call("s")) == {"whole": True}
+        assert outcomes(up) == [("up", "/echo", "ok")]
+    else:
+        with pytest.raises(UpstreamUnreachable, match="Can not write request body"):
+            await up.client.post("/echo", {}, Call("s"))
 
 
 @pytest.mark.parametrize("drop_after", [0, 1])
