@@ -19,8 +19,6 @@ _PICTURES: Final = ROOT / "docs" / "images"
 _MOST_BYTES: Final = 300_000
 # The demo's first question with this seed: a breach, and a bifurcation before it.
 _SEED: Final = "5"
-_NUM_WATCHED: Final = 16
-"""As many trajectories make lines in Fleet that one can read."""
 _IN_RUNS: Final = "What is 15 plus 83"
 
 
@@ -47,11 +45,9 @@ def photograph(browser: Browser, url: str) -> None:
     page.click("nav a[href='#fleet']")
     page.wait_for_selector("html[data-fleet=ready]")
     phone = _opened(browser, url, width=390, height=844, color_scheme="dark")
-    for _ in range(_NUM_WATCHED):
+    # The lines need some looks before anybody can read them.
+    while not re.search(r"last 3\d seconds", page.inner_text("#fleet-state")):
         _watch(phone)
-    page.wait_for_function(
-        "parseFloat(document.querySelector('#tiles div:nth-child(3) dd').textContent) > 0"
-    )
     _keep(page, "fleet.png")
     page.click("nav a[href='#watch']")
     _watch(page)

@@ -1,5 +1,7 @@
 """The proxy's page where things are not as usual: stitching, models alone, replicas, faults."""
 
+import time
+
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
@@ -98,6 +100,25 @@ def test_a_server_that_goes_away_is_said_and_seen_again(browser: Browser) -> Non
         expect(state).to_have_text("No news: the server does not answer.")
         one.page.unroute("**/metrics")
         expect(state).to_contain_text("The server is ready.")
+
+
+@pytest.mark.parametrize(
+    ("rate", "ticks"),
+    [(130, ["0", "50", "100", "150"]), (7, ["0", "2", "4", "6", "8"])],
+)
+def test_the_rates_have_an_axis_of_round_numbers(
+    browser: Browser, rate: int, ticks: list[str]
+) -> None:
+    def metrics(route: Route) -> None:
+        total = rate * time.monotonic()
+        route.fulfill(body=f'motab_tokens_total{{kind="student",model="m"}} {total}\n')
+
+    with served(straying_service()) as url, opened(browser, url) as one:
+        page = one.page
+        page.route("**/metrics", metrics)
+        page.click("nav a[href='#fleet']")
+        numbers = page.locator("#rates .tick:has(line) text")
+        expect(numbers).to_have_text(ticks)
 
 
 @pytest.mark.parametrize("backtrack", ["td_error", "none"])

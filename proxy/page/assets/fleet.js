@@ -90,11 +90,12 @@
       return [(now.at - seen.at(-1).at) / 1000, rate(now, then, "motab_tokens_total", { kind })];
     }) }));
     const highest = Math.max(1, ...lines.flatMap((line) => line.points.map(([, value]) => value)));
-    const step = 10 ** Math.ceil(Math.log10(highest)) / 4;
+    const unit = 10 ** Math.floor(Math.log10(highest));
+    const step = [0.2, 0.5, 1, 2].map((times) => times * unit).find((one) => highest / one <= 5);
     const top = Math.ceil(highest / step) * step;
     find("rates").replaceChildren(chart({
       label: "Tokens a second over the last three minutes", height: 180, x: [-(KEPT * EVERY_MS) / 1000, 0], y: [0, top], lines,
-      digits: step < 1 ? 2 : 0, yTicks: Array.from({ length: Math.round(top / step) + 1 }, (_, index) => index * step),
+      digits: step < 1 ? 1 : 0, yTicks: Array.from({ length: Math.round(top / step) + 1 }, (_, index) => index * step),
       xTicks: () => [-180, -120, -60, 0], xLabel: (seconds) => (seconds ? `${-seconds / 60} min ago` : "now"),
     }));
   }
