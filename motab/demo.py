@@ -43,6 +43,11 @@ class DemoPair(StrEnum):
 
 
 _STEMS = {DemoPair.TINY: "demo", DemoPair.PRETRAINED: "demo_pretrained"}
+# Said before somebody asks a question of another kind, and takes the answer for a fault.
+_CAN = {
+    DemoPair.TINY: "These two do sums of five to seven numbers, such as 5 plus 83 less 5 - 7 + 11.",
+    DemoPair.PRETRAINED: "These two write ordinary text, and are too small to be right.",
+}
 _TEMPERATURES = {DemoPair.TINY: 1.0, DemoPair.PRETRAINED: 0.6}
 
 
@@ -104,7 +109,8 @@ async def demo(
             _finish(tally, output, _dataset(pair), console)
             if serves:
                 url = base_url.removesuffix("/v1")
-                console.print(f"\n[bold]open {url} to watch[/] (Ctrl+C ends it)", highlight=False)
+                console.print(f"\n{_CAN[pair]}", highlight=False)
+                console.print(f"[bold]open {url} to watch[/] (Ctrl+C ends it)", highlight=False)
                 await _until_signal()
 
 

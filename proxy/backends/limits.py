@@ -18,6 +18,17 @@ class ModelLimits:
     output_tokens: int | None = None
     vocabulary: int | None = None
 
+    def __str__(self) -> str:
+        """Return the limits in words, for the log."""
+        named = {
+            "tokens in all": self.context_tokens,
+            "tokens of a question": self.input_tokens,
+            "tokens of an answer": self.output_tokens,
+            "different tokens": self.vocabulary,
+        }
+        known = [f"{number} {what}" for what, number in named.items() if number is not None]
+        return ", ".join(known) or "not known"
+
     def lower(self, other: "ModelLimits") -> "ModelLimits":
         """Return the limits within which both hold."""
         return ModelLimits(

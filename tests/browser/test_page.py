@@ -302,6 +302,17 @@ def test_a_fault_is_said_where_it_happened(browser: Browser, url: str) -> None:
         expect(one.page.locator("#pair-state")).to_contain_text("revise must have at most 1000")
 
 
+def test_a_field_that_cannot_be_sent_comes_into_sight(browser: Browser, url: str) -> None:
+    with opened(browser, url, width=390) as one:
+        page = one.page
+        page.fill("#question", "How much?")
+        page.evaluate("document.getElementById('option-seed').value = ''")
+        expect(page.locator("#option-seed")).to_be_hidden()
+        page.click("#start")
+        expect(page.locator("#option-seed")).to_be_focused()
+        assert one.complaints == []
+
+
 def test_the_fleet_shows_the_server_s_own_metrics(browser: Browser) -> None:
     service = straying_service(page={"prices": {"student": 1_000_000}})
     with served(service) as url, opened(browser, url) as one:

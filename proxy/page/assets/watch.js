@@ -285,6 +285,8 @@
     }));
     if (setUp.questions.length && !find("question").value) find("question").value = setUp.questions[0];
     find("ask").addEventListener("submit", (event) => { event.preventDefault(); watch(); });
+    // A browser shows its complaint about a field in sight only.
+    find("ask").addEventListener("invalid", () => { find("parameters").open = true; }, true);
     find("question").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) find("ask").requestSubmit();
     });

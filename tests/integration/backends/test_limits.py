@@ -134,3 +134,8 @@ async def test_a_pair_asks_for_no_more_candidates_than_its_teachers_tokenizer_ha
 def test_a_tokenizer_counts_its_tokens(tokenizer: str, vocabulary: int) -> None:
     load_library()  # brings tiktoken's usual encodings
     assert load_tokenizer(tokenizer, None).codec.num_tokens == vocabulary
+
+
+def test_the_log_has_limits_in_words() -> None:
+    assert str(ModelLimits(512, None, None, 300)) == "512 tokens in all, 300 different tokens"
+    assert str(ModelLimits()) == "not known"
