@@ -165,14 +165,21 @@ async def test_a_text_goes_on_where_it_was_when_its_embedded_server_is_killed() 
 
 def test_the_demo_stays_and_serves_its_page_until_it_is_interrupted(tmp_path: Path) -> None:
     command = [str(MOTAB), "demo", "--serve", "--limit", "1", "--output", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
         assert process.stdout is not None
         line = line_with(process.stdout, "to watch")
         found = re.search(r"open (http://127\.0\.0\.1:\d+) to watch", line)
         assert found
         page = httpx.get(found[1])
         runs = httpx.get(f"{found[1]}/page/runs").json()
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.stdout.read() == ""
         assert process.wait(PATIENCE_S) == 0
     assert "<title>motab</title>" in page.text
     assert [run["name"] for run in runs] == ["records.jsonl"]

@@ -47,6 +47,8 @@ class EmbeddedServer:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            # Ctrl+C in a terminal is for the proxy, which has texts to finish with this server.
+            start_new_session=True,
         )
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
