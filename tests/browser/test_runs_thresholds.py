@@ -91,6 +91,11 @@ def test_sliders_judge_the_stored_steps_by_the_keyboard_alone(
         page.locator("#run-again-base").focus()
         page.keyboard.press("j")
         expect(page.locator("#trajectory h3")).to_have_text("apples")
+        page.locator("#run-again summary").focus()
+        page.keyboard.press("Enter")
+        expect_limits(page, *[OWN] * 4)
+        page.keyboard.press("Enter")
+        expect_limits(page, *[1.0] * 4)
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert serious(page) == []
         page.locator("#rows").focus()

@@ -47,15 +47,18 @@
   }
 
   // Lays the sliders under the chart, where the values are a teacher's and the thresholds are known.
+  // While they are open, the chart is theirs.
   function extended(article, row, { method, scoring, params, steps }, go) {
     const place = article.querySelector(".values");
     if (!place || method !== "motab" || /^(judge_|http$)/.test(scoring)) return;
     const known = params.boundary === "static" ? ["base_threshold"] : ["base_threshold", "entropy_scale"];
     if (!known.every((name) => Number.isFinite(params[name]))) return;
-    const again = el("details", { class: "again", id: "run-again" });
+    const again = el("details", { class: "again", id: "run-again" }), stored = place.firstChild;
+    let judged = null;
+    const draw = () => place.replaceChildren(again.open ? valueChart(...judged, go) : stored);
     place.after(again);
-    rethreshold.show(again, steps, params, row[ROW.BREACH],
-      (judged, bifurcation) => place.replaceChildren(valueChart(judged, bifurcation, go)));
+    again.addEventListener("toggle", draw);
+    rethreshold.show(again, steps, params, row[ROW.BREACH], (...found) => { judged = found; draw(); });
   }
 
   const trying = (work) => () => work().catch(app.trouble);
