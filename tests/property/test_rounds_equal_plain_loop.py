@@ -13,7 +13,7 @@ from tests.property.pieces import ENDS
 from tests.property.relayed import Rounds, in_rounds
 from tests.property.schedules import any_limit, any_schedule
 from tests.property.sequential import Setting
-from tests.property.test_monitor_equals_sequential import params_of
+from tests.property.test_monitor_equals_sequential import BY_STEP, params_of
 from tests.property.test_relay_equals_plain_loop import Models, World, timings
 from tests.support.cases import num_cases
 
@@ -40,6 +40,7 @@ some_settings = st.builds(
     adaptive=st.booleans(),
     backtrack=st.booleans(),
     flawed=st.booleans(),
+    by_step=BY_STEP.map(tuple),
 )
 some_models = st.builds(
     Models,
