@@ -12,7 +12,7 @@ import httpx
 
 from tests.support.paths import ROOT
 from tests.support.patience import PATIENCE_S
-from trainer.reproduce.servers import free_port, server_process
+from trainer.compare.processes import free_port, server_process
 
 SGLANG_PYTHON: Final = ROOT / ".venv-sglang" / "bin" / "python"
 SHIM: Final = Path(__file__).with_name("sglang_shim")

@@ -14,7 +14,7 @@ from proxy.backends.embedded.gguf_files import model_path
 from tests.servers.sglang_cpu import sglang
 from tests.support.proxy.replica_run import client, endure_a_kill
 from tests.support.proxy.toy_pair import Proxy
-from trainer.reproduce.servers import free_port
+from trainer.compare.processes import free_port
 
 NUM = 200
 NUM_AT_ONCE = 8

@@ -78,6 +78,7 @@ _CLIENT = frozenset(
         "trajectory_records",
     }
 )
+_TRAINED = _CLIENT | _TRAINER_GROUND | {"trainer.training", "trainer.evaluation"}
 # A row for every folder, and for each module that is a floor of its own: what of ours it may
 # import. A folder's own modules always may; a row that is named does not open the rows inside it.
 ALLOWED: dict[str, frozenset[str]] = {
@@ -218,10 +219,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     # Its scripts run where none of our packages is installed.
     "trainer.foreign": frozenset(),
     "trainer.stand_ins.torchaudio": frozenset(),
-    "trainer.reproduce": _CLIENT | _TRAINER_GROUND | {"trainer.training", "trainer.evaluation"},
-    "trainer.cli": _CLIENT
-    | _TRAINER_GROUND
-    | {"trainer.training", "trainer.evaluation", "trainer.reproduce"},
+    "trainer.compare": _TRAINED | {"proxy.yaml_file", "trajectory_records.viewer"},
+    "trainer.reproduce": _TRAINED | {"trainer.compare"},
+    "trainer.cli": _TRAINED | {"trainer.compare", "trainer.reproduce"},
     "motab": _CLIENT
     | {
         "proxy",

@@ -12,9 +12,7 @@ import orjson
 
 from synth_client.files.atomic import output_errors
 from synth_client.files.record_file import read_records
-from synth_client.report.rescore import METHOD, own_thresholds
-from synth_client.report.step_boundary import is_by_step
-from synth_client.training_data.filters import Filters, Kept
+from trainer.compare.data_statistics import Data, data_of
 from trainer.evaluation.evaluate import RECORDS, RESULTS
 from trainer.evaluation.paired import Difference, difference
 from trainer.reproduce.arms import Arm
@@ -53,24 +51,6 @@ class Counts:
     cut: float
     mistakes: Mapping[str, float]
     """Of all answers, by the first mistake."""
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """The data that one unit learned from: tokens per question; `right`, `breached` as shares.
-
-    The thresholds are None for methods that have none.
-    """
-
-    num_examples: int
-    right: float
-    breached: float
-    student_tokens: float
-    teacher_tokens: float
-    teacher_scored_tokens: float
-    output_characters: float
-    base_threshold: float | None
-    entropy_scale: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +195,9 @@ def _arm_result(
         for row in found["table"]:
             if row["by"] == "level":
                 by_level.setdefault(row["name"], {})[unit.seed] = row["pass_at_k"][0]["value"]
-    data = {unit.seed: _data(unit) for unit in units}
+    data = {
+        unit.seed: data_of(list(read_records(unit.records)), unit.arm.filters) for unit in units
+    }
     return ArmResult(units[0].arm, by_k, data, by_level, answers, against_sft, against_base)
 
 
@@ -228,28 +210,3 @@ def _results(folder: Path) -> dict[str, Any]:
 
 def _overall(results: Mapping[str, Any]) -> dict[int, float]:
     return {one["k"]: one["value"] for one in results["table"][-1]["pass_at_k"]}
-
-
-def _data(unit: Unit) -> Data:
-    records = list(read_records(unit.records))
-    num = len(records)
-    num_questions = len({record.id for record in records})
-    split = Filters(unit.arm.filters).split(lambda: iter(records), Kept())
-    used = [record for record, passes in split if passes]
-    usages = [record.usage.motab for record in records]
-    base_threshold, entropy_scale = (
-        own_thresholds(records[0])
-        if records[0].method == METHOD and not is_by_step(records[0])
-        else (None, None)
-    )
-    return Data(
-        num_examples=len(used),
-        right=sum(bool(record.correct) for record in records) / num,
-        breached=sum(record.breach is not None for record in records) / num,
-        student_tokens=sum(usage.student_tokens for usage in usages) / num_questions,
-        teacher_tokens=sum(usage.teacher_tokens or 0 for usage in usages) / num_questions,
-        teacher_scored_tokens=sum(usage.teacher_scored_tokens for usage in usages) / num_questions,
-        output_characters=fmean(len(record.output) for record in used),
-        base_threshold=base_threshold,
-        entropy_scale=entropy_scale,
-    )

@@ -3,29 +3,23 @@
 All of them end with this process, however it ends.
 """
 
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, Self
 
-import httpx
 import yaml
 
-from synth_client.files.atomic import output_errors, write_whole
+from synth_client.files.atomic import write_whole
+from trainer.compare.processes import child_process, free_port, server_process, tail_of
 from trainer.environments import python_in
-from trainer.errors import ServerFailed, TrainerMissing, TrainingFailed
+from trainer.errors import TrainerMissing, TrainingFailed
 
 SERVED_AS: Final = "motab/tiny"
 _FOLDER: Final = ".venv-servers"
-_START_TIMEOUT_S: Final = 600
-_TAIL_LINES: Final = 20
 
 
 def find_vllm() -> Path:
@@ -97,23 +91,6 @@ def proxy(student: str, teacher: str, models: Mapping[str, Path], folder: Path) 
         yield f"{url}/v1"
 
 
-def free_port() -> int:
-    """Return a port that nothing listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
-
-
-@contextmanager
-def server_process(
-    command: Sequence[str], settings: Mapping[str, str], log: Path, ready_url: str
-) -> Iterator[None]:
-    """Run a server until the end of the block, which begins when `ready_url` answers 200."""
-    with child_process(command, settings, log) as process:
-        _wait(process, log, ready_url)
-        yield
-
-
 class PairServer:
     """Serves a pair and its proxy, from the first time that a URL is asked for."""
 
@@ -181,59 +158,3 @@ class Trainings:
                 exit_code=code,
                 tail=tail_of(log),
             )
-
-
-@contextmanager
-def child_process(
-    command: Sequence[str], settings: Mapping[str, str], log: Path
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a command until the end of the block, or of this process."""
-    with output_errors(log):
-        opened = log.open("wb")
-    with (
-        opened as file,
-        subprocess.Popen(  # noqa: S603 - our own command line
-            [sys.executable, str(Path(__file__).with_name("end_with_parent.py")), *command],
-            stdout=file,
-            stderr=file,
-            stdin=subprocess.PIPE,
-            env={**os.environ, **settings},
-            # A separate group, because Ctrl-C is for us.
-            start_new_session=True,
-        ) as process,
-    ):
-        try:
-            yield process
-        finally:
-            _stop(process)
-
-
-def _wait(process: "subprocess.Popen[bytes]", log: Path, ready_url: str) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while True:
-        if process.poll() is not None:
-            raise ServerFailed(f"a server ended with code {process.returncode}: {tail_of(log)}")
-        if time.monotonic() > deadline:
-            raise ServerFailed(f"a server was not up after {_START_TIMEOUT_S} s: {tail_of(log)}")
-        try:
-            if httpx.get(ready_url).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass  # not yet
-        time.sleep(0.25)
-
-
-def tail_of(log: Path) -> str:
-    """Return the end of a log, in words."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
-    return f"the end of {log} is\n" + "\n".join(lines)
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    process.wait()
-    try:
-        os.killpg(process.pid, signal.SIGKILL)  # what it left behind
-    except ProcessLookupError:
-        return

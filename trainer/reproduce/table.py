@@ -1,12 +1,12 @@
 """Renders the results of a comparison as tables in Markdown, and as points of cost."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Final, get_args
 
+from trainer.compare.data_statistics import data_lines
+from trainer.compare.wording import Spread, against, smallest
 from trainer.evaluation.cost_plot import CostPoint
-from trainer.evaluation.paired import Difference
 from trainer.reproduce.results import DOUBT, ArmResult, Comparison, Counts
 from trainer.reproduce.task import Mistake
 
@@ -14,24 +14,6 @@ COMPARISON: Final = "comparison.json"
 TABLE: Final = "comparison.md"
 _WORD: Final = DOUBT.rstrip(",")
 _MOTAB: Final = "motab"
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A mean over seeds and its standard deviation, which is None for one seed."""
-
-    mean: float
-    deviation: float | None
-
-    @classmethod
-    def over(cls, values: Sequence[float]) -> "Spread":
-        """Summarise at least one value."""
-        return cls(fmean(values), stdev(values) if len(values) > 1 else None)
-
-    def percent(self) -> str:
-        """Format for a table."""
-        mean = f"{self.mean * 100:.1f}"
-        return mean if self.deviation is None else f"{mean} ± {self.deviation * 100:.1f}"
 
 
 def to_markdown(found: Comparison) -> str:
@@ -48,7 +30,7 @@ def to_markdown(found: Comparison) -> str:
         "\n".join(_lines("MOTAB without its parts", found, ablations)),
         smallest([one.against_sft for one in arms]),
         "\n".join(_answer_lines(found, arms)),
-        "\n".join(_data_lines(arms)),
+        "\n".join(data_lines({one.arm.label: list(one.data.values()) for one in arms})),
         "\n".join(_mistake_lines(arms)),
         "\n".join(_threshold_lines([*motab, *tried])) if tried else "",
         found.curve.to_markdown(),
@@ -71,28 +53,6 @@ def cost_points(found: Comparison) -> list[CostPoint]:
             )
         )
     return points
-
-
-def against(difference: Difference | None) -> str:
-    """Return a difference in points with its interval; nothing if there is none."""
-    if difference is None:
-        return ""
-    mean = f"{difference.mean * 100:+.1f}"
-    if difference.low is None or difference.high is None:
-        return mean
-    return f"{mean} [{difference.low * 100:.1f}, {difference.high * 100:.1f}]"
-
-
-def smallest(differences: Sequence[Difference | None]) -> str:
-    """Say in a sentence how small a difference the design can see; nothing if it is not known."""
-    found = [one.smallest for one in differences if one is not None and one.smallest is not None]
-    if not found:
-        return ""
-    return (
-        "In brackets: 95% intervals, paired over problems and seeds. A difference from SFT is found"
-        " in 80% of the cases, at the 5% level, if it is at least"
-        f" {min(found) * 100:.1f} to {max(found) * 100:.1f} points, by arm."
-    )
 
 
 def _is_threshold(one: ArmResult) -> bool:
@@ -141,26 +101,6 @@ def _answer_lines(found: Comparison, arms: Sequence[ArmResult]) -> Iterator[str]
         cells = [_spread(arm, share) for _, share in _ANSWERS]
         cells += [Spread.over(list(arm.by_level[level].values())).percent() for level in levels]
         yield f"| {arm.arm.label} | {' | '.join(cells)} |"
-
-
-def _data_lines(arms: Sequence[ArmResult]) -> Iterator[str]:
-    yield (
-        "| Data, mean over the seeds | examples | right, % | breached, % | characters |"
-        " student tokens | teacher tokens written | teacher tokens scored |"
-    )
-    yield "|---|" + "---:|" * 7
-    for one in arms:
-        data = list(one.data.values())
-        cells = (
-            f"{fmean(each.num_examples for each in data):.0f}",
-            f"{fmean(each.right for each in data) * 100:.1f}",
-            f"{fmean(each.breached for each in data) * 100:.1f}",
-            f"{fmean(each.output_characters for each in data):.0f}",
-            f"{fmean(each.student_tokens for each in data):.0f}",
-            f"{fmean(each.teacher_tokens for each in data):.0f}",
-            f"{fmean(each.teacher_scored_tokens for each in data):.0f}",
-        )
-        yield f"| {one.arm.label} | {' | '.join(cells)} |"
 
 
 def _mistake_lines(arms: Sequence[ArmResult]) -> Iterator[str]:

@@ -17,9 +17,9 @@ from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from synth_client.files.atomic import AtomicFile, output_errors, write_whole
+from trainer.compare.processes import child_process, tail_of
 from trainer.environments import FOREIGN, trainer_python
 from trainer.errors import TrainingFailed
-from trainer.reproduce.servers import child_process, tail_of
 from trainer.reproduce.task import DELIMITER, DOUBT, Exercise, Task
 
 END: Final = "<|end|>"

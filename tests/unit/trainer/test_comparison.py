@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from tests.support.records import breached, record_of, spans_of, unbroken
+from trainer.compare.wording import Spread
 from trainer.evaluation.cost_plot import cost_plots
 from trainer.evaluation.pass_at_k import Outcome, estimate
 from trainer.reproduce.arms import ARMS, Arm
@@ -24,7 +25,7 @@ from trainer.reproduce.results import (
     counts_of,
     rates_of,
 )
-from trainer.reproduce.table import Spread, cost_points, to_markdown
+from trainer.reproduce.table import cost_points, to_markdown
 from trajectory_records.record import Record
 
 RIGHT, WRONG, CUT = "It is 7.", "It is 8.", "It is"

@@ -1,0 +1,73 @@
+"""Sums up the data that a student learned from, and shows it as a table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from synth_client.report.rescore import METHOD, own_thresholds
+from synth_client.report.step_boundary import is_by_step
+from synth_client.training_data.filters import Filters, Kept
+from trajectory_records.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The data that one unit learned from: tokens per question; `right`, `breached` as shares.
+
+    The thresholds are None for methods that have none.
+    """
+
+    num_examples: int
+    right: float
+    breached: float
+    student_tokens: float
+    teacher_tokens: float
+    teacher_scored_tokens: float
+    output_characters: float
+    base_threshold: float | None
+    entropy_scale: float | None
+
+
+def data_of(records: Sequence[Record], filters: Sequence[str]) -> Data:
+    """Sum up records, of which those that pass the filters were learned."""
+    num = len(records)
+    num_questions = len({record.id for record in records})
+    split = Filters(filters).split(lambda: iter(records), Kept())
+    used = [record for record, passes in split if passes]
+    usages = [record.usage.motab for record in records]
+    base_threshold, entropy_scale = (
+        own_thresholds(records[0])
+        if records[0].method == METHOD and not is_by_step(records[0])
+        else (None, None)
+    )
+    return Data(
+        num_examples=len(used),
+        right=sum(bool(record.correct) for record in records) / num,
+        breached=sum(record.breach is not None for record in records) / num,
+        student_tokens=sum(usage.student_tokens for usage in usages) / num_questions,
+        teacher_tokens=sum(usage.teacher_tokens or 0 for usage in usages) / num_questions,
+        teacher_scored_tokens=sum(usage.teacher_scored_tokens for usage in usages) / num_questions,
+        output_characters=fmean(len(record.output) for record in used),
+        base_threshold=base_threshold,
+        entropy_scale=entropy_scale,
+    )
+
+
+def data_lines(by_label: Mapping[str, Sequence[Data]]) -> Iterator[str]:
+    """Yield the lines of a table in Markdown, one of the means over an arm's data."""
+    yield (
+        "| Data, mean over the seeds | examples | right, % | breached, % | characters |"
+        " student tokens | teacher tokens written | teacher tokens scored |"
+    )
+    yield "|---|" + "---:|" * 7
+    for label, data in by_label.items():
+        cells = (
+            f"{fmean(each.num_examples for each in data):.0f}",
+            f"{fmean(each.right for each in data) * 100:.1f}",
+            f"{fmean(each.breached for each in data) * 100:.1f}",
+            f"{fmean(each.output_characters for each in data):.0f}",
+            f"{fmean(each.student_tokens for each in data):.0f}",
+            f"{fmean(each.teacher_tokens for each in data):.0f}",
+            f"{fmean(each.teacher_scored_tokens for each in data):.0f}",
+        )
+        yield f"| {label} | {' | '.join(cells)} |"

@@ -1,0 +1,104 @@
+"""Runs processes that end with this process, however it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from synth_client.files.atomic import output_errors
+from trainer.errors import ServerFailed
+
+START_TIMEOUT_S: Final = 600.0
+"""The seconds that a server may take until it answers, where nothing else is said."""
+_TAIL_LINES: Final = 20
+
+
+def free_port() -> int:
+    """Return a port that nothing listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextmanager
+def server_process(
+    command: Sequence[str],
+    settings: Mapping[str, str],
+    log: Path,
+    ready_url: str,
+    *,
+    lock: int | None = None,
+    timeout_s: float = START_TIMEOUT_S,
+) -> Iterator[None]:
+    """Run a server until the end of the block, which begins when `ready_url` answers 200."""
+    with child_process(command, settings, log, lock=lock) as process:
+        _wait(process, log, ready_url, timeout_s)
+        yield
+
+
+@contextmanager
+def child_process(
+    command: Sequence[str], settings: Mapping[str, str], log: Path, *, lock: int | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a command until the end of the block, or of this process.
+
+    `lock` is the descriptor of a lock that is held until the command has ended, too.
+    """
+    with output_errors(log):
+        opened = log.open("wb")
+    with (
+        opened as file,
+        subprocess.Popen(  # noqa: S603 - our own command line
+            [sys.executable, str(Path(__file__).with_name("end_with_parent.py")), *command],
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.PIPE,
+            env={**os.environ, **settings},
+            # A separate group, because Ctrl-C is for us.
+            start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            _stop(process)
+
+
+def _wait(process: "subprocess.Popen[bytes]", log: Path, ready_url: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if process.poll() is not None:
+            raise ServerFailed(f"a server ended with code {process.returncode}: {tail_of(log)}")
+        if time.monotonic() > deadline:
+            raise ServerFailed(f"a server was not up after {timeout_s:g} s: {tail_of(log)}")
+        try:
+            if httpx.get(ready_url).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass  # not yet
+        time.sleep(0.25)
+
+
+def tail_of(log: Path) -> str:
+    """Return the end of a log, in words."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+    return f"the end of {log} is\n" + "\n".join(lines)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    process.wait()
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # what it left behind
+    except ProcessLookupError:
+        return
