@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "score": "synth_client.cli.score:score_command",
     "eval": "trainer.cli.evaluate:eval_command",
     "train": "trainer.cli.train:train_command",
+    "compare": "trainer.cli.compare:compare_command",
     "reproduce": "trainer.cli.reproduce:reproduce_command",
 }
 

@@ -34,3 +34,7 @@ class ServerFailed(ClientError):
 
 class GateFailed(ClientError):
     """A pair of models and a task cannot show a difference between methods."""
+
+
+class PlanError(ClientError):
+    """The plan of a comparison cannot be carried out; the message names the key."""

@@ -6,7 +6,6 @@ from statistics import fmean
 
 from synth_client.report.rescore import METHOD, own_thresholds
 from synth_client.report.step_boundary import is_by_step
-from synth_client.training_data.filters import Filters, Kept
 from trajectory_records.record import Record
 
 
@@ -28,12 +27,10 @@ class Data:
     entropy_scale: float | None
 
 
-def data_of(records: Sequence[Record], filters: Sequence[str]) -> Data:
-    """Sum up records, of which those that pass the filters were learned."""
+def data_of(records: Sequence[Record], used: Sequence[Record]) -> Data:
+    """Sum up records, of which those in `used` are learned; neither may be empty."""
     num = len(records)
     num_questions = len({record.id for record in records})
-    split = Filters(filters).split(lambda: iter(records), Kept())
-    used = [record for record, passes in split if passes]
     usages = [record.usage.motab for record in records]
     base_threshold, entropy_scale = (
         own_thresholds(records[0])

@@ -40,7 +40,7 @@ def server_process(
 ) -> Iterator[None]:
     """Run a server until the end of the block, which begins when `ready_url` answers 200."""
     with child_process(command, settings, log, lock=lock) as process:
-        _wait(process, log, ready_url, timeout_s)
+        wait_until_ready(process, log, ready_url, timeout_s)
         yield
 
 
@@ -73,19 +73,27 @@ def child_process(
             _stop(process)
 
 
-def _wait(process: "subprocess.Popen[bytes]", log: Path, ready_url: str, timeout_s: float) -> None:
+def wait_until_ready(
+    process: "subprocess.Popen[bytes]", log: Path, ready_url: str, timeout_s: float
+) -> None:
+    """Return when the URL answers 200. Raises `ServerFailed` with the end of the log."""
     deadline = time.monotonic() + timeout_s
     while True:
         if process.poll() is not None:
             raise ServerFailed(f"a server ended with code {process.returncode}: {tail_of(log)}")
         if time.monotonic() > deadline:
             raise ServerFailed(f"a server was not up after {timeout_s:g} s: {tail_of(log)}")
-        try:
-            if httpx.get(ready_url).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass  # not yet
+        if is_up(ready_url):
+            return
         time.sleep(0.25)
+
+
+def is_up(ready_url: str) -> bool:
+    """Return whether a URL answers 200."""
+    try:
+        return httpx.get(ready_url).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
 
 
 def tail_of(log: Path) -> str:

@@ -35,13 +35,13 @@ def against(difference: Difference | None) -> str:
     return f"{mean} [{difference.low * 100:.1f}, {difference.high * 100:.1f}]"
 
 
-def smallest(differences: Sequence[Difference | None]) -> str:
+def smallest(differences: Sequence[Difference | None], baseline: str = "SFT") -> str:
     """Say in a sentence how small a difference the design can see; nothing if it is not known."""
     found = [one.smallest for one in differences if one is not None and one.smallest is not None]
     if not found:
         return ""
     return (
-        "In brackets: 95% intervals, paired over problems and seeds. A difference from SFT is found"
-        " in 80% of the cases, at the 5% level, if it is at least"
+        "In brackets: 95% intervals, paired over problems and seeds. A difference from"
+        f" {baseline} is found in 80% of the cases, at the 5% level, if it is at least"
         f" {min(found) * 100:.1f} to {max(found) * 100:.1f} points, by arm."
     )

@@ -24,22 +24,25 @@ class CostPoint:
     deviation: float | None
 
 
-def cost_plots(points: Sequence[CostPoint]) -> "PlotGroup":
-    """Draw a point for each student, over the tokens that the teacher wrote, and over all."""
+def cost_plots(points: Sequence[CostPoint], benchmark: str = "") -> "PlotGroup":
+    """Draw a point for each student, over the tokens that the teacher wrote, and over all.
+
+    Groups for several benchmarks on one page need the benchmarks' names.
+    """
     # It imports Plotly, which is slow and may be missing.
     from synth_client.report.plots import Plot, PlotGroup  # noqa: PLC0415
 
     return PlotGroup(
-        "Accuracy against the teacher's tokens",
+        f"Accuracy against the teacher's tokens{benchmark and f': {benchmark}'}",
         (
             Plot(
-                "cost-written",
+                f"cost-written{benchmark}",
                 "Over the tokens that the teacher wrote",
                 "Each point is a student; the bar is one standard deviation over the seeds.",
                 _scatter(points, "teacher tokens written per question", lambda one: one.written),
             ),
             Plot(
-                "cost-all",
+                f"cost-all{benchmark}",
                 "Over all tokens that the teacher read or wrote",
                 "Scored tokens are read at once, and cost far less than written ones.",
                 _scatter(

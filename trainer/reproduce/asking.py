@@ -13,10 +13,10 @@ from synth_client.files.atomic import output_errors
 from synth_client.files.workspace import Workspace
 from synth_client.questions.dataset import open_dataset
 from synth_client.questions.question import Synthesis
-from synth_client.runs.outputs import Totals
 from synth_client.runs.score import Scoring, score_records
 from synth_client.runs.session import run_loop
 from synth_client.runs.synthesise import Run, synthesise
+from trainer.compare.make_data import check_totals
 from trainer.errors import ServerFailed
 from trainer.evaluation.benchmark import load_benchmark
 from trainer.evaluation.evaluate import RECORDS, Evaluation, evaluate
@@ -57,7 +57,7 @@ class Asking:
         job = Scoring(
             source=unit.records, output=unit.learned, servers=self._servers(), model=SERVED_AS
         )
-        _check(run_loop(score_records(job, self.console)), unit.learned)
+        check_totals(run_loop(score_records(job, self.console)), unit.learned)
 
     def measure(self, model: Path, test: Path, folder: Path, url: str) -> None:
         """Ask a model the problems of the test."""
@@ -108,7 +108,7 @@ class Asking:
             num_samples=num_samples,
             verify=RULE,
         )
-        _check(run_loop(synthesise(run, self.console)), records)
+        check_totals(run_loop(synthesise(run, self.console)), records)
 
     def _servers(self) -> Servers:
         return Servers(base_urls=(self.proxy(),), concurrency=_CONCURRENCY)
@@ -130,11 +130,3 @@ def is_made(records: Path) -> bool:
     """Return whether a file of records is complete."""
     failed = Workspace(records).failed
     return records.exists() and not (failed.exists() and failed.stat().st_size)
-
-
-def _check(totals: Totals, records: Path) -> None:
-    if totals.num_failed:
-        raise ServerFailed(
-            f"{totals.num_failed} of {totals.num_records + totals.num_failed} questions failed;"
-            f" {Workspace(records).failed} says why, and the same command tries them again"
-        )

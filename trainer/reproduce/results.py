@@ -12,6 +12,7 @@ import orjson
 
 from synth_client.files.atomic import output_errors
 from synth_client.files.record_file import read_records
+from synth_client.training_data.filters import Filters, Kept
 from trainer.compare.data_statistics import Data, data_of
 from trainer.evaluation.evaluate import RECORDS, RESULTS
 from trainer.evaluation.paired import Difference, difference
@@ -195,9 +196,7 @@ def _arm_result(
         for row in found["table"]:
             if row["by"] == "level":
                 by_level.setdefault(row["name"], {})[unit.seed] = row["pass_at_k"][0]["value"]
-    data = {
-        unit.seed: data_of(list(read_records(unit.records)), unit.arm.filters) for unit in units
-    }
+    data = {unit.seed: _data(unit) for unit in units}
     return ArmResult(units[0].arm, by_k, data, by_level, answers, against_sft, against_base)
 
 
@@ -210,3 +209,9 @@ def _results(folder: Path) -> dict[str, Any]:
 
 def _overall(results: Mapping[str, Any]) -> dict[int, float]:
     return {one["k"]: one["value"] for one in results["table"][-1]["pass_at_k"]}
+
+
+def _data(unit: Unit) -> Data:
+    records = list(read_records(unit.records))
+    split = Filters(unit.arm.filters).split(lambda: iter(records), Kept())
+    return data_of(records, [record for record, passes in split if passes])

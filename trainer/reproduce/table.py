@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Final, get_args
 
 from trainer.compare.data_statistics import data_lines
+from trainer.compare.tables import cost_point
 from trainer.compare.wording import Spread, against, smallest
 from trainer.evaluation.cost_plot import CostPoint
 from trainer.reproduce.results import DOUBT, ArmResult, Comparison, Counts
@@ -40,19 +41,10 @@ def to_markdown(found: Comparison) -> str:
 
 def cost_points(found: Comparison) -> list[CostPoint]:
     """Return each arm's accuracy and what its data cost the teacher."""
-    points = []
-    for one in found.arms:
-        accuracy, data = Spread.over(list(one.by_k[1].values())), list(one.data.values())
-        points.append(
-            CostPoint(
-                one.arm.label,
-                fmean(each.teacher_tokens for each in data),
-                fmean(each.teacher_scored_tokens for each in data),
-                accuracy.mean,
-                accuracy.deviation,
-            )
-        )
-    return points
+    return [
+        cost_point(one.arm.label, list(one.by_k[1].values()), list(one.data.values()))
+        for one in found.arms
+    ]
 
 
 def _is_threshold(one: ArmResult) -> bool:

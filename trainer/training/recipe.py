@@ -1,10 +1,11 @@
 """Reads and checks a recipe in YAML. Unknown keys are errors; defaults are the paper's values."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from proxy.yaml_file import load_yaml
 from synth_client.training_data.masks import Mask
@@ -304,3 +305,29 @@ def load_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         complaint = complaints_of(error, most=1, unions=_UNIONS, model=Recipe)
         raise RecipeError(f"{path}: {complaint}") from error
+
+
+def recipe_with(
+    base: Recipe,
+    *,
+    loss: Mapping[str, JsonValue],
+    data: Path,
+    output: Path,
+    training: Mapping[str, JsonValue] | None = None,
+) -> Recipe:
+    """Return the recipe on other records, with another loss, and other values of `training`.
+
+    Raises `RecipeError` with the key that does not fit.
+    """
+    fields = base.model_dump(mode="json", exclude_unset=True)
+    fields |= {
+        "loss": dict(loss),
+        "data": {"kind": "records", "path": str(data)},
+        "output": str(output),
+        "training": {**fields.get("training", {}), **(training or {})},
+    }
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        complaint = complaints_of(error, most=1, unions=_UNIONS, model=Recipe)
+        raise RecipeError(complaint) from error

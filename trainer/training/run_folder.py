@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from trainer.training.trl import distillation_of
 SETTINGS_FILES: Final[dict[Trainer, str]] = {"llamafactory": "llamafactory.yaml", "trl": "trl.yaml"}
 _RUN_FILE: Final = "run.json"
 _LOCK_FILE: Final = ".lock"
+_LOOK_EVERY_S: Final = 0.2
 _CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
 # How often checkpoints are written does not change what is learned.
 _FREE: Final = {"output", "hardware"}
@@ -62,7 +64,9 @@ def opened(output: Path) -> Iterator["RunFolder"]:
     try:
         with output_errors(output):
             output.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.path / _LOCK_FILE) as folder.lock:
+        with locked(
+            folder.path / _LOCK_FILE, busy=f"{folder.path}: another process trains there"
+        ) as folder.lock:
             yield folder
     finally:
         if is_new and output.is_dir() and folder.read() is None:
@@ -190,15 +194,23 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold the lock until every process that inherited it has ended, including the trainer."""
+def locked(path: Path, *, busy: str, patience_s: float = 0.0) -> Iterator[int]:
+    """Hold the lock until every process that inherited it has ended.
+
+    Raises `RunExists` that says what is `busy` if another process still has it after that time.
+    """
     with output_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise RunExists(f"{path.parent}: another process trains there") from error
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise RunExists(busy) from error
+        time.sleep(_LOOK_EVERY_S)
     try:
         yield descriptor
     finally:
