@@ -258,3 +258,5 @@ _READERS: Final[Mapping[str, _Reader]] = {
     ".tsv": _Reader(_read_csv, _unknown),
     ".parquet": _Reader(_read_parquet, lambda path: read_parquet(path).num_rows),
 }
+SUFFIXES: Final = frozenset(_READERS)
+"""The endings of the files that can be read."""

@@ -1,5 +1,6 @@
 """Reads and checks a plan in YAML. Unknown keys are errors; every message names file and key."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,12 @@ from proxy.yaml_file import load_yaml
 from synth_client.errors import InputError
 from synth_client.judging.rules import MATH, check_rule
 from synth_client.prices import PRICED
+from synth_client.questions.dataset import SUFFIXES
 from synth_client.training_data.filters import Filters
 from trainer.compare.processes import START_TIMEOUT_S
 from trainer.errors import PlanError, RecipeError
 from trainer.evaluation.benchmark import PLACE
+from trainer.evaluation.evalscope import NAMES
 from trainer.training.recipe import Recipe, load_recipe, recipe_with
 from trajectory_records.complaints import complaints_of
 
@@ -246,6 +249,9 @@ class Plan(_PlanSection):
             raise ValueError("budget: kind: money needs prices above 0, or it would never be spent")
         for name in self.assume.problems.keys() - self.benchmarks.keys():
             raise ValueError(f"assume.problems.{name}: is no benchmark of this plan")
+        methods = {str(arm.params.get("method")) for arm in self.arms.values()}
+        for name in self.assume.tokens.keys() - methods:
+            raise ValueError(f"assume.tokens.{name}: is the method of no arm of this plan")
         for name in self.assume.passing.keys() - self.arms.keys():
             raise ValueError(f"assume.passing.{name}: is no arm of this plan")
         return self
@@ -298,8 +304,15 @@ def recipe_of_plan(plan: Plan) -> Recipe:
 def _check(plan: Plan) -> None:
     """Check what takes more than one section to know. Raises `PlanError` that names the key."""
     recipe = recipe_of_plan(plan)
+    _check_command("serve.command", plan.serve.command)
+    for index, server in enumerate(plan.pair.servers):
+        _check_command(f"pair.servers.{index}.command", server.command)
+    _check_source("questions.source", plan.questions.source)
     _check_rule("questions.verify", plan.questions.verify)
     for name, benchmark in plan.benchmarks.items():
+        source = benchmark.source or name
+        if source not in NAMES:
+            _check_source(f"benchmarks.{name}.source", source)
         if benchmark.verify is not None:
             _check_rule(f"benchmarks.{name}.verify", benchmark.verify)
     for name, arm in plan.arms.items():
@@ -326,3 +339,22 @@ def _check_rule(key: str, rule: str) -> None:
         check_rule(rule)
     except InputError as error:
         raise PlanError(f"{key}: {error}") from error
+
+
+def _check_command(key: str, command: str) -> None:
+    try:
+        shlex.split(command)
+    except ValueError as error:
+        raise PlanError(f"{key}: {error}") from error
+
+
+def _check_source(key: str, source: str) -> None:
+    """Raise `PlanError` for what is neither there nor a name on the hub (ORG/NAME)."""
+    path = Path(source)
+    is_a_path = source.startswith(("/", ".", "~")) or path.suffix.lower() in SUFFIXES
+    if not path.exists() and (is_a_path or source.count("/") != 1):
+        known = f"; EvalScope's are {', '.join(NAMES)}" if key.startswith("benchmarks") else ""
+        raise PlanError(
+            f"{key}: {source}: no such file or folder, and no ORG/NAME on Hugging Face{known}"
+            f"{did_you_mean(source, NAMES)}"
+        )

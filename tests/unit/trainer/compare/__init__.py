@@ -1,0 +1,1 @@
+"""Tests the plan of a comparison, its stages and its estimates."""
