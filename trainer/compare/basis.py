@@ -243,7 +243,7 @@ def _assumed_cost(tokens: MethodTokens, assume: Assumptions) -> AnswerCost:
     seconds = None
     if student is not None and written is not None and scored is not None:
         seconds = max(student, written + scored)
-    return AnswerCost(tokens.model_dump(), None, seconds)
+    return AnswerCost(tokens.model_dump(exclude={"calls"}), tokens.calls, seconds)
 
 
 def _over(tokens: float | None, rate: float | None) -> float | None:

@@ -179,11 +179,12 @@ class MoneyBudget(_PlanSection):
 
 
 class MethodTokens(_PlanSection):
-    """The tokens that one answer by a method is assumed to take."""
+    """The tokens that one answer by a method is assumed to take, and the calls to both models."""
 
     student: float = Field(0, ge=0)
     scored: float = Field(0, ge=0)
     teacher: float = Field(0, ge=0)
+    calls: float | None = Field(None, ge=0)
 
 
 class Assumptions(_PlanSection):

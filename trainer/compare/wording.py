@@ -40,8 +40,10 @@ def smallest(differences: Sequence[Difference | None], baseline: str = "SFT") ->
     found = [one.smallest for one in differences if one is not None and one.smallest is not None]
     if not found:
         return ""
+    low, high = f"{min(found) * 100:.1f}", f"{max(found) * 100:.1f}"
+    points = f"{low} points" if low == high else f"{low} to {high} points, by arm"
     return (
         "In brackets: 95% intervals, paired over problems and seeds. A difference from"
         f" {baseline} is found in 80% of the cases, at the 5% level, if it is at least"
-        f" {min(found) * 100:.1f} to {max(found) * 100:.1f} points, by arm."
+        f" {points}."
     )
