@@ -8,6 +8,7 @@ from rich.console import Console
 
 from trainer.cli.options import python_option
 from trainer.errors import TrainingFailed
+from trainer.training.preview import preview
 from trainer.training.recipe import load_recipe
 from trainer.training.train import train
 
@@ -33,11 +34,22 @@ def train_command(
     resume: Annotated[
         bool, typer.Option(help="Continue from the last checkpoint, or start over.")
     ] = True,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, print the data's size, the command and all settings, and do"
+            " not train.",
+        ),
+    ] = False,
 ) -> None:
     """Train a student with LLaMA-Factory, or on-policy with TRL; exits with the trainer's code."""
     loaded = load_recipe(recipe)
     if output is not None:
         loaded = loaded.model_copy(update={"output": output})
+    if dry_run:
+        typer.echo(preview(loaded, python), nl=False)
+        return
     console = Console(stderr=True)
     try:
         done = train(loaded, python=python, resume=resume, console=console)

@@ -122,11 +122,7 @@ class RunFolder:
         self, recipe: Recipe, hardware: Hardware, dataset: Dataset, checkpoint: Checkpoint | None
     ) -> None:
         """Write the files that the trainer reads, and the recipe with all its defaults."""
-        loss = recipe.loss
-        if isinstance(loss, OnPolicyLoss):
-            settings = distillation_of(recipe, loss, hardware, dataset, self.model)
-        else:
-            settings = settings_of(recipe, hardware, dataset, self.model)
+        settings = trainer_settings(recipe, hardware, dataset, self.model)
         if checkpoint is not None:
             settings["resume_from_checkpoint"] = str(checkpoint.path)
         self._yaml(SETTINGS_FILES[recipe.trainer], settings)
@@ -137,6 +133,15 @@ class RunFolder:
     def _yaml(self, name: str, content: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
         write_whole(self.path / name, text.encode())
+
+
+def trainer_settings(
+    recipe: Recipe, hardware: Hardware, dataset: Dataset, model_folder: Path
+) -> dict[str, Any]:
+    """Return the settings that LLaMA-Factory or TRL reads; the student goes to `model_folder`."""
+    if isinstance(recipe.loss, OnPolicyLoss):
+        return distillation_of(recipe, recipe.loss, hardware, dataset, model_folder)
+    return settings_of(recipe, hardware, dataset, model_folder)
 
 
 def run_of(
