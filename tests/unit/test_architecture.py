@@ -219,7 +219,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     # Its scripts run where none of our packages is installed.
     "trainer.foreign": frozenset(),
     "trainer.stand_ins.torchaudio": frozenset(),
-    "trainer.compare": _TRAINED | _CORE | {"proxy.yaml_file", "trajectory_records.viewer"},
+    "trainer.compare": _TRAINED | _CORE | {"trajectory_records.viewer"},
     "trainer.reproduce": _TRAINED | {"trainer.compare"},
     "trainer.cli": _TRAINED | {"trainer.compare", "trainer.reproduce"},
     "motab": _CLIENT

@@ -8,7 +8,7 @@ import typer
 
 from synth_client.cli import options
 from synth_client.cli.shared import log_console
-from trainer.cli.options import python_option
+from trainer.cli.options import EvalScopePython, TrainerPython
 from trainer.compare.basis import trial_plan, trial_stages
 from trainer.compare.estimate import outline
 from trainer.compare.page import PAGE
@@ -38,18 +38,8 @@ def compare_command(
             " training of each kind, and the pair on as many problems. 20 is a good number.",
         ),
     ] = None,
-    python: Annotated[
-        Path | None,
-        python_option(
-            "MOTAB_TRAINER_PYTHON",
-            "llamafactory, or with trl for on_policy",
-            ".venv-trainer/bin/python, or .venv-reference/bin/python",
-        ),
-    ] = None,
-    evalscope_python: Annotated[
-        Path | None,
-        python_option("MOTAB_EVALSCOPE_PYTHON", "evalscope", ".venv-evalscope/bin/python"),
-    ] = None,
+    python: TrainerPython = None,
+    evalscope_python: EvalScopePython = None,
     api_key: options.ApiKey = None,
 ) -> None:
     """Compare methods on your own models, from data to table. Run it again to resume."""

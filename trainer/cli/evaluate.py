@@ -18,7 +18,7 @@ from synth_client.questions.layout import Columns
 from synth_client.questions.question import Synthesis
 from synth_client.runs.session import run_loop
 from synth_client.runs.synthesise import Run
-from trainer.cli.options import python_option
+from trainer.cli.options import EvalScopePython
 from trainer.evaluation.benchmark import PLACE, load_benchmark
 from trainer.evaluation.evalscope import NAMES, Source, named_benchmark
 from trainer.evaluation.evaluate import RECORDS, RESULTS, TABLE, Evaluation, evaluate
@@ -91,10 +91,7 @@ def eval_command(
         ),
     ] = None,
     verify_timeout: options.JudgingSeconds = 10.0,
-    python: Annotated[
-        Path | None,
-        python_option("MOTAB_EVALSCOPE_PYTHON", "evalscope", ".venv-evalscope/bin/python"),
-    ] = None,
+    python: EvalScopePython = None,
 ) -> None:
     """Estimate pass@k of any served model on a benchmark. Run it again to resume."""
     ks = _ks(k, n)

@@ -1,6 +1,7 @@
 """Defines the options that several commands of the trainer take."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -12,3 +13,17 @@ def python_option(variable: str, packages: str, found_in: str) -> Any:  # noqa: 
         help=f"The Python of an environment with {packages}.",
         show_default=found_in,
     )
+
+
+TrainerPython = Annotated[
+    Path | None,
+    python_option(
+        "MOTAB_TRAINER_PYTHON",
+        "llamafactory, or with trl for on_policy",
+        ".venv-trainer/bin/python, or .venv-reference/bin/python",
+    ),
+]
+EvalScopePython = Annotated[
+    Path | None,
+    python_option("MOTAB_EVALSCOPE_PYTHON", "evalscope", ".venv-evalscope/bin/python"),
+]

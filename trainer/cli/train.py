@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trainer.cli.options import python_option
+from trainer.cli.options import TrainerPython
 from trainer.errors import TrainingFailed
 from trainer.training.preview import preview
 from trainer.training.recipe import load_recipe
@@ -23,14 +23,7 @@ def train_command(
     output: Annotated[
         Path | None, typer.Option(help="The output folder. Default: the recipe's.")
     ] = None,
-    python: Annotated[
-        Path | None,
-        python_option(
-            "MOTAB_TRAINER_PYTHON",
-            "llamafactory, or with trl for on_policy",
-            ".venv-trainer/bin/python, or .venv-reference/bin/python",
-        ),
-    ] = None,
+    python: TrainerPython = None,
     resume: Annotated[
         bool, typer.Option(help="Continue from the last checkpoint, or start over.")
     ] = True,

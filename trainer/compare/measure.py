@@ -28,6 +28,7 @@ from trainer.compare.plan import (
     recipe_of_plan,
 )
 from trainer.compare.processes import (
+    Starting,
     child_process,
     free_port,
     is_up,
@@ -102,9 +103,9 @@ class Measuring:
                 self.console.print(f"Starting {server.command}", markup=False, highlight=False)
                 words = _words(server.command)
                 child = child_process(words, server.environment, log, lock=self.lock)
-                started.append((stack.enter_context(child), log))
-            for server, (process, log) in zip(servers, started, strict=True):
-                wait_until_ready(process, log, server.ready, server.timeout)
+                process = stack.enter_context(child)
+                started.append(Starting(process, log, server.ready, server.timeout))
+            wait_until_ready(started)
             yield time.monotonic() - began
 
     @contextmanager

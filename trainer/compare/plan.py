@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, Self
 
 import orjson
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -21,7 +20,6 @@ from pydantic import (
 from proxy.core.params import Params
 from proxy.core.types import Scoring
 from proxy.near_names import did_you_mean
-from proxy.yaml_file import load_yaml
 from synth_client.errors import InputError
 from synth_client.judging.rules import MATH, check_rule
 from synth_client.prices import PRICED
@@ -31,7 +29,7 @@ from trainer.compare.processes import START_TIMEOUT_S
 from trainer.errors import PlanError, RecipeError
 from trainer.evaluation.benchmark import PLACE
 from trainer.evaluation.evalscope import NAMES
-from trainer.training.recipe import Recipe, load_recipe, recipe_with
+from trainer.training.recipe import Recipe, load_recipe, mapping_in, recipe_with
 from trajectory_records.complaints import complaints_of
 
 MODEL_PLACE: Final = "{model}"
@@ -96,6 +94,16 @@ class AskedPair(_PlanSection):
     """Started in this order, and stopped before anything is trained; none if they run already."""
     concurrency: Count = 64
     teacher: Teacher | None = None
+
+    @model_validator(mode="after")
+    def _servers_have_addresses(self) -> Self:
+        for index, server in enumerate(self.servers):
+            if not server.ready.startswith(("http://", "https://")):
+                raise ValueError(
+                    f"servers.{index}.ready: must be a URL, such as http://127.0.0.1:30012/health,"
+                    f" not {server.ready}"
+                )
+        return self
 
 
 class Questions(_PlanSection):
@@ -272,16 +280,7 @@ _PARAMS: Final = TypeAdapter(_ArmParams)
 
 def load_plan(path: Path) -> Plan:
     """Read a file. Raises `PlanError` with one line that names the file, the key and the cure."""
-    try:
-        raw = load_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise PlanError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except yaml.YAMLError as error:
-        raise PlanError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise PlanError(f"{path}: must hold the keys recipe, pair, questions, arms, serve, ...")
+    raw = mapping_in(path, PlanError, "recipe, pair, questions, arms, serve, benchmarks and output")
     try:
         plan = Plan.model_validate(raw)
     except ValidationError as error:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +41,7 @@ def server_process(
 ) -> Iterator[None]:
     """Run a server until the end of the block, which begins when `ready_url` answers 200."""
     with child_process(command, settings, log, lock=lock) as process:
-        wait_until_ready(process, log, ready_url, timeout_s)
+        wait_until_ready([Starting(process, log, ready_url, timeout_s)])
         yield
 
 
@@ -73,19 +74,32 @@ def child_process(
             _stop(process)
 
 
-def wait_until_ready(
-    process: "subprocess.Popen[bytes]", log: Path, ready_url: str, timeout_s: float
-) -> None:
-    """Return when the URL answers 200. Raises `ServerFailed` with the end of the log."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if process.poll() is not None:
-            raise ServerFailed(f"a server ended with code {process.returncode}: {tail_of(log)}")
-        if time.monotonic() > deadline:
-            raise ServerFailed(f"a server was not up after {timeout_s:g} s: {tail_of(log)}")
-        if is_up(ready_url):
-            return
-        time.sleep(0.25)
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """A server that was started; it is up when the URL answers 200, within the time limit."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+    ready_url: str
+    timeout_s: float
+
+
+def wait_until_ready(servers: Sequence[Starting]) -> None:
+    """Return when all are up. Raises `ServerFailed` with the end of the log of one that is not."""
+    began, waiting = time.monotonic(), list(servers)
+    while waiting:
+        for one in waiting:
+            if one.process.poll() is not None:
+                raise ServerFailed(
+                    f"a server ended with code {one.process.returncode}: {tail_of(one.log)}"
+                )
+            if time.monotonic() > began + one.timeout_s:
+                raise ServerFailed(
+                    f"a server was not up after {one.timeout_s:g} s: {tail_of(one.log)}"
+                )
+        waiting = [one for one in waiting if not is_up(one.ready_url)]
+        if waiting:
+            time.sleep(0.25)
 
 
 def is_up(ready_url: str) -> bool:

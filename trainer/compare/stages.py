@@ -51,6 +51,11 @@ class Stage:
         return self.root / self.kind / f"{self.label}-{self.key}"
 
     @property
+    def records(self) -> Path:
+        """The records that data, examples, scores and answers are."""
+        return self.folder / RECORDS
+
+    @property
     def is_done(self) -> bool:
         return (self.folder / DONE).exists()
 
@@ -76,10 +81,6 @@ class DataStage(Stage):
     seed: int
 
     @property
-    def records(self) -> Path:
-        return self.folder / RECORDS
-
-    @property
     def method(self) -> str:
         return str(self.params["method"])
 
@@ -92,20 +93,12 @@ class ExamplesStage(Stage):
     is_clean: bool
     filters: tuple[str, ...]
 
-    @property
-    def records(self) -> Path:
-        return self.folder / RECORDS
-
 
 @dataclass(frozen=True)
 class ScoreStage(Stage):
     """The same records with every token's log-probabilities, for a loss that weights tokens."""
 
     examples: ExamplesStage
-
-    @property
-    def records(self) -> Path:
-        return self.folder / RECORDS
 
 
 @dataclass(frozen=True)

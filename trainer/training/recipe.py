@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from proxy.yaml_file import load_yaml
+from synth_client.errors import ClientError
 from synth_client.training_data.masks import Mask
 from trainer.environments import Trainer
 from trainer.errors import RecipeError
@@ -290,16 +291,7 @@ def accumulation_of(training: Training, hardware: Hardware) -> int:
 
 def load_recipe(path: Path) -> Recipe:
     """Read a file. Raises `RecipeError` with one line that names the file, the key and the cure."""
-    try:
-        raw = load_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: must hold the keys model, data and output")
+    raw = mapping_in(path, RecipeError, "model, data and output")
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -331,3 +323,18 @@ def recipe_with(
     except ValidationError as error:
         complaint = complaints_of(error, most=1, unions=_UNIONS, model=Recipe)
         raise RecipeError(complaint) from error
+
+
+def mapping_in(path: Path, failure: type[ClientError], keys: str) -> dict[str, Any]:
+    """Read a file in YAML that holds these keys. Raises `failure`, which names the file."""
+    try:
+        raw = load_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise failure(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise failure(f"{path}: not UTF-8 text ({error.reason})") from error
+    except yaml.YAMLError as error:
+        raise failure(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise failure(f"{path}: must hold the keys {keys}")
+    return raw

@@ -19,7 +19,7 @@ from tests.support.proxy.configs import written
 from tests.support.trainer.evaluations import ENV
 from tests.support.trainer.plans import lines_of, plan_in
 from tests.support.trainer.scripted import ScriptedTrainer
-from trainer.compare.processes import free_port
+from trainer.compare.processes import free_port, is_up
 
 # The weights are the hash of the data and of the seed, so that a student is what it has learned.
 TRAIN = """mkdir -p model/checkpoint-3
@@ -202,9 +202,10 @@ def test_a_server_that_answers_before_it_is_started_is_refused(scripted: Scripte
         [sys.executable, "-m", "tests.support.trainer.fake_models", port], cwd=ROOT
     )
     try:
-        for _ in range(200):
-            if compare.start().wait(PATIENCE_S) == 1:
-                break
+        while not is_up(f"http://127.0.0.1:{port}/health"):
+            assert other.poll() is None
+            time.sleep(0.05)
+        assert compare.start().wait(PATIENCE_S) == 1
         assert "answers before its server is started" in compare.said
     finally:
         other.kill()

@@ -24,7 +24,7 @@ def chance(*parts: object) -> float:
 
 
 def traced(body: dict[str, Any]) -> dict[str, Any]:
-    """What the proxy answers."""
+    """Answer as the proxy does."""
     params, question = body["motab"], body["messages"][-1]["content"]
     method, seed = params["method"], body["seed"]
     right = "The answer is 36" if chance(question, seed) < 0.7 else "The answer is 35"
@@ -37,7 +37,7 @@ def traced(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def solved(body: dict[str, Any], weights: bytes) -> dict[str, Any]:
-    """What a student answers: the better its data, the more is right."""
+    """Answer as a student does: how much is right depends on its weights."""
     question, seed = body["messages"][-1]["content"], body["seed"]
     is_right = chance(question, seed, weights) < chance(weights)
     return completion(r"\boxed{36}" if is_right else r"\boxed{7}")
