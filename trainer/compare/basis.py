@@ -201,7 +201,7 @@ def _learning(stage: TrainStage, trial: Plan) -> LearningRate:
 
 
 def _start(stages: Iterable[Stage]) -> float:
-    return max((one.facts().get("start_seconds", 0.0) for one in stages), default=0.0)
+    return max((one.facts()["start_seconds"] for one in stages), default=0.0)
 
 
 def assumed_basis(plan: Plan) -> Basis:

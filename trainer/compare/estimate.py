@@ -192,7 +192,7 @@ def _cells(plan: Plan, stages: Stages, stage: Stage, one: Estimate) -> Iterator[
     yield stage.kind
     yield ", ".join(stages.arms_of(stage))
     yield str(stage.folder.relative_to(plan.output))
-    yield f"done in {stage.facts()['seconds'] / 3600:.3f} h" if stage.is_done else "to do"
+    yield f"done in {stage.took() / 3600:.3g} h" if stage.is_done else "to do"
     nothing = stage.kind == "examples"
     asks = stage.kind in {"data", "score", "eval"}
     yield _number(one.requests) if asks else ""
@@ -211,6 +211,11 @@ def _sums(plan: Plan, found: Estimated) -> Iterator[str]:
     known = sum(one.seconds or 0.0 for _, one in found.stages)
     more = "" if found.seconds is not None else f" (what is known: {_hours(known)})"
     yield f"Together: {hours} hours{more}; tokens: {tokens}."
+    done = [(stage.took(), one.seconds) for stage, one in found.stages if stage.is_done]
+    if done:
+        took = sum(seconds for seconds, _ in done)
+        guessed = sum(seconds or 0.0 for _, seconds in done)
+        yield f"Done are {took / 3600:.3g} hours, which were estimated at {_hours(guessed)}."
     if plan.prices:
         data = [one for stage, one in found.stages if isinstance(stage, DataStage)]
         money = sum(

@@ -82,15 +82,16 @@ def _ask_pair(job: Job, measuring: Measuring, left: Sequence[Stage]) -> None:
     of_teacher = [one for one in left if isinstance(one, EvalStage) and one.model == TEACHER]
     needs_pair = any(isinstance(one, DataStage | ScoreStage) for one in left) or of_teacher
     with measuring.pair() if needs_pair else nullcontext(0.0) as start_seconds:
-        started = {"start_seconds": start_seconds}
+        # The first stage that needs the servers bears what their start took.
+        waited = iter([start_seconds])
         for stage in left:
             match stage:
                 case DataStage():
-                    _do(job, stage, partial(maker.make, stage), started)
+                    _do(job, stage, partial(maker.make, stage), next(waited, 0.0))
                 case ExamplesStage():
                     _do(job, stage, partial(maker.select, stage))
                 case ScoreStage():
-                    _do(job, stage, partial(maker.score, stage))
+                    _do(job, stage, partial(maker.score, stage), next(waited, 0.0))
         teacher = job.plan.pair.teacher
         for one in of_teacher:
             if teacher is not None:
@@ -106,10 +107,11 @@ def _measure_students(job: Job, measuring: Measuring, left: Sequence[Stage]) -> 
     for model, stages in by_model.items():
         began = time.monotonic()
         with measuring.student(model) as url:
-            started = {"start_seconds": time.monotonic() - began}
+            waited = iter([time.monotonic() - began])
             name = job.plan.serve.name.replace(MODEL_PLACE, model)
             for stage in stages:
-                _do(job, stage, partial(measuring.evaluate, stage, url, name), started)
+                act = partial(measuring.evaluate, stage, url, name)
+                _do(job, stage, act, next(waited, 0.0))
 
 
 def _model_of(plan: Plan, stage: EvalStage) -> str:
@@ -122,7 +124,7 @@ def _do(
     job: Job,
     stage: Stage,
     act: Callable[[], Mapping[str, Any]],
-    more: Mapping[str, Any] | None = None,
+    start_seconds: float = 0.0,
 ) -> None:
     """Do a stage, and note that it is done and how long this session took."""
     job.console.rule(f"{stage.kind}: {stage.label}")
@@ -132,4 +134,5 @@ def _do(
     began = time.monotonic()
     facts = act()
     seconds = time.monotonic() - began
-    stage.finish({**facts, **(more or {}), "seconds": seconds, "resumed": is_resumed})
+    times = {"start_seconds": start_seconds, "seconds": seconds, "resumed": is_resumed}
+    stage.finish({**facts, **times})

@@ -66,6 +66,14 @@ class Stage:
             found: dict[str, Any] = orjson.loads(path.read_bytes())
         return found
 
+    def took(self) -> float:
+        """Return the seconds that the session took in which the stage was done, and its servers'
+        start.
+        """
+        facts = self.facts()
+        seconds: float = facts["seconds"] + facts["start_seconds"]
+        return seconds
+
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Note that the stage is complete, and what is known about it."""
         said = {"stage": self.kind, "inputs": self.inputs, **facts}

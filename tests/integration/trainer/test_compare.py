@@ -23,7 +23,7 @@ from trainer.compare.processes import free_port, is_up
 
 # The weights are the hash of the data and of the seed, so that a student is what it has learned.
 TRAIN = """mkdir -p model/checkpoint-3
-(cat data/*.json; grep -w seed llamafactory.yaml) | sha256sum > model/weights
+(cat data/*.json; grep '^seed:' llamafactory.yaml) | sha256sum > model/weights
 echo '{"current_steps": 3, "total_steps": 3, "loss": 1.5}' > model/trainer_log.jsonl
 echo '{"train_runtime": 1.5}' > model/all_results.json
 echo '{}' > model/checkpoint-3/trainer_state.json
