@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from proxy.config import load_config
 from tests.support.paths import ROOT
 from tests.support.proxy.configs import complaint_of, with_value, written
 from tests.support.trainer.plans import loaded_plan, plan_in
@@ -105,3 +106,20 @@ def test_every_plan_opens_with_its_command_and_shows_its_stages(
     assert "?" not in said  # everything is estimated
     rows: list[Any] = [line for line in said.splitlines() if line.startswith("| data |")]
     assert len(rows) >= 2
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
+def test_every_plan_starts_a_proxy_that_has_its_pair(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    pair = load_plan(path).pair
+    (words,) = (one.command.split() for one in pair.servers if "motab serve" in one.command)
+    config = load_config(Path(words[words.index("--config") + 1]))
+    assert pair.model in config.models
+    assert pair.base_url == f"http://{config.server.host}:{config.server.port}/v1"
+    # Every replica is started.
+    urls = {url for one in config.upstreams.values() for url in one.model_dump()["base_urls"]}
+    assert urls == {one.ready.removesuffix("/health") for one in pair.servers} - {
+        pair.servers[-1].ready
+    }
