@@ -25,8 +25,9 @@ _KEY_BYTES: Final = 6
 _MOST_HASHED: Final = 2**20
 # What does not change which students come out.
 _FREE_OF_A_RECIPE: Final = ("data", "loss", "output", "hardware")
-# One trajectory may have several breaches, and what follows the first read the stitched text.
-_SEVERAL_BREACHES: Final = frozenset({"rounds"})
+# After several breaches, or a choice among corrections, the stitched text may have decided what
+# came next.
+_DECIDED_BY_THE_TEXT: Final = frozenset({"rounds", "corrections"})
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,7 @@ class _Maker:
 
 def _shares_stitch(params: Mapping[str, JsonValue]) -> bool:
     """Return whether `stitch: clean` can be made from the records of `stitch: flawed`."""
-    return params["method"] == "motab" and not _SEVERAL_BREACHES & params.keys()
+    return params["method"] == "motab" and not _DECIDED_BY_THE_TEXT & params.keys()
 
 
 def fingerprint(source: str | Path) -> JsonValue:
