@@ -34,8 +34,9 @@ def compare_command(
         int | None,
         typer.Option(
             min=1,
-            help="Measure what an estimate needs: all data for that many questions, a short"
-            " training of each kind, and the pair on as many problems. 20 is a good number.",
+            help="Measure what an estimate needs: all data for that many questions (at least a"
+            " batch of the recipe), a short training of each kind, and the pair on as many"
+            " problems. 20 is a good number.",
         ),
     ] = None,
     python: TrainerPython = None,

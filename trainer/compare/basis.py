@@ -79,7 +79,11 @@ def examples_kind(stage: ExamplesStage) -> str:
 
 
 def trial_plan(plan: Plan, num_questions: int) -> Plan:
-    """Return the plan of a trial, in a folder of the comparison; its recipe is written there."""
+    """Return the plan of a trial, in a folder of the comparison; its recipe is written there.
+
+    It has a batch of questions at least, because the time of a smaller step would say little.
+    """
+    num_questions = max(num_questions, recipe_of_plan(plan).training.batch_size)
     output = plan.output / _TRIAL / f"{num_questions}"
     recipe = recipe_of_plan(plan).model_dump(mode="json", exclude_unset=True)
     recipe["training"] = {**recipe.get("training", {}), "max_steps": _TRIAL_STEPS}

@@ -184,7 +184,7 @@ def outline(plan: Plan) -> str:
     said = [f"All numbers with ~ are estimates, from {found.source}."]
     said += [f"Not known (?), because the plan does not have {one}." for one in missing]
     if missing:
-        said.append("--trial measures instead: it asks 20 questions.")
+        said.append("--trial 20 measures instead, on 20 questions or a batch.")
     return "\n".join([*lines, "", *_sums(plan, found), *said])
 
 

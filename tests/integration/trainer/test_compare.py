@@ -49,7 +49,8 @@ class Compare:
         questions = scripted.folder / "questions.jsonl"
         questions.write_bytes(lines_of([(f"{n} bags?", "36") for n in range(12)]))
         model = str(scripted.folder / "model")
-        recipe = {"model": model, "training": {"max_tokens": 512}, "hardware": {"kind": "cpu"}}
+        training = {"max_tokens": 512, "batch_size": 3}
+        recipe = {"model": model, "training": training, "hardware": {"kind": "cpu"}}
         recipe |= {"data": {"kind": "records", "path": "x"}, "output": "x"}
         fields["recipe"] = str(written(recipe, scripted.folder / "recipe.yaml"))
         fake = "{python} -m tests.support.trainer.fake_models"
@@ -180,6 +181,10 @@ def test_a_trial_estimates_what_the_plan_takes(scripted: ScriptedTrainer) -> Non
     assert data["motab, clean"][5] == "~12"
     assert "from a trial of 4 questions" in said
     assert "?" not in said.rpartition("Together")[2]
+    assert "from a trial of 4 questions" in compare.run("--trial", "4").removeprefix(said)
+    smaller = compare.run("--trial", "2")
+    assert (compare.output / "trial" / "3").exists()  # a batch at least
+    assert "from a trial of 4 questions" in smaller
     assert not (compare.output / "data").exists()  # only the trial's own folder has any
 
 
