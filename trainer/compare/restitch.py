@@ -1,24 +1,31 @@
 """Makes records of `stitch: clean` from records that kept the flawed attempt."""
 
+from typing import Final
+
 from proxy.core.stitch import cover
 from synth_client.errors import InputError
 from trajectory_records.record import Record, Span, StepRecord
+
+DECIDED_BY_THE_TEXT: Final = ("rounds", "corrections")
+"""Parameters with which the stitched text may decide what comes next, if they are not 1."""
 
 
 def clean(record: Record) -> Record:
     """Return the record as the proxy makes it under `stitch: clean` (Eq. 9 without its middle).
 
     The correction is the same: the teacher wrote it after the safe prefix, whatever the text is
-    joined with. The answer must be judged again. Raises `InputError` for several breaches.
+    joined with. The answer must be judged again. Raises `InputError` where that does not hold.
     """
     record = record.model_copy(update={"params": {**record.params, "stitch": "clean"}})
     if record.breach is None or record.bifurcation is None:
         return record
     pieces = record.pieces()
-    if len([piece for piece in pieces if piece.role == "flawed"]) > 1:
+    decided = [name for name in DECIDED_BY_THE_TEXT if record.params.get(name, 1) != 1]
+    if decided or len([piece for piece in pieces if piece.role == "flawed"]) > 1:
+        why = " and ".join(decided) or "several breaches"
         raise InputError(
-            f"{record.id}: a trajectory with several breaches cannot be stitched again; give the"
-            " arm's params `rounds`, and it has records of its own"
+            f"{record.id}: a trajectory with {why} cannot be stitched again; give the arm's params"
+            f" {' or '.join(DECIDED_BY_THE_TEXT)}, and it has records of its own"
         )
     kept = [(piece.role, piece.text) for piece in pieces if piece.role not in {"flawed", "revise"}]
     joined = cover(*kept)

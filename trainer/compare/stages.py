@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from synth_client.files.atomic import output_errors, write_whole
 from trainer.compare.plan import Plan, PlannedArm, PlannedBenchmark, recipe_of_plan
+from trainer.compare.restitch import DECIDED_BY_THE_TEXT
 from trainer.evaluation.evaluate import RECORDS
 from trainer.training.recipe import Recipe
 
@@ -25,9 +26,6 @@ _KEY_BYTES: Final = 6
 _MOST_HASHED: Final = 2**20
 # What does not change which students come out.
 _FREE_OF_A_RECIPE: Final = ("data", "loss", "output", "hardware")
-# After several breaches, or a choice among corrections, the stitched text may have decided what
-# came next.
-_DECIDED_BY_THE_TEXT: Final = frozenset({"rounds", "corrections"})
 
 
 @dataclass(frozen=True)
@@ -282,7 +280,7 @@ class _Maker:
 
 def _shares_stitch(params: Mapping[str, JsonValue]) -> bool:
     """Return whether `stitch: clean` can be made from the records of `stitch: flawed`."""
-    return params["method"] == "motab" and not _DECIDED_BY_THE_TEXT & params.keys()
+    return params["method"] == "motab" and params.keys().isdisjoint(DECIDED_BY_THE_TEXT)
 
 
 def fingerprint(source: str | Path) -> JsonValue:

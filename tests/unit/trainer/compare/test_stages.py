@@ -135,3 +135,19 @@ def test_a_record_of_several_breaches_is_not_stitched_again() -> None:
     assert whole == fields["output"]
     with pytest.raises(InputError, match="apples: a trajectory with several breaches"):
         clean(record_of(fields))
+
+
+@pytest.mark.parametrize("name", ["rounds", "corrections"])
+def test_a_record_whose_text_decided_what_came_next_is_not_stitched_again(name: str) -> None:
+    fields = breached()
+    fields["params"][name] = 2
+    with pytest.raises(InputError, match=f"apples: a trajectory with {name} cannot be stitched"):
+        clean(record_of(fields))
+
+
+def test_arms_whose_text_decides_what_comes_next_share_no_records(tmp_path: Path) -> None:
+    several = {**MOTAB, "rounds": 2}
+    arms = armed(motab={"params": several}, clean={"params": {**several, "stitch": "clean"}})
+    found = units(tmp_path, arms=arms)
+    assert found["motab"].data.folder != found["clean"].data.folder
+    assert found["clean"].data.params["stitch"] == "clean"
