@@ -13,9 +13,10 @@ from tests.browser.page import Watched, opened, serious, served, straying_servic
 from tests.support.records import VALUES, breached, record_of, unbroken
 from tests.support.synth_client.reports import EVIL, hostile
 
-OWN = boundary(0.5, Params(base_threshold=0.2))
+OWN = boundary(0.5, Params(base_threshold=0.2), 0)
 UNFIT: dict[str, dict[str, Any]] = {
     "judge": {"scoring": "judge_sample"},
+    "scorer": {"scoring": "http"},
     "relayed": {"method": "skd"},
     "unnumbered": {"params": {"base_threshold": EVIL, "entropy_scale": EVIL}},
     "unnamed": {"params": {}},
@@ -112,7 +113,7 @@ def test_hostile_texts_are_judged_and_stay_text(browser: Browser, url: str) -> N
         page.click("#run-again summary")
         page.locator("#run-again-base").fill("0.6")
         expect(page.locator("#run-again .said")).to_contain_text("Breach at step 2")
-        expect_limits(page, *[boundary(0.5, Params(base_threshold=0.6))] * 4)
+        expect_limits(page, *[boundary(0.5, Params(base_threshold=0.6), 0)] * 4)
         assert page.locator("main img, main script, main style, main iframe").count() == 0
         assert one.complaints == []
 

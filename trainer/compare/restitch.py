@@ -4,7 +4,8 @@ from typing import Final
 
 from proxy.core.stitch import cover
 from synth_client.errors import InputError
-from trajectory_records.record import Record, Span, StepRecord
+from trajectory_records.record import Record
+from trajectory_records.steps import Span, StepRecord
 
 DECIDED_BY_THE_TEXT: Final = ("rounds", "corrections")
 """Parameters with which the stitched text may decide what comes next, if they are not 1."""
