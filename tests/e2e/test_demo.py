@@ -173,6 +173,7 @@ def test_the_demo_stays_and_serves_its_page_until_it_is_interrupted(tmp_path: Pa
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
+        line_with(process.stdout, "sums of five to seven numbers")
         line = line_with(process.stdout, "to watch")
         found = re.search(r"open (http://127\.0\.0\.1:\d+) to watch", line)
         assert found
