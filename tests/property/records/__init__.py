@@ -1,0 +1,1 @@
+"""Random trajectories against what keeps and reads them: the journal, records, rescoring."""
