@@ -1,1 +1,1 @@
-"""Random trajectories against what keeps and reads them: the journal, records, rescoring."""
+"""Hypothesis holds what keeps and reads trajectories to what the monitor made."""
