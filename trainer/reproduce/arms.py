@@ -28,6 +28,8 @@ class Arm:
     """The spans of an answer that are learned."""
     weights: Literal["token", "step", "prefix"] | None = None
     """The level at which the distribution-corrected loss weights the tokens, if it does."""
+    is_clean: bool = False
+    """The flawed attempts of the shared records are left out."""
 
 
 _MOTAB: Final[Mapping[str, JsonValue]] = {"method": "motab"}
@@ -50,7 +52,7 @@ ARMS: Final = (
     Arm("sft-weighted-prefix", "SFT, prefixes weighted", _SFT, data_of="sft", weights="prefix"),
     Arm("motab-static", "w/o adapt", {**_MOTAB, "boundary": "static"}, is_ablation=True),
     Arm("motab-no-back", "w/o back", {**_MOTAB, "backtrack": "none"}, is_ablation=True),
-    Arm("motab-clean", "w/o stitch", {**_MOTAB, "stitch": "clean"}, is_ablation=True),
+    Arm("motab-clean", "w/o stitch", _MOTAB, is_ablation=True, data_of="motab", is_clean=True),
     Arm(
         "motab-unflawed",
         "flawed attempt masked",

@@ -9,7 +9,8 @@ from pydantic import JsonValue
 from rich.console import Console
 
 from synth_client.asking.servers import Servers
-from synth_client.files.atomic import output_errors
+from synth_client.files.atomic import AtomicFile, output_errors
+from synth_client.files.record_file import read_records
 from synth_client.files.workspace import Workspace
 from synth_client.questions.dataset import open_dataset
 from synth_client.questions.question import Synthesis
@@ -17,6 +18,7 @@ from synth_client.runs.score import Scoring, score_records
 from synth_client.runs.session import run_loop
 from synth_client.runs.synthesise import Run, synthesise
 from trainer.compare.make_data import check_totals
+from trainer.compare.restitch import clean
 from trainer.errors import ServerFailed
 from trainer.evaluation.benchmark import load_benchmark
 from trainer.evaluation.evaluate import RECORDS, Evaluation, evaluate
@@ -49,10 +51,13 @@ class Asking:
         return is_made(unit.records) and is_made(unit.learned)
 
     def make_data(self, unit: Unit, questions: Path, learned: Thresholds) -> None:
-        """Make the records of a unit; where it weights tokens, with their log-probabilities."""
+        """Make the records of a unit, and what it learns of them."""
         arm = unit.arm
         self._make(questions, unit.records, params_of(arm, learned), unit.seed, arm.num_tries)
         if is_made(unit.learned):
+            return
+        if arm.is_clean:
+            write_clean(unit.records, unit.learned)
             return
         job = Scoring(
             source=unit.records, output=unit.learned, servers=self._servers(), model=SERVED_AS
@@ -124,6 +129,13 @@ def params_of(arm: Arm, learned: Thresholds) -> dict[str, JsonValue]:
         "entropy_scale": own.entropy_scale,
         **arm.params,
     }
+
+
+def write_clean(records: Path, learned: Path) -> None:
+    """Write the records as `stitch: clean` makes them, which differs in the stitching alone."""
+    with output_errors(learned), AtomicFile(learned) as output:
+        output.file.writelines(clean(record).to_json_line() for record in read_records(records))
+        output.publish()
 
 
 def is_made(records: Path) -> bool:

@@ -103,8 +103,12 @@ class Unit:
 
     @property
     def learned(self) -> Path:
-        """The records that are learned: where tokens are weighted, with their log-probabilities."""
-        return self.records if self.arm.weights is None else self.records.with_name("scored.jsonl")
+        """The records that are learned: with their log-probabilities where tokens are weighted,
+        and without the flawed attempts where an arm is clean.
+        """
+        if self.arm.weights is not None:
+            return self.records.with_name("scored.jsonl")
+        return self.records.with_name("clean.jsonl") if self.arm.is_clean else self.records
 
     @property
     def recipe(self) -> Path:

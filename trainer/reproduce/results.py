@@ -212,6 +212,6 @@ def _overall(results: Mapping[str, Any]) -> dict[int, float]:
 
 
 def _data(unit: Unit) -> Data:
-    records = list(read_records(unit.records))
+    records = list(read_records(unit.learned))
     split = Filters(unit.arm.filters).split(lambda: iter(records), Kept())
     return data_of(records, [record for record, passes in split if passes])

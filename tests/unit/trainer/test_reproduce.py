@@ -10,13 +10,14 @@ import pytest
 from rich.console import Console
 
 from synth_client.errors import OutputError
+from synth_client.files.record_file import read_records
 from synth_client.report.threshold_rule import Learned
 from synth_client.training_data.masks import Mask
-from tests.support.records import record_of, unbroken
+from tests.support.records import CORRECTION, FLAWED, SAFE, breached, record_of, unbroken
 from trainer.errors import RunExists, ServerFailed, TrainerMissing, TrainingFailed
 from trainer.reproduce import run as run_module
 from trainer.reproduce.arms import ARMS, Arm
-from trainer.reproduce.asking import params_of
+from trainer.reproduce.asking import params_of, write_clean
 from trainer.reproduce.curve import curve
 from trainer.reproduce.plan import MINI, SMOKE, TINY, Unit, recipe_of
 from trainer.reproduce.run import Reproduction, reproduce
@@ -26,6 +27,7 @@ from trainer.reproduce.sums import Sums
 from trainer.reproduce.thresholds import Thresholds
 from trainer.reproduce.tiny_pair import Pair
 from trainer.training.recipe import SftLoss, WeightedLoss, load_recipe
+from trajectory_records.record import Piece
 
 
 def lines_of(path: Path) -> list[bytes]:
@@ -44,7 +46,6 @@ def test_all_methods_and_ablations_of_the_paper_are_compared_alike() -> None:
     assert changed == [
         {"boundary": "static"},
         {"backtrack": "none"},
-        {"stitch": "clean"},
         *({"base_threshold": value} for value in (0.2, 0.4, 0.6, 0.8)),
     ]
     assert len(TINY.seeds) >= 3
@@ -73,6 +74,27 @@ def test_an_arm_that_masks_a_part_learns_from_the_records_of_motab(mask: Mask) -
     assert unit.records == unit.learned == Path("x/motab/records.jsonl")
     assert unit.training == Path(f"x/motab-{mask}/training")
     assert recipe_of(unit, TINY, Path("student")).loss == SftLoss(kind="sft", mask=mask)
+
+
+def test_the_arm_without_stitches_learns_from_the_records_of_motab_without_the_flawed_attempts(
+    tmp_path: Path,
+) -> None:
+    (arm,) = (arm for arm in ARMS if arm.is_clean)
+    unit = Unit(arm, 1, Path("x"))
+    assert unit.records == Path("x/motab/records.jsonl")
+    assert unit.learned == Path("x/motab/clean.jsonl")
+    assert unit.learned == recipe_of(unit, TINY, Path("student")).data.path
+    stitched = record_of(breached())
+    records, clean = tmp_path / "records.jsonl", tmp_path / "clean.jsonl"
+    records.write_bytes(stitched.to_json_line() + record_of(unbroken()).to_json_line())
+    write_clean(records, clean)
+    found, other = read_records(clean)
+    assert found.pieces() == (Piece("student", "".join(SAFE)), Piece("teacher", CORRECTION))
+    assert [found.step_text(index) for index in range(len(found.steps))] == [*SAFE, *FLAWED]
+    assert [step.start is None for step in found.steps] == [False, False, True, True]
+    assert found.params["stitch"] == "clean"
+    assert (found.breach, found.bifurcation) == (stitched.breach, stitched.bifurcation)
+    assert (other.pieces(), other.breach) == (record_of(unbroken()).pieces(), None)
 
 
 @pytest.mark.parametrize("level", ["token", "step", "prefix"])
