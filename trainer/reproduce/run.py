@@ -150,7 +150,10 @@ def _try_pair(job: Reproduction, served: PairServer, asking: Asking) -> list[Rec
 def _learn(job: Reproduction, trial: Sequence[Record]) -> Thresholds:
     problems = job.problems(_TRIAL)
     return learn_thresholds(
-        trial, lambda record: job.task.labels(problems[record.id], record.output)
+        trial,
+        lambda record: job.task.labels(
+            problems[record.id], [record.output[step.start : step.end] for step in record.steps]
+        ),
     )
 
 

@@ -28,6 +28,7 @@ class Sets(Task):
     """A state's value is what is still missing, its terms are the numbers, each negative."""
 
     name: ClassVar = "sets"
+    has_opening: ClassVar = True
     # The choice comes first, where the teacher's entropy is measured.
     step: ClassVar = re.compile(r"(?P<term>\d+) from (?P<value>\d+) is (?P<result>\d+)\.")
 

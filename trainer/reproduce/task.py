@@ -5,6 +5,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 Level = Literal["easy", "hard"]
@@ -24,6 +25,7 @@ DELIMITER: Final = "\n\n"
 """The end of a step."""
 DOUBT: Final = "However,"
 """The step after which a solution is taken up again where it went wrong."""
+_OPENING: Final = re.compile(r"Start from (\d+)\.")
 _ANSWER: Final = re.compile(r"\\boxed\{(\d+(?:,\d+)*)\}\.?")
 _SHARE_OF_CHOICES: Final = 0.8
 _SHARE_OF_SECOND_SLIPS: Final = 0.3
@@ -53,16 +55,21 @@ class Exercise:
 class Verdict:
     """The judgement of a step: its mistake, if it has one.
 
-    `is_lost` says of a step without a mistake of its own that it continues from one.
+    `is_lost` says of a step without a mistake of its own that it continues from one. An opening
+    that is right only repeats the problem.
     """
 
     mistake: Mistake | None
     is_lost: bool = False
+    is_opening: bool = False
 
     @property
     def is_wrong(self) -> bool | None:
-        """True if the step shows that it is wrong, None if only what follows can show that."""
-        if self.mistake == "choice" or (self.mistake is None and self.is_lost):
+        """True if the step shows that it is wrong, None if only what follows can show that.
+
+        None of an opening, too: it is so easy that it would hide how many right steps are caught.
+        """
+        if self.mistake == "choice" or (self.mistake is None and (self.is_lost or self.is_opening)):
             return None
         return self.mistake is not None
 
@@ -81,6 +88,11 @@ class Task(ABC):
     name: ClassVar[str]
     step: ClassVar[re.Pattern[str]]
     """A step, with the groups `value`, `term` and `result`."""
+
+    has_opening: ClassVar[bool] = False
+    """A solution says first what it starts from. So its first choice has a safe step before it, and
+    can be what a later breach goes back to.
+    """
 
     @abstractmethod
     def worded(self, value: int, term: int, result: int) -> str:
@@ -118,12 +130,19 @@ class Task(ABC):
         """Return whether the answer can no longer be reached."""
         return not self.is_end(state) and not self.right_terms(state)
 
-    def labels(self, problem: Exercise, solution: str) -> list[bool | None]:
-        """Return of each step whether it is wrong, up to the first that shows it; see `Verdict`."""
+    def labels(self, problem: Exercise, steps: Sequence[str]) -> list[bool | None]:
+        """Return of each step whether it is wrong, up to the first that shows it; see `Verdict`.
+
+        `steps` are texts as the proxy cuts them. Such a step holds several of ours where a doubt
+        stands before it.
+        """
+        verdicts = iter(self.judged(problem, "".join(steps)).verdicts)
         found: list[bool | None] = []
-        for verdict in self.judged(problem, solution).verdicts:
-            found.append(verdict.is_wrong)
-            if verdict.is_wrong:
+        for step in steps:
+            num = sum(bool(text.strip()) for text in step.split(DELIMITER))
+            own = [verdict.is_wrong for verdict in islice(verdicts, num)]
+            found.append(True if True in own else own[-1] if own else None)
+            if found[-1]:
                 break
         return found
 
@@ -147,7 +166,7 @@ class Task(ABC):
         num_slips = (1 + (rng.random() < _SHARE_OF_SECOND_SLIPS)) if rng.random() < slips else 0
         steps = list(self._right_steps(problem, rng))
         slipped = self._slipped([state for state, _ in steps], num_slips, rng)
-        text: list[str] = []
+        text = self._opened(problem)
         for index, (state, term) in enumerate(steps):
             if index in slipped:
                 text += [slipped[index], f"{DOUBT}{DELIMITER}"]
@@ -163,9 +182,14 @@ class Task(ABC):
         slipped = self._slipped([state for state, _ in steps], 1, rng)
         at = next(iter(slipped), 0)
         said = [self._said(state.value, term, state.value + term) for state, term in steps]
-        begun = "".join([*said[:at], slipped[at]]) if slipped else ""
-        doubt = f"{DOUBT}{DELIMITER}" if slipped else ""
-        return begun, f"{doubt}{''.join(said[at:])}\\boxed{{{self._answer_of(steps)}}}"
+        answer = f"\\boxed{{{self._answer_of(steps)}}}"
+        if not slipped:
+            return "", "".join([*self._opened(problem), *said, answer])
+        begun = "".join([*self._opened(problem), *said[:at], slipped[at]])
+        return begun, "".join([f"{DOUBT}{DELIMITER}", *said[at:], answer])
+
+    def _opened(self, problem: Exercise) -> list[str]:
+        return [f"Start from {problem.start.value}.{DELIMITER}"] if self.has_opening else []
 
     def _right_steps(self, problem: Exercise, rng: random.Random) -> Iterator[tuple[State, int]]:
         """Yield the states of a solution without mistakes, each with the term that is taken."""
@@ -245,6 +269,7 @@ class Task(ABC):
         is_doubt = False
         for text in solution.split(DELIMITER):
             step = self.step.fullmatch(text.strip())
+            opening = _OPENING.fullmatch(text.strip())
             boxed = _ANSWER.fullmatch(text.strip())
             if step is not None:
                 value, result = int(step["value"]), int(step["result"])
@@ -254,6 +279,11 @@ class Task(ABC):
                 state, mistake = self._taken(path[-1][0], value, term, result)
                 verdicts.append(Verdict(mistake, _is_lost(path)))
                 path.append((state, mistake))
+            elif opening is not None and self.has_opening and not verdicts:
+                is_right = int(opening[1]) == problem.start.value
+                verdicts.append(Verdict(None if is_right else "place", is_opening=True))
+                if not is_right:
+                    path.append((State(int(opening[1]), problem.start.left), "place"))
             elif text.strip() == DOUBT:
                 verdicts.append(Verdict(None, _is_lost(path)))
             elif boxed is not None:

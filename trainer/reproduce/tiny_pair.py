@@ -32,8 +32,6 @@ _WEIGHTS: Final = "model.safetensors"
 _TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json")
 _POSITIONS: Final = 512
 BATCH: Final = 32
-_SLIPS: Final = 0.1
-"""The share of the solutions that go wrong on their way, and notice it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +39,15 @@ class Round:
     """Training of `num_steps`, on its own lessons, down to a twentieth of the learning rate.
 
     `redone` is the share of the lessons that begin with a slip, of which only what corrects it is
-    learned.
+    learned. Of the others, `slips` go wrong on their way, and notice it. `hard` is the share of
+    hard problems, if it is not the design's.
     """
 
     num_steps: int
     learning_rate: float
     redone: float = 0.0
+    slips: float = 0.1
+    hard: float | None = None
 
     @property
     def min_learning_rate(self) -> float:
@@ -88,7 +89,7 @@ TEACHER: Final = Design(
     vocabulary=420,
     marks=("<|user|>", "<|assistant|>"),
     by_task={
-        "sets": Schooling(4, (Round(4000, 2.5e-3), Round(2500, 1.2e-3, redone=0.5))),
+        "sets": Schooling(4, (Round(5000, 2.5e-3, redone=0.25),)),
         "sums": Schooling(4, (Round(2500, 2.5e-3, redone=0.25),)),
     },
 )
@@ -100,7 +101,9 @@ STUDENT: Final = Design(
     vocabulary=400,
     marks=("<|question|>", "<|answer|>"),
     by_task={
-        "sets": Schooling(2, (Round(3000, 2.5e-3),)),
+        "sets": Schooling(
+            2, (Round(3000, 2.5e-3, slips=0.012), Round(300, 1.2e-3, slips=0.012, hard=0.02))
+        ),
         "sums": Schooling(3, (Round(2500, 2.5e-3),)),
     },
 )
@@ -210,11 +213,12 @@ def _lessons(task: Task, design: Design, index: int) -> Iterator[bytes]:
     name = f"{task.name}-{design.name}-{index}"
     rng = random.Random(name)  # noqa: S311 - reproducible, not secret
     num = lessons.num_steps * BATCH
-    for problem in _drawn(task, f"{name}-lessons", num, design.hard):
+    hard = design.hard if lessons.hard is None else lessons.hard
+    for problem in _drawn(task, f"{name}-lessons", num, hard):
         if rng.random() < lessons.redone:
             begun, solution = task.redone(problem, rng)
         else:
-            begun, solution = "", task.worked(problem, rng, _SLIPS)
+            begun, solution = "", task.worked(problem, rng, lessons.slips)
         lesson = {"question": problem.text, "begun": begun, "solution": solution}
         yield orjson.dumps(lesson, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -250,9 +254,10 @@ def _tokenizer(task: Task, design: Design) -> Tokenizer:
 def _texts(task: Task, design: Design) -> Iterator[str]:
     name = f"{task.name}-{design.name}-tokens"
     rng = random.Random(name)  # noqa: S311 - reproducible, not secret
+    slips = design.by_task[task.name].rounds[0].slips
     for problem in _drawn(task, name, 3000, 0.5):
         yield problem.text
-        yield task.worked(problem, rng, _SLIPS)
+        yield task.worked(problem, rng, slips)
     yield "".join(f"{number}{DOUBT}{DELIMITER}" for number in range(100) for _ in range(50))
 
 

@@ -14,6 +14,7 @@ from trainer.reproduce.task import DELIMITER, DOUBT, Exercise, State, Task, judg
 SETS, SUMS = Sets(), Sums()
 TASKS = pytest.mark.parametrize("task", [SETS, SUMS], ids=lambda task: task.name)
 SET = Exercise("q", "Make 20 from 12 9 8 3 11.", "hard", State(20, (-12, -9, -8, -3, -11)), "8,9,3")
+LOST = ("3 from 20 is 17.\n\n", "12 from 17 is 5.\n\n")
 SUM = Exercise("q", "What is 20 plus 5 minus 3?", "hard", State(20, (5, -3)), "22")
 
 
@@ -28,9 +29,9 @@ def test_a_worked_problem_has_no_mistake_and_the_right_answer(task: Task) -> Non
         text = task.worked(problem, rng)
         judged = task.judged(problem, text)
         assert judged.first_mistake is None
-        assert [verdict.is_wrong for verdict in judged.verdicts] == [False] * (
-            task.num_steps(problem) + 1
-        )
+        found = [verdict.is_wrong for verdict in judged.verdicts]
+        # The opening counts as neither.
+        assert found == [None] * task.has_opening + [False] * (task.num_steps(problem) + 1)
         assert DOUBT not in text
         assert judge_answer({"output": text, "answer": problem.answer})[1] is True
 
@@ -158,6 +159,9 @@ def test_the_values_of_a_sum_stay_within_bounds() -> None:
         (["3 from 20 is 17.", "12 from 17 is 5.", "12 from 5 is 0."], "o-w", "choice"),
         (["3 from 20 is 17.", "12 from 17 is 5.", DOUBT, "9 from 17 is 8."], "o--o", "answer"),
         (["I do not know."], "w", "other"),
+        (["Start from 20.", "9 from 20 is 11."], "-o", None),
+        (["Start from 21.", "9 from 21 is 12."], "w-", "place"),
+        (["9 from 20 is 11.", "Start from 20."], "ow", "other"),
     ],
 )
 def test_a_step_of_a_set_is_right_wrong_or_shown_wrong_by_what_follows(
@@ -190,6 +194,7 @@ def test_a_solution_that_goes_back_is_judged_by_what_it_keeps() -> None:
         (["20+5=25.", "25+3=28.", "\\boxed{28}"], "oww", "place"),
         (["20-3=17.", "17+5=22.", "\\boxed{21}"], "w-w", "place"),
         (["20+5=25.", "\\boxed{25}"], "ow", "answer"),
+        (["Start from 20.", "20+5=25."], "w-", "other"),
         (["20+5=25.", "25-3=22."], "oo", "other"),
         (["20+5=26.", DOUBT, "20+5=25.", "25-3=22.", "\\boxed{22}"], "w-ooo", None),
     ],
@@ -203,9 +208,27 @@ def test_a_step_of_a_sum_is_right_or_wrong(
     assert judged.first_mistake == first
 
 
-def test_labels_end_at_the_first_step_that_shows_a_mistake() -> None:
-    steps = ["3 from 20 is 17.", "12 from 17 is 5.", "12 from 5 is 0.", "\\boxed{3,12}"]
-    assert SETS.labels(SET, solution(*steps)) == [False, None, True]
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (
+            [*LOST, "12 from 5 is 0.\n\n", "\\boxed{3,12}"],
+            [False, None, True],
+        ),
+        # The doubt belongs to the step that follows it, because the proxy cuts after a full stop.
+        (
+            [*LOST, "However,\n\n8 from 17 is 9.\n\n", "5"],
+            [False, None, False, True],
+        ),
+        (["12 from 20 is 8.\n\n", "However,\n\n8 from 8 is 1.\n\n", "\\boxed{12}"], [False, True]),
+        (["9 from 20\n\n8 from 20 is 12.\n\n", "9 from 12 is 3.\n\n"], [True]),
+        (["12 from 20 is 8.\n\n", "\n\n", "8 from 8 is 0.\n\n"], [False, None, False]),
+    ],
+)
+def test_each_step_of_the_proxy_is_labelled_up_to_the_first_that_shows_a_mistake(
+    steps: list[str], expected: list[bool | None]
+) -> None:
+    assert SETS.labels(SET, steps) == expected
 
 
 @pytest.mark.parametrize(

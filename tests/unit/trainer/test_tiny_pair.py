@@ -1,6 +1,7 @@
 """The pair that the comparison trains: tokenizers, lessons, and the shipped models."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,23 @@ def test_there_is_a_lesson_for_every_place_of_every_batch(task: Task, tmp_path: 
         begun = [lesson for lesson in lessons if lesson["begun"]]
         assert all(lesson["solution"].startswith(DOUBT) for lesson in begun)
         assert bool(begun) == bool(index)
+
+
+def test_a_round_may_have_its_own_shares_of_slips_and_of_hard_problems(tmp_path: Path) -> None:
+    rounds = (Round(10, 1e-3), Round(10, 1e-3, slips=0.0, hard=0.0), Round(10, 1e-3, slips=1.0))
+    design = replace(STUDENT, hard=1.0, by_task={"sets": Schooling(1, rounds)})
+    found = []
+    for index in range(len(rounds)):
+        write_lessons(Sets(), design, index, tmp_path / "lessons.jsonl")
+        lines = (tmp_path / "lessons.jsonl").read_bytes().splitlines()
+        lessons = [orjson.loads(line) for line in lines]
+        doubts = sum(DOUBT in lesson["solution"] for lesson in lessons) / len(lessons)
+        numbers = {len(re.findall(r"\d+", lesson["question"])) for lesson in lessons}
+        found.append((doubts, numbers))
+    # Three numbers and their total, or five.
+    assert [numbers for _, numbers in found] == [{6}, {4}, {6}]
+    assert found[1][0] == 0.0 < found[0][0] < 0.2
+    assert found[2][0] > 0.8
 
 
 @TASKS
