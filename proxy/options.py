@@ -53,7 +53,8 @@ class Options(Params):
     trace: Literal["none", "summary", "full"] = "summary"
     """The part in answers: nothing, the decisions and spans, or every step as well."""
     events: bool = False
-    """Whether streams carry named events (`motab.step`, `motab.breach`) as decisions are made."""
+    """Whether streams carry named events as decisions are made: `motab.step`, `motab.breach` and
+    `motab.chosen`."""
 
 
 FIELDS_OF_A_GIVEN_TEXT = frozenset(

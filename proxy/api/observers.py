@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+from proxy.api.shapes import chosen
 from proxy.api.sse import ChunkWriter, named_event
-from proxy.core.types import Breached, Judged
+from proxy.core.types import Chosen, Judged, Notice
 from proxy.engine.usage import Usage
 
 
@@ -19,7 +20,7 @@ class TextObserver:
     def text(self, text: str) -> None:
         """Not sent yet."""
 
-    def notice(self, notice: Judged | Breached) -> None:
+    def notice(self, notice: Notice) -> None:
         """Not sent at all."""
 
 
@@ -47,7 +48,7 @@ class StreamObserver(TextObserver):
         self.begin()
         self.put(self.writer.text(self.index, text, self.usage))
 
-    def notice(self, notice: Judged | Breached) -> None:
+    def notice(self, notice: Notice) -> None:
         if not self.events:
             return
         self.begin()
@@ -56,6 +57,9 @@ class StreamObserver(TextObserver):
             # Its place in the text may not be certain yet; the trace at the end has it.
             del step["start"], step["end"]
             self.put(named_event("motab.step", {"index": self.index, "step": notice.index, **step}))
+        elif isinstance(notice, Chosen):
+            one = {"index": self.index, "chosen": chosen(notice)}
+            self.put(named_event("motab.chosen", one))
         else:
             cut = {"breach": notice.breach, "bifurcation": notice.bifurcation}
             self.put(named_event("motab.breach", {"index": self.index, **cut}))

@@ -284,9 +284,10 @@ class ReadAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Say that the text of this write is kept, of several. Information only."""
+    """Say that the text of this write is kept, of several, and why. Information only."""
 
     write_id: int
+    chosen: Chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +319,10 @@ class Finish:
 Command = (
     Write | Halt | Pause | Resume | Score | ReadAnswers | Keep | Emit | Judged | Breached | Finish
 )
+
+
+Notice = Judged | Breached | Chosen
+"""A decision, as a client may follow it."""
 
 
 class Monitor(Protocol):

@@ -2,10 +2,7 @@
 
 from typing import Protocol
 
-from proxy.core.types import (
-    Breached,
-    Judged,
-)
+from proxy.core.types import Notice
 
 
 class Outlet(Protocol):
@@ -39,6 +36,6 @@ class Observer(Protocol):
         """Take more of the output, which will not change."""
         ...
 
-    def notice(self, notice: Judged | Breached) -> None:
+    def notice(self, notice: Notice) -> None:
         """Take a decision."""
         ...

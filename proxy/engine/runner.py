@@ -167,8 +167,9 @@ class TrajectoryRun:
                     self._group.create_task(self._score(command))
                 case ReadAnswers(texts):
                     self._group.create_task(self._read(texts))
-                case Keep(write_id):
+                case Keep(write_id, chosen):
                     self._limited_by = self._limits[write_id]
+                    self.observer.notice(chosen)
                 case Judged() | Breached():
                     self._notice(command)
                 case Finish(trajectory):
@@ -351,8 +352,7 @@ class TrajectoryRun:
 
     async def _following(self, steps: Sequence[str]) -> str:
         """Wait until the text after the steps shows which tokens end in them; return that text."""
-        monitor = self._scoring_monitor
-        if monitor is None:
+        if (monitor := self._scoring_monitor) is None:
             raise MotabError("this method has nothing scored; please report this")
         blank_lines_end = await self.pair.of("teacher").blank_lines_end(self.call)
         while True:

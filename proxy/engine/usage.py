@@ -139,7 +139,17 @@ class Outcome:
 
     def attributes(self) -> Attributes:
         """Return the result for the trajectory's span; its `Usage` has the counts."""
-        found = self.trajectory
+        found, chosen = self.trajectory, self.trajectory.chosen
+        of_several = (
+            {}
+            if chosen is None
+            else {
+                "motab.num_corrections": len(chosen.answers),
+                "motab.chosen_correction": chosen.index,
+                "motab.chosen_by": chosen.by,
+                "motab.num_lost_corrections": len(chosen.lost) or None,
+            }
+        )
         return {
             **of_end(found.finish_reason),
             "motab.outcome": "safe" if found.breach is None else "breach",
@@ -147,6 +157,7 @@ class Outcome:
             "motab.breach_step": found.breach,
             "motab.bifurcation_step": found.bifurcation,
             "motab.num_breaches": len(found.breaches) or None,
+            **of_several,
             "motab.scoring": self.scoring,
             "motab.quality": self.quality or None,
             "motab.limited_by": None if self.limited_by is None else self.limited_by.limit,

@@ -29,6 +29,7 @@ PARAM_LABELS: Final[Mapping[str, str]] = {
     "backtrack": "backtrack",
     "stitch": "stitch",
 }
+_CHOOSERS: Final = ("reference", "majority")
 _ONE_ROUND: Final[Mapping[str, int]] = {"rounds": 1, "correction_steps": 1}
 """The options of rounds, as in records from before there were any."""
 USAGE_LABELS: Final[Mapping[str, str]] = {
@@ -177,9 +178,13 @@ class Statistics:
     wasted: Counter[str] = field(default_factory=Counter)
     """The part of `priced` that failed attempts used."""
     num_fallbacks: Counter[str] = field(default_factory=Counter)
+    """Steps that another judge had to mark, by its way of scoring."""
     num_limited: Counter[str] = field(default_factory=Counter)
     """The texts that a model's limit ended, by limit."""
-    """Steps that another judge had to mark, by its way of scoring."""
+    num_chosen: Counter[str] = field(default_factory=Counter)
+    """Trajectories that kept one of several corrections, by what decided."""
+    num_corrections: Counter[str] = field(default_factory=Counter)
+    """The corrections they chose among: `all`, and the `lost` of them."""
     num_cache_unknown: int = 0
     unsafe_points: Counter[int] = field(default_factory=Counter)
     relative_points: Counter[int] = field(default_factory=Counter)
@@ -250,6 +255,9 @@ class Statistics:
         self.num_cache_unknown += usage.teacher_cached_tokens is None
 
     def _add_breaches(self, record: Record) -> None:
+        if (chosen := record.chosen) is not None:
+            self.num_chosen[chosen.by] += 1
+            self.num_corrections.update(all=len(chosen.answers), lost=len(chosen.lost or ()))
         breaches = record.all_breaches
         self.num_breaches += len(breaches)
         for one in breaches:
@@ -321,6 +329,7 @@ def summarise(run: Statistics) -> Summary:
         _share("strayed", run.num_breached, run.num_records),
         _share("of these, corrected from an earlier step", run.num_backtracked, run.num_breached),
         *_breaches_of(run),
+        *_choices_of(run),
         _share("right answers, of those checked", run.num_right, run.num_checked),
     )
     setting = (
@@ -352,11 +361,18 @@ def _rounds_of(run: Statistics) -> Sequence[Fact]:
 
 def _breaches_of(run: Statistics) -> Sequence[Fact]:
     """Return the breaches of a trajectory that strayed, where one has several."""
-    if run.num_breaches == run.num_breached:
+    num, whole = run.num_breaches, run.num_breached
+    if num == whole:
         return ()
-    number = f"{run.num_breaches / run.num_breached:.2f}"
-    detail = f"{run.num_breaches:,} in {run.num_breached:,}"
-    return (Fact("breaches of these", number, detail),)
+    return (Fact("breaches of these", f"{num / whole:.2f}", f"{num:,} in {whole:,}"),)
+
+
+def _choices_of(run: Statistics) -> Sequence[Fact]:
+    """Return what decided which correction was kept, where there were several."""
+    num, of = run.num_chosen, run.num_corrections
+    kept = [_share(f"corrections kept by {by}", num[by], num.total()) for by in _CHOOSERS]
+    lost = _share("corrections lost to failures", of["lost"], of["all"])
+    return (*kept, lost) if num else ()
 
 
 def _share(label: str, part: int, whole: int) -> Fact:

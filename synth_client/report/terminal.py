@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy.core.types import Role
+from trajectory_records.parts import Chosen
 from trajectory_records.record import ROLE_LABELS, Record
 
 ROLE_STYLES: Final[Mapping[Role, str]] = {
@@ -119,10 +120,20 @@ def _verdict_line(record: Record) -> Text:
         line.append(", ")
         line.append(f"went back to step {one.bifurcation}", _BIFURCATION_STYLE)
         line.append(".")
+    if record.chosen is not None:
+        line.append(" ").append_text(_choice(record.chosen))
     if record.finish_reason == "length":
         line.append(" Cut at the token limit.")
     line.append(" ")
     return line.append_text(_answer(record))
+
+
+def _choice(chosen: Chosen) -> Text:
+    read = ["none" if answer is None else answer for answer in chosen.answers]
+    for index in chosen.lost or ():
+        read[index] = "lost"
+    kept = f"Correction {chosen.index} of {len(read)} kept, by the {chosen.by}"
+    return _literal(" ".join(f"{kept} (answers: {', '.join(read)}).".split()))
 
 
 def _answer(record: Record) -> Text:

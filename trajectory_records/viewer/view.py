@@ -57,6 +57,7 @@ def view_of(record: Record) -> dict[str, Any]:
         "models": [record.models.student, record.models.teacher],
         "steps": [_step_of(record, index) for index in range(len(record.steps))],
         **_after_steps(record),
+        "chosen": None if record.chosen is None else record.chosen.model_dump(),
         "logprobs": _windows_of(record),
         "finish": record.finish_reason,
         "tokens": [

@@ -77,7 +77,7 @@ class CorrectionsMonitor:
         if one.end is None:
             raise ValueError(f"correction {self._chosen.index} has no end")
         self._candidates = {}
-        commands: list[Command] = [Keep(write_id + self._chosen.index)]
+        commands: list[Command] = [Keep(write_id + self._chosen.index, self._chosen)]
         if one.pieces:
             commands += self._motab.handle(Wrote(write_id, tuple(one.pieces)))
         return self._obeyed([*commands, *self._motab.handle(WriteEnded(write_id, one.end))])

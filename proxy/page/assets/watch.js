@@ -23,6 +23,7 @@
       this.judged = 0; // characters of the judged steps
       this.breaches = []; // pairs of breach and bifurcation
       this.corrections = []; // those that the student's next steps follow
+      this.chosen = null; // which of several corrections was kept
       this.open = el("p", { class: "text" });
       this.waiting = el("div", { class: "step student open" }, el("div", { class: "number" }, "…"), this.open,
         el("div", { class: "side" }, el("p", { class: "note" }, "no verdict yet")));
@@ -124,8 +125,14 @@
       this.write();
     }
 
+    choose(chosen) {
+      this.chosen = chosen;
+      [...find("pair").querySelectorAll(".pair > div:last-child > h4")].at(-1).after(trajectory.choice(chosen));
+      this.say("teacher", trajectory.choiceLine(chosen));
+    }
+
     lay(rest, backtrack = "td_error") {
-      find("pair").replaceChildren(...trajectory.course(this.breaches, this.steps, this.corrections, rest, backtrack));
+      find("pair").replaceChildren(...trajectory.course(this.breaches, this.steps, this.corrections, rest, backtrack, this.chosen));
     }
 
     // The trace has what is certain only at the end: the spans, and each step's place.
@@ -143,6 +150,7 @@
       ]);
       const { corrections, rest } = this.afterSteps(trace, whole);
       this.corrections = corrections;
+      this.chosen = trace.chosen ?? null;
       this.lay(rest, trace.params.backtrack);
       if (this.steps.some((one) => one[STEP.VALUE] !== null)) this.draw();
       const spent = usage?.motab;
@@ -188,6 +196,7 @@
         return STEP_MS;
       }
       if (name === "motab.breach") return view.turn(data, stitch, revise);
+      if (name === "motab.chosen") return view.choose(data.chosen);
       if (data.usage && !data.choices.length) usage = data.usage;
       for (const choice of data.choices ?? []) {
         if (choice.delta.content) view.add(choice.delta.content);

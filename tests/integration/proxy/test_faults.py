@@ -18,7 +18,7 @@ from proxy.backends.transport.http import UpstreamClient
 from proxy.backends.transport.resume import ResumingWriter
 from proxy.backends.transport.retry import RetryPolicy
 from proxy.core.params import Params
-from proxy.core.types import Breached, Judged
+from proxy.core.types import Notice
 from proxy.engine.pair import Pair
 from proxy.engine.runner import TrajectoryRun
 from proxy.engine.upstream import Upstream
@@ -54,7 +54,7 @@ class Told:
     def text(self, text: str) -> None:
         self.said += text
 
-    def notice(self, notice: Judged | Breached) -> None:
+    def notice(self, notice: Notice) -> None:
         pass
 
 

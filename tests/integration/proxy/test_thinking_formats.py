@@ -8,7 +8,7 @@ import pytest
 from proxy.backends.base import Call, Message, Question, Sampling
 from proxy.core.params import Params
 from proxy.core.thinking import Reasoning
-from proxy.core.types import Breached, Judged
+from proxy.core.types import Notice
 from proxy.engine.given_text import score_steps
 from proxy.engine.model_context import ModelContext
 from proxy.engine.pair import Pair
@@ -36,7 +36,7 @@ class Silent:
     def text(self, text: str) -> None:
         pass
 
-    def notice(self, notice: Judged | Breached) -> None:
+    def notice(self, notice: Notice) -> None:
         pass
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.backends.base import Call, Message, Question, Sampling
 from proxy.core.params import Params
-from proxy.core.types import Breached, Judged
+from proxy.core.types import Notice
 from proxy.engine.pair import Pair
 from proxy.engine.runner import TrajectoryRun
 from proxy.engine.usage import Outcome
@@ -25,12 +25,12 @@ STUDENT = ("A", " a", ".\n", "\n", "B b", ".\n\nC", " c.", "\n\n")
 @dataclass
 class Observed:
     texts: list[str] = field(default_factory=list)
-    notices: list[Judged | Breached] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
 
     def text(self, text: str) -> None:
         self.texts.append(text)
 
-    def notice(self, notice: Judged | Breached) -> None:
+    def notice(self, notice: Notice) -> None:
         self.notices.append(notice)
 
 

@@ -7,6 +7,7 @@ from proxy.core.corrections.monitor import CorrectionsMonitor
 from proxy.core.monitor import MotabMonitor, monitor_for
 from proxy.core.params import ParameterError, Params
 from proxy.core.types import (
+    Chosen,
     Command,
     Emit,
     Finish,
@@ -55,7 +56,8 @@ def test_a_correction_is_emitted_as_a_whole_once_it_is_kept() -> None:
     texts = tuple("A a.\n\nHowever,\n\n" + one for one in ("z", "xy"))
     assert monitor.handle(WriteEnded(1, "stop")) == [ReadAnswers(texts)]
     keep, emit, finish = monitor.read((FoundAnswer("5", False, 0), FoundAnswer("7", True)))
-    assert (keep, emit) == (Keep(2), Emit("\n\nxy"))
+    chosen = Chosen(1, "reference", ("5", "7"))
+    assert (keep, emit) == (Keep(2, chosen), Emit("\n\nxy"))
     assert isinstance(finish, Finish)
     assert finish.trajectory.text == texts[1]
     assert finish.trajectory.teacher_tokens == 2

@@ -209,3 +209,15 @@ def test_the_texts_that_a_models_limit_ended_are_counted() -> None:
     cut = breached() | {"limited_by": limit, "finish_reason": "length"}
     assert facts_of(cut, cut, breached())["texts cut at the teacher's context_tokens"] == "2"
     assert not any(label.startswith("texts cut") for label in facts_of(breached()))
+
+
+def test_the_summary_counts_what_decided_among_several_corrections() -> None:
+    labels = {f"corrections {how}" for how in ("kept by reference", "kept by majority")}
+    assert not labels & set(facts_of(breached(), unbroken()))
+    right = {"index": 1, "by": "reference", "answers": ["5", "7", None], "lost": [2]}
+    voted = {"index": 0, "by": "majority", "answers": ["5", "5", "6"]}
+    records = [breached() | {"chosen": chosen} for chosen in (right, right, voted)]
+    facts = facts_of(*records, breached(), unbroken())
+    assert facts["corrections kept by reference"] == "67% 2 of 3"
+    assert facts["corrections kept by majority"] == "33% 1 of 3"
+    assert facts["corrections lost to failures"] == "22% 2 of 9"

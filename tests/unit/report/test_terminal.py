@@ -197,3 +197,12 @@ def test_the_legend_shows_each_role_in_its_colour_and_fits_80_columns() -> None:
     assert style_of(legend(), "revise token") == Style.parse("bold yellow")
     assert style_of(legend(), "teacher") == Style.parse("cyan")
     assert len(lines_of(legend())) == 3
+
+
+def test_the_verdict_says_which_correction_was_kept_and_every_answer() -> None:
+    answers = ["5", None, "[bold]7\x1b[2J", None]
+    chosen = {"index": 2, "by": "majority", "answers": answers, "lost": [1]}
+    shown = " ".join(text_of(breached() | {"chosen": chosen}).split())
+    said = "Correction 2 of 4 kept, by the majority (answers: 5, lost, [bold]7\u241b[2J, none)."
+    assert said in shown
+    assert "Correction" not in text_of(breached())

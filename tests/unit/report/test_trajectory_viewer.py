@@ -45,6 +45,14 @@ def test_a_view_counts_no_offsets_so_emoji_shift_nothing() -> None:
     assert view["rest"] == [("student", "end")]
 
 
+def test_a_view_says_which_of_several_corrections_was_kept() -> None:
+    chosen = {"index": 0, "by": "reference", "answers": ("7", None), "lost": (1,)}
+    fields = breached()
+    assert view_of(record_of(fields))["chosen"] is None
+    fields["chosen"] = {**chosen, "answers": ["7", None], "lost": [1]}
+    assert view_of(record_of(fields))["chosen"] == chosen
+
+
 def test_steps_left_out_are_shown_and_marked() -> None:
     view = view_of(record_of(left_out()))
     assert [step[0] for step in view["steps"]] == [*SAFE, *FLAWED]

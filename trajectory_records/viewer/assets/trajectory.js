@@ -164,14 +164,25 @@ const trajectory = (() => {
       `  ${why}. Breach at step ${breach}, ${plural(breach - bifurcation, "step")} back.`);
   }
 
+  // Which of several corrections was kept and why, with the answer that was read from each.
+  function choice({ index, by, answers, lost }) {
+    const missing = (at) => (lost?.includes(at) ? "lost: its server failed" : "no answer found");
+    const rows = answers.map((answer, at) => el("li", at === index ? { class: "kept" } : {},
+      el("b", {}, String(at)), answer === null ? el("i", {}, missing(at)) : el("span", {}, answer)));
+    return el("div", { class: "choice" }, el("p", { class: "note" }, choiceLine({ index, by, answers })),
+      el("ul", { "aria-label": "Answers of the corrections" }, ...rows));
+  }
+
+  const choiceLine = ({ index, by, answers }) => `correction ${index} of ${answers.length} is kept, by the ${by}`;
+
   function rest(parts) {
     return parts.map(([role, text]) =>
       el("div", { class: `step rest ${role}` }, el("p", { class: "text" }, text.replace(/^\n+|\s+$/g, ""))));
   }
 
   // The steps, and after each breach the attempt next to its correction. The last correction is the
-  // rest of the text (`parts`), if no step follows it.
-  function course(breaches, steps, corrections, parts, backtrack) {
+  // rest of the text (`parts`), if no step follows it. It alone may be one of several (`chosen`).
+  function course(breaches, steps, corrections, parts, backtrack, chosen) {
     const found = [];
     let first = 0;
     for (const [round, [breach, bifurcation]] of breaches.entries()) {
@@ -180,7 +191,8 @@ const trajectory = (() => {
       const flawed = steps.slice(bifurcation, breach + 1).map((one, index) => step(one, bifurcation + index, bifurcation));
       found.push(fork(breach, bifurcation, steps, backtrack, first), el("div", { class: "pair" },
         el("div", {}, el("h4", {}, "Flawed attempt"), ...flawed),
-        el("div", {}, el("h4", {}, "Correction"), ...rest(corrections[round] ?? parts))));
+        el("div", {}, el("h4", {}, "Correction"), ...(chosen && round === breaches.length - 1 ? [choice(chosen)] : []),
+          ...rest(corrections[round] ?? parts))));
       first = breach + 1;
     }
     if (breaches.length && corrections.length < breaches.length) return found;
@@ -236,7 +248,7 @@ const trajectory = (() => {
       ...(scored ? [el("h4", {}, "Value and boundary"), el("div", { class: "values" }, valueChart(view.steps, breaches.map(([, cut]) => cut), go))]
         : [el("p", { class: "note" }, "The teacher scored no step.")]),
       ...(view.logprobs ? [el("h4", {}, "Log-probability of a token"), logprobChart(view.logprobs)] : []),
-      ...course(breaches, view.steps, view.corrections, view.rest, view.params.backtrack),
+      ...course(breaches, view.steps, view.corrections, view.rest, view.params.backtrack, view.chosen),
       el("h4", {}, "Answer"), answer(row),
     ];
   }
@@ -244,6 +256,6 @@ const trajectory = (() => {
   return {
     ROW: { ID, SAMPLE, QUESTION, PREDICTED, ANSWER, BREACH, BIFURCATION, CORRECT, STEPS },
     STEP: { TEXT, ROLE, VERDICT, VALUE, BOUNDARY, ENTROPY, TD_ERROR, LEFT_OUT, MARKED_BY },
-    breachesOf, el, svg, number, signed, plural, chart, wholeTicks, valueChart, step, course, whole,
+    breachesOf, el, svg, number, signed, plural, chart, wholeTicks, valueChart, step, choice, choiceLine, course, whole,
   };
 })();

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from motab.answers import JudgedAnswers
 from proxy.api.service import Service
 from proxy.backends.base import Call
 from proxy.backends.transport.retry import RetryPolicy
@@ -146,6 +147,24 @@ async def test_every_round_has_a_draft_and_a_correction_of_its_own(traced: Trace
     assert (about["motab.breach_step"], about["motab.num_breaches"]) == (1, 2)
     assert about["motab.usage.correction_calls"] == 2
     assert [len(traced.named(name)) for name in ("draft", "correction")] == [2, 2]
+
+
+async def test_a_span_says_which_correction_was_kept_and_no_answer(traced: Traced) -> None:
+    student, teacher = straying()
+    teacher.script = iter_of(says("\\boxed{4711}"), says(UpstreamFailed("teacher", "gone")))
+    service = traced.watch(service_of(student, teacher))
+    with JudgedAnswers("number") as service.reader:
+        async with in_process(service) as client:
+            await client.post(CHAT, json=chat(motab={"corrections": 2}))
+    about = known(traced.one(f"chat {MODEL}"))
+    names = ("num_corrections", "chosen_correction", "chosen_by", "num_lost_corrections")
+    assert [about[f"motab.{name}"] for name in names] == [2, 0, "majority", 1]
+    assert "4711" not in traced.everything()
+    teacher.script = says("Right.")
+    async with in_process(service) as client:
+        await client.post(CHAT, json=chat())
+    plain = known(traced.named(f"chat {MODEL}")[1])
+    assert not {f"motab.{name}" for name in names} & set(plain)
 
 
 async def test_a_draft_that_a_breach_halts_is_cancelled_and_no_error(traced: Traced) -> None:
