@@ -132,8 +132,8 @@ def _choice(chosen: Chosen) -> Text:
     read = ["none" if answer is None else answer for answer in chosen.answers]
     for index in chosen.lost or ():
         read[index] = "lost"
-    kept = f"Correction {chosen.index} of {len(read)} kept, by the {chosen.by}"
-    return _literal(" ".join(f"{kept} (answers: {', '.join(read)}).".split()))
+    kept = f"Correction {chosen.index} (of 0 to {len(read) - 1}) kept, by the {chosen.by}"
+    return _literal(" ".join(f"{kept}; answers: {', '.join(read)}.".split()))
 
 
 def _answer(record: Record) -> Text:

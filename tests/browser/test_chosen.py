@@ -38,7 +38,7 @@ def test_the_viewer_shows_which_correction_was_kept_and_every_answer(
     with viewing(browser, tmp_path, breached() | {"chosen": CHOSEN}, plain) as one:
         page = one.page
         expect(page.locator("#trajectory .choice .note")).to_have_text(
-            "correction 2 of 4 is kept, by the majority"
+            "correction 2 (of 0 to 3) is kept, by the majority"
         )
         assert answers(page, "#trajectory") == SHOWN
         expect(page.locator("#trajectory .choice .kept")).to_have_text("27")
@@ -87,7 +87,7 @@ def test_the_choice_of_a_real_proxy_is_watched(browser: Browser, stitch: str) ->
         page.uncheck("#alone")
         page.evaluate(KEEP_STATES)
         one.run()
-        said = "correction 1 of 3 is kept, by the majority"
+        said = "correction 1 (of 0 to 2) is kept, by the majority"
         assert said in page.evaluate("window.said")
         expect(page.locator("#pair .choice .note")).to_have_text(said)
         assert answers(page, "#pair") == ["0 Five.", f"1 {HOSTILE}", f"2 {HOSTILE}"]

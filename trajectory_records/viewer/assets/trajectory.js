@@ -173,7 +173,7 @@ const trajectory = (() => {
       el("ul", { "aria-label": "Answers of the corrections" }, ...rows));
   }
 
-  const choiceLine = ({ index, by, answers }) => `correction ${index} of ${answers.length} is kept, by the ${by}`;
+  const choiceLine = ({ index, by, answers }) => `correction ${index} (of 0 to ${answers.length - 1}) is kept, by the ${by}`;
 
   function rest(parts) {
     return parts.map(([role, text]) =>
