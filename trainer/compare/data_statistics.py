@@ -13,14 +13,18 @@ from trajectory_records.record import Record
 class Data:
     """The data that one unit learned from: tokens per question; `right`, `breached` as shares.
 
-    The thresholds are None for methods that have none.
+    `breaches` is their mean number in a trajectory, which may have several. `teacher_tokens` has
+    all that the teacher wrote, of which `teacher_tokens_discarded` are in no output. The thresholds
+    are None for methods that have none.
     """
 
     num_examples: int
     right: float
     breached: float
+    breaches: float
     student_tokens: float
     teacher_tokens: float
+    teacher_tokens_discarded: float
     teacher_scored_tokens: float
     output_characters: float
     base_threshold: float | None
@@ -41,8 +45,11 @@ def data_of(records: Sequence[Record], used: Sequence[Record]) -> Data:
         num_examples=len(used),
         right=sum(bool(record.correct) for record in records) / num,
         breached=sum(record.breach is not None for record in records) / num,
+        breaches=sum(len(record.all_breaches) for record in records) / num,
         student_tokens=sum(usage.student_tokens for usage in usages) / num_questions,
         teacher_tokens=sum(usage.teacher_tokens or 0 for usage in usages) / num_questions,
+        teacher_tokens_discarded=sum(usage.teacher_tokens_discarded for usage in usages)
+        / num_questions,
         teacher_scored_tokens=sum(usage.teacher_scored_tokens for usage in usages) / num_questions,
         output_characters=fmean(len(record.output) for record in used),
         base_threshold=base_threshold,
@@ -53,18 +60,21 @@ def data_of(records: Sequence[Record], used: Sequence[Record]) -> Data:
 def data_lines(by_label: Mapping[str, Sequence[Data]]) -> Iterator[str]:
     """Yield the lines of a table in Markdown, one of the means over an arm's data."""
     yield (
-        "| Data, mean over the seeds | examples | right, % | breached, % | characters |"
-        " student tokens | teacher tokens written | teacher tokens scored |"
+        "| Data, mean over the seeds | examples | right, % | breached, % | breaches each |"
+        " characters | student tokens | teacher tokens written | of these thrown away |"
+        " teacher tokens scored |"
     )
-    yield "|---|" + "---:|" * 7
+    yield "|---|" + "---:|" * 9
     for label, data in by_label.items():
         cells = (
             f"{fmean(each.num_examples for each in data):.0f}",
             f"{fmean(each.right for each in data) * 100:.1f}",
             f"{fmean(each.breached for each in data) * 100:.1f}",
+            f"{fmean(each.breaches for each in data):.2f}",
             f"{fmean(each.output_characters for each in data):.0f}",
             f"{fmean(each.student_tokens for each in data):.0f}",
             f"{fmean(each.teacher_tokens for each in data):.0f}",
+            f"{fmean(each.teacher_tokens_discarded for each in data):.0f}",
             f"{fmean(each.teacher_scored_tokens for each in data):.0f}",
         )
         yield f"| {label} | {' | '.join(cells)} |"

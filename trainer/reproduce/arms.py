@@ -1,4 +1,4 @@
-"""Lists what is compared: the paper's methods, MOTAB without its parts, masks, weights."""
+"""Lists what is compared: the paper's methods, MOTAB beyond it and without its parts, masks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +47,8 @@ ARMS: Final = (
     Arm("skd-1.1", "SKD, gamma 1.1", {"method": "skd", "gamma": 1.1}),
     Arm("prefix", "prefix", {"method": "prefix"}),
     Arm("motab", "MOTAB", _MOTAB),
+    Arm("motab-rounds", "MOTAB, 3 rounds", {**_MOTAB, "rounds": 3}),
+    Arm("motab-best", "MOTAB, best of 4", {**_MOTAB, "corrections": 4, "choose": "verified"}),
     Arm("sft-weighted-token", "SFT, tokens weighted", _SFT, data_of="sft", weights="token"),
     Arm("sft-weighted-step", "SFT, steps weighted", _SFT, data_of="sft", weights="step"),
     Arm("sft-weighted-prefix", "SFT, prefixes weighted", _SFT, data_of="sft", weights="prefix"),

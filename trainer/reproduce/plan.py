@@ -57,7 +57,9 @@ TINY: Final = Scale(
     test_temperature=0.6,
     max_tokens=128,
 )
-_IN_MINI: Final = frozenset({"sft", "rft", "motab", "motab-clean", "motab-unflawed"})
+_IN_MINI: Final = frozenset(
+    {"sft", "rft", "motab", "motab-rounds", "motab-best", "motab-clean", "motab-unflawed"}
+)
 MINI: Final = replace(
     TINY,
     arms=tuple(arm for arm in ARMS if arm.name in _IN_MINI),

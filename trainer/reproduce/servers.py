@@ -17,6 +17,7 @@ from synth_client.files.atomic import write_whole
 from trainer.compare.processes import child_process, free_port, server_process, tail_of
 from trainer.environments import python_in
 from trainer.errors import TrainerMissing, TrainingFailed
+from trainer.reproduce.task import RULE
 
 SERVED_AS: Final = "motab/tiny"
 _FOLDER: Final = ".venv-servers"
@@ -86,6 +87,8 @@ def proxy(student: str, teacher: str, models: Mapping[str, Path], folder: Path) 
     path = folder / "proxy.yaml"
     write_whole(path, yaml.safe_dump(config, sort_keys=False).encode())
     command = [sys.executable, "-m", "motab", "serve", "--config", str(path)]
+    # An answer is right in any order, so only the task's rule finds a right correction.
+    command += ["--verify", RULE]
     url = f"http://127.0.0.1:{port}"
     with server_process(command, {}, folder / "proxy.log", f"{url}/ready"):
         yield f"{url}/v1"

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.records import breached, record_of, spans_of, unbroken
+from tests.support.records import breached, record_of, several, spans_of, unbroken
 from trainer.compare.wording import Spread
 from trainer.evaluation.cost_plot import cost_plots
 from trainer.evaluation.pass_at_k import Outcome, estimate
@@ -243,6 +243,21 @@ def test_an_answer_that_could_not_be_judged_counts_neither_way() -> None:
     assert answers_of(records, mistake_of) == [
         Answer("a", is_right=True, doubts=False, is_cut=False, mistake=None)
     ]
+
+
+def test_the_data_of_several_breaches_have_their_number_and_what_was_thrown_away(
+    tmp_path: Path,
+) -> None:
+    usage = unbroken()["usage"]
+    usage["motab"] |= {"teacher_tokens": 30, "teacher_tokens_discarded": 12}
+    data = [several((1, 1), (1, 2), usage=usage), unbroken(id="bags"), breached()]
+    unit = unit_of(tmp_path, "motab-rounds", {"a": [RIGHT]}, data=data)
+    head, _, row = tables(compared(tmp_path, [unit], {"a": [WRONG]}))["Data, mean over the seeds"]
+    found = dict(zip(head, row, strict=True))
+    assert (found["breached, %"], found["breaches each"]) == ("66.7", "1.00")
+    written = [record_of(one).usage.motab.teacher_tokens or 0 for one in data]
+    assert found["teacher tokens written"] == f"{sum(written) / 3:.0f}"
+    assert found["of these thrown away"] == "4"
 
 
 def test_the_cost_of_an_arm_is_per_question_and_drawn_against_its_accuracy(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,11 +12,13 @@ from rich.console import Console
 
 from synth_client.errors import OutputError
 from synth_client.files.record_file import read_records
+from synth_client.questions.question import Question, Synthesis
 from synth_client.report.threshold_rule import Learned
 from synth_client.training_data.masks import Mask
 from tests.support.records import CORRECTION, FLAWED, SAFE, breached, record_of, unbroken
 from trainer.errors import RunExists, ServerFailed, TrainerMissing, TrainingFailed
 from trainer.reproduce import run as run_module
+from trainer.reproduce import servers
 from trainer.reproduce.arms import ARMS, Arm
 from trainer.reproduce.asking import params_of, write_clean
 from trainer.reproduce.curve import curve
@@ -24,10 +27,11 @@ from trainer.reproduce.run import Reproduction, reproduce
 from trainer.reproduce.servers import Trainings, find_vllm, vllm
 from trainer.reproduce.sets import Sets
 from trainer.reproduce.sums import Sums
+from trainer.reproduce.task import RULE
 from trainer.reproduce.thresholds import Thresholds
 from trainer.reproduce.tiny_pair import Pair
 from trainer.training.recipe import SftLoss, WeightedLoss, load_recipe
-from trajectory_records.record import Piece
+from trajectory_records.record import Message, Piece
 
 
 def lines_of(path: Path) -> list[bytes]:
@@ -37,7 +41,8 @@ def lines_of(path: Path) -> list[bytes]:
 def test_all_methods_and_ablations_of_the_paper_are_compared_alike() -> None:
     assert [arm.name for arm in TINY.arms] == [arm.name for arm in ARMS]
     methods = [arm.params["method"] for arm in ARMS if not arm.is_ablation and arm.data_of is None]
-    assert methods == ["teacher", "student", "imitkd", "skd", "skd", "skd", "prefix", "motab"]
+    motab = ["motab"] * 3  # the paper's, several rounds, several corrections
+    assert methods == ["teacher", "student", "imitkd", "skd", "skd", "skd", "prefix", *motab]
     changed = [
         {name: value for name, value in arm.params.items() if name != "method"}
         for arm in ARMS
@@ -57,6 +62,38 @@ def test_all_methods_and_ablations_of_the_paper_are_compared_alike() -> None:
         if arm.data_of is None
     ]
     assert all(recipe == recipes[0] for recipe in recipes)
+
+
+def test_motab_beyond_the_paper_is_compared_at_the_smaller_scale_too() -> None:
+    beyond = {arm.name: arm for arm in MINI.arms if arm.params.keys() & {"rounds", "corrections"}}
+    assert {name: arm.params for name, arm in beyond.items()} == {
+        "motab-rounds": {"method": "motab", "rounds": 3},
+        "motab-best": {"method": "motab", "corrections": 4, "choose": "verified"},
+    }
+    question = Question(id="q", messages=(Message(role="user", content="?"),), answer="11,8,1")
+    sent = {
+        name: Synthesis(model="m", params=arm.params).body(question, 0)["motab"]
+        for name, arm in beyond.items()
+    }
+    # The proxy can only find a right correction if the request has the answer.
+    assert sent["motab-best"] == {**beyond["motab-best"].params, "reference": "11,8,1"}
+    assert sent["motab-rounds"] == beyond["motab-rounds"].params
+
+
+def test_the_proxy_judges_corrections_by_the_rule_of_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def start(command: list[str], *_: object) -> AbstractContextManager[None]:
+        started.append(command)
+        return nullcontext()
+
+    monkeypatch.setattr(servers, "server_process", start)
+    models = {"student": tmp_path / "student", "teacher": tmp_path / "teacher"}
+    with servers.proxy("http://127.0.0.1:1", "http://127.0.0.1:2", models, tmp_path):
+        (command,) = started
+    assert command[command.index("--verify") + 1] == RULE
 
 
 def test_only_right_trajectories_are_learned_by_rft() -> None:

@@ -9,8 +9,10 @@ DATA = Data(
     num_examples=10,
     right=0.5,
     breached=0.25,
+    breaches=0.5,
     student_tokens=30.0,
     teacher_tokens=20.0,
+    teacher_tokens_discarded=5.0,
     teacher_scored_tokens=15.0,
     output_characters=100.0,
     base_threshold=None,
@@ -60,9 +62,9 @@ def test_prices_add_a_column_to_the_data() -> None:
     said = to_markdown(compared(arm("sft", None, cost=1.5), arm("motab", None, cost=12.25)))
     lines = [line for line in said.splitlines() if line.startswith(("| Data", "| SFT | 10"))]
     assert lines[0].endswith("| teacher tokens scored | cost of a seed |")
-    assert lines[1].endswith("| 20 | 15 | 1.50 |")
+    assert lines[1].endswith("| 20 | 5 | 15 | 1.50 |")
     under = said.splitlines()[said.splitlines().index(lines[0]) + 1]
-    assert under == "|---|" + "---:|" * 8
+    assert under == "|---|" + "---:|" * 10
 
 
 def test_a_point_of_cost_is_an_arm() -> None:
