@@ -49,7 +49,15 @@ def test_the_pair_makes_data_that_students_are_trained_on_served_and_measured(
     assert len(records) == 24
     assert {record.scoring for record in records} == {"prompt_logprobs"}
     found = orjson.loads((output / "comparison.json").read_bytes())
-    assert [one["arm"]["name"] for one in found["arms"]] == ["sft", "motab"]
+    names = ["sft", "motab", "motab-rounds", "motab-best"]
+    assert [one["arm"]["name"] for one in found["arms"]] == names
+    best = list(read_records(output / "seed-1" / "motab-best" / "records.jsonl"))
+    chosen = [(one.chosen.by, one.correct) for one in best if one.chosen is not None]
+    assert len(chosen) == sum(one.breach is not None for one in best) > 0
+    # The proxy judges like the client, by the rule of the task.
+    assert all((by == "reference") == (correct is True) for by, correct in chosen)
+    rounds = list(read_records(output / "seed-1" / "motab-rounds" / "records.jsonl"))
+    assert {one.params["rounds"] for one in rounds} == {3}
     # The pair is far apart, whatever 24 samples say of each.
     assert found["pair"]["teacher"]["by_k"]["1"] > 0.7
     assert found["pair"]["student"]["by_k"]["1"] < 0.8

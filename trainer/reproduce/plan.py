@@ -69,9 +69,10 @@ MINI: Final = replace(
     num_samples=4,
     num_steps=113,
 )
+_IN_SMOKE: Final = frozenset({"sft", "motab", "motab-rounds", "motab-best"})
 SMOKE: Final = replace(
     TINY,
-    arms=tuple(arm for arm in ARMS if arm.name in {"sft", "motab"}),
+    arms=tuple(arm for arm in ARMS if arm.name in _IN_SMOKE),
     seeds=(1,),
     num_trials=48,
     num_questions=24,
