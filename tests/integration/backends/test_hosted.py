@@ -99,10 +99,6 @@ async def test_a_raw_prompt_is_a_400(up: Replay) -> None:
         ({**JUDGED, "scoring": "echo"}, "models.motab/hosted.params.scoring: "),
         ({**JUDGED, "reference": "7"}, "models.motab/hosted.params.reference: "),
         ({**JUDGED, "corrections": 2}, "models.motab/hosted.params.corrections: "),
-        (
-            {"method": "prefix", "corrections": 2},
-            "models.motab/hosted.params.corrections",
-        ),
     ],
 )
 async def test_a_pair_whose_every_request_would_be_a_400_does_not_start(
