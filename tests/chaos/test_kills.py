@@ -141,5 +141,5 @@ async def test_a_killed_server_has_recorded_each_answer_once(
             campaign.done["kills"] += 1
             answers = Counter(record.response_id for record in all_records(kept))
             assert not set(got) - set(answers)
-            assert max(answers.values()) == 1
+            assert max(answers.values(), default=1) == 1
             campaign.done["answers"] = len(got)

@@ -16,6 +16,9 @@ from tests.support.proxy.api import MODEL, over_http, samples_of, service_of, st
 SCHEMATHESIS: Final = ROOT / ".venv-schemathesis" / "bin" / "schemathesis"
 # A trajectory of the scripted models takes milliseconds, so only a hang takes this long.
 LATEST_S: Final = 60
+# CPython 3.11 fails so where Hypothesis has it parse source code at some depths of recursion, in
+# order to describe a strategy. It is no answer of the proxy's.
+OWN_FAULT: Final = "SystemError: AST constructor recursion depth mismatch"
 
 
 async def schema_with_models(client: httpx.AsyncClient) -> bytes:
@@ -52,9 +55,12 @@ async def test_no_request_of_the_schema_or_beside_it_fails_the_proxy(
                 *command, cwd=tmp_path, stdout=-1, stderr=-2
             )
             out, _ = await process.communicate()
-            assert process.returncode == 0, out.decode()
-            found = re.search(r"(\d+) generated", out.decode())
-            assert found, out.decode()
+            said = out.decode()
+            found = re.search(r"(\d+) generated", said)
+            assert found, said
+            only_error = "Runtime Error: 1\n" in said and "= FAILURES =" not in said
+            is_own_fault = OWN_FAULT in said and only_error
+            assert process.returncode == 0 or is_own_fault, said
             campaign.done["cases"] += int(found[1])
         samples = await samples_of(client)
     campaign.done["trajectories"] = int(

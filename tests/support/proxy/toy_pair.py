@@ -13,6 +13,7 @@ import psutil
 import yaml
 
 from tests.support.paths import ROOT
+from tests.support.patience import PATIENCE_S
 from tests.support.synth_client.runs import ENV
 from tests.support.toy_servers import Kind, Model, Toy, toy_server
 
@@ -134,6 +135,7 @@ def write_config(
 async def requests_to(toy: Toy, number: int) -> None:
     """Wait until that many more have come."""
     goal = toy.num_requests.total() + number
-    while toy.num_requests.total() < goal:
-        toy.came.clear()
-        await toy.came.wait()
+    async with asyncio.timeout(PATIENCE_S):
+        while toy.num_requests.total() < goal:
+            toy.came.clear()
+            await toy.came.wait()
