@@ -3,6 +3,9 @@
 const rethreshold = (() => {
   const { el, number, STEP } = trajectory;
 
+  // A judge's marks and the values of a scorer of one's own are none, so no threshold for V fits them.
+  const areProbabilities = (scoring) => !/^(judge_|http$)/.test(scoring);
+
   function boundaries(steps, base, scale) {
     return steps.map((step) => (scale === 0 ? base : base * Math.exp(-scale * step[STEP.ENTROPY])));
   }
@@ -72,5 +75,5 @@ const rethreshold = (() => {
     return { input, field, value: () => Number(input.value) };
   }
 
-  return { show, outcome };
+  return { areProbabilities, show, outcome };
 })();

@@ -50,7 +50,7 @@
   // While they are open, the chart is theirs.
   function extended(article, row, { method, scoring, params, steps }, go) {
     const place = article.querySelector(".values");
-    if (!place || method !== "motab" || /^(judge_|http$)/.test(scoring)) return;
+    if (!place || method !== "motab" || !rethreshold.areProbabilities(scoring)) return;
     const known = params.boundary === "static" ? ["base_threshold"] : ["base_threshold", "entropy_scale"];
     if (!known.every((name) => Number.isFinite(params[name]))) return;
     const again = el("details", { class: "again", id: "run-again" }), stored = place.firstChild;

@@ -161,8 +161,7 @@
         `Tokens: student ${spent.student_tokens.toLocaleString("en")} (${spent.student_tokens_discarded.toLocaleString("en")} discarded), ` +
         `scored ${spent.teacher_scored_tokens.toLocaleString("en")}, teacher ${spent.teacher_tokens.toLocaleString("en")}; ` +
         `${plural(spent.score_calls, "scoring call")}.`));
-      const isNoProbability = /^(judge_|http$)/.test(trace.scoring);
-      rethreshold.show(find("again"), isNoProbability ? [] : this.steps, trace.params, trace.breach,
+      rethreshold.show(find("again"), rethreshold.areProbabilities(trace.scoring) ? this.steps : [], trace.params, trace.breach,
         (steps, bifurcations) => this.draw(steps, bifurcations));
     }
 
