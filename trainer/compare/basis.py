@@ -9,7 +9,7 @@ import orjson
 import yaml
 
 from synth_client.files.atomic import output_errors, write_whole
-from synth_client.questions.dataset import open_dataset
+from synth_client.questions.dataset import Dataset, open_dataset
 from trainer.compare.make_data import questions_of
 from trainer.compare.plan import Assumptions, MethodTokens, Plan, recipe_of_plan
 from trainer.compare.stages import (
@@ -260,10 +260,8 @@ def num_questions(plan: Plan) -> int | None:
     """Return how many questions there are; None if only asking a hub could tell."""
     limit, found = plan.questions.limit, plan.assume.questions
     if Path(plan.questions.source).exists():
-        dataset = questions_of(plan.questions, limit)
-        counted = dataset.count()
-        return sum(1 for _ in dataset.rows()) if counted is None else counted
-    return min((one for one in (limit, found) if one is not None), default=None)
+        return _num_rows(questions_of(plan.questions, limit))
+    return _least_known(limit, found)
 
 
 def num_problems(plan: Plan, name: str) -> int | None:
@@ -272,7 +270,14 @@ def num_problems(plan: Plan, name: str) -> int | None:
     found = plan.assume.problems.get(name)
     source = benchmark.source or name
     if Path(source).exists():
-        dataset = open_dataset(source, limit=benchmark.limit, split=benchmark.split)
-        counted = dataset.count()
-        return sum(1 for _ in dataset.rows()) if counted is None else counted
-    return min((one for one in (benchmark.limit, found) if one is not None), default=None)
+        return _num_rows(open_dataset(source, limit=benchmark.limit, split=benchmark.split))
+    return _least_known(benchmark.limit, found)
+
+
+def _num_rows(dataset: Dataset) -> int:
+    counted = dataset.count()
+    return sum(1 for _ in dataset.rows()) if counted is None else counted
+
+
+def _least_known(*numbers: int | None) -> int | None:
+    return min((one for one in numbers if one is not None), default=None)
