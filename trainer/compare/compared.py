@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 
-from synth_client.files.atomic import output_errors
 from synth_client.files.record_file import read_records
 from trainer.compare.data_statistics import Data, data_of
 from trainer.compare.plan import Plan
 from trainer.compare.stages import STUDENT, ArmUnit, EvalStage, Stages
-from trainer.evaluation.evaluate import RESULTS
+from trainer.evaluation.evaluate import read_results, right_rates
 from trainer.evaluation.paired import Difference, difference
 
 
@@ -121,16 +119,14 @@ def _score(
 
 
 def _measured(stage: EvalStage) -> _Measured:
-    path = stage.folder / RESULTS
-    with output_errors(path):
-        found: dict[str, Any] = orjson.loads(path.read_bytes())
+    found = read_results(stage.folder)
     return _Measured(
         {
             one["k"]: one["value"]
             for one in found["table"][-1]["pass_at_k"]
             if one["value"] is not None
         },
-        {one["id"]: one["c"] / one["n"] for one in found["problems"] if one["n"]},
+        right_rates(found),
     )
 
 

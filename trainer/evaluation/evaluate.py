@@ -1,12 +1,13 @@
 """Evaluates a model: a plain run of the synthesis client, its answers judged, and pass@k."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import orjson
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -60,6 +61,19 @@ async def evaluate(evaluation: Evaluation, console: Console) -> Results:
     write_whole(evaluation.folder / RESULTS, results.to_json())
     write_whole(evaluation.folder / TABLE, results.to_markdown().encode())
     return results
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return the results of the evaluation in a folder, as they are written."""
+    path = folder / RESULTS
+    with output_errors(path):
+        found: dict[str, Any] = orjson.loads(path.read_bytes())
+    return found
+
+
+def right_rates(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the share of right answers of each problem that has judged answers."""
+    return {one["id"]: one["c"] / one["n"] for one in results["problems"] if one["n"]}
 
 
 class _Tally:

@@ -9,13 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Final
 
-import orjson
-
-from synth_client.files.atomic import output_errors
 from synth_client.files.record_file import read_records
 from synth_client.report.rescore import outcome_of, scored_records, thresholds
 from trainer.errors import ServerFailed
-from trainer.evaluation.evaluate import RECORDS, RESULTS
+from trainer.evaluation.evaluate import RECORDS, read_results, right_rates
 from trainer.evaluation.paired import Difference, difference
 from trainer.reproduce.task import DOUBT
 from trainer.reproduce.thresholds import Thresholds
@@ -105,19 +102,12 @@ def gates_table(gates: Iterable[Gate]) -> str:
 
 
 def _gain(folders: Sequence[Path], base: Path) -> Difference:
-    theirs = _rates(base)
-    ours = {seed: _rates(folder) for seed, folder in enumerate(folders)}
+    theirs = right_rates(read_results(base))
+    ours = {seed: right_rates(read_results(folder)) for seed, folder in enumerate(folders)}
     found = difference(ours, dict.fromkeys(ours, theirs))
     if found is None:
         raise ServerFailed(f"{base} and {', '.join(map(str, folders))} have no problem in common")
     return found
-
-
-def _rates(folder: Path) -> dict[str, float]:
-    path = folder / RESULTS
-    with output_errors(path):
-        found = orjson.loads(path.read_bytes())
-    return {one["id"]: one["c"] / one["n"] for one in found["problems"] if one["n"]}
 
 
 def _at_least(name: str, value: float | None, least: float) -> Gate:

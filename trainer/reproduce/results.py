@@ -10,11 +10,10 @@ from typing import Any, Final
 
 import orjson
 
-from synth_client.files.atomic import output_errors
 from synth_client.files.record_file import read_records
 from synth_client.training_data.filters import Filters, Kept
 from trainer.compare.data_statistics import Data, data_of
-from trainer.evaluation.evaluate import RECORDS, RESULTS
+from trainer.evaluation.evaluate import RECORDS, read_results
 from trainer.evaluation.paired import Difference, difference
 from trainer.reproduce.arms import Arm
 from trainer.reproduce.curve import Curve
@@ -125,7 +124,7 @@ def comparison(
             for name, members in by_arm.items()
         ),
         {
-            name: PairResult(_overall(_results(folder)), counts_of(of_pair[name]))
+            name: PairResult(_overall(read_results(folder)), counts_of(of_pair[name]))
             for name, folder in pair.items()
         },
         rates,
@@ -190,7 +189,7 @@ def _arm_result(
     by_k: dict[int, dict[int, float]] = {}
     by_level: dict[str, dict[int, float]] = {}
     for unit in units:
-        found = _results(unit.evaluation)
+        found = read_results(unit.evaluation)
         for k, value in _overall(found).items():
             by_k.setdefault(k, {})[unit.seed] = value
         for row in found["table"]:
@@ -198,13 +197,6 @@ def _arm_result(
                 by_level.setdefault(row["name"], {})[unit.seed] = row["pass_at_k"][0]["value"]
     data = {unit.seed: _data(unit) for unit in units}
     return ArmResult(units[0].arm, by_k, data, by_level, answers, against_sft, against_base)
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    path = folder / RESULTS
-    with output_errors(path):
-        found: dict[str, Any] = orjson.loads(path.read_bytes())
-    return found
 
 
 def _overall(results: Mapping[str, Any]) -> dict[int, float]:
