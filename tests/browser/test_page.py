@@ -25,6 +25,7 @@ from tests.browser.page import (
 )
 from tests.support.proxy.api import service_of
 from tests.support.records import breached, record_of, unbroken
+from tests.support.synth_client.exports import written
 from tests.support.synth_client.reports import EVIL, hostile
 
 VIEWS = ("watch", "fleet", "runs")
@@ -34,8 +35,7 @@ VIEWS = ("watch", "fleet", "runs")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     records = [breached(), hostile(), *(unbroken(id=f"plain-{n}") for n in range(150))]
-    lines = b"".join(record_of(fields).to_json_line() for fields in records)
-    (folder / "some run.jsonl").write_bytes(lines)
+    written(folder / "some run.jsonl", map(record_of, records))
     return folder
 
 

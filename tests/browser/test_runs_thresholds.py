@@ -11,6 +11,7 @@ from proxy.core.boundary import boundary
 from proxy.core.params import Params
 from tests.browser.page import Watched, opened, serious, served, straying_service
 from tests.support.records import VALUES, breached, record_of, unbroken
+from tests.support.synth_client.exports import written
 from tests.support.synth_client.reports import EVIL, hostile
 
 OWN = boundary(0.5, Params(base_threshold=0.2), 0)
@@ -40,8 +41,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         breached() | {"id": "static", "params": static},
         *(breached() | {"id": name} | fields for name, fields in UNFIT.items()),
     ]
-    lines = b"".join(record_of(fields).to_json_line() for fields in records)
-    (folder / "run.jsonl").write_bytes(lines)
+    written(folder / "run.jsonl", map(record_of, records))
     with served(straying_service(page={"runs": str(folder)})) as address:
         yield address
 
